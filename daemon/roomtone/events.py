@@ -1,0 +1,214 @@
+"""The facts that a room can state: frozen, typed, one tagged union on `kind`.
+
+Durable events live in the journal and reach every sink at least once, in the order of `seq`. Live events (`Interim`,
+`Level`) are best effort: they are never journalled, so they have neither `seq` nor `id` nor an acknowledgement.
+
+Positions are samples at the room's rate since its first recording; times are UTC by the room's clock.
+"""
+
+from datetime import datetime
+from typing import Any, Literal, TypeAlias, get_args
+
+import msgspec
+
+Cause: TypeAlias = Literal["overrun", "device", "muted", "daemon down", "suspended", "disk full"]
+"""Why samples are missing. The journal, coverage and the metrics use these words and no others."""
+
+Severity: TypeAlias = Literal["info", "warning", "error"]
+
+
+class Word(msgspec.Struct, frozen=True):
+    """One recognized word. `start` and `end` are positions; `confidence` is 0 to 1, or None where unknown."""
+
+    text: str
+    start: int
+    end: int
+    confidence: float | None = None
+    speaker: str | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What every durable event has. `position` and `at` are where the fact begins (a turn: its first word).
+
+    `seq` orders all rooms in one sequence; `id` is a UUIDv7. Both are given at commit, and zero and empty before.
+    `room` is empty only in a notice that speaks of the whole daemon.
+    """
+
+    seq: int = 0
+    id: str = ""
+    room: str
+    position: int
+    at: datetime
+
+
+class RecordingStarted(Event, frozen=True, kw_only=True, tag="recording_started"):
+    """The source's first samples are here. `rate` is in Hz; `source` names the source for people."""
+
+    rate: int
+    source: str
+
+
+class RecordingStopped(Event, frozen=True, kw_only=True, tag="recording_stopped"):
+    """No more samples will come: the daemon stops, the room is muted, or the source has ended."""
+
+    reason: Literal["stopping", "ended", "muted"]
+
+
+class SessionStarted(Event, frozen=True, kw_only=True, tag="session_started"):
+    """A streaming session is up: the service has sent `Begin`."""
+
+    session_id: str
+    endpoint: str
+    speech_model: str | None = None
+    expires_at: datetime | None = None
+
+
+class Turn(Event, frozen=True, kw_only=True, tag="turn"):
+    """A final turn: one utterance as the service cuts it. `supersedes` is the id of the event that this corrects."""
+
+    session_id: str
+    turn_order: int
+    text: str
+    words: tuple[Word, ...] = ()
+    language: str | None = None
+    speaker: str | None = None
+    supersedes: str | None = None
+
+
+class Answer(Event, frozen=True, kw_only=True, tag="answer"):
+    """What the LLM Gateway said to one turn. `response` is its body as it came."""
+
+    session_id: str
+    turn_order: int
+    text: str
+    response: dict[str, Any]
+
+
+class Analysis(Event, frozen=True, kw_only=True, tag="analysis"):
+    """What a named prompt made of a conversation between two positions."""
+
+    name: str
+    start: int
+    end: int
+    text: str
+    response: dict[str, Any]
+
+
+class SessionEnded(Event, frozen=True, kw_only=True, tag="session_ended"):
+    """A streaming session is over. The seconds are the service's own, from Termination, else what we counted."""
+
+    session_id: str
+    audio_seconds: float
+    session_seconds: float
+    reason: str
+
+
+class Audio(Event, frozen=True, kw_only=True, tag="audio"):
+    """A segment of the spool is closed: `samples` from `position`, 16-bit little-endian mono at `rate` Hz in `file`.
+
+    `file` is None when the quota took the segment before this sink had acknowledged it. `fresh` says that time without
+    a source lies directly before this segment, so that it does not continue the one before.
+    """
+
+    samples: int
+    rate: int
+    file: str | None
+    fresh: bool = False
+
+
+class Gap(Event, frozen=True, kw_only=True, tag="gap", rename={"from_": "from"}):
+    """What is missing and why: positions `start` to `end`, equal when the source was away; `from` to `until` in UTC."""
+
+    start: int
+    end: int
+    from_: datetime
+    until: datetime
+    cause: Cause
+
+
+class Muted(Event, frozen=True, kw_only=True, tag="muted"):
+    """The room's device is closed on somebody's wish, until that time if one was given."""
+
+    until: datetime | None = None
+
+
+class Unmuted(Event, frozen=True, kw_only=True, tag="unmuted"):
+    """The room listens again."""
+
+
+class Forgotten(Event, frozen=True, kw_only=True, tag="forgotten", rename={"from_": "from"}):
+    """Everything between these positions and times was removed on somebody's wish: remove what you have of it."""
+
+    start: int
+    end: int
+    from_: datetime
+    until: datetime
+
+
+class Notice(Event, frozen=True, kw_only=True, tag="notice"):
+    """The daemon needs a person, or did. `code` is a stable `noun.verb` for programs, `text` is for the person."""
+
+    severity: Severity
+    code: str
+    text: str
+
+
+class Interim(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="interim"):
+    """Text that may still change: replaced by the next of the same session and turn, ended by its turn."""
+
+    room: str
+    position: int
+    at: datetime
+    session_id: str
+    turn_order: int
+    text: str
+
+
+class Level(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="level"):
+    """How loud the last block was, in dB below full scale: `rms` and `peak`, 0 at most, -96.3 for silence."""
+
+    room: str
+    position: int
+    at: datetime
+    rms: float
+    peak: float
+
+
+Durable: TypeAlias = (
+    RecordingStarted
+    | RecordingStopped
+    | SessionStarted
+    | Turn
+    | Answer
+    | Analysis
+    | SessionEnded
+    | Audio
+    | Gap
+    | Muted
+    | Unmuted
+    | Forgotten
+    | Notice
+)
+Live: TypeAlias = Interim | Level
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Durable] = msgspec.json.Decoder(Durable)
+
+
+def kind_of(event: Durable | Live) -> str:
+    """The event's `kind`, which is also the name of its hook."""
+    return str(event.__struct_config__.tag)
+
+
+KINDS: tuple[str, ...] = tuple(str(kind.__struct_config__.tag) for kind in get_args(Durable))
+"""The kinds of durable events, which are also the names of their hooks."""
+
+
+def encode(event: Durable | Live) -> bytes:
+    """One line of JSON without the newline: the form in the journal, in JSON lines and in a webhook's body."""
+    return _encoder.encode(event)
+
+
+def decode(line: bytes | str) -> Durable:
+    """The reverse of `encode` for durable events. Raises msgspec.ValidationError for a kind it does not know."""
+    return _decoder.decode(line)

@@ -1,0 +1,186 @@
+"""The contract between Roomtone and a sink: what a plugin author reads, and all that they need.
+
+A sink is its configuration plus one verb. The configuration is a frozen Struct, the `[sinks.<name>]` table; the verb is
+`open`, an async context manager that yields a pluggy plugin: any object with `@hookimpl` methods for the events that it
+wants. A plugin announces its sinks with one hook, `register_sinks`. A single file whose module-level functions are
+`@hookimpl` is a sink too: the module is the plugin object.
+
+The laws that the daemon keeps for every sink, and that nothing in a sink can break for another:
+
+- **Returning is the acknowledgement.** Events come in order, each at least once. What has returned is acknowledged
+  after `flush` has returned; whatever raises comes again, later.
+- `Unprocessable`, raised from an event's hook, sets that one event aside; the next ones come.
+- Synchronous hooks run in a worker thread of their sink, a whole batch in one call; asynchronous ones in the trio loop.
+- A call may take `timeout` seconds. Who takes longer is left, and opened again after it has ended.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+import pluggy
+
+from roomtone import events
+
+PROJECT = "roomtone"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function as an implementation of a hook. A misspelt hook or argument is refused when the sink opens."""
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+
+
+class Unprocessable(Exception):  # noqa: N818 - it says what is true of the event, and is no error of the sink
+    """This event will never be accepted. Raised from an event's hook: the event is set aside with the reason given."""
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What the daemon tells a sink when it opens it.
+
+    `name` is the table's name; `folder` is where relative paths of this sink begin; `state` is a folder of its own,
+    private to the daemon's user, for what it must remember; `rates` has each room's rate in Hz.
+    """
+
+    name: str
+    folder: Path
+    state: Path
+    rates: dict[str, int]
+
+    def path(self, path: str | Path) -> Path:
+        """The absolute path that the configuration means by this one: `~` is the home folder."""
+        return self.folder / Path(path).expanduser()
+
+
+class Sink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
+    """A sink's configuration. Derive from it with `tag="mykind"`; the fields are the keys of `[sinks.<name>]`.
+
+    `audio = True` on a class pins each segment of audio until this sink has acknowledged it, as far as the quota goes.
+    """
+
+    audio: ClassVar[bool] = False
+
+    rooms: tuple[str, ...] = ()
+    """Only events of these rooms; empty means all."""
+    kinds: tuple[str, ...] = ()
+    """Only events of these kinds; empty means all that its hooks ask for."""
+    start: Literal["now", "oldest"] = "now"
+    """Where a sink that the journal does not know yet begins."""
+    timeout: Seconds = 30.0
+    """Seconds that one call of a hook, or opening, may take."""
+
+    def open(self, context: Context) -> AbstractAsyncContextManager[object]:
+        """Yield the object whose `@hookimpl` methods get the events; what it owns ends with the context.
+
+        Errors: anything it raises is logged, and it is opened again after a back-off.
+        """
+        raise NotImplementedError
+
+
+class Module(Sink, frozen=True, kw_only=True, tag="module"):
+    """A drop-in file as a sink: its module-level hooks. It has no table unless one names its kind, the file's stem."""
+
+    module: ClassVar[ModuleType]
+
+    @asynccontextmanager
+    async def open(self, context: Context) -> AsyncIterator[object]:
+        yield self.module
+
+
+class Hooks:
+    """Every hook that a sink's object may implement, with the argument that it gets. Implement only what you want.
+
+    Each hook named after a kind gets the durable events of that kind. Where an object has both, the specific hook is
+    called first, then `event`.
+    """
+
+    @hookspec
+    def event(self, event: events.Durable) -> None:
+        """Every durable event."""
+
+    @hookspec
+    def recording_started(self, event: events.RecordingStarted) -> None:
+        """A room's first samples are here."""
+
+    @hookspec
+    def recording_stopped(self, event: events.RecordingStopped) -> None:
+        """No more samples will come for now."""
+
+    @hookspec
+    def session_started(self, event: events.SessionStarted) -> None:
+        """A streaming session is up."""
+
+    @hookspec
+    def turn(self, event: events.Turn) -> None:
+        """A final turn."""
+
+    @hookspec
+    def answer(self, event: events.Answer) -> None:
+        """What the LLM Gateway said to a turn."""
+
+    @hookspec
+    def analysis(self, event: events.Analysis) -> None:
+        """What a named prompt made of a conversation."""
+
+    @hookspec
+    def session_ended(self, event: events.SessionEnded) -> None:
+        """A streaming session is over."""
+
+    @hookspec
+    def audio(self, event: events.Audio) -> None:
+        """A segment of audio is closed and lies in the file that the event names."""
+
+    @hookspec
+    def gap(self, event: events.Gap) -> None:
+        """Samples or time are missing, and why."""
+
+    @hookspec
+    def muted(self, event: events.Muted) -> None:
+        """The room does not listen now."""
+
+    @hookspec
+    def unmuted(self, event: events.Unmuted) -> None:
+        """The room listens again."""
+
+    @hookspec
+    def forgotten(self, event: events.Forgotten) -> None:
+        """Remove what you have of this stretch."""
+
+    @hookspec
+    def notice(self, event: events.Notice) -> None:
+        """The daemon needs a person, or did."""
+
+    @hookspec
+    def interim(self, event: events.Interim) -> None:
+        """Live only: text that may still change. Best effort."""
+
+    @hookspec
+    def level(self, event: events.Level) -> None:
+        """Live only: how loud the room is. Best effort."""
+
+    @hookspec
+    def flush(self) -> None:
+        """After each batch: make durable what the hooks of this batch took. Raising means that none of it is."""
+
+
+class Registry:
+    """The one hook of a plugin: it announces the kinds of sink that it has."""
+
+    @hookspec
+    def register_sinks(self) -> Iterable[type[Sink]]:
+        """Return the Sink classes of this plugin."""
+        raise NotImplementedError
+
+
+def wants(sink: Sink, event: events.Durable, *, kinds: Sequence[str] = ()) -> bool:
+    """Whether this sink's own filters let the event through. `kinds` replaces an empty `sink.kinds`.
+
+    A notice of the whole daemon (no room) passes every filter of rooms.
+    """
+    chosen = sink.kinds or kinds
+    return (not chosen or events.kind_of(event) in chosen) and (
+        not sink.rooms or not event.room or event.room in sink.rooms
+    )

@@ -1,0 +1,1 @@
+"""From the spool to words: the v3 protocol, sessions, seams and coverage."""
