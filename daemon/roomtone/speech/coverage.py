@@ -1,0 +1,143 @@
+"""What has become of every sample: spans of positions, and what one session has heard of what it was sent. Pure.
+
+The words, as the journal and `roomtone coverage` use them: a position is *captured* or *lost*; what is captured is
+*transcribed* (inside the words of a final turn), *silent* (heard, and no word there) or *pending* (anything else).
+"""
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+SETTLING = 10.0
+"""Seconds after an answered ping before what was sent ahead of it counts as heard: the service may still think."""
+
+
+class Span(NamedTuple):
+    """Positions from `start` up to, and without, `end`."""
+
+    start: int
+    end: int
+
+
+class Spans:
+    """An immutable set of positions: sorted spans that neither touch nor overlap."""
+
+    def __init__(self, spans: Iterable[tuple[int, int]] = ()) -> None:
+        merged: list[Span] = []
+        for start, end in sorted(span for span in spans if span[0] < span[1]):
+            if merged and start <= merged[-1].end:
+                merged[-1] = Span(merged[-1].start, max(end, merged[-1].end))
+            else:
+                merged.append(Span(start, end))
+        self._spans = tuple(merged)
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._spans)
+
+    def __bool__(self) -> bool:
+        return bool(self._spans)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spans) and self._spans == other._spans
+
+    def __hash__(self) -> int:
+        return hash(self._spans)
+
+    def __repr__(self) -> str:
+        return f"Spans({[tuple(span) for span in self._spans]})"
+
+    def __or__(self, other: "Spans") -> "Spans":
+        return Spans((*self._spans, *other._spans))
+
+    def __and__(self, other: "Spans") -> "Spans":
+        return self - (self - other)
+
+    def __sub__(self, other: "Spans") -> "Spans":
+        left: list[Span] = []
+        cuts = deque(other._spans)
+        for start, end in self._spans:
+            begin = start
+            while cuts and cuts[0].end <= begin:
+                cuts.popleft()
+            for cut in cuts:
+                if cut.start >= end:
+                    break
+                left.append(Span(begin, max(begin, cut.start)))
+                begin = max(begin, cut.end)
+            left.append(Span(min(begin, end), end))
+        return Spans(left)
+
+    def __contains__(self, position: int) -> bool:
+        index = bisect_right(self._spans, (position, float("inf"))) - 1
+        return index >= 0 and self._spans[index].start <= position < self._spans[index].end
+
+    @property
+    def total(self) -> int:
+        """How many positions there are in all."""
+        return sum(end - start for start, end in self._spans)
+
+    def reach(self, position: int) -> int:
+        """The largest position p such that everything from `position` up to p is in the set."""
+        index = bisect_right(self._spans, (position, float("inf"))) - 1
+        if index >= 0 and self._spans[index].end > position:
+            return self._spans[index].end
+        return position
+
+
+class Ledger:
+    """What one session has heard: built from what was sent, the pings that were answered, and the turns.
+
+    *heard(p)*: a pong has come to a ping sent after p was sent, ten seconds have passed since, and no turn is open at
+    or before p. A returned send proves nothing: the kernel takes two minutes of audio for a peer that is gone.
+    """
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.sent = start
+        self._answered: deque[tuple[float, int]] = deque()
+        self._open: dict[int, int] = {}
+        self._settled = start
+        self._finals = Spans()
+        self._reported = start
+
+    def answered(self, sent: int, now: float) -> None:
+        """A ping that went out when everything before `sent` had been sent has its pong, at `now` seconds."""
+        self._answered.append((now, sent))
+
+    def opened(self, turn: int, start: int) -> None:
+        """A turn is open from position `start`: nothing at or behind it counts as heard before it is closed."""
+        self._open[turn] = min(start, self._open.get(turn, start))
+
+    def closed(self, turn: int, words: Span | None) -> None:
+        """The turn is in the journal, or had no words."""
+        self._open.pop(turn, None)
+        if words:
+            self._finals |= Spans([words])
+
+    def terminated(self) -> None:
+        """The service has sent Termination: all that this session was sent is heard."""
+        self._settled = self.sent
+        self._open.clear()
+
+    def heard(self, now: float) -> int:
+        """Everything before this position is heard, at `now` seconds."""
+        while self._answered and self._answered[0][0] + SETTLING <= now:
+            self._settled = max(self._settled, self._answered.popleft()[1])
+        return max(self.start, min([self._settled, *self._open.values()]))
+
+    def acknowledged(self, now: float) -> int:
+        """The largest position with everything before it, from the session's start, heard or transcribed."""
+        heard = Spans([(self.start, self.heard(now))])
+        return (heard | self._finals).reach(self.start)
+
+    def report(self, now: float) -> tuple[int, list[tuple[Span, str]]]:
+        """The acknowledged position, and the spans newly settled since the last report as transcribed or silent."""
+        acknowledged = self.acknowledged(now)
+        fresh = Spans([(self._reported, acknowledged)])
+        transcribed = fresh & self._finals
+        rows = [(span, "transcribed") for span in transcribed] + [(span, "silent") for span in fresh - transcribed]
+        self._reported = max(self._reported, acknowledged)
+        self._finals -= Spans([(self.start, self._reported)])
+        self.start = max(self.start, self._reported)
+        return acknowledged, sorted(rows)
