@@ -1,0 +1,439 @@
+"""The v3 streaming protocol without any I/O: JSON in, typed messages out, and the words for both directions.
+
+What comes from the network is hostile until it is typed: `parse` returns a message or raises Malformed, and nothing
+else ever. What is typed is lenient, for the service changes without notice: unknown fields are dropped, unknown types
+become Unknown, and whatever may be absent is None. Times in messages are milliseconds of the session's audio.
+
+The facts are AssemblyAI's: its two SDKs, its API specification, and what was seen on the wire. The recognizer of this
+machine speaks the same words with the encoders below.
+"""
+
+import re
+from collections.abc import Mapping
+from enum import Enum, StrEnum
+from typing import Annotated, Any, ClassVar, Final, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+LARGEST: Final = 1 << 20
+"""Bytes of the longest message that is looked at. The longest honest ones, a long turn with words, have some 50 KB."""
+
+SHORTEST_FRAME: Final = 0.050
+LONGEST_FRAME: Final = 1.000
+"""Seconds of audio in one binary frame; the service ends sessions with 3007 outside of these."""
+
+UPDATABLE: Final = frozenset(
+    {
+        "acknowledge_silence",
+        "agent_context",
+        "continuous_partials",
+        "end_of_turn_confidence_threshold",
+        "filter_profanity",
+        "format_turns",
+        "interruption_delay",
+        "keyterms_prompt",
+        "language_codes",
+        "max_turn_silence",
+        "min_turn_silence",
+        "mode",
+        "prompt",
+        "session_heartbeat",
+        "turn_left_pad_ms",
+        "vad_threshold",
+    }
+)
+"""The parameters that UpdateConfiguration may carry."""
+
+_DEEPEST = 32
+
+# The bounds keep NaN, infinities, and what no position, date or database column can hold out of every consumer.
+Whole = Annotated[int, Meta(ge=-(2**53), le=2**53)]
+Number = Annotated[float, Meta(ge=-1e15, le=1e15)]
+Milliseconds = (
+    Annotated[int, Meta(ge=-1_000_000_000, le=1_000_000_000)]
+    | Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)]
+)
+UnixSeconds = Annotated[float, Meta(ge=0, le=253_402_300_799)]
+
+
+class Malformed(Exception):  # noqa: N818 - it says what is true of the message
+    """A message that cannot be used. Its text says why and never quotes the message: that may be what somebody said."""
+
+
+class TimedWord(msgspec.Struct, frozen=True):
+    """One word of a turn, `start` to `end` in ms of the session's audio. The service pads the edges of a turn."""
+
+    start: Milliseconds
+    end: Milliseconds
+    text: str
+    confidence: Number | None = None
+    word_is_final: bool | None = None
+    speaker: str | None = None
+    speaker_confidence: Number | None = None
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """The first message: the session is accepted. `expires_at` is Unix seconds UTC, by the service's clock."""
+
+    kind: ClassVar[str] = "Begin"
+    id: str
+    expires_at: UnixSeconds | None = None
+    configuration: dict[str, Any] | None = None
+
+
+class SpeechStarted(msgspec.Struct, frozen=True):
+    """Speech began at `timestamp`. It comes with the turn's first partial, so it is no early signal."""
+
+    kind: ClassVar[str] = "SpeechStarted"
+    timestamp: Milliseconds
+    confidence: Number | None = None
+
+
+class TurnMessage(msgspec.Struct, frozen=True):
+    """A turn as far as it goes. `end_of_turn` alone says that it is final; `turn_is_formatted` may be set on partials.
+
+    `turn_order` counts from 0 in each session. `transcript` is the whole turn so far, never an addition to the last.
+    """
+
+    kind: ClassVar[str] = "Turn"
+    turn_order: Whole
+    end_of_turn: bool
+    transcript: str
+    turn_is_formatted: bool = False
+    end_of_turn_confidence: Number = 0
+    words: tuple[TimedWord, ...] | None = ()
+    utterance: str | None = None
+    language_code: str | None = None
+    language_confidence: Number | None = None
+    speaker_label: str | None = None
+    speaker_confidence: Number | None = None
+
+    @property
+    def text(self) -> str:
+        """What was said; from the words where the transcript is empty, as in partials of the US models."""
+        return self.transcript.strip() or " ".join(word.text for word in self.words or ()).strip()
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """A turn's speakers, corrected: the label of the turn and of each word; text and times are as they were."""
+
+    turn_order: Whole
+    speaker_label: str | None = None
+    words: tuple[TimedWord, ...] | None = ()
+
+
+class SpeakerRevision(msgspec.Struct, frozen=True):
+    """The turns whose speakers are different from what was said before. Only with `speaker_labels`."""
+
+    kind: ClassVar[str] = "SpeakerRevision"
+    revisions: tuple[Revision, ...]
+
+
+class LLMGatewayResponse(msgspec.Struct, frozen=True):
+    """What the language model said to a final turn. `data` is the body of a chat completion, or of its failure."""
+
+    kind: ClassVar[str] = "LLMGatewayResponse"
+    turn_order: Whole
+    transcript: str = ""
+    data: Any = None
+
+    @property
+    def text(self) -> str | None:
+        """The model's words, or None where the body has none: a failure, a tool call, a shape that we do not know."""
+        match self.data:
+            case {"choices": [{"message": {"content": str(content)}}, *_]}:
+                return content
+        return None
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    """Every 5 s with `session_heartbeat`. `realtime_factor` below 0.9 means that the service falls behind."""
+
+    kind: ClassVar[str] = "Heartbeat"
+    total_audio_received_ms: Number | None = None
+    total_duration_ms: Number | None = None
+    realtime_factor: Number | None = None
+    max_speech_probability: Number | None = None
+
+
+class Silence(msgspec.Struct, frozen=True):
+    """Nothing is said from `start_ms` to `end_ms`. Ranges may overlap each other and speech by some 500 ms."""
+
+    kind: ClassVar[str] = "Silence"
+    start_ms: Milliseconds
+    end_ms: Milliseconds
+
+
+class Warning(msgspec.Struct, frozen=True):  # noqa: A001 - the protocol's own word
+    """Something that does not end the session."""
+
+    kind: ClassVar[str] = "Warning"
+    warning: str = ""
+    warning_code: Whole | None = None
+
+
+class Error(msgspec.Struct, frozen=True):
+    """Why the session ends: the close follows, with the same code and a text that says to look here."""
+
+    kind: ClassVar[str] = "Error"
+    error: str = ""
+    error_code: Whole | None = None
+
+
+class Termination(msgspec.Struct, frozen=True):
+    """The last message of a session that ended well. Whole seconds, by the service's count; the second is billed."""
+
+    kind: ClassVar[str] = "Termination"
+    audio_duration_seconds: Number | None = None
+    session_duration_seconds: Number | None = None
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """A message of a type that this version does not know; `type` is cut at 100 characters."""
+
+    kind: ClassVar[str] = "Unknown"
+    type: str
+
+
+Message: TypeAlias = (
+    Begin
+    | SpeechStarted
+    | TurnMessage
+    | SpeakerRevision
+    | LLMGatewayResponse
+    | Heartbeat
+    | Silence
+    | Warning
+    | Error
+    | Termination
+    | Unknown
+)
+
+_KINDS: Final[Mapping[str, type[Message]]] = {
+    **{
+        kind.kind: kind
+        for kind in (
+            Begin,
+            SpeechStarted,
+            TurnMessage,
+            SpeakerRevision,
+            LLMGatewayResponse,
+            Heartbeat,
+            Silence,
+            Warning,
+            Error,
+            Termination,
+        )
+    },
+    # Two pages of the documentation disagree about the casing.
+    "LlmGatewayResponse": LLMGatewayResponse,
+}
+
+
+def parse(text: str | bytes) -> Message:
+    """The message that one frame holds.
+
+    Raises Malformed, and only that, for whatever cannot be used: no JSON, no object, half a message, nesting deeper
+    than any honest one, numbers out of all range, more than LARGEST bytes.
+    """
+    fields = _object(text)
+    kind = fields.pop("type", None)
+    if kind is None and "error" in fields:
+        kind = Error.kind  # older servers
+    if not isinstance(kind, str):
+        raise Malformed("the message names no type")
+    if kind not in _KINDS:
+        return Unknown(kind[:100])
+    if kind == Error.kind and not isinstance(fields.get("error", ""), str):
+        fields["error"] = msgspec.json.encode(fields["error"]).decode()
+    try:
+        # Not strict: whole numbers may come as 3.0 and as "3". Strings cannot smuggle a NaN past the bounds.
+        return msgspec.convert(fields, _KINDS[kind], strict=False)
+    except msgspec.ValidationError as error:
+        raise Malformed(f"the {kind} message is not usable: {error}") from None
+
+
+def encode(message: Message) -> str:
+    """The server's side: one text frame. What is None is left out; `type` stands last, as the service has it."""
+    fields = _present(message)
+    match message:
+        case TurnMessage(words=words):
+            fields["words"] = [_present(word) for word in words or ()]
+        case SpeakerRevision(revisions=revisions):
+            fields["revisions"] = [
+                {**_present(revision), "words": [_present(word) for word in revision.words or ()]}
+                for revision in revisions
+            ]
+    return msgspec.json.encode({**fields, "type": message.kind}).decode()
+
+
+class Command(msgspec.Struct, frozen=True):
+    """What a client asks for; `changes` only with UpdateConfiguration."""
+
+    type: str
+    changes: dict[str, Any] = {}
+
+
+COMMANDS: Final = frozenset({"Terminate", "ForceEndpoint", "KeepAlive", "UpdateConfiguration"})
+
+
+def terminate() -> str:
+    """Ask for the last turns, Termination and the close."""
+    return '{"type":"Terminate"}'
+
+
+def force_endpoint() -> str:
+    """End the current turn at once. A word that is being said is cut."""
+    return '{"type":"ForceEndpoint"}'
+
+
+def keep_alive() -> str:
+    """Reset the clock of `inactivity_timeout`, and nothing else."""
+    return '{"type":"KeepAlive"}'
+
+
+def update_configuration(changes: Mapping[str, Any]) -> str:
+    """Change parameters of the running session: lists as lists. What is not named stays as it was.
+
+    Raises ValueError for a parameter that only a new session can change.
+    """
+    if fixed := sorted(changes.keys() - UPDATABLE):
+        raise ValueError(f"only a new session can change {', '.join(fixed)}")
+    return msgspec.json.encode({"type": "UpdateConfiguration", **changes}).decode()
+
+
+def parse_command(text: str | bytes) -> Command:
+    """The server's side of `terminate` and its sisters. Raises Malformed with the text that the service answers."""
+    try:
+        decoded = _decode(text)
+    except Malformed:
+        raise Malformed("Invalid JSON") from None
+    if not isinstance(decoded, dict):
+        raise Malformed("Invalid Message")
+    kind = decoded.pop("type", None)
+    if not isinstance(kind, str) or kind not in COMMANDS:
+        raise Malformed(f"Invalid Message Type: {str(kind)[:100]}")
+    return Command(kind, decoded)
+
+
+class Phase(StrEnum):
+    """Where a session is. It is up, and paid for, from BEGUN on."""
+
+    CONNECTING = "connecting"
+    BEGUN = "begun"
+    TERMINATING = "terminating"
+    OVER = "over"
+
+
+CLOSED: Final = "closed"
+_RUNNING: Final = ("SpeechStarted", "Turn", "SpeakerRevision", "LLMGatewayResponse", "Heartbeat", "Silence", "Warning")
+
+TRANSITIONS: Final[Mapping[tuple[Phase, str], Phase]] = {
+    (Phase.CONNECTING, Begin.kind): Phase.BEGUN,
+    (Phase.CONNECTING, Warning.kind): Phase.CONNECTING,
+    **{(Phase.BEGUN, kind): Phase.BEGUN for kind in _RUNNING},
+    (Phase.BEGUN, "Terminate"): Phase.TERMINATING,
+    (Phase.BEGUN, Termination.kind): Phase.OVER,  # at expiry the service may send one unasked, and then 3008
+    **{(Phase.TERMINATING, kind): Phase.TERMINATING for kind in _RUNNING},
+    (Phase.TERMINATING, "Terminate"): Phase.TERMINATING,
+    (Phase.TERMINATING, Termination.kind): Phase.OVER,
+    **{(phase, Error.kind): Phase.OVER for phase in Phase},
+    **{(phase, CLOSED): Phase.OVER for phase in Phase},
+}
+"""What may happen in each phase and where it leads: a message's kind, the Terminate that we sent, or the close."""
+
+
+def step(phase: Phase, kind: str) -> tuple[Phase, bool]:
+    """The phase after this, and whether it was to be expected.
+
+    What was not, a Turn before Begin for instance, changes no phase: the caller reports it and uses what it can.
+    """
+    following = TRANSITIONS.get((phase, kind))
+    return (phase, False) if following is None else (following, True)
+
+
+class Verdict(Enum):
+    """What the end of a session means for the next one."""
+
+    RETRY = "retry at once"
+    BACK_OFF = "back off"
+    BACK_OFF_A_MINUTE = "back off a minute"
+    FATAL = "ask a person"
+
+
+# The first row that fits. Text goes before codes: one and the same code is used for what a person must mend and for
+# what passes by itself, and the rate limit has come with three different codes.
+_BY_TEXT: Final = (
+    (
+        re.compile(r"too many (concurrent|sessions|streams|requests)|rate limit", re.IGNORECASE),
+        Verdict.BACK_OFF_A_MINUTE,
+    ),
+    (re.compile(r"inactivity|session expired|maximum session duration", re.IGNORECASE), Verdict.RETRY),
+    (re.compile(r"transmission rate", re.IGNORECASE), Verdict.BACK_OFF),
+    (
+        re.compile(r"duration violation|invalid api key|unauthorized|signature has expired", re.IGNORECASE),
+        Verdict.FATAL,
+    ),
+)
+_BY_CODE: Final[Mapping[int, Verdict]] = {
+    1000: Verdict.RETRY,
+    1008: Verdict.FATAL,
+    3006: Verdict.FATAL,
+    3007: Verdict.BACK_OFF,
+    3008: Verdict.RETRY,
+    3009: Verdict.BACK_OFF_A_MINUTE,
+    4008: Verdict.RETRY,
+    **dict.fromkeys((4000, 4001, 4002, 4003, 4100, 4101), Verdict.FATAL),
+    # The answer to the upgrade, where it is no switch of protocols.
+    **dict.fromkeys((408, 425), Verdict.BACK_OFF),
+    429: Verdict.BACK_OFF_A_MINUTE,
+}
+
+
+def classify(code: int | None, text: str) -> Verdict:
+    """What a session's end means: a close code or the HTTP status of a refused upgrade, and the text that came with it.
+
+    None is a network that broke. Every code that the table does not have is backed off from, except an HTTP status of
+    400 to 499: that request will not do better the next time.
+    """
+    if code is None or code >= 1000:  # the body of an HTTP answer is some proxy's prose
+        for pattern, verdict in _BY_TEXT:
+            if pattern.search(text):
+                return verdict
+    if code is None:
+        return Verdict.BACK_OFF
+    return _BY_CODE.get(code, Verdict.FATAL if 400 <= code <= 499 else Verdict.BACK_OFF)
+
+
+def _decode(text: str | bytes) -> Any:
+    if len(text) > LARGEST:
+        raise Malformed(f"the message has more than {LARGEST} bytes")
+    try:
+        decoded = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        # Only the kind of the failure: its text may quote the message.
+        raise Malformed(f"the message is no JSON ({type(error).__name__})") from None
+    if _deeper(decoded, _DEEPEST):
+        raise Malformed(f"the message is nested more than {_DEEPEST} deep")
+    return decoded
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    decoded = _decode(text)
+    if not isinstance(decoded, dict):
+        raise Malformed("the message is no object")
+    return decoded
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    match value:
+        case dict():
+            return limit == 0 or any(_deeper(item, limit - 1) for item in value.values())
+        case list():
+            return limit == 0 or any(_deeper(item, limit - 1) for item in value)
+    return False
+
+
+def _present(struct: msgspec.Struct) -> dict[str, Any]:
+    return {name: value for name in struct.__struct_fields__ if (value := getattr(struct, name)) is not None}
