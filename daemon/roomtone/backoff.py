@@ -1,0 +1,57 @@
+"""How long to wait before the next attempt: for ever, ever longer, never in step with others.
+
+Pure: it is told how long things went well and says how long to wait; the caller owns the clock.
+"""
+
+import random as _random
+from collections.abc import Callable
+
+_DOUBLINGS = 32
+"""Enough for any `longest`; without a bound the power would grow into a number of thousands of digits."""
+
+
+class Backoff:
+    """Delays with full jitter: uniform between zero and a ceiling that doubles from `first` to `longest` seconds.
+
+    Full jitter, because a thousand recorders that lost the same receiver must not come back in the same second.
+    """
+
+    def __init__(
+        self,
+        first: float = 0.5,
+        longest: float = 60.0,
+        healthy: float = 60.0,
+        random: Callable[[], float] = _random.random,
+    ) -> None:
+        if not 0 < first <= longest:
+            raise ValueError(f"a back-off from {first} to {longest} seconds does not grow")
+        self._first = first
+        self._longest = longest
+        self._healthy = healthy
+        self._random = random
+        self._failures = 0
+
+    @property
+    def failures(self) -> int:
+        """Delays given since the beginning or the last reset."""
+        return self._failures
+
+    def next(self) -> float:
+        """The seconds to wait before the next attempt."""
+        ceiling = min(self._longest, self._first * 2.0 ** min(self._failures, _DOUBLINGS))
+        self._failures += 1
+        return ceiling * self._random()
+
+    def healthy_for(self, seconds: float) -> None:
+        """Say how long the last attempt went well: `healthy` seconds or more begin anew from `first`."""
+        if seconds >= self._healthy:
+            self.reset()
+
+    def reset(self) -> None:
+        """Begin anew: the last attempt has achieved something."""
+        self._failures = 0
+
+
+def is_worth_saying(count: int) -> bool:
+    """Whether the `count`th failure of a streak goes to the log: at once, then ever rarer (1st, 2nd, 4th, 8th, ...)."""
+    return count > 0 and count & (count - 1) == 0
