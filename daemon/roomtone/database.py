@@ -1,0 +1,388 @@
+"""The journal's file: its tables and every statement that touches them. Synchronous; `journal.py` puts it into trio.
+
+SQLite in WAL mode with synchronous=FULL: what `transact` has returned survives a power cut. Two connections: one
+writes, the other can only read, so that reading never waits for writing. Each is used by one thread at a time.
+"""
+
+import fcntl
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import structlog
+
+from roomtone.events import Durable, decode, encode, kind_of
+from roomtone.facts import Cover, Fact, Mark, Refusal, next_id
+
+SCHEMA = 1
+"""The version of the tables below, in the file's user_version."""
+
+_TABLES = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE events (
+    -- AUTOINCREMENT: without it pruning would let numbers come again, below every cursor.
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    room TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    at TEXT NOT NULL,
+    body TEXT NOT NULL
+);
+CREATE INDEX events_by_position ON events (room, kind, position);
+CREATE TABLE sinks (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL, at TEXT NOT NULL);
+CREATE TABLE refused (
+    sink TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    at TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    body TEXT,
+    PRIMARY KEY (sink, seq)
+);
+CREATE TABLE coverage (
+    room TEXT NOT NULL,
+    start INTEGER NOT NULL,
+    "end" INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    cause TEXT,
+    "from" TEXT NOT NULL,
+    until TEXT NOT NULL
+);
+CREATE INDEX coverage_by_end ON coverage (room, state, "end");
+CREATE TABLE marks (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+PRAGMA user_version = {SCHEMA};
+COMMIT;
+"""
+
+_CLEAN = "journal/clean"
+"""The mark of a file that was closed in order. Without it the file is checked before it is used again."""
+
+_READ_BYTES = 4 * 1024 * 1024
+"""One read ends here even with fewer events than asked for: an answer of the gateway may have a megabyte."""
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class JournalError(Exception):
+    """The journal cannot be used. Says which file, what is wrong with it, and what to do."""
+
+
+class Database:
+    """The open file. What writes is called inside `transact` only; what reads sees committed rows only.
+
+    `tip` is the seq of the last committed event; `corrupt` is where a damaged predecessor of this file lies now.
+    """
+
+    def __init__(self, writer: sqlite3.Connection, reader: sqlite3.Connection, corrupt: Path | None) -> None:
+        self.corrupt = corrupt
+        self._writer = writer
+        self._reader = reader
+        row = writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+        self.tip: int = row[0] if row else 0
+        row = writer.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+        self._last_id = uuid.UUID(row[0]) if row else uuid.UUID(int=0)
+
+    def transact(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Do all the works in one transaction, durable when this returns, or none of them."""
+        before = self.tip, self._last_id
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            self._writer.execute("DELETE FROM marks WHERE key = ?", (_CLEAN,))
+            results = [work() for work in works]
+            self._writer.execute("COMMIT")
+        except BaseException:
+            self.tip, self._last_id = before
+            if self._writer.in_transaction:  # SQLite itself has rolled back after some errors
+                self._writer.execute("ROLLBACK")
+            raise
+        return results
+
+    def put(self, facts: Sequence[Fact]) -> tuple[Durable, ...]:
+        """Add the facts and give the events their seq and id."""
+        events: list[Durable] = []
+        for fact in facts:
+            match fact:
+                case Mark():
+                    self._put_mark(fact)
+                case Cover():
+                    self._put_cover(fact)
+                case _:
+                    events.append(self._put_event(fact))
+        return tuple(events)
+
+    def _put_event(self, event: Durable) -> Durable:
+        self.tip += 1
+        self._last_id = next_id(self._last_id, time.time_ns() // 1_000_000)
+        event = msgspec.structs.replace(event, seq=self.tip, id=str(self._last_id))
+        self._writer.execute(
+            "INSERT INTO events (seq, id, room, kind, position, at, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                event.seq,
+                event.id,
+                event.room,
+                kind_of(event),
+                event.position,
+                _text(event.at),
+                encode(event).decode(),
+            ),
+        )
+        return event
+
+    def _put_mark(self, mark: Mark) -> None:
+        if mark.value is None:
+            self._writer.execute("DELETE FROM marks WHERE key = ?", (mark.key,))
+        else:
+            self._writer.execute(
+                "INSERT INTO marks VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+                (mark.key, msgspec.json.encode(mark.value).decode()),
+            )
+
+    def _put_cover(self, cover: Cover) -> None:
+        """Join the stretch with those of its kind that it touches. Saying the same twice changes nothing."""
+        touching = self._writer.execute(
+            'SELECT rowid, room, start, "end", state, cause, "from", until FROM coverage '
+            'WHERE room = ? AND state = ? AND cause IS ? AND "end" >= ? AND start <= ?',
+            (cover.room, cover.state, cover.cause, cover.start, cover.end),
+        ).fetchall()
+        for rowid, *row in touching:
+            other = _cover(row)
+            if cover.adjoins(other):
+                self._writer.execute("DELETE FROM coverage WHERE rowid = ?", (rowid,))
+                cover = cover.joined(other)
+        self._writer.execute(
+            "INSERT INTO coverage VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (cover.room, cover.start, cover.end, cover.state, cover.cause, _text(cover.from_), _text(cover.until)),
+        )
+
+    def put_cursor(self, sink: str, seq: int) -> None:
+        """Move the sink's cursor on; it never goes back."""
+        self._writer.execute(
+            "INSERT INTO sinks VALUES (?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET cursor = max(cursor, excluded.cursor), at = excluded.at",
+            (sink, seq, _now()),
+        )
+
+    def put_refusal(self, sink: str, seq: int, reason: str) -> None:
+        """Set the event aside, with its body, for pruning does not wait for it; and move the cursor past it."""
+        self._writer.execute(
+            "INSERT OR REPLACE INTO refused VALUES (?, ?, ?, ?, (SELECT body FROM events WHERE seq = ?))",
+            (sink, seq, _now(), reason, seq),
+        )
+        self.put_cursor(sink, seq)
+
+    def drop_sink(self, sink: str) -> None:
+        """Remove the sink's cursor and its refused events."""
+        self._writer.execute("DELETE FROM sinks WHERE name = ?", (sink,))
+        self._writer.execute("DELETE FROM refused WHERE sink = ?", (sink,))
+
+    def prune(self, before: int, most: int) -> int:
+        """Remove at most `most` of the oldest events below `before` that every sink has acknowledged.
+
+        The newest event stays in any case: its id is what the next id must exceed.
+        """
+        (slowest,) = self._writer.execute("SELECT min(cursor) FROM sinks").fetchone()
+        end = min(before, self.tip) if slowest is None else min(before, self.tip, slowest + 1)
+        return self._writer.execute(
+            "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq < ? ORDER BY seq LIMIT ?)", (end, most)
+        ).rowcount
+
+    def events(self, after: int, limit: int) -> list[Durable]:
+        """The committed events after that seq, at most `limit`, ascending."""
+        return self._decoded("SELECT seq, body FROM events WHERE seq > ? ORDER BY seq", (after,), limit, _READ_BYTES)
+
+    def select(self, room: str, kinds: Sequence[str], start: int, end: int) -> list[Durable]:
+        """The room's events of these kinds with a position in [start, end), by position."""
+        return self._decoded(
+            f"SELECT seq, body FROM events WHERE room = ? AND kind IN ({', '.join('?' * len(kinds))}) "  # noqa: S608 - only question marks are put in
+            "AND position >= ? AND position < ? ORDER BY position, seq",
+            (room, *kinds, start, end),
+        )
+
+    def _decoded(
+        self, query: str, values: Sequence[Any], most: int | None = None, most_bytes: int | None = None
+    ) -> list[Durable]:
+        events: list[Durable] = []
+        size = 0
+        with closing(self._reader.execute(query, values)) as rows:
+            for seq, body in rows:
+                try:
+                    events.append(decode(body))
+                except msgspec.DecodeError as error:
+                    # One unreadable row (a kind of a newer version) must not stop every sink behind it for ever.
+                    log.exception("journal.unreadable", seq=seq, error=str(error))
+                    continue
+                size += len(body)
+                if len(events) == most or (most_bytes is not None and size >= most_bytes):
+                    break
+        return events
+
+    def marks(self, prefix: str) -> dict[str, Any]:
+        """The marks whose keys begin with the prefix."""
+        rows = self._reader.execute(
+            "SELECT key, value FROM marks WHERE substr(key, 1, ?) = ? ORDER BY key", (len(prefix), prefix)
+        )
+        return {key: msgspec.json.decode(value) for key, value in rows}
+
+    def mark(self, key: str) -> Any:
+        """The mark under that key, or None."""
+        row = self._reader.execute("SELECT value FROM marks WHERE key = ?", (key,)).fetchone()
+        return msgspec.json.decode(row[0]) if row else None
+
+    def covers(self, room: str, start: int) -> list[Cover]:
+        """The room's stretches that end after `start` or lie at it, by start."""
+        rows = self._reader.execute(
+            'SELECT room, start, "end", state, cause, "from", until FROM coverage '
+            'WHERE room = ? AND ("end" > ? OR start >= ?) ORDER BY start, "from"',
+            (room, start, start),
+        )
+        return [_cover(row) for row in rows]
+
+    def cursors(self) -> dict[str, int]:
+        """How far each sink has acknowledged."""
+        return dict(self._reader.execute("SELECT name, cursor FROM sinks ORDER BY name").fetchall())
+
+    def refusals(self, sink: str) -> list[Refusal]:
+        """The events that the sink has refused, by seq."""
+        rows = self._reader.execute(
+            "SELECT sink, seq, at, reason, body FROM refused WHERE sink = ? ORDER BY seq", (sink,)
+        )
+        return [
+            Refusal(name, seq, datetime.fromisoformat(at), reason, decode(body) if body else None)
+            for name, seq, at, reason, body in rows
+        ]
+
+    def close_clean(self) -> None:
+        """Say in the file that it was closed in order. On a full disk it stays unsaid, and the next opening checks."""
+        with suppress(sqlite3.OperationalError):
+            self._writer.execute("INSERT OR REPLACE INTO marks VALUES (?, 'true')", (_CLEAN,))
+
+
+@contextmanager
+def open_database(path: Path) -> Iterator[Database]:
+    """Open the file, made with mode 0600 in a folder of 0700, for this process alone.
+
+    A damaged file is moved aside and a new one begun. Raises JournalError for a file of a newer version, one that is
+    no journal, one that another process has open, and one that cannot be opened or written.
+    """
+    with ExitStack() as stack:
+        yield _open(path, stack)
+
+
+def _open(path: Path, stack: ExitStack) -> Database:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stack.enter_context(_alone(path.parent))
+        corrupt = _move_if_corrupt(path)
+        writer = stack.enter_context(closing(_connect(path)))
+        reader = stack.enter_context(closing(_connect_to_read(path)))
+        _prepare(path, writer)
+        return Database(writer, reader, corrupt)
+    except OSError as error:
+        raise JournalError(f"cannot open the journal {path}: {error}; the daemon's user must own its folder") from error
+    except sqlite3.Error as error:
+        raise JournalError(
+            f"cannot use the journal {path}: {error}; see that the disk has space and that the daemon's user owns "
+            f"{path.parent}"
+        ) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep the folder for this process. The lock is on the folder, for closing a descriptor of the file itself would
+    take away the locks that SQLite holds on it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JournalError(
+                f"another process has the journal in {folder} open: stop it, or give this one another state folder"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    return sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5, isolation_level=None, check_same_thread=False
+    )
+
+
+def _prepare(path: Path, writer: sqlite3.Connection) -> None:
+    (version,) = writer.execute("PRAGMA user_version").fetchone()
+    (tables,) = writer.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if version > SCHEMA:
+        raise JournalError(
+            f"the journal {path} has version {version} and this Roomtone knows {SCHEMA}: "
+            "install the newer Roomtone again, or move the file away to begin a new journal"
+        )
+    if version == 0 and tables:
+        raise JournalError(f"{path} is a database of something else: move it away, or choose another state folder")
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("PRAGMA synchronous = FULL")
+    writer.execute("PRAGMA journal_size_limit = 16777216")
+    if version == 0:
+        writer.executescript(_TABLES)
+
+
+def is_corrupt(error: sqlite3.Error) -> bool:
+    """Whether the error says that the file is damaged."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def _move_if_corrupt(path: Path) -> Path | None:
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    damage = _damage(path)
+    if damage is None:
+        return None
+    aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    log.error("journal.corrupt", file=str(path), moved_to=str(aside), error=damage)
+    return aside
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the file. One that was closed in order is believed: checking reads all of it."""
+    try:
+        with closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version != SCHEMA or connection.execute("SELECT 1 FROM marks WHERE key = ?", (_CLEAN,)).fetchone():
+                return None
+            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        if is_corrupt(error):
+            return str(error)
+        raise
+    return None if verdict == "ok" else str(verdict)
+
+
+def _cover(row: Sequence[Any]) -> Cover:
+    room, start, end, state, cause, from_, until = row
+    return Cover(room, start, end, state, cause, datetime.fromisoformat(from_), datetime.fromisoformat(until))
+
+
+def _text(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _now() -> str:
+    return _text(datetime.now(UTC))

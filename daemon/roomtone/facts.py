@@ -1,0 +1,88 @@
+"""What one transaction of the journal can hold: events, marks and coverage; and the ids of events. Pure."""
+
+import secrets
+import uuid
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from roomtone.events import Cause, Durable
+
+_MEETING = timedelta(milliseconds=50)
+"""Stretches whose times are at most this far apart meet: less than a block, more than the noise of a clock."""
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """A piece of state under a key, as JSON. A later mark replaces it; the value None deletes it."""
+
+    key: str
+    value: Any
+
+
+class Cover(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """What became of a room's positions `start` to `end`, which are the times `from` to `until` (UTC).
+
+    Adjacent stretches of the same state and cause are kept as one.
+    """
+
+    room: str
+    start: int
+    end: int
+    state: Literal["captured", "lost", "transcribed", "silent"]
+    cause: Cause | None
+    from_: datetime
+    until: datetime
+
+    def adjoins(self, other: "Cover") -> bool:
+        """Whether the two are one stretch: of one kind, and without a position, or time that counts, between them."""
+        return (
+            (self.room, self.state, self.cause) == (other.room, other.state, other.cause)
+            and self.start <= other.end
+            and other.start <= self.end
+            # What was captured or lost is an account of time as well, and time may pass between two positions.
+            and (self.state not in {"captured", "lost"} or self._meets(other))
+        )
+
+    def joined(self, other: "Cover") -> "Cover":
+        """The stretch that both are. Saying the same twice changes nothing."""
+        return msgspec.structs.replace(
+            self,
+            start=min(self.start, other.start),
+            end=max(self.end, other.end),
+            from_=min(self.from_, other.from_),
+            until=max(self.until, other.until),
+        )
+
+    def _meets(self, other: "Cover") -> bool:
+        return self.from_ - other.until <= _MEETING and other.from_ - self.until <= _MEETING
+
+
+Fact: TypeAlias = Durable | Mark | Cover
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """An event that a sink will never accept, and why. `event` is None where the journal no longer has it."""
+
+    sink: str
+    seq: int
+    at: datetime
+    reason: str
+    event: Durable | None
+
+
+def next_id(last: uuid.UUID, milliseconds: int) -> uuid.UUID:
+    """A UUIDv7 (RFC 9562) of that time, or the next one after the last: never smaller, whatever the clock does."""
+    fresh = milliseconds << 74 | secrets.randbits(74)
+    return _uuid7(max(fresh, _number(last) + 1))
+
+
+def _uuid7(number: int) -> uuid.UUID:
+    """The UUIDv7 of 48 bits of time and 74 others, which leave out the bits of version and variant."""
+    time_bits, others = number >> 74, number & (1 << 74) - 1
+    return uuid.UUID(int=time_bits << 80 | 7 << 76 | others >> 62 << 64 | 2 << 62 | others & (1 << 62) - 1)
+
+
+def _number(identifier: uuid.UUID) -> int:
+    whole = identifier.int
+    return whole >> 80 << 74 | (whole >> 64 & 0xFFF) << 62 | whole & (1 << 62) - 1
