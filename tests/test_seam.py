@@ -9,23 +9,7 @@ from roomtone.events import Word
 from roomtone.speech.seam import unheard
 
 RATE = 16_000
-VOCABULARY = (
-    "the",
-    "a",
-    "we",
-    "and",
-    "to",
-    "no",
-    "yes",
-    "budget",
-    "room",
-    "will",
-    "talk",
-    "about",
-    "it",
-    "then",
-    "again",
-)
+VOCABULARY = ("the", "a", "we", "and", "to", "no", "yes", "room", "will", "talk", "about", "it", "then", "again")
 
 
 def speech(rng: random.Random, seconds: float) -> list[list[Word]]:

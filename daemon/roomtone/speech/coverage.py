@@ -7,10 +7,12 @@ The words, as the journal and `roomtone coverage` use them: a position is *captu
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 SETTLING = 10.0
 """Seconds after an answered ping before what was sent ahead of it counts as heard: the service may still think."""
+
+Settled: TypeAlias = Literal["transcribed", "silent"]
 
 
 class Span(NamedTuple):
@@ -92,14 +94,15 @@ class Ledger:
     or before p. A returned send proves nothing: the kernel takes two minutes of audio for a peer that is gone.
     """
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, start: int, *, floor: int) -> None:
+        """Sent from `start` on; everything before `floor` was settled by others and is not reported again."""
         self.start = start
         self.sent = start
         self._answered: deque[tuple[float, int]] = deque()
         self._open: dict[int, int] = {}
         self._settled = start
         self._finals = Spans()
-        self._reported = start
+        self._reported = max(start, floor)
 
     def answered(self, sent: int, now: float) -> None:
         """A ping that went out when everything before `sent` had been sent has its pong, at `now` seconds."""
@@ -131,12 +134,13 @@ class Ledger:
         heard = Spans([(self.start, self.heard(now))])
         return (heard | self._finals).reach(self.start)
 
-    def report(self, now: float) -> tuple[int, list[tuple[Span, str]]]:
+    def report(self, now: float) -> tuple[int, list[tuple[Span, Settled]]]:
         """The acknowledged position, and the spans newly settled since the last report as transcribed or silent."""
         acknowledged = self.acknowledged(now)
         fresh = Spans([(self._reported, acknowledged)])
         transcribed = fresh & self._finals
-        rows = [(span, "transcribed") for span in transcribed] + [(span, "silent") for span in fresh - transcribed]
+        rows: list[tuple[Span, Settled]] = [(span, "transcribed") for span in transcribed]
+        rows += [(span, "silent") for span in fresh - transcribed]
         self._reported = max(self._reported, acknowledged)
         self._finals -= Spans([(self.start, self._reported)])
         self.start = max(self.start, self._reported)

@@ -58,7 +58,14 @@ UnixSeconds = Annotated[float, Meta(ge=0, le=253_402_300_799)]
 
 
 class Malformed(Exception):  # noqa: N818 - it says what is true of the message
-    """A message that cannot be used. Its text says why and never quotes the message: that may be what somebody said."""
+    """A message that cannot be used. Its text says why and never quotes the message: that may be what somebody said.
+
+    `kind` is the message's type where that much was to be read.
+    """
+
+    def __init__(self, text: str, kind: str | None = None) -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 class TimedWord(msgspec.Struct, frozen=True):
@@ -251,7 +258,7 @@ def parse(text: str | bytes) -> Message:
         # Not strict: whole numbers may come as 3.0 and as "3". Strings cannot smuggle a NaN past the bounds.
         return msgspec.convert(fields, _KINDS[kind], strict=False)
     except msgspec.ValidationError as error:
-        raise Malformed(f"the {kind} message is not usable: {error}") from None
+        raise Malformed(f"the {kind} message is not usable: {error}", _KINDS[kind].kind) from None
 
 
 def encode(message: Message) -> str:

@@ -1,0 +1,64 @@
+# Every target does its own set-up. As root, missing system packages are installed; otherwise the one command is printed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Debian's names. The demo needs none of them: it plays a file.
+CAPTURE_PACKAGES := libportaudio2 libasound2-plugins
+TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox
+
+.PHONY: help demo run test lint format bench clean
+
+help:
+	@echo "make demo     play a recorded conversation through the whole recorder and watch it"
+	@echo "make test     linting, types and every test: what CI runs"
+	@echo "make lint     linting and types only"
+	@echo "make format   put the code into shape"
+	@echo "make bench    measure, do not judge"
+	@echo "make clean    remove what these targets made"
+
+demo: $(VENV)/run
+	$(BIN)/roomtone demo
+
+test: $(VENV)/dev packages
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy daemon plugins tests
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/dev
+	for bench in tests/bench/*.py; do $(BIN)/python $$bench || exit 1; done
+
+clean:
+	rm -rf $(VENV) dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local]'
+	@touch $@
+
+$(VENV)/dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/run
+
+.PHONY: packages
+packages:
+	@missing=; for package in $(TEST_PACKAGES); do \
+	    dpkg-query --show --showformat='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else \
+	    echo "The tests need system packages that are missing. Install them, then call make again:"; \
+	    echo "    sudo apt-get install --no-install-recommends$$missing"; exit 1; \
+	fi

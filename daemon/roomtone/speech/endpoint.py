@@ -1,0 +1,86 @@
+"""Where a room's sessions are opened: AssemblyAI, an address that speaks v3, or the recognizer on this machine."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from roomtone.speech import parameters
+from roomtone.speech.connection import Session, open_session
+from roomtone.speech.local import Recognizer, open_recognizer
+from roomtone.speech.parameters import LOCAL, Streaming
+
+
+class Key(Protocol):
+    """The key of the speech service, which shows itself to nobody who does not ask by name."""
+
+    def reveal(self) -> str: ...
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Opens sessions for one room.
+
+    A `remote` endpoint takes little more than real time and costs money while a session is open; the recognizer on this
+    machine takes what it is sent at its own pace. `patience` is how many seconds an answer to a ping may take: a busy
+    recognizer answers after the audio before it, a network that is gone never does.
+    """
+
+    name: str
+    remote: bool
+    patience: float
+    open: Callable[[], AbstractAsyncContextManager[Session]]
+
+
+Endpoints = Mapping[str, Endpoint]
+
+
+@asynccontextmanager
+async def open_endpoints(
+    rooms: Mapping[str, tuple[Streaming, int]], key: Key | None
+) -> AsyncIterator[Mapping[str, Endpoint]]:
+    """The endpoint of each room, given its streaming table and its rate in Hz.
+
+    Resources: one recognizer process for all rooms that want one, alive as long as this context.
+    """
+    urls = {
+        room: parameters.resolve(streaming.endpoint, has_key=key is not None)
+        for room, (streaming, _) in rooms.items()
+    }
+    if LOCAL not in urls.values():
+        yield {room: _remote(urls[room], *rooms[room], key) for room in rooms}
+        return
+    async with open_recognizer() as recognizer:
+        yield {
+            room: _local(recognizer, *rooms[room]) if urls[room] == LOCAL else _remote(urls[room], *rooms[room], key)
+            for room in rooms
+        }
+
+
+def _remote(url: str, streaming: Streaming, rate: int, key: Key | None) -> Endpoint:
+    headers = [("Authorization", key.reveal())] if key is not None and _may_see_key(url) else []
+    address = f"{url}?{parameters.query(streaming, rate)}"
+    return Endpoint(
+        name=_show(url), remote=True, patience=10.0, open=lambda: open_session(address, headers=headers)
+    )
+
+
+def _may_see_key(url: str) -> bool:
+    """The key is for its owner's hosts over TLS, and for this machine; nobody else on the way may read it."""
+    parts = urlsplit(url)
+    return parts.scheme == "wss" or parts.hostname in {"localhost", "127.0.0.1", "::1"}
+
+
+def _show(url: str) -> str:
+    return next((name for name, address in parameters.ENDPOINTS.items() if address == url), url)
+
+
+def _local(recognizer: Recognizer, streaming: Streaming, rate: int) -> Endpoint:
+    @asynccontextmanager
+    async def open_local() -> AsyncIterator[Session]:
+        url, headers = await recognizer.address()
+        async with open_session(f"{url}?{parameters.query(streaming, rate)}", headers=headers) as session:
+            yield session
+
+    return Endpoint(name=LOCAL, remote=False, patience=120.0, open=open_local)

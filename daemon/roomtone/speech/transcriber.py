@@ -1,0 +1,309 @@
+"""Keeps a room transcribed for ever: session after session, from the durable position, whatever the network does.
+
+Two lanes work on one spool. The live lane follows the head, and relieves a session by the next one before it expires.
+Where it has fallen too far behind for a service that takes little more than real time, it goes on near the head and
+leaves a hole, which the repair lane transcribes beside it. Both resume from what the journal says is acknowledged, five
+seconds earlier, and `seam` tells which words are new.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+import structlog
+import trio
+
+from roomtone.backoff import Backoff
+from roomtone.events import Notice
+from roomtone.journal import Mark
+from roomtone.speech.coverage import Span, Spans
+from roomtone.speech.passage import Desk, Ending, Passage, wait_piece
+from roomtone.speech.pause import ends_quiet, last_pause
+from roomtone.speech.protocol import Verdict
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+AGAIN = 5
+"""Seconds that are sent again after a session has died: where both sessions heard the same words they are aligned."""
+BEHIND = 20
+"""Seconds behind the head up to which one session catches up; beyond, the rest is a hole for the repair lane."""
+PAUSE_WITHIN = 60.0
+"""Seconds that relieving a session waits for a pause in the speech."""
+LONGEST = 10_200.0
+"""Seconds after which a session is relieved where the service names no end: ten minutes before its three hours."""
+MARGIN = 180.0
+"""Seconds before the end that the service names at which the next session is opened, a quarter of short ones."""
+REFUSED = 300.0
+"""Seconds between attempts that only a person can make succeed."""
+
+
+async def transcribe(
+    desk: Desk, *, realtime: bool, first: Literal["newest", "oldest"] = "newest", longest: float = LONGEST
+) -> None:
+    """Transcribe the room until its spool has ended and nothing in it is pending.
+
+    `realtime` rooms follow the head and leave holes behind a slow remote endpoint; others are read in order at the
+    endpoint's pace. Resources: at most two sessions, three while one relieves another. Errors: those of the journal and
+    the spool; the network's and the service's are waited out, for ever.
+    """
+    lanes = _Lanes(desk, realtime=realtime, first=first, longest=longest)
+    await lanes.load()
+    await lanes.live()
+    await lanes.repair_all()
+
+
+class _Lanes:
+    def __init__(self, desk: Desk, *, realtime: bool, first: Literal["newest", "oldest"], longest: float) -> None:
+        self._desk = desk
+        self._leaves_holes = realtime and desk.endpoint.remote
+        self._first = first
+        self._longest = longest
+        self._acknowledged = 0
+        self._holes = Spans()
+        self._again = True
+        self._failures = _Failures(desk)
+
+    async def load(self) -> None:
+        """Where the journal says that this room's transcript stands."""
+        desk = self._desk
+        self._acknowledged = await desk.journal.mark(self._key("acknowledged")) or 0
+        self._holes = Spans((start, end) for start, end in await desk.journal.mark(self._key("holes")) or [])
+
+    def _key(self, name: str) -> str:
+        return f"room/{self._desk.room}/{name}"
+
+    # --- the live lane -----------------------------------------------------------------------------------------------
+
+    async def live(self) -> None:
+        """Follow the head until the spool has ended and all of it is settled, or in a hole."""
+        while await wait_piece(self._desk.spool, self._acknowledged, 1) is not None:
+            begun = trio.current_time()
+            ending = await self._chain()
+            self._again = not ending.complete
+            await self._failures.wait_out(ending, trio.current_time() - begun)
+
+    async def _chain(self) -> Ending:
+        """Sessions that relieve one another, from the durable position to the first that ends without a successor."""
+        start, floor = await self._choose_start()
+        passage = self._passage(start, floor, settled=_set(), may_send=_set())
+        async with trio.open_nursery() as nursery:
+            if not await nursery.start(passage.run):
+                return passage.ending
+            repair = trio.CancelScope()
+            nursery.start_soon(self._repair_beside, repair)
+            while not passage.over.is_set():
+                with trio.move_on_after(self._relief_in(passage)):
+                    await passage.over.wait()
+                    break
+                passage = await self._relieve(nursery, passage)
+            repair.cancel()
+        return passage.ending
+
+    def _passage(self, start: int, floor: int, *, settled: trio.Event, may_send: trio.Event) -> Passage:
+        return Passage(
+            self._desk,
+            start=start,
+            floor=floor,
+            until=None,
+            marks=self._advance,
+            settled=settled,
+            may_send=may_send,
+        )
+
+    def _advance(self, acknowledged: int) -> Sequence[Mark]:
+        self._acknowledged = max(self._acknowledged, acknowledged)
+        return [Mark(self._key("acknowledged"), self._acknowledged)]
+
+    async def _choose_start(self) -> tuple[int, int]:
+        """Where the next session begins to read, and up to where all is settled."""
+        spool, rate, done = self._desk.spool, self._desk.rate, self._acknowledged
+        if self._leaves_holes and spool.end - done > BEHIND * rate:
+            done = await self._pause_before(spool.end)
+            await self._leave_hole(Span(self._acknowledged, done), acknowledged=done)
+            return done, done
+        return (max(spool.first, done - AGAIN * rate, 0) if self._again else done), done
+
+    async def _pause_before(self, head: int) -> int:
+        """The last pause within the seconds that a session catches up with, or the head itself."""
+        begin = position = max(0, head - BEHIND * self._desk.rate)
+        audio = bytearray()
+        while position < head and (piece := await self._desk.spool.read(position, head - position)) is not None:
+            if piece.position > position:
+                begin, audio = piece.position, bytearray()
+            audio += piece.audio
+            position = piece.position + len(piece.audio) // 2
+        pause = last_pause(bytes(audio), self._desk.rate)
+        return head if pause is None else max(begin + pause, self._acknowledged)
+
+    # --- relieving a session -----------------------------------------------------------------------------------------
+
+    def _relief_in(self, passage: Passage) -> float:
+        """Seconds until this session is to be relieved."""
+        life = self._longest
+        if passage.expires_at is not None:
+            left = (passage.expires_at - datetime.now(UTC)).total_seconds()
+            age = trio.current_time() - passage.begun_at
+            life = min(life, age + left - min(MARGIN, (age + left) / 4))
+        return max(0.0, passage.begun_at + life - trio.current_time())
+
+    async def _relieve(self, nursery: trio.Nursery, old: Passage) -> Passage:
+        """Open the next session before the old one ends, and switch in a pause. The old one where that fails."""
+        settled, may_send = trio.Event(), trio.Event()
+        new = self._passage(old.position, old.position, settled=settled, may_send=may_send)
+        if not await nursery.start(new.run):
+            log.warning("session.unrelieved", room=self._desk.room, reason=new.ending.text)
+            with trio.move_on_after(self._failures.next_delay(new.ending)):
+                await old.over.wait()
+            return old
+        await self._wait_for_pause(old)
+        if new.over.is_set():
+            return old
+        if old.over.is_set():
+            done = old.acknowledged
+            new.begin_at(max(0, done - AGAIN * self._desk.rate), done)
+            settled.set()
+        else:
+            old.until = old.position
+            new.begin_at(old.position, old.position)
+            nursery.start_soon(self._settle, old, old.position, settled)
+        may_send.set()
+        return new
+
+    async def _wait_for_pause(self, passage: Passage) -> None:
+        """Until the last 300 ms that this session was sent are a pause, or it is over, or no pause comes."""
+        spool, rate = self._desk.spool, self._desk.rate
+        with trio.move_on_after(PAUSE_WITHIN):
+            while not passage.over.is_set():
+                begin = max(0, passage.position - 5 * rate)
+                piece = await spool.read(begin, passage.position - begin) if passage.position > begin else None
+                if piece is None or ends_quiet(piece.audio, rate):
+                    return
+                await trio.sleep(self._desk.frame / rate)
+
+    async def _settle(self, old: Passage, end: int, settled: trio.Event) -> None:
+        """Let the new session's words into the journal when the old one's are there, or are a hole up to `end`."""
+        await old.over.wait()
+        if old.acknowledged < end:
+            await self._leave_hole(Span(old.acknowledged, end), acknowledged=end)
+        settled.set()
+
+    # --- the repair lane ---------------------------------------------------------------------------------------------
+
+    async def _leave_hole(self, hole: Span, *, acknowledged: int) -> None:
+        self._holes |= Spans([hole])
+        await self._desk.journal.commit(*self._advance(acknowledged), self._holes_mark())
+        log.info("hole.left", room=self._desk.room, seconds=round((hole.end - hole.start) / self._desk.rate, 1))
+
+    def _holes_mark(self) -> Mark:
+        return Mark(self._key("holes"), [list(hole) for hole in self._holes] or None)
+
+    async def _repair_beside(self, scope: trio.CancelScope) -> None:
+        with scope:
+            while True:
+                await self.repair_all()
+                await trio.sleep(AGAIN)
+
+    async def repair_all(self) -> None:
+        """Transcribe what is in holes, one at a time."""
+        while self._holes:
+            hole = list(self._holes)[-1 if self._first == "newest" else 0]
+            begun = trio.current_time()
+            ending = await self._repair(hole)
+            if ending.complete:
+                await self._close_hole(hole)
+                log.info("hole.repaired", room=self._desk.room)
+            await self._failures.wait_out(ending, trio.current_time() - begun)
+
+    async def _repair(self, hole: Span) -> Ending:
+        desk = self._desk
+        if hole.start < desk.spool.first:
+            gone = Span(hole.start, min(hole.end, desk.spool.first))
+            await self._close_hole(gone, self._missing(gone))
+            return Ending(complete=gone == hole, verdict=Verdict.RETRY, text="the audio is gone")
+
+        def shrink(acknowledged: int) -> Sequence[Mark]:
+            self._holes -= Spans([(hole.start, acknowledged)])
+            return [self._holes_mark()]
+
+        passage = Passage(
+            desk,
+            start=max(desk.spool.first, hole.start - AGAIN * desk.rate),
+            floor=hole.start,
+            until=hole.end,
+            marks=shrink,
+            settled=_set(),
+            may_send=_set(),
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(passage.run)
+        return passage.ending
+
+    async def _close_hole(self, hole: Span, *notices: Notice) -> None:
+        self._holes -= Spans([hole])
+        await self._desk.journal.commit(*notices, self._holes_mark())
+
+    def _missing(self, span: Span) -> Notice:
+        seconds = (span.end - span.start) / self._desk.rate
+        return Notice(
+            room=self._desk.room,
+            position=span.start,
+            at=self._desk.spool.at(span.start),
+            severity="warning",
+            code="transcript.missing",
+            text=f"{seconds:.0f} s of audio were removed before they could be transcribed.",
+        )
+
+
+class _Failures:
+    """How a room waits after a session's end, and when it tells somebody. Its lanes share it: they meet one service."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._backoff = Backoff()
+        self._count = 0
+        self._told = ""
+
+    def next_delay(self, ending: Ending) -> float:
+        match ending.verdict:
+            case Verdict.RETRY | Verdict.BACK_OFF:
+                return self._backoff.next()
+            case Verdict.BACK_OFF_A_MINUTE:
+                return 60.0 + self._backoff.next()
+            case Verdict.FATAL:
+                return REFUSED + self._backoff.next()
+
+    async def wait_out(self, ending: Ending, lasted: float) -> None:
+        """Wait as long as this ending asks for; a session that lived, not one that spoke, resets the back-off."""
+        self._backoff.healthy_for(lasted)
+        if ending.complete:
+            await self._tell_recovered()
+            return
+        self._count += 1
+        delay = self.next_delay(ending)
+        if self._count & (self._count - 1) == 0:
+            log.warning("session.failed", room=self._desk.room, reason=ending.text, failures=self._count, next_in=delay)
+        if ending.verdict is Verdict.FATAL and ending.text != self._told:
+            self._told = ending.text
+            await self._tell("error", "session.refused", f"The speech service refuses sessions: {ending.text}")
+        await trio.sleep(delay)
+
+    async def _tell_recovered(self) -> None:
+        if self._told:
+            self._told = ""
+            await self._tell("info", "session.recovered", "The speech service accepts sessions again.")
+        self._count = 0
+
+    async def _tell(self, severity: Literal["info", "warning", "error"], code: str, text: str) -> None:
+        desk = self._desk
+        position = desk.spool.end
+        await desk.journal.commit(
+            Notice(
+                room=desk.room, position=position, at=desk.spool.at(position), severity=severity, code=code, text=text
+            )
+        )
+
+
+def _set() -> trio.Event:
+    event = trio.Event()
+    event.set()
+    return event
