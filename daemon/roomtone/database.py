@@ -4,7 +4,6 @@ SQLite in WAL mode with synchronous=FULL: what `transact` has returned survives 
 writes, the other can only read, so that reading never waits for writing. Each is used by one thread at a time.
 """
 
-import fcntl
 import os
 import sqlite3
 import time
@@ -267,10 +266,11 @@ class Database:
 
 @contextmanager
 def open_database(path: Path) -> Iterator[Database]:
-    """Open the file, made with mode 0600 in a folder of 0700, for this process alone.
+    """Open the file, made with mode 0600 in a folder of 0700. The caller holds the folder (`state.hold_state`): seq is
+    counted in this process, and a second one that writes is refused by the table's primary key.
 
     A damaged file is moved aside and a new one begun. Raises JournalError for a file of a newer version, one that is
-    no journal, one that another process has open, and one that cannot be opened or written.
+    no journal, and one that cannot be opened or written.
     """
     with ExitStack() as stack:
         yield _open(path, stack)
@@ -279,7 +279,6 @@ def open_database(path: Path) -> Iterator[Database]:
 def _open(path: Path, stack: ExitStack) -> Database:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        stack.enter_context(_alone(path.parent))
         corrupt = _move_if_corrupt(path)
         writer = stack.enter_context(closing(_connect(path)))
         reader = stack.enter_context(closing(_connect_to_read(path)))
@@ -292,24 +291,6 @@ def _open(path: Path, stack: ExitStack) -> Database:
             f"cannot use the journal {path}: {error}; see that the disk has space and that the daemon's user owns "
             f"{path.parent}"
         ) from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep the folder for this process. The lock is on the folder, for closing a descriptor of the file itself would
-    take away the locks that SQLite holds on it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JournalError(
-                f"another process has the journal in {folder} open: stop it, or give this one another state folder"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -209,11 +209,11 @@ class Journal:
 
 @asynccontextmanager
 async def open_journal(path: Path, *, inline: bool = False) -> AsyncIterator[Journal]:
-    """The journal in that file, made when it is absent; this process alone has it until the context ends.
+    """The journal in that file, made when it is absent. The caller holds the folder (`state.hold_state`).
 
     SQLite runs in two threads, one that writes and one that reads; with `inline` in the loop itself, for virtual time.
     A damaged file is moved aside, and the new journal begins with a notice. Errors: JournalError, for a file of a
-    newer version, one that another process has open, and one that cannot be opened.
+    newer version, one that is no journal, and one that cannot be opened.
     """
     with open_database(path) as database:
         journal = Journal(path, database, inline=inline)

@@ -1,0 +1,333 @@
+"""Brings every durable event to one sink, at least once and in order, for ever: open, pump batches from the cursor, on
+any failure leave, back off, open again.
+
+Each sink is one task with its own cursor in the journal, so that none can slow or lose another, or anything else. This
+module is the plugin boundary: whatever a sink raises ends here, as a line in the log and a later attempt. What the
+journal raises passes through, and so does cancellation.
+"""
+
+import inspect
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+import structlog
+import trio
+
+from roomtone.backoff import Backoff, is_worth_saying
+from roomtone.batch import Batch, SinkFailed
+from roomtone.events import Audio, Durable, Notice, Severity, kind_of
+from roomtone.hooks import Implementation, Misfit, bind
+from roomtone.journal import Journal, JournalError
+from roomtone.live import Live, LiveEvent
+from roomtone.sinks import Context, Sink, wants
+from roomtone.streak import HEALTHY, Streak
+from roomtone.worker import Worker
+
+BATCH = 1000
+"""Events in a batch at most; also how many uninteresting ones may pass before the cursor is made durable."""
+
+State: TypeAlias = Literal["opening", "active", "failing", "stuck", "configuration error"]
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class SinkStatus(msgspec.Struct, frozen=True):
+    """How one sink is doing: `behind` events wait for it, `refused` were set aside, `error` is what failed last."""
+
+    name: str
+    kind: str
+    state: State
+    behind: int
+    refused: int
+    error: str | None
+
+
+class Delivery:
+    """One sink and its way through the journal. Making it does nothing; `run` works, and `status` may always be asked.
+
+    `closing` is set when no more events will be committed; then `run` returns as soon as the sink has everything.
+    """
+
+    def __init__(
+        self, name: str, sink: Sink, *, journal: Journal, live: Live, context: Context, closing: trio.Event
+    ) -> None:
+        self._name = name
+        self._sink = sink
+        self._journal = journal
+        self._live = live
+        self._context = context
+        self._closing = closing
+        self._log = log.bind(sink=name)
+        self._state: State = "opening"
+        self._error: str | None = None
+        self._refused = 0
+        self._cursor = journal.tip
+        self._durable_cursor = journal.tip
+        self._limit = BATCH
+        self._backoff = Backoff(first=0.5, longest=60.0, healthy=HEALTHY)
+        self._slowly = Backoff(first=60.0, longest=3600.0)
+        self._streak = Streak()
+
+    def status(self) -> SinkStatus:
+        """How it stands at this moment."""
+        return SinkStatus(
+            name=self._name,
+            kind=str(self._sink.__struct_config__.tag),
+            state=self._state,
+            behind=max(0, self._journal.tip - self._cursor),
+            refused=self._refused,
+            error=self._error,
+        )
+
+    async def run(self) -> None:
+        """Deliver for ever, or, once `closing` is set, until everything is delivered or one last attempt has failed.
+
+        Resources: the sink's context is left before this returns. Errors: those of the journal.
+        """
+        await self._begin()
+        while True:
+            is_last = self._closing.is_set()
+            failure = await self._attempt()
+            if failure is None:
+                return
+            delay = await self._fail(failure)
+            if not is_last:
+                with trio.move_on_after(delay):
+                    await self._closing.wait()
+            behind = self._journal.tip - self._cursor
+            if self._closing.is_set() and (is_last or not behind):
+                if behind:
+                    self._log.warning("sink.behind", events=behind)
+                return
+
+    async def _begin(self) -> None:
+        """Find the cursor. A sink that the journal does not know gets one now, or it would move with every start."""
+        cursor = await self._journal.cursor(self._name)
+        if cursor is None:
+            # In a journal begun anew after damage every sink is unknown, and all that is in it is news to all.
+            from_oldest = self._sink.start == "oldest" or self._journal.renewed
+            cursor = 0 if from_oldest else self._journal.tip
+            await self._journal.advance(self._name, cursor)
+        self._cursor = self._durable_cursor = cursor
+        self._refused = len(await self._journal.refused(self._name))
+
+    async def _attempt(self) -> BaseException | None:
+        """Open the sink and pump. None: everything is delivered and the sink was left; else what failed."""
+        failure: BaseException
+        try:
+            # A nursery for each attempt: whatever a sink leaves running in it ends with the attempt.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._session, nursery)
+        except* JournalError:
+            raise
+        except* (Exception, SystemExit) as group:  # noqa: BLE001 - the plugin boundary
+            failure = _innermost(group)
+        else:
+            return None
+        return failure
+
+    async def _session(self, attempt: trio.Nursery) -> None:
+        """From opening to leaving, each within the sink's timeout: the deadline stands for one, then for the other."""
+        cause: Exception | None = None
+        where = "opening"
+        with trio.move_on_after(self._sink.timeout) as patience:
+            async with _opened(self._sink, self._context) as plugin:
+                patience.deadline = float("inf")
+                try:
+                    await self._serve(bind(plugin, name=self._name), attempt)
+                except Exception as error:
+                    cause = error
+                    raise
+                finally:
+                    where = "leaving"
+                    patience.deadline = trio.current_time() + self._sink.timeout
+        # Here too when the context has swallowed the failure, or was so long in leaving that it was cancelled.
+        if cause is not None:
+            raise cause
+        if patience.cancelled_caught:
+            raise SinkFailed(f"{where} took longer than {self._sink.timeout:g} s")
+        attempt.cancel_scope.cancel()
+
+    async def _serve(self, hooks: Implementation, attempt: trio.Nursery) -> None:
+        worker = Worker(hooks, timeout=self._sink.timeout, nursery=attempt, on_overdue=self._tell_stuck)
+        async with trio.open_nursery() as nursery:
+            if hooks.live:
+                nursery.start_soon(self._follow_live, worker)
+            await self._pump(worker)
+            nursery.cancel_scope.cancel()
+
+    async def _pump(self, worker: Worker) -> None:
+        """Batches from the cursor to the tip, again and again; returns at the tip when `closing` is set."""
+        healthy_at = float("inf")
+        while True:
+            is_closing, tip = self._closing.is_set(), self._journal.tip
+            events = await self._journal.read(self._cursor, self._limit)
+            if events:
+                await self._deliver(events, worker)
+                self._backoff.reset()
+            else:
+                self._cursor = max(self._cursor, tip)  # beyond rows that cannot be read
+                if is_closing:
+                    await self._advance(self._cursor)
+                    return
+            healthy_at = min(healthy_at, trio.current_time() + HEALTHY)
+            if not worker.is_stuck:  # in a live hook
+                self._state, self._error = "active", None
+                if self._streak.failures and trio.current_time() >= healthy_at:
+                    await self._recover()
+            if not events:
+                await self._wait_for_more(healthy_at if self._streak.failures else float("inf"))
+
+    async def _deliver(self, events: Sequence[Durable], worker: Worker) -> None:
+        wanted = [_present(event) for event in events if wants(self._sink, event) and worker.hooks.hooks_for(event)]
+        if not wanted:
+            self._cursor = events[-1].seq
+            if self._cursor - self._durable_cursor >= BATCH:
+                await self._advance(self._cursor)
+            return
+        batch = Batch(wanted, worker.hooks)
+        await worker.deliver(batch)
+        await self._acknowledge(batch, events[-1].seq)
+        if failure := batch.flush_error or batch.error:
+            self._limit = 1  # one by one, until it is clear which event it is
+            raise failure
+        self._limit = min(BATCH, self._limit * 2) if batch.done == len(wanted) else batch.done
+
+    async def _acknowledge(self, batch: Batch, last: int) -> None:
+        """Move the cursor over what has returned, and over what nobody wanted before the first that has not."""
+        if batch.flush_error or not batch.done:
+            return
+        for seq, reason in batch.refused:
+            await self._journal.refuse(self._name, seq, reason)
+            self._refused += 1
+            self._log.warning("event.refused", seq=seq, reason=reason)
+        is_whole = batch.done == len(batch.events)
+        await self._advance(last if is_whole else batch.events[batch.done].seq - 1)
+
+    async def _advance(self, seq: int) -> None:
+        if seq > self._durable_cursor:
+            await self._journal.advance(self._name, seq)
+            self._durable_cursor = seq
+        self._cursor = seq
+
+    async def _wait_for_more(self, until: float) -> None:
+        """Return when there is an event after the cursor, `closing` is set, or that time has come."""
+        with trio.move_on_at(until):
+            async with trio.open_nursery() as nursery:
+                for wait in (self._closing.wait, partial(self._journal.grown, self._cursor)):
+                    nursery.start_soon(_cancel_after, wait, nursery.cancel_scope)
+
+    async def _follow_live(self, worker: Worker) -> None:
+        """Hand on what is happening right now. A failure here costs the one live event and a line in the log."""
+        failures = 0
+        with self._live.subscribe(wanted=partial(self._wants_live, worker.hooks)) as feed:
+            async for event in feed:
+                try:
+                    await worker.tell_live(event)
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
+                    failures += 1
+                    self._state = "active"  # stuck until now, perhaps
+                    if is_worth_saying(failures):
+                        self._log.warning("sink.live_failed", error=explain(error), failures=failures)
+
+    def _wants_live(self, hooks: Implementation, event: LiveEvent) -> bool:
+        kind, rooms, kinds = kind_of(event), self._sink.rooms, self._sink.kinds
+        return kind in hooks.live and (not rooms or event.room in rooms) and (not kinds or kind in kinds)
+
+    async def _fail(self, failure: BaseException) -> float:
+        """Tell the log and, where it lasts, a person. Returns the seconds until the next attempt."""
+        is_misfit = isinstance(failure, Misfit)
+        self._state = "configuration error" if is_misfit else "failing"
+        self._error = explain(failure)
+        is_due = self._streak.is_failed(trio.current_time(), at_once=is_misfit)
+        delay = (self._slowly if is_misfit else self._backoff).next()
+        if is_worth_saying(self._streak.failures):
+            self._log.warning(
+                "sink.failed",
+                error=self._error,
+                failures=self._streak.failures,
+                behind=self._journal.tip - self._cursor,
+                again_in=round(delay, 1),
+            )
+            self._log.debug("sink.traceback", exc_info=failure)
+        if is_due:
+            code, text = ("sink.misfit", "cannot be used") if is_misfit else ("sink.failing", "keeps failing")
+            await self._tell(
+                "error", code, f"Sink {self._name} {text}: {self._error}. Events wait for it in the journal."
+            )
+        return delay
+
+    async def _recover(self) -> None:
+        """Deliveries have gone well for the healthy time: the streak of failures is over."""
+        self._log.info("sink.recovered", failures=self._streak.failures)
+        if self._streak.is_healed(trio.current_time()):
+            await self._tell("info", "sink.recovered", f"Sink {self._name} gets its events again.")
+
+    async def _tell_stuck(self, text: str) -> None:
+        self._state, self._error = "stuck", text
+        self._log.error("sink.stuck", timeout=self._sink.timeout)
+        if self._streak.is_failed(trio.current_time(), at_once=True):
+            await self._tell(
+                "error",
+                "sink.stuck",
+                f"Sink {self._name} hangs: {text}. Events wait for it in the journal and go on when the call returns.",
+            )
+
+    async def _tell(self, severity: Severity, code: str, text: str) -> None:
+        """Commit a notice. It reaches this sink too, in its turn; the streak sees to it that few are made."""
+        if not self._closing.is_set():
+            at = datetime.now(UTC)
+            await self._journal.commit(Notice(room="", position=0, at=at, severity=severity, code=code, text=text))
+
+
+async def run_sink(
+    name: str, sink: Sink, *, journal: Journal, live: Live, context: Context, closing: trio.Event
+) -> None:
+    """Deliver to one sink without looking at its status; see `Delivery.run`."""
+    await Delivery(name, sink, journal=journal, live=live, context=context, closing=closing).run()
+
+
+async def _cancel_after(wait: Callable[[], Any], scope: trio.CancelScope) -> None:
+    await wait()
+    scope.cancel()
+
+
+def _opened(sink: Sink, context: Context) -> AbstractAsyncContextManager[object]:
+    opened = sink.open(context)
+    if inspect.iscoroutine(opened):
+        opened.close()  # else Python warns of it somewhere far from here
+    if not isinstance(opened, AbstractAsyncContextManager):
+        raise Misfit(
+            f"{type(sink).__qualname__}.open gives no async context manager; put @asynccontextmanager above it"
+        )
+    return opened
+
+
+def _present(event: Durable) -> Durable:
+    """The quota may have taken the segment since; asking costs microseconds, for the folder is the spool's own."""
+    if isinstance(event, Audio) and event.file is not None and not Path(event.file).exists():
+        return msgspec.structs.replace(event, file=None)
+    return event
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The first error in nested groups. The others are nearly always its consequences."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def explain(error: BaseException) -> str:
+    """One line for a person: what was raised and where, without the traceback."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, SinkFailed | Misfit):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
