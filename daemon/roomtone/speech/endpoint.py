@@ -45,8 +45,7 @@ async def open_endpoints(
     Resources: one recognizer process for all rooms that want one, alive as long as this context.
     """
     urls = {
-        room: parameters.resolve(streaming.endpoint, has_key=key is not None)
-        for room, (streaming, _) in rooms.items()
+        room: parameters.resolve(streaming.endpoint, has_key=key is not None) for room, (streaming, _) in rooms.items()
     }
     if LOCAL not in urls.values():
         yield {room: _remote(urls[room], *rooms[room], key) for room in rooms}
@@ -61,9 +60,7 @@ async def open_endpoints(
 def _remote(url: str, streaming: Streaming, rate: int, key: Key | None) -> Endpoint:
     headers = [("Authorization", key.reveal())] if key is not None and _may_see_key(url) else []
     address = f"{url}?{parameters.query(streaming, rate)}"
-    return Endpoint(
-        name=_show(url), remote=True, patience=10.0, open=lambda: open_session(address, headers=headers)
-    )
+    return Endpoint(name=_show(url), remote=True, patience=10.0, open=lambda: open_session(address, headers=headers))
 
 
 def _may_see_key(url: str) -> bool:

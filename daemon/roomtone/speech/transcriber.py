@@ -17,7 +17,9 @@ from roomtone.backoff import Backoff
 from roomtone.events import Notice
 from roomtone.journal import Mark
 from roomtone.speech.coverage import Span, Spans
-from roomtone.speech.passage import Desk, Ending, Passage, wait_piece
+from roomtone.speech.minutes import Desk
+from roomtone.speech.outgoing import wait_piece
+from roomtone.speech.passage import Ending, Passage
 from roomtone.speech.pause import ends_quiet, last_pause
 from roomtone.speech.protocol import Verdict
 
@@ -163,9 +165,9 @@ class _Lanes:
             new.begin_at(max(0, done - AGAIN * self._desk.rate), done)
             settled.set()
         else:
-            old.until = old.position
-            new.begin_at(old.position, old.position)
-            nursery.start_soon(self._settle, old, old.position, settled)
+            end = old.end_at_once()
+            new.begin_at(end, end)
+            nursery.start_soon(self._settle, old, end, settled)
         may_send.set()
         return new
 

@@ -1,0 +1,256 @@
+"""What one session has said, on its way into the journal: turns with their seam, answers, and what they settle."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from roomtone.capture.spool import Spool
+from roomtone.events import Answer, Durable, Interim, SessionEnded, SessionStarted, Turn, Word
+from roomtone.journal import Cover, Fact, Journal, Mark
+from roomtone.live import Live
+from roomtone.speech.coverage import Ledger, Span
+from roomtone.speech.endpoint import Endpoint
+from roomtone.speech.protocol import LLMGatewayResponse, Termination, TurnMessage
+from roomtone.speech.seam import unheard
+from roomtone.speech.track import Track
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+REPORT_EVERY = 10.0
+"""Seconds between commits of coverage while nobody speaks."""
+UNDECIDED = 10.0
+"""Seconds that a turn may wait for what tells whether an older session has said it already."""
+LONGEST_TURN = 120
+"""Seconds that a turn of an older session may have begun before the stretch that is sent again."""
+
+
+class Desk(NamedTuple):
+    """What every session of a room works with. `frame` is in samples; `two_finals` as TurnBook wants it."""
+
+    room: str
+    rate: int
+    frame: int
+    spool: Spool
+    journal: Journal
+    live: Live
+    endpoint: Endpoint
+    speech_model: str | None
+    two_finals: bool
+
+
+class Minutes:
+    """The journal's side of one session, which was sent audio from `start` on, all before `floor` being settled before.
+
+    `marks` says what to journal with the acknowledged position; `settled` is set when all that older sessions have said
+    is in the journal: until then nothing of this one is, for the events of a room come in the order of its sessions.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        track: Track,
+        ledger: Ledger,
+        *,
+        session_id: str,
+        start: int,
+        floor: int,
+        marks: Callable[[int], Sequence[Mark]],
+        settled: trio.Event,
+    ) -> None:
+        self.acknowledged = floor
+        self._desk = desk
+        self._track = track
+        self._ledger = ledger
+        self._id = session_id
+        self._start = start
+        self._again = start < floor
+        self._marks = marks
+        self._settled = settled
+        self._recalled = False
+        self._old: list[tuple[Word, ...]] = []
+        self._waiting: list[tuple[TurnMessage, tuple[Word, ...]]] = []
+        self._waiting_since = 0.0
+        self._reported_at = trio.current_time()
+        self._begun: dict[int, int] = {}
+        self._ids: dict[int, str] = {}
+
+    def show(self, turn: TurnMessage) -> None:
+        """Publish a turn that is still being said."""
+        position = self._open(turn)
+        self._desk.live.publish(
+            Interim(
+                room=self._desk.room,
+                position=position,
+                at=self._desk.spool.at(position),
+                session_id=self._id,
+                turn_order=turn.turn_order,
+                text=turn.text,
+            )
+        )
+
+    def add(self, turn: TurnMessage) -> None:
+        """Take a final turn; `journal` decides when it is written."""
+        self._open(turn)
+        self._waiting_since = self._waiting_since if self._waiting else trio.current_time()
+        self._waiting.append((turn, self._track.words(turn.words or ())))
+
+    def _open(self, turn: TurnMessage) -> int:
+        """The position of the turn's first word; nothing behind it counts as heard before the turn is journalled."""
+        words = self._track.words((turn.words or ())[:1])
+        position = words[0].start if words else self._ledger.heard(trio.current_time())
+        self._ledger.opened(turn.turn_order, position)
+        return self._begun.setdefault(turn.turn_order, position)
+
+    async def report(self) -> None:
+        """Write what has become due: turns whose seam is decided now, and coverage once in REPORT_EVERY seconds."""
+        await self.journal()
+        if trio.current_time() >= self._reported_at + REPORT_EVERY and self._settled.is_set():
+            await self._commit(())
+
+    async def journal(self, *, whatever_comes: bool = False) -> None:
+        """Write the turns whose seam is decided, or all of them, and what they settle, in one transaction."""
+        if not self._waiting or not (await self._decided() or whatever_comes):
+            return
+        waiting, self._waiting = self._waiting, []
+        words = [word for _, heard in waiting for word in heard]
+        new = {id(words[index]) for index in unheard(self._old, words, self._desk.rate)}
+        turns: list[Turn] = []
+        for turn, heard in waiting:
+            kept = tuple(word for word in heard if id(word) in new)
+            if kept or not heard:
+                turns.append(self._turn(turn, kept, whole=len(kept) == len(heard)))
+            span = Span(heard[0].start, max(word.end for word in heard)) if heard else None
+            self._ledger.closed(turn.turn_order, span)
+        for event in await self._commit(turns):
+            if isinstance(event, Turn):
+                self._ids[event.turn_order] = event.id
+
+    async def _decided(self) -> bool:
+        """Whether all that older sessions have said, and that these turns may repeat, can be told from what is new."""
+        if not self._settled.is_set():
+            return False
+        if self._again and not self._recalled:
+            self._recalled = True
+            self._old = await self._recall()
+        if not self._old:
+            return True
+        edge = max(word.end for turn in self._old for word in turn) + self._desk.rate
+        return (
+            any(words[-1].end > edge for _, words in self._waiting if words)
+            or self._ledger.sent > edge + UNDECIDED * self._desk.rate
+            or trio.current_time() >= self._waiting_since + UNDECIDED
+        )
+
+    async def _recall(self) -> list[tuple[Word, ...]]:
+        """The words of this stretch that are in the journal already, turn by turn."""
+        desk = self._desk
+        begin = self._start - LONGEST_TURN * desk.rate
+        known = await desk.journal.select(desk.room, ["turn"], begin, desk.spool.end)
+        turns = [
+            tuple(word for word in event.words if word.end > self._start - desk.rate)
+            for event in known
+            if isinstance(event, Turn) and event.session_id != self._id
+        ]
+        return [turn for turn in turns if turn]
+
+    def _turn(self, turn: TurnMessage, words: tuple[Word, ...], *, whole: bool) -> Turn:
+        position = words[0].start if words else self._begun[turn.turn_order]
+        return Turn(
+            room=self._desk.room,
+            position=position,
+            at=self._desk.spool.at(position),
+            session_id=self._id,
+            turn_order=turn.turn_order,
+            text=turn.text if whole else " ".join(word.text for word in words),
+            words=words,
+            language=turn.language_code,
+            speaker=turn.speaker_label,
+            supersedes=self._ids.get(turn.turn_order),
+        )
+
+    async def _commit(self, facts: Sequence[Fact]) -> tuple[Durable, ...]:
+        """One transaction: these facts, and everything that is newly settled with them."""
+        desk = self._desk
+        self._reported_at = trio.current_time()
+        acknowledged, rows = self._ledger.report(self._reported_at)
+        covers = [
+            Cover(
+                room=desk.room,
+                start=span.start,
+                end=span.end,
+                state=state,
+                cause=None,
+                from_=desk.spool.at(span.start),
+                until=desk.spool.at(span.end),
+            )
+            for span, state in rows
+        ]
+        moved = acknowledged > self.acknowledged
+        self.acknowledged = max(self.acknowledged, acknowledged)
+        marks = self._marks(acknowledged) if moved else ()
+        if not (facts or covers or marks):
+            return ()
+        return await desk.journal.commit(*facts, *covers, *marks)
+
+    async def answer(self, message: LLMGatewayResponse) -> None:
+        """Journal what the language model said to a turn, behind the turn."""
+        text = message.text
+        position = self._begun.get(message.turn_order, self._start)
+        await self.journal(whatever_comes=self._settled.is_set())
+        await self._desk.journal.commit(
+            Answer(
+                room=self._desk.room,
+                position=position,
+                at=self._desk.spool.at(position),
+                session_id=self._id,
+                turn_order=message.turn_order,
+                text=text or "",
+                response=message.data if isinstance(message.data, dict) else {"data": message.data},
+            )
+        )
+        if text is None:
+            log.warning("answer.empty", room=self._desk.room, session_id=self._id, turn_order=message.turn_order)
+
+    async def begin(self, expires_at: datetime | None) -> None:
+        """Journal that the session is up."""
+        desk = self._desk
+        await desk.journal.commit(
+            SessionStarted(
+                room=desk.room,
+                position=self._start,
+                at=desk.spool.at(self._start),
+                session_id=self._id,
+                endpoint=desk.endpoint.name,
+                speech_model=desk.speech_model,
+                expires_at=expires_at,
+            )
+        )
+        log.info("session.started", room=desk.room, session_id=self._id, endpoint=desk.endpoint.name)
+
+    async def end(self, reason: str, termination: Termination | None, seconds: float) -> None:
+        """Journal what still waits, how the session ended, and all that this settles.
+
+        The service's own seconds count; `seconds` is how long the session was open where it does not say.
+        """
+        desk = self._desk
+        await self.journal(whatever_comes=True)
+        position = self._ledger.sent
+        audio = None if termination is None else termination.audio_duration_seconds
+        open_for = None if termination is None else termination.session_duration_seconds
+        await self._commit(
+            [
+                SessionEnded(
+                    room=desk.room,
+                    position=position,
+                    at=desk.spool.at(position),
+                    session_id=self._id,
+                    audio_seconds=round(self._track.sent / desk.rate, 3) if audio is None else audio,
+                    session_seconds=round(seconds, 3) if open_for is None else open_for,
+                    reason=reason,
+                )
+            ]
+        )
+        log.info("session.ended", room=desk.room, session_id=self._id, reason=reason, seconds=round(seconds, 1))
