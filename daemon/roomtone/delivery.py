@@ -112,7 +112,7 @@ class Delivery:
         if cursor is None:
             # In a journal begun anew after damage every sink is unknown, and all that is in it is news to all.
             from_oldest = self._sink.start == "oldest" or self._journal.renewed
-            cursor = 0 if from_oldest else self._journal.tip
+            cursor = 0 if from_oldest else self._cursor  # the tip when this was made: before anything else began
             await self._journal.advance(self._name, cursor)
         self._cursor = self._durable_cursor = cursor
         self._refused = len(await self._journal.refused(self._name))

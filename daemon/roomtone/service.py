@@ -15,16 +15,17 @@ import structlog
 import trio
 
 from roomtone import places
+from roomtone.capture.feed import File
 from roomtone.capture.recorder import record
 from roomtone.capture.spool import Spool, open_spool
 from roomtone.config import Config, Room, find_key
-from roomtone.delivery import Deliveries, run_sink
+from roomtone.delivery import Delivery
 from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
 from roomtone.sinks import Context
 from roomtone.speech.endpoint import Endpoint, open_endpoints
-from roomtone.speech.parameters import has_two_finals
-from roomtone.speech.passage import Desk
+from roomtone.speech.minutes import Desk
+from roomtone.speech.parameters import US_MODELS, Streaming
 from roomtone.speech.transcriber import transcribe
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -42,11 +43,12 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
     streams = {name: (room.streaming, room.rate) for name, room in config.rooms.items()}
     with trio.CancelScope() as hard, places.lock(state):
         async with trio.open_nursery() as watching, open_journal(state / "journal.sqlite") as journal:
-            live, closing = Live(), trio.Event()
+            live, closing, sinks = Live(), trio.Event(), dict[str, Delivery]()
             async with trio.open_nursery() as delivery:
                 for name, sink in config.sinks.items():
                     context = _context(name, config, environ, state)
-                    delivery.start_soon(run_sink, name, sink, journal, live, context, closing)
+                    sinks[name] = Delivery(name, sink, journal=journal, live=live, context=context, closing=closing)
+                    delivery.start_soon(sinks[name].run)
                 async with open_endpoints(streams, find_key(config, environ)) as endpoints, AsyncExitStack() as stack:
                     spools = {name: await _open_spool(stack, name, config, state) for name in config.rooms}
                     async with trio.open_nursery() as streaming:
@@ -95,9 +97,7 @@ async def _capture(name: str, config: Config, spool: Spool, journal: Journal, li
         spool.end_of_data()
 
 
-async def _transcribe(
-    name: str, room: Room, spool: Spool, journal: Journal, live: Live, endpoint: Endpoint
-) -> None:
+async def _transcribe(name: str, room: Room, spool: Spool, journal: Journal, live: Live, endpoint: Endpoint) -> None:
     desk = Desk(
         room=name,
         rate=room.rate,
@@ -107,9 +107,14 @@ async def _transcribe(
         live=live,
         endpoint=endpoint,
         speech_model=room.streaming.speech_model,
-        two_finals=has_two_finals(room.streaming),
+        two_finals=_has_two_finals(room.streaming),
     )
-    await transcribe(desk, realtime=room.realtime)
+    await transcribe(desk, realtime=not isinstance(room.source, File))
+
+
+def _has_two_finals(streaming: Streaming) -> bool:
+    """Whether the model can send an unformatted and then a formatted final of one turn: see `speech/turns.py`."""
+    return bool(streaming.format_turns) and streaming.speech_model in US_MODELS
 
 
 async def _open_spool(stack: AsyncExitStack, name: str, config: Config, state: Path) -> Spool:
