@@ -1,0 +1,101 @@
+"""WAV files and their sidecars on the disk, readable at any moment and after any crash.
+
+The order makes it so: first the samples, then, when they are on the disk, the header that counts them. In between the
+file is a shorter one, and valid.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from roomtone_wav.recording import HEADER, WIDTH, Recording, header
+
+_CHUNK = 2**20
+
+
+class Wav:
+    """One open WAV file. Offsets and lengths are in samples."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, offset: int, audio: bytes) -> None:
+        """Put these samples there: again, when they are there already. What lies between stays zero."""
+        rest, place = memoryview(audio), HEADER + offset * WIDTH
+        while rest:
+            written = os.pwrite(self._descriptor, rest, place)
+            rest, place = rest[written:], place + written
+
+    def erase(self, offset: int, end: int) -> None:
+        """Make these samples zero. What is zero already is only read: an hour that takes several tries gets done."""
+        for place in range(HEADER + offset * WIDTH, HEADER + end * WIDTH, _CHUNK):
+            audio = os.pread(self._descriptor, min(_CHUNK, HEADER + end * WIDTH - place), place)
+            if audio.strip(b"\0"):
+                os.pwrite(self._descriptor, bytes(len(audio)), place)
+        os.fdatasync(self._descriptor)
+
+    def settle(self, samples: int, rate: int) -> None:
+        """Make durable what was written, then the header that counts it. What nobody wrote is zeros."""
+        size = HEADER + samples * WIDTH
+        if os.fstat(self._descriptor).st_size < size:
+            os.ftruncate(self._descriptor, size)
+        os.fdatasync(self._descriptor)
+        os.pwrite(self._descriptor, header(samples, rate), 0)
+        os.fdatasync(self._descriptor)
+
+
+@contextmanager
+def open_wav(path: str) -> Iterator[Wav]:
+    """The file, to be written at any place. An OSError inside gets its name; it is not made where it is missing."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield Wav(descriptor)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(descriptor)
+
+
+def create(recording: Recording) -> None:
+    """Make the recording's files, with no samples yet, and their names durable. Never takes the place of a file."""
+    path = Path(recording.path)
+    make_folder(path.parent)
+    write_sidecar(recording)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(header(0, recording.rate))
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def write_sidecar(recording: Recording) -> None:
+    """Replace the recording's sidecar as a whole."""
+    path = Path(recording.path).with_suffix(".json")
+    new = path.with_suffix(".json.new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(recording.sidecar())
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder and its parents where they are missing: for the daemon's user only, and durable."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in this folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

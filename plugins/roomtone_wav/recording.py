@@ -1,0 +1,153 @@
+"""What one WAV file holds, and where in it a position lies. Pure: no disk, no clock.
+
+A sample's place in a file is its position minus the file's first, plus the silence that was put in before it. Lost
+samples need nothing of their own: the position moved on by them, so their place stays zero.
+"""
+
+import struct
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from roomtone import Audio, Gap
+
+HEADER = 44
+"""Bytes of a RIFF header with one `fmt ` chunk of 16 bytes, up to the first sample."""
+WIDTH = 2
+"""Bytes of a sample: 16-bit little-endian, mono."""
+LONGEST = (2**32 - 1 - (HEADER - 8)) // WIDTH
+"""Samples that one file can hold: RIFF counts its bytes, but for the first eight, in 32 bits."""
+
+Split: TypeAlias = Literal["recording", "hour"]
+Gaps: TypeAlias = Literal["split", "silence"]
+
+
+class Stretch(msgspec.Struct, frozen=True):
+    """Positions from `start` up to `end`."""
+
+    start: int
+    end: int
+
+
+class Hole(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """A gap that touches the file, as its event says it."""
+
+    start: int
+    end: int
+    from_: datetime
+    until: datetime
+    cause: str
+
+    @classmethod
+    def of(cls, gap: Gap) -> "Hole":
+        return cls(gap.start, gap.end, gap.from_, gap.until, gap.cause)
+
+
+class Silence(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """Zeros that are in the file and in no count of positions: `samples` of them, before the sample at `position`."""
+
+    position: int
+    samples: int
+    from_: datetime
+    until: datetime
+
+
+class Recording(msgspec.Struct, frozen=True, kw_only=True):
+    """One WAV file: positions `first` to `end` of a room, heard from `start` until `until` (UTC).
+
+    `last` is the id of the newest event in it. `missing` is what the spool's quota took before it could be written,
+    `forgotten` what was removed on somebody's wish; both are zeros in the file.
+    """
+
+    room: str
+    rate: int
+    first: int
+    start: datetime
+    path: str
+    end: int
+    until: datetime
+    last: str
+    gaps: tuple[Hole, ...] = ()
+    silences: tuple[Silence, ...] = ()
+    missing: tuple[Stretch, ...] = ()
+    forgotten: tuple[Stretch, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """How many samples the file has."""
+        return self.offset(self.end)
+
+    def offset(self, position: int) -> int:
+        """Which sample of the file is the one at this position."""
+        return position - self.first + sum(each.samples for each in self.silences if each.position <= position)
+
+    def boundary(self, position: int, at: datetime, split: Split) -> int:
+        """The position that this file cannot have any more, given that the sample at `position` was heard `at`."""
+        full = position + LONGEST - self.offset(position)
+        if split == "recording":
+            return full
+        hour = self.start.astimezone(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+        return min(full, position - (-microseconds(hour - at) * self.rate // 1_000_000))  # rounded up: no earlier
+
+    def sidecar(self) -> bytes:
+        """What stands beside the file, for people and programs that read it."""
+        facts: dict[str, Any] = msgspec.to_builtins(self)
+        del facts["path"], facts["last"]
+        return msgspec.json.format(msgspec.json.encode(facts | {"samples": self.samples}), indent=2) + b"\n"
+
+
+def continued(
+    recording: Recording, event: Audio, position: int, at: datetime, *, split: Split, gaps: Gaps
+) -> Recording | None:
+    """The recording as it goes on with the event's sample at `position`, heard `at`, after the silence if any.
+
+    None where it does not go on, and another file begins.
+    """
+    if event.rate != recording.rate:
+        return None
+    if event.fresh and position == event.position >= recording.end and position != recording.first:
+        if gaps == "split":
+            return None
+        if samples := _silence(recording, position, at):
+            silence = Silence(position, samples, recording.until, at)
+            recording = msgspec.structs.replace(recording, silences=(*recording.silences, silence))
+    return recording if position < recording.boundary(position, at, split) else None
+
+
+def _silence(recording: Recording, position: int, at: datetime) -> int:
+    """Samples of the time since the recording's end that are not counted as lost already.
+
+    The clock is asked and not the gaps: one absence can have several (muted, then the daemon was down), and a sink
+    with `kinds` may see none of them.
+    """
+    elapsed = (microseconds(at - recording.until) * recording.rate + 500_000) // 1_000_000
+    return max(0, elapsed - (position - recording.end))
+
+
+def united(stretches: Iterable[Stretch], start: int, end: int) -> tuple[Stretch, ...]:
+    """The stretches and one more, in order, with no two that touch."""
+    apart = []
+    for each in stretches:
+        if each.end < start or each.start > end:
+            apart.append(each)
+        else:
+            start, end = min(start, each.start), max(end, each.end)
+    return tuple(sorted((*apart, Stretch(start, end)), key=lambda each: each.start))
+
+
+def header(samples: int, rate: int) -> bytes:
+    """The RIFF header of a file with so many samples."""
+    size = samples * WIDTH
+    shape = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, rate * WIDTH, WIDTH, 8 * WIDTH)
+    return struct.pack("<4sI4s", b"RIFF", HEADER - 8 + size, b"WAVE") + shape + struct.pack("<4sI", b"data", size)
+
+
+def duration(samples: int, rate: int) -> timedelta:
+    """How long so many samples last, to the microsecond below: exact, where floating point drifts over years."""
+    return timedelta(microseconds=samples * 1_000_000 // rate)
+
+
+def microseconds(span: timedelta) -> int:
+    return span // timedelta(microseconds=1)
