@@ -211,6 +211,19 @@ async def test_several_breaks_in_one_absence(tmp_path: Path) -> None:
     assert list(contents(tmp_path / "wav").values()) == [audio(0, 300) + bytes(2 * 2500) + audio(300, 600)]
 
 
+async def test_a_silence_is_put_in_once(tmp_path: Path) -> None:
+    """A break that is delivered again adds no second silence, even when the clock was set back in between."""
+    room = Room(tmp_path)
+    room.says(300)
+    room.is_away(2)
+    room.says(300)
+    room._at -= timedelta(hours=1)
+    room.says(300)
+    await deliver(Wav(directory="wav", gaps="silence"), tmp_path, room.events)
+    await deliver(Wav(directory="wav", gaps="silence"), tmp_path, room.events[1:])
+    assert list(contents(tmp_path / "wav").values()) == [audio(0, 300) + bytes(4000) + audio(300, 900)]
+
+
 async def test_a_silence_too_long_for_the_file_begins_another(tmp_path: Path) -> None:
     """A clock that was set for the first time, years later, does not fill the disk with zeros."""
     room = Room(tmp_path, at=datetime(1970, 1, 1, tzinfo=UTC))
