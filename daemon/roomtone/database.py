@@ -258,10 +258,16 @@ class Database:
             for name, seq, at, reason, body in rows
         ]
 
-    def close_clean(self) -> None:
-        """Say in the file that it was closed in order. On a full disk it stays unsaid, and the next opening checks."""
-        with suppress(sqlite3.OperationalError):
-            self._writer.execute("INSERT OR REPLACE INTO marks VALUES (?, 'true')", (_CLEAN,))
+    def say_clean(self, *, is_clean: bool) -> None:
+        """Say in the file whether it may be believed when it is opened again, unchecked.
+
+        On a full disk that stays unsaid, and the next opening checks; so it does where the damage is in the marks.
+        """
+        with suppress(sqlite3.DatabaseError):
+            if is_clean:
+                self._writer.execute("INSERT OR REPLACE INTO marks VALUES (?, 'true')", (_CLEAN,))
+            else:
+                self._writer.execute("DELETE FROM marks WHERE key = ?", (_CLEAN,))
 
 
 @contextmanager

@@ -219,9 +219,10 @@ async def open_journal(path: Path, *, inline: bool = False) -> AsyncIterator[Jou
         journal = Journal(path, database, inline=inline)
         if database.corrupt is not None:
             await journal.commit(_notice_of_damage(path, database.corrupt))
-        yield journal
-        if journal.sound:
-            database.close_clean()
+        try:
+            yield journal
+        finally:
+            database.say_clean(is_clean=journal.sound)
 
 
 def _notice_of_damage(path: Path, corrupt: Path) -> Notice:
