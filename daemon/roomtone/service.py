@@ -9,6 +9,7 @@ period, leaves at once, which the spool and the journal make harmless.
 import signal
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -53,7 +54,8 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
                     spools = {name: await _open_spool(stack, name, config, state) for name in config.rooms}
                     async with trio.open_nursery() as streaming:
                         for name, room in config.rooms.items():
-                            streaming.start_soon(_transcribe, name, room, spools[name], journal, live, endpoints[name])
+                            desk = _desk(name, room, spools[name], journal, live, endpoints[name])
+                            streaming.start_soon(partial(transcribe, desk, realtime=not isinstance(room.source, File)))
                         async with trio.open_nursery() as capture:
                             for name in config.rooms:
                                 capture.start_soon(_capture, name, config, spools[name], journal, live)
@@ -97,8 +99,8 @@ async def _capture(name: str, config: Config, spool: Spool, journal: Journal, li
         spool.end_of_data()
 
 
-async def _transcribe(name: str, room: Room, spool: Spool, journal: Journal, live: Live, endpoint: Endpoint) -> None:
-    desk = Desk(
+def _desk(name: str, room: Room, spool: Spool, journal: Journal, live: Live, endpoint: Endpoint) -> Desk:  # noqa: PLR0917 - it bundles them
+    return Desk(
         room=name,
         rate=room.rate,
         frame=room.frame,
@@ -109,7 +111,6 @@ async def _transcribe(name: str, room: Room, spool: Spool, journal: Journal, liv
         speech_model=room.streaming.speech_model,
         two_finals=_has_two_finals(room.streaming),
     )
-    await transcribe(desk, realtime=not isinstance(room.source, File))
 
 
 def _has_two_finals(streaming: Streaming) -> bool:

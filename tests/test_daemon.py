@@ -1,0 +1,240 @@
+"""The whole daemon, from the source to the sinks, as its users run it."""
+
+import signal
+import struct
+import subprocess
+import wave
+from array import array
+from pathlib import Path
+
+import pytest
+from receiver import open_receiver
+
+from pulse import open_pulse
+from running import COMMAND, DEMO, SINKS, error_rate, events, recordings, run, words
+
+RATE = 16_000
+SAID = words((DEMO / "meeting.txt").read_text())
+
+
+def pcm(path: Path) -> bytes:
+    """The demo's recording as 16-bit PCM."""
+    import soundfile
+
+    audio, rate = soundfile.read(path, dtype="int16")
+    assert rate == RATE
+    return bytes(audio.tobytes())
+
+
+def write_wav(path: Path, audio: bytes) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(audio)
+    return path
+
+
+@pytest.mark.parametrize("pace", ["fast", "realtime"])
+def test_a_file_is_recorded_bit_for_bit(tmp_path: Path, pace: str) -> None:
+    """What comes out of a file room is what went in, nothing missing and nothing twice, and `run` ends by itself."""
+    audio = pcm(DEMO / "meeting.flac")[: 2 * (9 * RATE + 777)]
+    write_wav(tmp_path / "talk.wav", audio)
+
+    with run(
+        tmp_path, f'[rooms.desk]\nsource = {{ kind = "file", path = "talk.wav", pace = "{pace}" }}\n{SINKS}'
+    ) as daemon:
+        assert daemon.finish() == 0, daemon.log
+
+    assert [recorded for _, _, recorded in recordings(tmp_path)] == [audio]
+    assert "Traceback" not in daemon.log
+    kinds = [event["kind"] for event in events(tmp_path)]
+    assert kinds[0] == "recording_started"
+    assert {"turn", "session_started", "session_ended", "recording_stopped"} <= set(kinds)
+    seqs = [event["seq"] for event in events(tmp_path)]
+    assert seqs == sorted(set(seqs))
+    heard = words(" ".join(event["text"] for event in events(tmp_path, "turn")))
+    assert error_rate(SAID[: len(heard)], heard) < 0.3
+
+
+def test_a_microphone_is_recorded_transcribed_and_delivered(tmp_path: Path) -> None:
+    """Speech played in a room is in the WAV file at its place, its words are in the turns, and every event arrives."""
+    spoken = pcm(DEMO / "meeting.flac")[: 2 * 14 * RATE]
+    with open_pulse() as server, open_receiver() as receiver:
+        config = f"""
+[rooms.desk]
+source = {{ kind = "microphone", device = "pulse" }}
+{SINKS}
+[sinks.hook]
+kind = "webhook"
+url = "{receiver.url}"
+"""
+        with run(tmp_path, config, env=server.env) as daemon:
+            daemon.wait_for(lambda: events(tmp_path, "session_started"))
+            player = server.play(write_wav(tmp_path / "talk.wav", spoken))
+            assert player.wait(60) == 0
+            daemon.wait_for(lambda: len(events(tmp_path, "turn")) >= 3)
+            daemon.signal(signal.SIGTERM)
+            assert daemon.finish() == 0, daemon.log
+        delivered = receiver.events()
+
+    ((_, rate, recorded),) = recordings(tmp_path)
+    assert rate == RATE
+    assert match(spoken, recorded) > 0.9
+    said = SAID[: len(SAID) * 14 // 32]
+    heard = words(" ".join(event["text"] for event in events(tmp_path, "turn")))
+    assert sum(word in heard for word in said) > 0.7 * len(said)
+    logged = [event["id"] for event in events(tmp_path)]
+    assert [event["id"] for event in delivered] == logged
+    (stopped,) = events(tmp_path, "recording_stopped")
+    assert stopped["position"] == len(recorded) // 2
+    assert not events(tmp_path, "gap")
+
+
+def match(spoken: bytes, recorded: bytes) -> float:
+    """The correlation of what was played with what was recorded, where they agree best: 1 is the same."""
+    import numpy as np
+
+    a = np.frombuffer(spoken, dtype="<i2").astype(float)
+    b = np.frombuffer(recorded, dtype="<i2").astype(float)
+    size = 1 << (len(a) + len(b)).bit_length()
+    correlation = np.fft.irfft(np.fft.rfft(b, size) * np.conj(np.fft.rfft(a, size)), size)
+    lag = int(np.argmax(correlation[: len(b)]))
+    window = b[lag : lag + len(a)]
+    return float(np.dot(a[: len(window)], window) / np.sqrt(np.dot(a, a) * np.dot(window, window)))
+
+
+def test_a_command_that_ends(tmp_path: Path) -> None:
+    """A command's output is recorded, and its exit 0 ends the recording."""
+    samples = array("h", (i % 2_000 - 1_000 for i in range(3 * RATE))).tobytes()
+    (tmp_path / "raw").write_bytes(samples)
+
+    with run(
+        tmp_path, f'[rooms.desk]\nsource = {{ kind = "command", argv = ["cat", "{tmp_path}/raw"] }}\n{SINKS}'
+    ) as daemon:
+        assert daemon.finish() == 0, daemon.log
+
+    assert [recorded for _, _, recorded in recordings(tmp_path)] == [samples]
+
+
+def test_two_rooms(tmp_path: Path) -> None:
+    """Rooms do not see each other: each has its own audio, positions and turns."""
+    first, second = (pcm(DEMO / "meeting.flac")[2 * start * RATE : 2 * (start + 5) * RATE] for start in (0, 5))
+    write_wav(tmp_path / "first.wav", first)
+    write_wav(tmp_path / "second.wav", second)
+    rooms = "".join(
+        f'[rooms.{name}]\nsource = {{ kind = "file", path = "{name}.wav", pace = "fast" }}\n'
+        for name in ("first", "second")
+    )
+
+    with run(tmp_path, rooms + SINKS) as daemon:
+        assert daemon.finish() == 0, daemon.log
+
+    assert {path.name.split("_")[0]: audio for path, _, audio in recordings(tmp_path)} == {
+        "first": first,
+        "second": second,
+    }
+    assert {event["room"] for event in events(tmp_path, "turn")} == {"first", "second"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_what_was_heard(tmp_path: Path, number: signal.Signals) -> None:
+    """After a signal the last turn arrives, the session terminates, the sinks have everything, and the status is 0."""
+    with run(tmp_path, f'[rooms.desk]\nsource = {{ kind = "file", path = "{DEMO}/meeting.flac" }}\n{SINKS}') as daemon:
+        daemon.wait_for(lambda: events(tmp_path, "turn"))
+        daemon.signal(number)
+        assert daemon.finish() == 0, daemon.log
+
+    (ended,) = events(tmp_path, "session_ended")
+    (stopped,) = events(tmp_path, "recording_stopped")
+    assert ended["reason"] == "terminated"
+    assert stopped["reason"] == "stopping"
+    ((_, _, recorded),) = recordings(tmp_path)
+    assert len(recorded) // 2 == stopped["position"] == ended["position"]
+    assert "Traceback" not in daemon.log
+
+
+def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:
+    """After a crash a file room goes on at its durable position: the recording is the input, whole and once."""
+    audio = pcm(DEMO / "meeting.flac")[: 2 * 12 * RATE]
+    write_wav(tmp_path / "talk.wav", audio)
+    config = f'[rooms.desk]\nsource = {{ kind = "file", path = "talk.wav", pace = "realtime" }}\n{SINKS}'
+    with run(tmp_path, config) as daemon:
+        spool = tmp_path / "state" / "spool" / "desk"
+        daemon.wait_for(lambda: spool.exists() and sum(path.stat().st_size for path in spool.iterdir()) > 2 * 5 * RATE)
+        daemon.signal(signal.SIGKILL)
+        daemon.finish()
+    with run(tmp_path, config) as daemon:
+        assert daemon.finish() == 0, daemon.log
+
+    assert b"".join(recorded for _, _, recorded in recordings(tmp_path)) == audio
+    assert not events(tmp_path, "gap")
+    ids = [event["id"] for event in events(tmp_path)]
+    assert len(ids) == len(set(ids))
+
+
+def test_an_unknown_device_is_named(tmp_path: Path) -> None:
+    """A device that is not there is a notice that lists those there are; the daemon waits for it."""
+    with open_pulse() as server:
+        config = f'[rooms.desk]\nsource = {{ kind = "microphone", device = "no-such-device" }}\n{SINKS}'
+        with run(tmp_path, config, env=server.env) as daemon:
+            daemon.wait_for(lambda: events(tmp_path, "notice"))
+            daemon.signal(signal.SIGTERM)
+            assert daemon.finish() == 0, daemon.log
+
+    text = events(tmp_path, "notice")[0]["text"]
+    assert "no-such-device" in text
+    assert "pulse" in text
+    assert "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize(
+    ("source", "explained"),
+    [
+        ('{ kind = "file", path = "absent.wav" }', "absent.wav"),
+        ('{ kind = "file", path = "noise.wav" }', "noise.wav"),
+        ('{ kind = "command", argv = ["sh", "-c", "echo broken pipe dream >&2; exit 3"] }', "broken pipe dream"),
+        ('{ kind = "command", argv = ["no-such-program"] }', "no-such-program"),
+    ],
+)
+def test_a_bad_source_is_explained(tmp_path: Path, source: str, explained: str) -> None:
+    """A source that cannot be read is a notice that names it and says why; no traceback, and the daemon goes on."""
+    (tmp_path / "noise.wav").write_bytes(struct.pack("<20I", *range(20)))
+    with run(tmp_path, f"[rooms.desk]\nsource = {source}\n{SINKS}") as daemon:
+        daemon.wait_for(lambda: events(tmp_path, "notice"))
+        daemon.signal(signal.SIGTERM)
+        assert daemon.finish() == 0, daemon.log
+
+    assert any(explained in event["text"] for event in events(tmp_path, "notice"))
+    assert "Traceback" not in daemon.log
+
+
+def test_a_sink_that_cannot_write_harms_only_itself(tmp_path: Path) -> None:
+    """A sink whose folder is not writable is behind and says so; the recording and the other sinks have everything."""
+    (tmp_path / "file").write_text("no folder")
+    audio = pcm(DEMO / "meeting.flac")[: 2 * 4 * RATE]
+    write_wav(tmp_path / "talk.wav", audio)
+    config = f'[rooms.desk]\nsource = {{ kind = "file", path = "talk.wav", pace = "fast" }}\n{SINKS}\n'
+    config += '[sinks.broken]\nkind = "jsonl"\npath = "file/events.jsonl"\n'
+    with run(tmp_path, config) as daemon:
+        assert daemon.finish() == 0, daemon.log
+
+    assert [recorded for _, _, recorded in recordings(tmp_path)] == [audio]
+    assert events(tmp_path, "recording_stopped")
+    assert "broken" in daemon.log
+    assert "Traceback" not in daemon.log
+
+
+def test_two_daemons_do_not_share_a_state(tmp_path: Path) -> None:
+    """A second daemon on one state folder is refused in one line."""
+    config = f'[rooms.desk]\nsource = {{ kind = "file", path = "{DEMO}/meeting.flac" }}\n{SINKS}'
+    with run(tmp_path, config) as daemon:
+        daemon.wait_for(lambda: events(tmp_path, "recording_started"))
+        command = [*COMMAND, "run", "--config", str(tmp_path / "roomtone.toml")]
+        second = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        daemon.signal(signal.SIGTERM)
+        daemon.finish()
+
+    assert second.returncode != 0
+    assert "another roomtone runs" in second.stderr
+    assert "Traceback" not in second.stderr
