@@ -1,0 +1,99 @@
+"""Where log lines go: colored and aligned on a terminal, one JSON object a line everywhere else.
+
+No line holds what was said in a room; the callers keep that law. Addresses lose their passwords here, for they come
+from libraries too.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TextIO
+
+import msgspec
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from roomtone import secret
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def configure(level: str, stream: TextIO) -> None:
+    """Send every log line of this process from this level on to the stream; warnings of libraries too.
+
+    For the program's entry, once: structlog and logging are the process's, so this is a setting and no object.
+    """
+    structlog.configure(
+        processors=[structlog.stdlib.add_log_level, _mask, *_rendering(stream)],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=_Lines(stream),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [_Forward()]
+    # Libraries tell of each connection at INFO, with the address: only what they warn of concerns the operator.
+    root.setLevel(max(logging.WARNING, LEVELS[level]))
+    logging.captureWarnings(capture=True)
+
+
+def _rendering(stream: TextIO) -> Sequence[Processor]:
+    """The last steps, by where the lines go. journald's native protocol would be a third case here."""
+    if stream.isatty():
+        return [
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            structlog.dev.ConsoleRenderer(
+                colors="NO_COLOR" not in os.environ,
+                exception_formatter=structlog.dev.plain_traceback,
+                pad_event_to=28,
+            ),
+        ]
+    return [
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(serializer=_json),
+    ]
+
+
+def _json(line: EventDict, **_: object) -> str:
+    first = {key: line[key] for key in ("at", "level", "event") if key in line}
+    return msgspec.json.encode(first | line, enc_hook=str).decode()
+
+
+def _mask(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    return {key: secret.mask(value) if isinstance(value, str) else value for key, value in line.items()}
+
+
+class _Lines:
+    """A logger that writes lines, and its own factory. A reader that has gone must not end the recording: what cannot
+    be written is counted in `lost`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost = 0
+
+    def __call__(self, *_: object) -> "_Lines":
+        return self
+
+    def msg(self, line: str) -> None:
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except OSError:
+            self.lost += 1
+
+    debug = info = warning = error = critical = exception = log = msg
+
+
+class _Forward(logging.Handler):
+    """What a library says through the standard library's logging, as one of our lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+        logger.log(
+            max(record.levelno, logging.DEBUG),
+            "library.said",
+            library=record.name,
+            text=record.getMessage(),
+            **({"exc_info": record.exc_info} if record.exc_info else {}),
+        )

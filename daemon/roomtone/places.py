@@ -1,0 +1,116 @@
+"""Where the daemon's things lie: the configuration, the state, and what relative paths begin at."""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+FILE = "roomtone.toml"
+VARIABLE = "ROOMTONE_CONFIG"
+
+
+class StateError(Exception):
+    """The state folder cannot be used; the text says why and what to do."""
+
+
+class StateInUse(StateError):  # noqa: N818 - it says what is true of the folder
+    """Another process holds the state folder."""
+
+
+def configurations(environ: Mapping[str, str], here: Path) -> tuple[Path, ...]:
+    """Where a configuration is looked for, in this order, unless one is named."""
+    return (
+        here / FILE,
+        _xdg(environ, "XDG_CONFIG_HOME", ".config") / "roomtone" / FILE,
+        Path("/etc/roomtone", FILE),
+    )
+
+
+def find_configuration(given: Path | None, environ: Mapping[str, str], here: Path) -> Path | None:
+    """The configuration to use: the one given, $ROOMTONE_CONFIG, else the first that exists; None where none does.
+
+    One that was named is returned whether it exists or not: to fall back from a misspelt name would run another.
+    """
+    if given is not None:
+        return given
+    if named := environ.get(VARIABLE):
+        return Path(named).expanduser()
+    return next((path for path in configurations(environ, here) if path.is_file()), None)
+
+
+def state_folder(configured: str | None, folder: Path, environ: Mapping[str, str]) -> Path:
+    """Where the journal and the spool lie: `[service] state`, $STATE_DIRECTORY of systemd, else the XDG state folder.
+
+    `folder` is where a relative `[service] state` begins: the configuration's own.
+    """
+    if configured:
+        return folder / Path(configured).expanduser()
+    if given := _state_directory(environ):
+        return given
+    return _xdg(environ, "XDG_STATE_HOME", ".local/state") / "roomtone"
+
+
+def sinks_folder(folder: Path, environ: Mapping[str, str]) -> Path:
+    """Where relative paths of sinks begin: systemd's state directory, for a service may write nowhere else, else the
+    configuration's folder.
+    """
+    return _state_directory(environ) or folder
+
+
+def private_folder(folder: Path) -> Path:
+    """The folder, made for this user only where it is missing. Raises StateError where it cannot be made."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(_unusable(folder, error)) from None
+    return folder
+
+
+@contextmanager
+def lock(state: Path) -> Iterator[None]:
+    """Hold the state folder, made where it is missing: two daemons in one would write over each other's positions.
+
+    The lock is the kernel's (flock), so it ends with the process however that ends. Raises StateError where the folder
+    cannot be made, written or locked, StateInUse where another process holds it.
+    """
+    private_folder(state)
+    try:
+        descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StateError(_unusable(state, error)) from None
+    try:
+        _take(descriptor, state)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, state: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StateInUse(
+            f"{state}: another roomtone runs with this state; stop it first, or give this one its own [service] state"
+        ) from None
+    except OSError as error:
+        raise StateError(f"{state}: the state cannot be locked: {error.strerror}; put it on a local disk") from None
+
+
+def _unusable(folder: Path, error: OSError) -> str:
+    return (
+        f"{folder}: the state cannot be written: {error.strerror}; "
+        "give this user the folder, or name another with [service] state"
+    )
+
+
+def _state_directory(environ: Mapping[str, str]) -> Path | None:
+    """Of several, which systemd joins with colons, the first is ours."""
+    first = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(first) if first else None
+
+
+def _xdg(environ: Mapping[str, str], variable: str, default: str) -> Path:
+    """The XDG base directory specification: a relative value is invalid and to be ignored."""
+    given = Path(environ.get(variable, ""))
+    return given if given.is_absolute() else Path(environ.get("HOME") or Path.home()) / default

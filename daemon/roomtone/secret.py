@@ -1,0 +1,130 @@
+"""Secrets: where the key of the speech service comes from, and how nothing of it gets out.
+
+The key comes from outside of the configuration, in this order: the systemd credential `assemblyai-api-key`
+(`LoadCredential=` in the unit; readable by the service alone), the environment variable `ASSEMBLYAI_API_KEY`, and the
+file that `[service] api_key_file` names. A plain value in the configuration is refused, for configurations are copied
+into tickets and repositories.
+"""
+
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+CREDENTIAL = "assemblyai-api-key"
+VARIABLE = "ASSEMBLYAI_API_KEY"
+MASK = "***"
+
+_SECRET_KEY = re.compile(
+    r"(^|[_-])(api-?key|key|token|secret|secrets|password|passwd|authorization|cookie|credentials?)$|auth_header_value$",
+    re.IGNORECASE,
+)
+_QUERY_SECRET = re.compile(r"([?&;][^=&;?#\s]*(?:key|token|secret|password|sig|signature)=)[^&;#\s]+", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s\"'<>]+")
+
+
+class SecretError(Exception):
+    """A secret cannot be used; the text says where it was looked for and what to do, and shows nothing of it."""
+
+
+class Secret:
+    """A value that shows itself to nobody by accident: `reveal()` is the only way to it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The value, for the one header that needs it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret({MASK})"
+
+    def __str__(self) -> str:
+        return MASK
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a secret is not to be written anywhere")
+
+
+def find_key(api_key_file: Path | None, environ: Mapping[str, str]) -> Secret | None:
+    """The key of the speech service, or None where none is given. Raises SecretError for one that cannot be used."""
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if folder and (path := Path(folder, CREDENTIAL)).exists():
+        return _checked(_read(path), f"the credential {CREDENTIAL}")
+    # An empty variable is what is left of an unset one in many a compose file: it gives no key.
+    if value := environ.get(VARIABLE, "").strip():
+        return _checked(value, f"${VARIABLE}")
+    if api_key_file is None:
+        return None
+    _refuse_readable_by_others(api_key_file)
+    return _checked(_read(api_key_file), f"api_key_file {api_key_file}")
+
+
+def is_secret_name(key: str) -> bool:
+    """Whether the value of a key of this name is to be masked wherever it would be shown."""
+    return _SECRET_KEY.search(key) is not None
+
+
+def mask(value: Any, key: str = "") -> Any:
+    """The same value for showing: what a secret's key holds, headers, and what addresses carry are masked."""
+    match value:
+        case dict() if key == "headers":
+            return dict.fromkeys(value, MASK)
+        case dict():
+            return {name: mask(inner, str(name)) for name, inner in value.items()}
+        case list() | tuple():
+            return [mask(inner, key) for inner in value]
+        case str() if value and is_secret_name(key):
+            return MASK
+        case str():
+            return _ADDRESS.sub(lambda found: mask_address(found.group()), value)
+        case _:
+            return value
+
+
+def mask_address(address: str) -> str:
+    """An address without its password and without the secrets in its query."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return MASK
+    if "@" in parts.netloc:
+        parts = parts._replace(netloc=f"{MASK}@{parts.netloc.rpartition('@')[2]}")
+    return _QUERY_SECRET.sub(rf"\g<1>{MASK}", urlunsplit(parts))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except UnicodeDecodeError:
+        raise SecretError(f"{path} is not text; write the key into it and nothing else") from None
+    except OSError as error:
+        raise SecretError(f"{path} cannot be read: {error.strerror}; give the user of the service access") from None
+
+
+def _refuse_readable_by_others(path: Path) -> None:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise SecretError(f"api_key_file {path} cannot be read: {error.strerror}") from None
+    if mode & 0o077:
+        raise SecretError(f"api_key_file {path} is open to other users (mode {mode:04o}); run: chmod 600 {path}")
+
+
+def _checked(value: str, origin: str) -> Secret:
+    if not value:
+        raise SecretError(f"{origin} is empty; write the key into it, or remove it")
+    if not (value.isascii() and value.isprintable() and " " not in value):
+        raise SecretError(f"{origin} holds more than a key; it must be one word of printable ASCII")
+    return Secret(value)

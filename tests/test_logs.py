@@ -1,0 +1,136 @@
+"""Laws of `roomtone.logs`."""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from roomtone import logs
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Logging is the process's: each test leaves it as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    logging.captureWarnings(capture=False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_json() -> None:
+    """Where there is no terminal a line is one JSON object with its time, level and event."""
+    stream = io.StringIO()
+    logs.configure("info", stream)
+
+    structlog.get_logger().info("sink.opened", sink="archive", behind=3)
+
+    (line,) = lines(stream)
+    assert line.pop("at")
+    assert line == {"event": "sink.opened", "level": "info", "sink": "archive", "behind": 3}
+
+
+def test_level() -> None:
+    """Lines below the level are not written."""
+    stream = io.StringIO()
+    logs.configure("warning", stream)
+
+    structlog.get_logger().info("quiet")
+    structlog.get_logger().warning("loud")
+
+    assert [line["event"] for line in lines(stream)] == ["loud"]
+
+
+def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal lines are colored, unless NO_COLOR is set."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    logs.configure("info", stream)
+    structlog.get_logger().info("sink.opened", sink="archive")
+    assert "\x1b[" in stream.getvalue()
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = Terminal()
+    logs.configure("info", plain)
+    structlog.get_logger().info("sink.opened", sink="archive")
+    assert "\x1b[" not in plain.getvalue()
+    assert "sink=archive" in plain.getvalue()
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_exception(kind: type[io.StringIO]) -> None:
+    """An exception comes as a plain traceback, without the values of variables: those may be what was said."""
+    stream = kind()
+    logs.configure("info", stream)
+    said = "spoken words"
+    try:
+        int(said.strip(said))
+    except ValueError:
+        structlog.get_logger().exception("sink.failed")
+
+    assert "ValueError" in stream.getvalue()
+    assert said not in stream.getvalue()
+
+
+def test_libraries() -> None:
+    """What libraries warn of comes as lines of ours, without the passwords in addresses; their news do not."""
+    stream = io.StringIO()
+    logs.configure("debug", stream)
+
+    logging.getLogger("trio-websocket").info("connected")
+    logging.getLogger("trio-websocket").warning("lost %s", "wss://user:word@host/v3/ws?token=abc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+
+    first, second = lines(stream)
+    assert first["event"] == "library.said"
+    assert first["library"] == "trio-websocket"
+    assert first["text"] == "lost wss://***@host/v3/ws?token=***"
+    assert "DeprecationWarning: old" in str(second["text"])
+
+
+def test_reader_gone() -> None:
+    """A log that nobody can read any more ends nothing."""
+    logs.configure("info", Gone())
+
+    structlog.get_logger().info("sink.opened")
+
+
+def test_no_rich() -> None:
+    """The daemon's process does not load rich, which structlog would: 6 MB for nothing."""
+    program = (
+        "import sys; from roomtone import cli; cli._import_structlog_without_rich()\n"
+        "from roomtone import logs; logs.configure('info', sys.stderr)\n"
+        "import structlog; structlog.get_logger().info('x')\n"
+        "assert not any(name.split('.')[0] == 'rich' for name in sys.modules)\n"
+        "import rich"
+    )
+
+    subprocess.run([sys.executable, "-c", program], check=True, stderr=subprocess.PIPE)

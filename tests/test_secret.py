@@ -1,0 +1,117 @@
+"""Laws of `roomtone.secret`."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from roomtone import secret
+from roomtone.secret import Secret, SecretError, find_key
+
+
+@pytest.fixture
+def credentials(tmp_path: Path) -> dict[str, str]:
+    """The environment of a service with the credential."""
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    (folder / secret.CREDENTIAL).write_text("from-credential\n")
+    return {"CREDENTIALS_DIRECTORY": str(folder)}
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    """A file of the user's with a key."""
+    path = tmp_path / "key"
+    path.write_text("from-file\n")
+    path.chmod(0o600)
+    return path
+
+
+def test_order(credentials: dict[str, str], key_file: Path) -> None:
+    """The credential comes before the variable, the variable before the file."""
+    variable = {secret.VARIABLE: "from-variable"}
+
+    assert find_key(key_file, credentials | variable) == Secret("from-credential")
+    assert find_key(key_file, variable) == Secret("from-variable")
+    assert find_key(key_file, {}) == Secret("from-file")
+    assert find_key(None, {}) is None
+
+
+def test_other_credentials(credentials: dict[str, str]) -> None:
+    """A service with other credentials only has no key from there."""
+    Path(credentials["CREDENTIALS_DIRECTORY"], secret.CREDENTIAL).rename(
+        Path(credentials["CREDENTIALS_DIRECTORY"], "other")
+    )
+
+    assert find_key(None, credentials) is None
+
+
+def test_empty_variable() -> None:
+    """A variable that is set to nothing gives no key, as in a compose file whose own variable is unset."""
+    assert find_key(None, {secret.VARIABLE: " "}) is None
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
+def test_readable_by_others(key_file: Path, mode: int) -> None:
+    """A key file that others can open is refused, with the command that closes it."""
+    key_file.chmod(mode)
+
+    with pytest.raises(SecretError, match=f"chmod 600 {key_file}"):
+        find_key(key_file, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("", "is empty"), ("two words", "more than a key"), ("k\u00e4y", "ASCII"), ("a\nb", "one word")],
+)
+def test_no_key_in_it(key_file: Path, content: str, says: str) -> None:
+    """What cannot be a key is refused where it was found, and is not shown."""
+    key_file.write_text(content)
+
+    with pytest.raises(SecretError, match=says) as caught:
+        find_key(key_file, {})
+    assert not content or content not in str(caught.value)
+
+
+def test_absent_file(tmp_path: Path) -> None:
+    """A key file that is named and absent is an error: to go on without would send speech elsewhere."""
+    with pytest.raises(SecretError, match="No such file"):
+        find_key(tmp_path / "absent", {})
+
+
+def test_shows_nothing() -> None:
+    """A secret shows itself in no form that logs and errors use."""
+    key = Secret("tell-nobody")
+
+    for shown in (str(key), repr(key), f"{key}", f"{[key]}"):
+        assert "tell-nobody" not in shown
+    with pytest.raises(TypeError):
+        pickle.dumps(key)
+    assert key.reveal() == "tell-nobody"
+
+
+def test_mask() -> None:
+    """Secrets by name, headers, and what addresses carry are masked; the rest stays as it is."""
+    table = {
+        "secret": "whsec_x",
+        "api_key": "k",
+        "webhook_auth_header_value": "v",
+        "api_key_file": "key",
+        "keyterms_prompt": ["Roomtone"],
+        "headers": {"Authorization": "Bearer x", "X-Room": "desk"},
+        "argv": ["ffmpeg", "-i", "rtsp://user:word@camera/1", "-f", "s16le"],
+        "url": "https://example.org/hook?token=abc&room=desk",
+        "rate": 16_000,
+    }
+
+    assert secret.mask(table) == {
+        "secret": "***",
+        "api_key": "***",
+        "webhook_auth_header_value": "***",
+        "api_key_file": "key",
+        "keyterms_prompt": ["Roomtone"],
+        "headers": {"Authorization": "***", "X-Room": "***"},
+        "argv": ["ffmpeg", "-i", "rtsp://***@camera/1", "-f", "s16le"],
+        "url": "https://example.org/hook?token=***&room=desk",
+        "rate": 16_000,
+    }
