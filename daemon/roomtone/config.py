@@ -1,0 +1,326 @@
+"""The configuration: one TOML file, read into frozen Structs, refused with everything that is wrong with it.
+
+Each sink's table is read by that sink's own Struct, so a plugin's keys are checked like the daemon's. A message names
+the file, the table, the key and its value, and what to do; several come at once; none shows a secret.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from roomtone import diagnosis, events, places, secret
+from roomtone.capture.feed import File, Source
+from roomtone.diagnosis import Problem, listing, unknown
+from roomtone.plugins import Plugins
+from roomtone.sinks import Sink
+from roomtone.speech import parameters
+from roomtone.speech.parameters import Streaming
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+
+TABLES = ("service", "rooms", "sinks")
+NEEDS_KEY = frozenset(parameters.ENDPOINTS)
+"""The endpoints that answer nobody without a key."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. Its text has one line for each problem."""
+
+
+class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `[service]` table: what concerns the daemon as a whole."""
+
+    state: str | None = None
+    """Where the journal and the spool lie; else $STATE_DIRECTORY, else the XDG state folder."""
+    plugins: tuple[str, ...] = ("plugins",)
+    """Files and folders of drop-in plugins, relative to the configuration. The default may be absent."""
+    api_key_file: str | None = None
+    """A file with the key of the speech service and nothing else, readable by its owner only."""
+    grace: Seconds = 45.0
+    """Seconds that stopping may take: the last turns, Termination, and the sinks."""
+    sync_interval: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
+    """Seconds between two fsyncs of the audio: what a power cut can cost."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A `[rooms.<name>]` table: one source of audio and how its speech is streamed."""
+
+    source: Source
+    rate: Annotated[int, msgspec.Meta(ge=8_000, le=96_000)] = 16_000
+    """Hz, of the recording and of the stream. Fixed by the room's first sample."""
+    frame_ms: Annotated[int, msgspec.Meta(ge=50, le=1_000)] = 200
+    """Milliseconds in one block: one write to disk, one message to the service."""
+    streaming: Streaming = msgspec.field(default_factory=Streaming)
+
+    @property
+    def frame(self) -> int:
+        """Samples in one block."""
+        return self.rate * self.frame_ms // 1000
+
+    @property
+    def realtime(self) -> bool:
+        """Whether the source goes on by itself, so that its text should follow it. A command is held to real time."""
+        return not isinstance(self.source, File)
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What the file says, checked. `path` is the file; relative paths begin at its folder."""
+
+    path: Path
+    service: Service
+    rooms: dict[str, Room]
+    sinks: dict[str, Sink]
+    warnings: tuple[str, ...] = ()
+    """One line each: what is valid and probably not what was meant."""
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of sources and plugins begin; absolute."""
+        return self.path.absolute().parent
+
+    def state(self, environ: Mapping[str, str]) -> Path:
+        """The folder of the journal and the spool."""
+        return places.state_folder(self.service.state, self.folder, environ)
+
+    def sinks_folder(self, environ: Mapping[str, str]) -> Path:
+        """Where relative paths of sinks begin."""
+        return places.sinks_folder(self.folder, environ)
+
+
+def load(path: Path, plugins: Plugins) -> Config:
+    """The configuration in this file. Raises ConfigError with one line for each problem."""
+    return decode(read(path), path, plugins)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The tables of the file, unchecked. Raises ConfigError when it cannot be read or is no TOML."""
+    try:
+        # utf-8-sig: some editors begin a file with a byte order mark, which TOML does not know.
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; write one with: roomtone init --output {path}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}: line {line}: not UTF-8; save the file as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {_place(str(error))}") from None
+
+
+def plugin_paths(tables: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
+    """The files and folders of plugins that the tables name, absolute. They are wanted before the tables are checked,
+    for plugins bring the kinds; what is no list of text is left for the check to refuse.
+    """
+    service = tables.get("service")
+    named = service.get("plugins") if isinstance(service, dict) else None
+    chosen = named if isinstance(named, list) and all(isinstance(name, str) for name in named) else Service().plugins
+    folder = path.absolute().parent
+    given = [folder / Path(name).expanduser() for name in chosen]
+    return tuple(given if named is not None else [place for place in given if place.exists()])
+
+
+def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
+    """The checked configuration of these tables. Raises ConfigError with one line for each problem. Pure."""
+    problems = [
+        *_top(tables),
+        *diagnosis.diagnose(tables.get("service", {}), Service, ("service",), _advice),
+        *_rooms(tables.get("rooms", {})),
+        *_sinks(tables.get("sinks", {}), tables.get("rooms", {}), plugins),
+    ]
+    _refuse(path, problems)
+    rooms = {name: _convert(table, Room) for name, table in tables["rooms"].items()}
+    doubts = [(name, doubt) for name, room in rooms.items() for doubt in parameters.check(room.streaming)]
+    _refuse(path, [_doubted(name, rooms[name], doubt) for name, doubt in doubts if doubt.severity == "error"])
+    return Config(
+        path=path,
+        service=_convert(tables.get("service", {}), Service),
+        rooms=rooms,
+        sinks=_with_modules(
+            {name: _convert(table, plugins.kinds[table["kind"]]) for name, table in tables.get("sinks", {}).items()},
+            plugins,
+        ),
+        warnings=tuple(f"{path}: {_doubted(name, rooms[name], doubt)}" for name, doubt in doubts),
+    )
+
+
+def effective(config: Config, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The tables as they are in effect, defaults included and secrets masked, ready for TOML (which has no null)."""
+    tables = {
+        "service": msgspec.structs.replace(config.service, state=str(config.state(environ))),
+        "rooms": config.rooms,
+        "sinks": config.sinks,
+    }
+    masked: dict[str, Any] = secret.mask(_plain(tables))
+    return masked
+
+
+def find_key(config: Config, environ: Mapping[str, str]) -> secret.Secret | None:
+    """The key of the speech service, or None. Raises ConfigError for one that cannot be used, and for a room that names
+    an endpoint which needs one where there is none.
+    """
+    named = config.service.api_key_file
+    try:
+        key = secret.find_key(config.folder / Path(named).expanduser() if named else None, environ)
+    except secret.SecretError as error:
+        raise ConfigError(f"{config.path}: {error}") from None
+    if key is None and (lacking := [room for room in config.rooms.items() if room[1].streaming.endpoint in NEEDS_KEY]):
+        raise ConfigError(
+            "\n".join(
+                f"{config.path}: [rooms.{name}.streaming] endpoint = {diagnosis.show(room.streaming.endpoint)}: needs "
+                f'a key; set ${secret.VARIABLE} or [service] api_key_file, or use endpoint = "local"'
+                for name, room in lacking
+            )
+        )
+    return key
+
+
+def _refuse(path: Path, problems: Sequence[Problem]) -> None:
+    if problems:
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+
+
+def _top(tables: Mapping[str, Any]) -> Iterator[Problem]:
+    for key, value in tables.items():
+        if key not in TABLES and isinstance(value, dict):
+            yield Problem((key,), unknown("table", key, TABLES))
+        elif key not in TABLES:
+            text = "stands above the first table; keys belong into [service], [rooms.<name>] or [sinks.<name>]"
+            yield Problem((), _advice((), key) or text, key, value)
+
+
+def _rooms(rooms: Any) -> Iterator[Problem]:
+    if not isinstance(rooms, dict):
+        yield Problem((), "must be tables: [rooms.<name>]", "rooms", rooms)
+        return
+    if not rooms:
+        yield Problem((), "there is no room; add [rooms.<name>] with a source, or let `roomtone init` write a file")
+    for name, table in rooms.items():
+        if name in Room.__struct_fields__ and not (isinstance(table, dict) and "source" in table):
+            yield Problem(("rooms",), "a room has a name: write [rooms.desk] instead of [rooms]", name, table)
+            continue
+        yield from _name(("rooms", name), name)
+        yield from diagnosis.diagnose(table, Room, ("rooms", name), _advice)
+
+
+def _doubted(name: str, room: Room, doubt: parameters.Problem) -> Problem:
+    """What the streaming table says about itself, as a problem of the file."""
+    key = doubt.key.rpartition(".")[2]
+    table = ("rooms", name, "streaming", *doubt.key.split(".")[:-1])
+    return Problem(table, doubt.text, key, getattr(room.streaming, doubt.key, msgspec.UNSET))
+
+
+def _sinks(sinks: Any, rooms: Any, plugins: Plugins) -> Iterator[Problem]:
+    if not isinstance(sinks, dict):
+        yield Problem((), "must be tables: [sinks.<name>]", "sinks", sinks)
+        return
+    for name, table in sinks.items():
+        yield from _name(("sinks", name), name)
+        yield from _sink(("sinks", name), table, rooms, plugins)
+
+
+def _sink(where: tuple[str, ...], table: Any, rooms: Any, plugins: Plugins) -> Iterator[Problem]:
+    if not isinstance(table, dict):
+        yield Problem(where[:1], "must be a table with a kind", where[1], table)
+        return
+    kind = table.get("kind")
+    if kind is None:
+        yield Problem(where, f"kind is missing; known are {listing(sorted(plugins.kinds))}")
+        return
+    if kind not in plugins.kinds:
+        yield Problem(where, _unknown_kind(kind, plugins), "kind", kind)
+        return
+    try:
+        yield from list(diagnosis.diagnose(table, plugins.kinds[kind], where, _advice))
+    except Exception as error:  # noqa: BLE001 - the plugin boundary: a Struct may check itself in __post_init__
+        yield Problem(where, f"its plugin fails to read this table: {type(error).__name__}: {error}")
+    for key, known in (("rooms", rooms), ("kinds", events.KINDS)):
+        for chosen in _texts(table.get(key)):
+            if isinstance(known, dict | tuple) and chosen not in known:
+                yield Problem(where, unknown(f'{key[:-1]} "{chosen}"', chosen, known), key, table[key])
+
+
+def _unknown_kind(kind: Any, plugins: Plugins) -> str:
+    for problem in plugins.problems:
+        if problem.plugin in (kind, f"roomtone_{kind}"):
+            return f"its plugin {problem.plugin} did not load: {problem.text}"
+    broken = [problem.plugin for problem in plugins.problems]
+    hint = f" (not loaded: {listing(broken)}; see `roomtone sinks`)" if broken else ""
+    return unknown("kind", str(kind), plugins.kinds) + hint
+
+
+def _name(where: tuple[str, ...], name: str) -> Iterator[Problem]:
+    if not diagnosis.NAME.fullmatch(name):
+        better = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:64] or "desk"
+        yield Problem(where, f"a name is at most 64 of a-z, 0-9, _ and -, for instance [{where[0]}.{better}]")
+
+
+def _with_modules(sinks: dict[str, Sink], plugins: Plugins) -> dict[str, Sink]:
+    """With a sink for each drop-in file of hooks that no table names: to drop it into the folder is to want it."""
+    named = {str(sink.__struct_config__.tag) for sink in sinks.values()} | sinks.keys()
+    return sinks | {name: module() for name, module in plugins.modules.items() if name not in named}
+
+
+_KEYS = frozenset({"api_key", "apikey", "api-key", "assemblyai_api_key", "key", "authorization"})
+_NO_KEY_HERE = (
+    f"a key does not belong into this file; give it as the systemd credential {secret.CREDENTIAL}, as "
+    f"${secret.VARIABLE}, or in a file of its own named by [service] api_key_file"
+)
+
+
+def _advice(table: tuple[str, ...], key: str) -> str | None:
+    """What to do with a key that a table does not have: what it is called, or where it belongs."""
+    if key in _KEYS:
+        return _NO_KEY_HERE
+    match table:
+        case ("rooms", _, "streaming"):
+            return next((problem.text for problem in parameters.explain({key: None}) if problem.key == key), None)
+        case ("rooms", name) if key in Streaming.__struct_fields__:
+            return f"belongs into [rooms.{name}.streaming]"
+        case ("rooms", _) if key in _SOURCE_KEYS:
+            return f'belongs into the source, as in source = {{ kind = "{_SOURCE_KEYS[key]}", {key} = ... }}'
+        case ("rooms", _) if key == "sample_rate":
+            return "is called rate here"
+        case _:
+            return None
+
+
+_SOURCE_KEYS = {"device": "microphone", "path": "file", "pace": "file", "argv": "command", "restart": "command"}
+
+
+def _convert(table: Any, wanted: type[Any]) -> Any:
+    return msgspec.convert(table, wanted, dec_hook=diagnosis.to_type)
+
+
+def _texts(value: Any) -> Sequence[str]:
+    return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else ()
+
+
+def _plain(value: Any) -> Any:
+    """Tables of TOML, which has no null. Not msgspec's to_builtins: it leaves out the defaults of Structs that are made
+    for the wire, and here they are to be seen.
+    """
+    match value:
+        case msgspec.Struct():
+            tag = value.__struct_config__.tag
+            shown = {} if tag is None else {str(value.__struct_config__.tag_field): str(tag)}
+            return _plain(shown | msgspec.structs.asdict(value))
+        case dict():
+            return {key: _plain(entry) for key, entry in value.items() if entry is not None}
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+        case Path():
+            return str(value)
+        case _:
+            return value
+
+
+def _place(message: str) -> str:
+    """The place comes last from tomllib; a person looks for it first."""
+    found = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", message, re.DOTALL)
+    return f"{found[2]}: {found[1]}; this is no TOML" if found else f"{message}; this is no TOML"
