@@ -1,10 +1,17 @@
-"""What the tests of speech to text share: the demo recording, its words, and how far two texts are apart."""
+"""What the tests of speech to text share: the demo recording, its words, and how far two texts are apart,
+and a client.
+"""
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.resources import as_file, files
+from urllib.parse import urlsplit
 
 import numpy as np
 import soundfile
+import trio
+from trio_websocket import WebSocketConnection, wrap_client_stream
 
 DEMO = files("roomtone") / "demo"
 RATE = 16_000
@@ -49,3 +56,18 @@ def frames(audio: bytes, milliseconds: int = 200, rate: int = RATE) -> list[byte
     """The audio in frames of equal length, the last one padded with silence."""
     size = 2 * rate * milliseconds // 1000
     return [audio[begin : begin + size].ljust(size, b"\0") for begin in range(0, len(audio), size)]
+
+
+@asynccontextmanager
+async def client(url: str, headers: dict[str, str] | None = None) -> AsyncIterator[WebSocketConnection]:
+    """A connection whose socket is closed at the end: trio-websocket leaves that open where the server closes first."""
+    parts = urlsplit(url)
+    extra = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    async with (
+        await trio.open_tcp_stream(parts.hostname or "", parts.port or 0) as stream,
+        trio.open_nursery() as nursery,
+    ):
+        yield await wrap_client_stream(
+            nursery, stream, "localhost", f"{parts.path}?{parts.query}", extra_headers=extra, message_queue_size=1024
+        )
+        nursery.cancel_scope.cancel()

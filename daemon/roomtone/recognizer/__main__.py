@@ -1,0 +1,174 @@
+"""`python -m roomtone.recognizer`: speech to text on this machine, at the v3 protocol's own address.
+
+Started by the daemon, without arguments: the first line of standard input is a JSON object with `Options`, the token
+among them, for a command line can be read by everybody on the machine. Standard input is also the life line: when it
+ends, whoever started this is gone and this ends too. Started by hand with `--port`, it reads no input.
+
+One line of JSON on standard output says `{"url": ...}` when clients may come, or `{"error": ...}` why they never will.
+SIGTERM and Ctrl-C let the sessions end first, a minute at most; the second one does not wait.
+"""
+
+import argparse
+import faulthandler
+import os
+import pkgutil
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import msgspec
+import structlog
+import trio
+
+from roomtone.recognizer.engine import Engine, EngineMissing
+from roomtone.recognizer.server import EngineStuck, Options, Server, Unusable, open_server
+
+ENGINES = {"pocketsphinx": "roomtone.recognizer.sphinx:open_sphinx"}
+"""The engines that have a short name; every other is named as `package.module:callable`."""
+
+DRAINING = 60.0  # seconds
+LONGEST_LINE = 65_536
+
+UNAVAILABLE = 69  # sysexits.h: a person must install or mend something
+FAILED = 70
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; the exit status is for sys.exit."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    options = _options(arguments)
+    status = 0
+    try:
+        trio.run(_run, options)
+    except* (EngineMissing, Unusable) as group:
+        _say(error=str(_first(group)))
+        status = UNAVAILABLE
+    except* EngineStuck as group:
+        structlog.get_logger().error("engine.stuck", text=str(_first(group)))
+        os._exit(FAILED)  # the thread inside the engine may not let the interpreter come to its end
+    return status
+
+
+async def _run(options: Options | None) -> None:
+    if options is not None:
+        await _serve(options)
+        return
+    # dup: the stream sets the descriptor to non-blocking and closes it, and sys.stdin keeps its own.
+    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
+        options = await _read_options(stdin)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_after, nursery.cancel_scope, partial(_wait_end, stdin))
+            await _serve(options)
+            nursery.cancel_scope.cancel()
+
+
+async def _serve(options: Options) -> None:
+    engine = await trio.to_thread.run_sync(_load, options.engine, abandon_on_cancel=True)
+    async with open_server(engine, options) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, options.patience)
+        _say(url=server.url)
+        await _wait_signal(server)
+        nursery.cancel_scope.cancel()
+
+
+async def _wait_signal(server: Server) -> None:
+    """Return when the first signal has come and the sessions have ended, or the second one has come.
+
+    systemd tells every process of a service at once to stop; the daemon's sessions must still get their last turns.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        await anext(signals)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_after, nursery.cancel_scope, partial(anext, signals))
+            with trio.move_on_after(DRAINING):
+                await server.drained()
+            nursery.cancel_scope.cancel()
+
+
+async def _cancel_after(scope: trio.CancelScope, wait: Callable[[], Awaitable[object]]) -> None:
+    await wait()
+    scope.cancel()
+
+
+async def _watch(patience: float) -> None:
+    """End the process when the loop does not run for so many seconds: an engine may keep the interpreter for ever.
+
+    faulthandler's thread needs no interpreter. Whoever owns this process replaces it.
+    """
+    try:
+        while True:
+            faulthandler.dump_traceback_later(patience, exit=True)
+            await trio.sleep(patience / 6)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+async def _read_options(stdin: trio.abc.ReceiveStream) -> Options:
+    line = b""
+    while b"\n" not in line:
+        piece = await stdin.receive_some(LONGEST_LINE)
+        line += piece
+        if not piece or len(line) > LONGEST_LINE:
+            raise Unusable("the first line of standard input must be a JSON object; by hand, give --port")
+    try:
+        return msgspec.json.decode(line.partition(b"\n")[0], type=Options)
+    except msgspec.DecodeError as error:
+        raise Unusable(f"the first line of standard input is no set of options: {error}") from None
+
+
+async def _wait_end(stdin: trio.abc.ReceiveStream) -> None:
+    while await stdin.receive_some(LONGEST_LINE):
+        pass
+
+
+def _load(name: str) -> Engine:
+    where = ENGINES.get(name, name)
+    if ":" not in where:
+        raise Unusable(f"engine {name!r} is not known: use one of {', '.join(ENGINES)}, or package.module:callable")
+    try:
+        opening = pkgutil.resolve_name(where)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise Unusable(f"engine {name!r} cannot be loaded: {error}") from error
+    engine: Engine = opening()
+    return engine
+
+
+def _options(arguments: Sequence[str] | None) -> Options | None:
+    """The options of the command line; None where they come on standard input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m roomtone.recognizer", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--port", type=int, help="serve by hand at this port of 127.0.0.1; 0 for any")
+    parser.add_argument("--engine", default="pocketsphinx", help="%(default)s, or package.module:callable")
+    parser.add_argument("--sessions", type=int, default=16, help="at most so many at a time")
+    given = parser.parse_args(arguments)
+    if given.port is None:
+        return None
+    options = {"port": given.port, "engine": given.engine, "sessions": given.sessions}
+    try:
+        return msgspec.convert(options, Options)
+    except msgspec.ValidationError as error:
+        parser.error(str(error))
+
+
+def _say(**fields: str) -> None:
+    sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
