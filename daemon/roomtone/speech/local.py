@@ -1,0 +1,145 @@
+"""The recognizer on this machine as a child process: kept alive, replaced when it dies, gone when we are.
+
+Its standard input is its life line, and brings it the token that keeps other users of this machine out: a command line
+can be read by everybody.
+"""
+
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, NoReturn
+
+import msgspec
+import structlog
+import trio
+
+from roomtone.backoff import Backoff, is_worth_saying
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+COMMAND: Final = (sys.executable, "-P", "-m", "roomtone.recognizer")
+"""`-P`: the folder that we happen to run in is no place for modules."""
+STARTING: Final = 120.0
+"""Seconds until a child must say its address: a small computer reads the model from a slow card."""
+LEAVING: Final = 5.0
+"""Seconds between the end of the life line and the kill."""
+LONGEST_LINE: Final = 65_536
+
+
+class RecognizerUnavailable(Exception):  # noqa: N818 - it says what is true
+    """There is no recognizer, and waiting will not bring one. The text says, in one line, what a person can do."""
+
+
+class _Greeting(msgspec.Struct, frozen=True):
+    """The child's first line: where it serves, or why it never will."""
+
+    url: str | None = None
+    error: str | None = None
+
+
+class Recognizer:
+    """Where the recognizer is. Made by `open_recognizer`."""
+
+    def __init__(self) -> None:
+        self._address: tuple[str, list[tuple[str, str]]] | None = None
+        self._failure: str | None = None
+        self._changed = trio.lowlevel.ParkingLot()
+
+    async def address(self) -> tuple[str, list[tuple[str, str]]]:
+        """The URL without a query, and the secret headers of a session; waits while a child is starting.
+
+        They hold until that child dies: ask again for every session. Raises RecognizerUnavailable when the last child
+        has said that it cannot run, for want of its engine for instance; later children are tried all the same.
+        """
+        while self._address is None:
+            if self._failure is not None:
+                raise RecognizerUnavailable(self._failure)
+            await self._changed.park()
+        return self._address
+
+    def _become(self, *, address: tuple[str, list[tuple[str, str]]] | None = None, failure: str | None = None) -> None:
+        self._address, self._failure = address, failure
+        self._changed.unpark_all()
+
+    async def _keep(self, command: Sequence[str], engine: str) -> NoReturn:
+        """One child after the other."""
+        backoff = Backoff()
+        while True:
+            begun = trio.current_time()
+            reason = await self._run_child(command, engine)
+            backoff.healthy_for(trio.current_time() - begun)
+            pause = backoff.next()
+            if is_worth_saying(backoff.failures):
+                log.warning("recognizer.ended", reason=reason, again_in=round(pause, 1))
+            await trio.sleep(pause)
+            self._become()
+
+    async def _run_child(self, command: Sequence[str], engine: str) -> str:
+        """The life of one child. Returns why it ended, and leaves `_failure` where it never began."""
+        token = secrets.token_urlsafe(32)
+        try:
+            async with _open_child(command) as child:
+                greeting = await _greet(child, {"token": token, "engine": engine})
+                if greeting.url is not None:
+                    self._become(address=(greeting.url, [("Authorization", token)]))
+                    log.info("recognizer.ready", url=greeting.url, pid=child.pid)
+                    reason = f"exit status {await child.wait()}"
+                    self._become()
+                    return reason
+                failure = greeting.error or f"the recognizer ended before it was ready, {await _last_words(child)}"
+        except OSError as error:
+            failure = f"the recognizer cannot be started: {error}"
+        self._become(failure=failure)
+        return failure
+
+
+@asynccontextmanager
+async def open_recognizer(
+    *, engine: str = "pocketsphinx", command: Sequence[str] = COMMAND
+) -> AsyncIterator[Recognizer]:
+    """Run a recognizer with that engine until the context is left. Entering does not wait for it to be ready."""
+    recognizer = Recognizer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(recognizer._keep, command, engine)  # noqa: SLF001 - its owner
+        yield recognizer
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_child(command: Sequence[str]) -> AsyncIterator[trio.Process]:
+    child = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        yield child
+    finally:
+        with trio.CancelScope(shield=True):
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    await pipe.aclose()
+            with trio.move_on_after(LEAVING):
+                await child.wait()
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+
+
+async def _greet(child: trio.Process, options: dict[str, str]) -> _Greeting:
+    """Tell the child its options and hear its first line; an empty greeting when there is none."""
+    if child.stdin is None or child.stdout is None:  # for mypy: both are pipes
+        return _Greeting()
+    line = b""
+    try:
+        with trio.fail_after(STARTING):
+            await child.stdin.send_all(msgspec.json.encode(options) + b"\n")
+            while b"\n" not in line and len(line) < LONGEST_LINE and (piece := await child.stdout.receive_some()):
+                line += piece
+        return msgspec.json.decode(line, type=_Greeting)
+    except (trio.BrokenResourceError, trio.TooSlowError, msgspec.DecodeError):
+        return _Greeting()
+
+
+async def _last_words(child: trio.Process) -> str:
+    with trio.move_on_after(LEAVING):
+        return f"with exit status {await child.wait()}"
+    return "or did not say so in time"
