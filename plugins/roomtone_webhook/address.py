@@ -1,0 +1,38 @@
+"""A webhook's address, divided into what may be shown and what may not."""
+
+import ipaddress
+
+import httpx2
+
+
+class Address:
+    """Where to post. `url` has no user, password, query or fragment, so it and all that is made of it may be logged.
+
+    `target` is what the request asks for, query and all; `auth` is user and password, if the address has them. Where
+    the address as a whole is a secret, as those of chat services are, `shown` ends with the host.
+    """
+
+    def __init__(self, text: str, *, is_secret: bool = False) -> None:
+        """Raises ValueError, which says nothing of the text, where it is no address to post to."""
+        try:
+            whole = httpx2.URL(text)
+        except (httpx2.InvalidURL, UnicodeError):
+            raise ValueError("is no address; write https://host/path") from None
+        if whole.scheme not in {"http", "https"} or not whole.host:
+            raise ValueError("must begin with https:// (or http://) and a host")
+        self.target = whole.raw_path
+        self.auth = (whole.username, whole.password) if whole.userinfo else None
+        path = "/" if is_secret else whole.path
+        self.url = whole.copy_with(userinfo=b"", query=None, fragment=None, path=path)
+        self.shown = str(self.url)
+
+    def __repr__(self) -> str:
+        return f"Address({self.shown})"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is on this machine, which no proxy can reach."""
+        try:
+            return ipaddress.ip_address(self.url.host).is_loopback
+        except ValueError:
+            return self.url.host == "localhost" or self.url.host.endswith(".localhost")

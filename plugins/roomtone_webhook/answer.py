@@ -1,0 +1,51 @@
+"""What a receiver's answer means for the event. Pure.
+
+A status is about the event, or about the endpoint. Only the first can set an event aside: a wrong token or a moved
+address would refuse every event, and they are all wanted once it is mended.
+"""
+
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+ABOUT_THE_EVENT = frozenset({400, 413, 422})
+"""Bad request, content too large, unprocessable content: the same event will be refused again."""
+
+SHOWN = 200
+"""Characters of an answer's body that are shown to a person."""
+
+_LONGEST = 3600.0
+
+_REMEDIES = {
+    401: "check secret_file and header_files",
+    403: "check secret_file and header_files",
+    404: "check url",
+    405: "check url",
+    407: "check the proxy in the environment",
+    410: "check url",
+}
+
+
+def is_accepted(status: int) -> bool:
+    return 200 <= status < 300
+
+
+def describe(status: int, body: bytes) -> str:
+    """The answer for a person: its status, the beginning of its body in one line, and what to do."""
+    text = " ".join(body.decode("utf-8", "replace").split())
+    text = "".join(character for character in text if character.isprintable())[:SHOWN]
+    remedy = "put the address that it points to into url" if 300 <= status < 400 else _REMEDIES.get(status)
+    return f"answered {status}" + (f": {text}" if text else "") + (f" ({remedy})" if remedy else "")
+
+
+def retry_after(value: str | None, now: datetime) -> float:
+    """Seconds to wait by a Retry-After header (RFC 9110, 10.2.3: seconds or a date): at most an hour, 0 for none."""
+    if value is None:
+        return 0.0
+    if value.strip().isdecimal():
+        return min(float(value), _LONGEST)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
+    return max(0.0, min(seconds, _LONGEST))

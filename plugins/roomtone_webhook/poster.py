@@ -1,0 +1,121 @@
+"""The hooks of the webhook sink: events become signed POSTs, and a 2xx is the acknowledgement."""
+
+import contextlib
+from datetime import UTC, datetime
+
+import httpx2
+import trio
+
+from roomtone import Audio, Durable, Unprocessable, encode, hookimpl
+from roomtone_webhook.address import Address
+from roomtone_webhook.answer import ABOUT_THE_EVENT, describe, is_accepted, retry_after
+from roomtone_webhook.signature import Signer
+
+_BODY = 64 * 1024
+"""Bytes of an answer that are read so that the connection can be used again; a longer answer closes it."""
+_PATIENCE = 2.0
+"""Seconds for an answer's body after its status, which has said everything already."""
+_MARGIN = 1.0
+
+
+class Undelivered(Exception):  # noqa: N818 - it says what is true of the event
+    """The event is not with the receiver, and will be sent again. Says which address, what it did, and what to do."""
+
+
+class Poster:
+    """One POST for each event, or, with `batch` above 1, for each so many events and for what is left at the flush.
+
+    A hook sends at most one request, so that `timeout` (seconds) is enough for it however slow the receiver is.
+    """
+
+    def __init__(
+        self, client: httpx2.AsyncClient, address: Address, signer: Signer, *, batch: int, audio: bool, timeout: float
+    ) -> None:
+        self._client = client
+        self._address = address
+        self._signer = signer
+        self._batch = batch
+        self._audio = audio
+        self._timeout = timeout
+        self._pending: list[Durable] = []
+
+    @hookimpl
+    async def event(self, event: Durable) -> None:
+        """Send the event, or keep it until there are enough. Raises Unprocessable only where one was sent alone."""
+        if isinstance(event, Audio) and not self._audio:
+            return
+        if self._batch == 1:
+            await self._post(event.id, encode(event), is_alone=True)
+            return
+        self._pending.append(event)
+        if len(self._pending) >= self._batch:
+            await self.flush()
+
+    @hookimpl
+    async def flush(self) -> None:
+        """Send what is kept as one array. What fails stays, so that a flush that succeeds has sent everything."""
+        if not self._pending:
+            return
+        # The same events have the same id however often they come, and another choice of events has another: else a
+        # receiver that has seen the first event of an array would take a longer one for the same.
+        first, last = self._pending[0].id, self._pending[-1].id
+        body = b"[" + b",".join(map(encode, self._pending)) + b"]"
+        is_alone = len(self._pending) == 1
+        await self._post(first if is_alone else f"{first}_{last}", body, is_alone=is_alone)
+        self._pending = []
+
+    async def _post(self, identity: str, body: bytes, *, is_alone: bool) -> None:
+        """Send one request. Raises Undelivered, or Unprocessable where the receiver refuses the one event in it.
+
+        Of an array it is not known which event is meant: the delivery then sends them one by one.
+        """
+        deadline = trio.current_time() + self._timeout - _MARGIN
+        now = datetime.now(UTC)
+        request = self._client.build_request(
+            "POST",
+            self._address.url,
+            content=body,
+            headers={"content-type": "application/json"} | self._signer.headers(identity, now, body),
+            extensions={"target": self._address.target},
+        )
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx2.HTTPError as error:
+            raise Undelivered(f"{self._address.shown}: {_explain(error)}") from error
+        try:
+            answer = await _beginning(response)
+        finally:
+            await response.aclose()
+        if is_accepted(response.status_code):
+            return
+        text = f"{self._address.shown} {describe(response.status_code, answer)}"
+        if response.status_code in ABOUT_THE_EVENT and is_alone:
+            raise Unprocessable(text)
+        wait = retry_after(response.headers.get("retry-after"), now)
+        # The contract has no way to hand a delay over, so it passes here, as far as one call's timeout goes.
+        await trio.sleep(max(0.0, min(wait, deadline - trio.current_time())))
+        raise Undelivered(text)
+
+
+async def _beginning(response: httpx2.Response) -> bytes:
+    """The beginning of an answer's body. It cannot fail: whatever happens to it, the status has come."""
+    body = b""
+    with trio.move_on_after(_PATIENCE) as patience, contextlib.suppress(httpx2.HTTPError):
+        async for part in response.aiter_raw():
+            body += part
+            if len(body) > _BODY:
+                patience.cancel()  # leaving the loop instead would leave the library's generators half way
+    return body
+
+
+def _explain(error: httpx2.HTTPError) -> str:
+    match error:
+        case httpx2.ConnectTimeout():
+            return "no connection within connect_timeout"
+        case httpx2.ReadTimeout():
+            return "no answer within read_timeout"
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    # Of a failed handshake only the innermost error says what is wrong with the certificate.
+    return f"{type(error).__name__}: {next(filter(None, map(str, causes)), 'no reason given')}"
