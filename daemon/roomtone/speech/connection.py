@@ -1,0 +1,421 @@
+"""One streaming session on the wire: bytes, frames and deadlines, and the one place where a session's failures end.
+
+A session is up at `Begin`, not at the upgrade: bad keys and bad parameters are refused after a perfect handshake.
+Whatever goes wrong, before `Begin` or after, becomes one SessionOver that says what it means for the next session.
+Everything else that is raised is a defect of ours and propagates.
+"""
+
+import math
+import re
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Final, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
+
+import h11
+import structlog
+import trio
+from trio_websocket import (
+    CloseReason,
+    ConnectionClosed,
+    ConnectionRejected,
+    HandshakeError,
+    WebSocketConnection,
+    wrap_client_stream,
+)
+from wsproto.utilities import ProtocolError
+
+from roomtone.speech import protocol
+from roomtone.speech.protocol import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage, Verdict
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+Connect: TypeAlias = Callable[[str], Awaitable[trio.abc.Stream]]
+"""Opens the byte stream to the server of an address: TCP, with TLS for wss://. Tests give one that stays in memory."""
+
+QUEUE: Final = 64
+"""Messages that wait for `receive`. When they are as many, the connection is read no further, pongs included: the
+socket's back-pressure reaches the service."""
+
+LEAVING: Final = 2.0
+"""Seconds for the closing handshake. trio-websocket's own 60 s would hold a room on a dead network for a minute."""
+
+_HEADERS: Final = (("User-Agent", "roomtone"), ("AssemblyAI-Version", "2025-05-12"))
+_SECRET_PARAMETERS: Final = frozenset({"token", "webhook_auth_header_value"})
+_FAILURES: Final = (
+    ConnectionClosed,
+    HandshakeError,
+    h11.ProtocolError,
+    ProtocolError,
+    OSError,
+    trio.BrokenResourceError,
+)
+"""What a network and its far end can do to us. ssl.SSLError is an OSError; ConnectionRejected, ConnectionTimeout and
+DisconnectionTimeout are HandshakeErrors."""
+
+
+class SessionOver(Exception):  # noqa: N818 - most sessions end well
+    """How a session ended, or why there was none.
+
+    `code` is the service's, from its Error message before the close code, or the HTTP status of a refused upgrade, or
+    None where the network broke. `text` is for people and holds no secret. `refused`: there was no `Begin`.
+    """
+
+    def __init__(self, code: int | None, text: str, verdict: Verdict, *, refused: bool) -> None:
+        super().__init__(code, text, verdict)
+        self.code = code
+        self.text = text
+        self.verdict = verdict
+        self.refused = refused
+
+    def __str__(self) -> str:
+        code = "" if self.code is None else f"{self.code}: "
+        return f"{code}{self.text} ({self.verdict.value})"
+
+
+class Session:
+    """A session that has begun. Any task may send; one task receives, and it alone learns how the session ended.
+
+    Sending to a session that is over is quiet and returns False: an exception there would cancel the receiver with the
+    last turns and the Error message still in its queue. Who is cancelled while sending leaves half a frame behind, so
+    the session must be left then.
+    """
+
+    def __init__(self, socket: WebSocketConnection, ending: "_Ending", begin: Begin, early: Sequence[Message]) -> None:
+        self.begin = begin
+        self._socket = socket
+        self._ending = ending
+        self._early = deque(early)
+        self._phase = Phase.BEGUN
+
+    async def send_audio(self, frame: bytes) -> bool:
+        """Send one frame, s16le mono, 50 to 1000 ms. Waits while the service does not read. False: it is over."""
+        return await self._send(frame)
+
+    async def send(self, text: str) -> bool:
+        """Send one of `protocol`'s commands. False: the session is over."""
+        if text == protocol.terminate():
+            self._phase, _ = protocol.step(self._phase, "Terminate")
+        return await self._send(text)
+
+    async def ping(self) -> bool:
+        """Return True when the service has answered, and so has read all that was sent before. False: it is over.
+
+        The wait has no bound of its own: the caller knows how long is too long.
+        """
+        answered = False
+        # The library leaves a ping waiting for ever when the connection ends first.
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                nonlocal answered
+                with suppress(ConnectionClosed, ProtocolError):
+                    await self._socket.ping()
+                    answered = True
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(ask)
+            await self._ending.ended.wait()
+            nursery.cancel_scope.cancel()
+        return answered
+
+    async def receive(self) -> Message:
+        """The next message. Raises SessionOver after the last one, with what the Error message said if there was one.
+
+        After an Error or a Termination the close has LEAVING seconds to come.
+        """
+        message = self._early.popleft() if self._early else await _receive(self._socket, self._ending)
+        self._phase, expected = protocol.step(self._phase, message.kind)
+        if not expected:
+            log.warning("message.unexpected", kind=message.kind, phase=self._phase.value)
+        return message
+
+    async def aclose(self) -> None:
+        """Say goodbye and close, within LEAVING seconds. Leaving `open_session` does this."""
+        with trio.move_on_after(LEAVING), suppress(ConnectionClosed, ProtocolError):
+            await self._socket.aclose()
+
+    async def _send(self, message: str | bytes) -> bool:
+        # ProtocolError: the close went out between the library's look at its state and the send.
+        with suppress(ConnectionClosed, ProtocolError):
+            await self._socket.send_message(message)
+            return True
+        return False
+
+
+@asynccontextmanager
+async def open_session(
+    url: str,
+    *,
+    headers: Sequence[tuple[str, str]] = (),
+    timeout: float = 10.0,
+    connect: Connect | None = None,
+) -> AsyncIterator[Session]:
+    """Open a session at the address, its query included, and yield it when it has begun.
+
+    `headers` hold the key and are never shown. TCP, TLS, the upgrade and `Begin` have `timeout` seconds together, for
+    trio-websocket's own time-out does not run while a server keeps silent. Leaving takes at most LEAVING seconds,
+    whatever the peer does, and none when cancelled. It does not send Terminate: only who receives can wait for what
+    that brings.
+
+    Raises SessionOver on entry, and whatever the body raises, as it is.
+    """
+    ending = _Ending(_Redaction(url, headers))
+    inside: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            read = partial(_read, url, headers, connect or open_stream, ending)
+            session = await _begin(nursery, read, ending, timeout)
+            try:
+                yield session
+            finally:
+                await session.aclose()
+        except Exception as error:  # noqa: BLE001 - raised below: in here the nursery would wrap it in a group
+            inside = error
+        nursery.cancel_scope.cancel()
+    if inside is not None:
+        raise inside
+
+
+async def open_stream(url: str) -> trio.abc.Stream:
+    """TCP to the address's host, and TLS with the system's certificates for wss://. Raises OSError."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        stream = await trio.open_tcp_stream(host, parts.port or (443 if parts.scheme == "wss" else 80))
+    except UnicodeError:
+        raise OSError(f"{host!r} cannot be the name of a host") from None
+    if parts.scheme != "wss":
+        return stream
+    context = ssl.create_default_context()
+    secure = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    try:
+        # Not left to the first write: there a bad certificate would pass for a lost connection.
+        await secure.do_handshake()
+    except BaseException as error:
+        await trio.aclose_forcefully(stream)
+        if isinstance(error.__cause__, ssl.SSLError):
+            raise error.__cause__ from None
+        raise
+    return secure
+
+
+class _Redaction:
+    """Takes the secrets of one session out of any text."""
+
+    def __init__(self, url: str, headers: Sequence[tuple[str, str]]) -> None:
+        parameters = parse_qsl(urlsplit(url).query)
+        secrets = [value for name, value in parameters if name in _SECRET_PARAMETERS]
+        secrets += [part for _, value in headers for part in (value, *value.split())]
+        self._secrets = sorted({secret for secret in secrets if len(secret) > 3}, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        return " ".join(text.split())[:500]
+
+
+class _Ending:
+    """What is known about how a session ends: it comes from four places, and the order of their arrival is no order.
+
+    `head` is how the server's answer begins, `ended` that the reading is over, `failure` what ended it if that was no
+    close, `error` the Error message.
+    """
+
+    def __init__(self, redact: _Redaction) -> None:
+        self.redact = redact
+        self.head = b""
+        self.ended = trio.Event()
+        self.failure: BaseException | None = None
+        self.error: Error | None = None
+        self.begun = False
+        self.deadline = math.inf
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status, where the answer to the upgrade is no switch of protocols."""
+        found = re.match(rb"HTTP/1\.[01] ([2-5]\d\d)", self.head)
+        return int(found[1]) if found else None
+
+    def over(self, code: int | None, text: str) -> SessionOver:
+        """The Error message counts for more than the close that follows it, which libraries on the way replace."""
+        if self.error is not None:
+            code = code if self.error.error_code is None else self.error.error_code
+            text = self.error.error or text
+        text = self.redact(text)
+        return SessionOver(code, text, protocol.classify(code, text), refused=not self.begun)
+
+    def judge(self, failure: BaseException) -> SessionOver:
+        match failure:
+            case ConnectionRejected(status_code=status):
+                return self.over(status, f"the service refuses the connection with HTTP {status}")
+            case ConnectionClosed(reason=CloseReason() as reason):
+                # 1006 is never sent: it is how libraries say that the network broke.
+                code = None if reason.code == 1006 else reason.code
+                return self.over(code, reason.reason or f"the connection is closed ({reason.name.lower()})")
+            case ConnectionClosed():
+                return self.over(None, "the connection is closed")
+            case _:
+                return self.over(self.status, f"{type(failure).__name__}: {failure}")
+
+
+class _Observed(trio.abc.Stream):
+    """The byte stream, noting what trio-websocket keeps to itself: how the answer begins, and that the stream ended."""
+
+    def __init__(self, stream: trio.abc.Stream, ending: _Ending) -> None:
+        self._stream = stream
+        self._ending = ending
+        self.ended = trio.Event()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data: bytes | bytearray = b""
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        finally:
+            if not data:
+                self.ended.set()
+        if len(self._ending.head) < 16:
+            self._ending.head += data[:16]
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.ended.set()
+            raise
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        self.ended.set()
+        await self._stream.aclose()
+
+
+async def _read(
+    url: str,
+    headers: Sequence[tuple[str, str]],
+    connect: Connect,
+    ending: _Ending,
+    *,
+    task_status: trio.TaskStatus[WebSocketConnection | None],
+) -> None:
+    """Own the connection: open it, read it until it has ended, close it. All that can befall it ends in `ending`."""
+    upgraded = False
+    try:
+        stream = _Observed(await connect(url), ending)
+        try:
+            async with trio.open_nursery() as nursery:
+                socket = await _upgrade(nursery, stream, url, headers, ending)
+                upgraded = True
+                task_status.started(socket)
+        finally:
+            await trio.aclose_forcefully(stream)
+    except* _FAILURES as group:
+        ending.failure = _first(group)
+    finally:
+        ending.ended.set()
+    if not upgraded:
+        task_status.started(None)
+
+
+async def _upgrade(
+    nursery: trio.Nursery, stream: _Observed, url: str, headers: Sequence[tuple[str, str]], ending: _Ending
+) -> WebSocketConnection:
+    parts = urlsplit(url)
+
+    async def watch() -> None:
+        # Where a server closes without an answer, or after an answer whose length it does not tell, the library waits
+        # for ever. After a 101 it does not, and messages are to be had.
+        await stream.ended.wait()
+        if not re.match(rb"HTTP/1\.[01] 101", ending.head):
+            raise HandshakeError("the connection was closed before the upgrade")
+
+    async with trio.open_nursery() as watching:
+        watching.start_soon(watch)
+        socket = await wrap_client_stream(
+            nursery,
+            stream,  # type: ignore[arg-type] # any trio.abc.Stream will do
+            parts.netloc,
+            (parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+            extra_headers=[(name.encode(), value.encode()) for name, value in (*_HEADERS, *headers)],
+            message_queue_size=QUEUE,
+            max_message_size=protocol.LARGEST,
+        )
+        watching.cancel_scope.cancel()
+    return socket
+
+
+async def _begin(
+    nursery: trio.Nursery,
+    read: Callable[..., Awaitable[None]],
+    ending: _Ending,
+    timeout: float,
+) -> Session:
+    with trio.move_on_after(timeout):
+        socket: WebSocketConnection | None = await nursery.start(read)
+        if socket is None:
+            raise ending.judge(ending.failure or HandshakeError("the connection was closed"))
+        early: list[Message] = []
+        while len(early) < QUEUE:
+            message = await _receive(socket, ending)
+            if isinstance(message, Begin):
+                ending.begun = True
+                return Session(socket, ending, message, early)
+            # What a service says too early is used as if it had come in time.
+            log.warning("message.unexpected", kind=message.kind, phase=Phase.CONNECTING.value)
+            early.append(message)
+        raise ending.over(None, f"{QUEUE} messages and no Begin among them")
+    raise ending.over(ending.status, f"no session within {timeout:g} s")
+
+
+async def _receive(socket: WebSocketConnection, ending: _Ending) -> Message:
+    """The next message that is of use. Raises SessionOver after the last."""
+    while True:
+        with trio.move_on_at(ending.deadline) as limit:
+            message = await _next(socket, ending)
+        if limit.cancelled_caught:
+            raise ending.over(1000 if ending.error is None else None, "the service did not close the connection")
+        if isinstance(message, Error | Termination):
+            ending.deadline = trio.current_time() + LEAVING
+        if isinstance(message, Error):
+            ending.error = message
+        elif message is not None:
+            return message
+
+
+async def _next(socket: WebSocketConnection, ending: _Ending) -> Message | None:
+    """One message, or None for one that is of no use and of no harm."""
+    try:
+        frame = await socket.get_message()
+    except ConnectionClosed as closed:
+        if closed.reason is None or closed.reason.code == 1006:
+            # The reading task has seen what broke; it ends within the next moments, having closed the queue first.
+            with trio.move_on_after(LEAVING):
+                await ending.ended.wait()
+        raise ending.judge(ending.failure or closed) from None
+    try:
+        return protocol.parse(frame)
+    except Malformed as malformed:
+        reason = ending.redact(str(malformed))
+        if malformed.kind in {None, TurnMessage.kind, Begin.kind}:
+            # It was, or may have been, somebody's words: the next session hears them again.
+            raise ending.over(None, reason) from None
+        log.warning("message.malformed", kind=malformed.kind, reason=reason)
+        return None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One exception of a group of failures: the one with an HTTP status says most."""
+    leaves = _leaves(group)
+    return next((leaf for leaf in leaves if isinstance(leaf, ConnectionRejected)), leaves[0])
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for nested in error.exceptions for leaf in _leaves(nested)]
+    return [error]
