@@ -1,12 +1,18 @@
 """Events as the journal hands them to a sink: numbered from 1, with ids that only grow."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import pluggy
+import trio
 
-from roomtone import Context, Durable
+from roomtone import Context, Durable, Sink
+from roomtone.delivery import run_sink
+from roomtone.journal import Refusal, open_journal
+from roomtone.live import Live
 from roomtone.sinks import PROJECT, Hooks
 
 Fact = TypeVar("Fact", bound=Durable)
@@ -37,3 +43,21 @@ def accept(plugin: object) -> None:
     manager.add_hookspecs(Hooks)
     manager.register(plugin)
     manager.check_pending()
+
+
+async def deliver_all(sink: Sink, folder: Path, facts: Sequence[Durable]) -> list[Refusal]:
+    """Commit the facts to the journal in `folder` and let the daemon's delivery bring all of it to the sink.
+
+    Returns what the sink refused. A second call goes on from the cursor, as after a restart.
+    """
+    closing, told = trio.Event(), context(folder)
+    async with open_journal(folder / "journal.sqlite") as journal, trio.open_nursery() as nursery:
+        await journal.commit(*facts)
+        nursery.start_soon(
+            partial(run_sink, told.name, sink, journal=journal, live=Live(), context=told, closing=closing)
+        )
+        with trio.fail_after(60):
+            while await journal.cursor(told.name) != journal.tip:  # noqa: ASYNC110 - a cursor tells nobody
+                await trio.sleep(0.01)
+        closing.set()
+        return await journal.refused(told.name)

@@ -5,7 +5,7 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -48,15 +48,16 @@ class Receiver:
         self.accepted: list[Post] = []
         self.connections = 0
         self._script: deque[Answer] = deque()
-        self._always = Answer()
+        self._otherwise: Callable[[Post], Answer] = lambda _: Answer()
         self._changed = trio.Event()
 
     def script(self, *answers: Answer) -> None:
-        """The next requests get these answers, one each; then again 204, or what `always` says."""
+        """The next requests get these answers, one each; then again 204, or what `otherwise` says."""
         self._script.extend(answers)
 
-    def always(self, answer: Answer) -> None:
-        self._always = answer
+    def otherwise(self, answer: Callable[[Post], Answer]) -> None:
+        """Every request that the script has no answer for gets this one."""
+        self._otherwise = answer
 
     @property
     def events(self) -> list[Any]:
@@ -79,7 +80,7 @@ class Receiver:
         connection = h11.Connection(h11.SERVER)
         try:
             while (post := await _receive(connection, stream)) is not None:
-                answer = self._script.popleft() if self._script else self._always
+                answer = self._script.popleft() if self._script else self._otherwise(post)
                 self.posts.append(post)
                 self._tell()
                 await trio.sleep(answer.delay)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from journalled import Numbering, accept, context
+from journalled import Numbering, accept, context, deliver_all
 from roomtone import Audio, Durable, Gap, Notice, Turn, encode
 from roomtone_jsonl import Jsonl, lines
 
@@ -226,3 +226,13 @@ async def test_a_long_file_costs_only_its_tail(tmp_path: Path) -> None:
     size = path.stat().st_size
     await deliver(Jsonl(path="events.jsonl"), tmp_path, events)
     assert path.stat().st_size == size
+
+
+async def test_by_the_daemons_delivery(tmp_path: Path) -> None:
+    """Through the journal and the delivery: every line once and in order, over a restart."""
+    sink = Jsonl(path="events.jsonl", start="oldest")
+    assert await deliver_all(sink, tmp_path, turns(1500)) == []
+    await deliver_all(sink, tmp_path, turns(2))
+    written = [msgspec.json.decode(line) for line in (tmp_path / "events.jsonl").read_bytes().splitlines()]
+    assert [line["seq"] for line in written] == list(range(1, 1503))
+    assert [line["turn_order"] for line in written] == [*range(1500), 0, 1]

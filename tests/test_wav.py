@@ -16,7 +16,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from journalled import Numbering, accept, context
+from journalled import Numbering, accept, context, deliver_all
 from roomtone import Audio, Durable, Forgotten, Gap, RecordingStopped
 from roomtone_wav import Wav
 from roomtone_wav.recording import HEADER, LONGEST, Recording, Stretch, header, united
@@ -650,3 +650,19 @@ def test_an_hour_ends_at_the_first_sample_in_the_next() -> None:
         recording = Recording(room="desk", rate=rate, first=0, start=start, path="", end=0, until=start, last="")
         boundary = recording.boundary(0, start, "hour")
         assert (boundary - 1) / rate < 7e-6 <= boundary / rate
+
+
+async def test_by_the_daemons_delivery(tmp_path: Path) -> None:
+    """Through the journal and the delivery: every sample once, over a restart, with a segment that the quota took."""
+    room = Room(tmp_path)
+    for _ in range(3):
+        room.says(300)
+    room.loses(100)
+    room.says(300)
+    (tmp_path / "desk_300.pcm").unlink()
+    sink = Wav(directory="wav", start="oldest")
+    assert await deliver_all(sink, tmp_path, room.events[:2]) == []
+    await deliver_all(sink, tmp_path, room.events[2:])
+    expected = audio(0, 300) + bytes(600) + audio(600, 900) + bytes(200) + audio(1000, 1300)
+    assert list(contents(tmp_path / "wav").values()) == [expected]
+    assert sidecar(tmp_path / "wav")["missing"] == [{"start": 300, "end": 600}]

@@ -16,8 +16,8 @@ import pytest
 import trio
 from standardwebhooks import Webhook as Verifier
 
-from journalled import Numbering, accept, context
-from receiver import NEVER, Answer, open_receiver
+from journalled import Numbering, accept, context, deliver_all
+from receiver import NEVER, Answer, Post, open_receiver
 from roomtone import Audio, Durable, Gap, Turn, Unprocessable, encode
 from roomtone_webhook import Webhook
 from roomtone_webhook.address import Address
@@ -172,7 +172,7 @@ async def test_refused_for_now(tmp_path: Path, status: int) -> None:
 async def test_nobody_is_set_aside_for_another(tmp_path: Path) -> None:
     """Of a refused array it is not known which event is meant, so none is set aside; alone, the flush may."""
     async with open_receiver() as receiver:
-        receiver.always(Answer(422, body=b"bad"))
+        receiver.otherwise(lambda _: Answer(422, body=b"bad"))
         with pytest.raises(Undelivered, match="answered 422"):
             await deliver(Webhook(url=receiver.url, batch=10), tmp_path, turns(2))
         with pytest.raises(Unprocessable, match="answered 422"):
@@ -198,7 +198,7 @@ async def test_what_failed_is_not_flushed(tmp_path: Path) -> None:
 async def test_no_answer(tmp_path: Path) -> None:
     """A receiver that takes the request and says nothing costs read_timeout, and the error says so."""
     async with open_receiver() as receiver:
-        receiver.always(NEVER)
+        receiver.otherwise(lambda _: NEVER)
         with pytest.raises(Undelivered, match="no answer within read_timeout"):
             await deliver(Webhook(url=receiver.url, read_timeout=0.2), tmp_path, turns(1))
 
@@ -398,3 +398,22 @@ async def test_the_receiver_of_these_tests_counts_once(tmp_path: Path) -> None:
         await receiver.wait_accepted(1)
         await receiver.wait_posts(2)
         assert len(receiver.events) == 2
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+async def test_by_the_daemons_delivery(tmp_path: Path, batch: int) -> None:
+    """Through the journal and the delivery: all in order, and only the event that is refused is set aside."""
+
+    def judge(post: Post) -> Answer:
+        return Answer(422 if any(event["turn_order"] == 5 for event in post.events) else 200)
+
+    async with open_receiver() as receiver:
+        receiver.otherwise(judge)
+        receiver.script(Answer(503), Answer(reset=True))
+        sink = Webhook(url=receiver.url, batch=batch, start="oldest")
+        assert await deliver_all(sink, tmp_path, turns(4)) == []
+        (refusal,) = await deliver_all(sink, tmp_path, turns(9))
+    assert (refusal.seq, refusal.reason) == (4 + 6, f"{receiver.url} answered 422")
+    # An array that came and was not acknowledged may come again; without these the order is that of the journal.
+    seen = list(dict.fromkeys(event["seq"] for event in receiver.events))
+    assert seen == [seq for seq in range(1, 14) if seq != 10]
