@@ -1,0 +1,50 @@
+"""What a program said last, and how it ended: the reason for people when it is gone. Standard library only, pure."""
+
+import re
+import signal
+
+_KEPT = 4096
+_LINES = 3
+_LINE = 300
+
+_URL = re.compile(r"(?P<scheme>\w+://)(?:[^\s'\"]*@)?(?P<rest>[^\s'\"?]*)(?P<query>\?[^\s'\"]*)?")
+_ENDS = re.compile(rb"[\r\n]+")
+
+
+class Tail:
+    """The last 4 KiB of what a program wrote to its standard error, whole lines only."""
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        # The first line has lost its beginning and is left out: of a URL it may be the password, without the scheme.
+        self._torn = False
+
+    def feed(self, portion: bytes) -> None:
+        self._bytes += portion
+        if len(self._bytes) > _KEPT:
+            self._bytes = self._bytes[-_KEPT:]
+            self._torn = True
+        if self._torn and (end := _ENDS.search(self._bytes)):
+            self._bytes = self._bytes[end.end() :]
+            self._torn = False
+
+    def after(self, text: str) -> str:
+        """The text with the last three lines behind it, on one line, without what is secret in URLs."""
+        lines = [line.strip() for line in _ENDS.split(b"" if self._torn else self._bytes)]
+        words = [redact(line.decode(errors="replace"))[:_LINE] for line in lines if line][-_LINES:]
+        return f"{text}: {' | '.join(words)}" if words else text
+
+
+def redact(line: str) -> str:
+    """The line without user, password and query of its URLs."""
+    return _URL.sub(lambda url: url["scheme"] + url["rest"] + ("?..." if url["query"] else ""), line)
+
+
+def describe(status: int) -> str:
+    """An exit status in words: `ended with status 1`, `was ended by SIGSEGV`."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"was ended by signal {-status}"
