@@ -249,17 +249,22 @@ class _Ending:
         return SessionOver(code, text, protocol.classify(code, text), refused=not self.begun)
 
     def judge(self, failure: BaseException) -> SessionOver:
+        status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
+        if status is not None:
+            return self.over(status, f"the service refuses the connection with HTTP {status}")
         match failure:
-            case ConnectionRejected(status_code=status):
-                return self.over(status, f"the service refuses the connection with HTTP {status}")
             case ConnectionClosed(reason=CloseReason() as reason):
                 # 1006 is never sent: it is how libraries say that the network broke.
                 code = None if reason.code == 1006 else reason.code
                 return self.over(code, reason.reason or f"the connection is closed ({reason.name.lower()})")
             case ConnectionClosed():
                 return self.over(None, "the connection is closed")
+            case OSError():
+                return self.over(None, f"no connection: {'; '.join(_causes(failure))}")
+            case HandshakeError():
+                return self.over(None, str(failure))
             case _:
-                return self.over(self.status, f"{type(failure).__name__}: {failure}")
+                return self.over(None, f"the server breaks the protocol: {failure}")
 
 
 class _Observed(trio.abc.Stream):
@@ -419,3 +424,10 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for nested in error.exceptions for leaf in _leaves(nested)]
     return [error]
+
+
+def _causes(error: BaseException) -> list[str]:
+    """What stands behind an OSError: trio tries each address of a name and says only that all failed."""
+    if error.__cause__ is None:
+        return [str(error) or type(error).__name__]
+    return sorted({str(leaf) for leaf in _leaves(error.__cause__)})
