@@ -147,6 +147,28 @@ async def test_commit_once_begun_ends(path: Path) -> None:
         assert len(await journal.read(0)) == journal.tip == 1
 
 
+@pytest.mark.parametrize("checkpoints", range(1, 10))
+async def test_cancelled_commit_has_committed_nothing(path: Path, checkpoints: int) -> None:
+    """Among tasks that share transactions and are cancelled at any moment, who returns has committed, who does not has
+    not: nobody is left in doubt.
+    """
+    returned: set[str] = set()
+
+    async def commit(name: str) -> None:
+        await journal.commit(notice(name))
+        returned.add(name)
+
+    async with open_journal(path, inline=True) as journal:
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(commit, str(number))
+            for _ in range(checkpoints):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+        assert {event.text for event in await journal.read(0) if isinstance(event, Notice)} == returned
+
+
 async def test_cancelled_before_it_begins_commits_nothing(path: Path) -> None:
     """A commit in a task that is already cancelled does nothing."""
     async with open_journal(path) as journal:

@@ -44,8 +44,6 @@ class Batch:
         self.flush_error: Exception | None = None
         self.begun = 0
         """Calls begun: while it stands still, so does the sink. Read by the loop while a thread counts."""
-        self.is_ending = False
-        """Set from outside: the call that is under way is the last of this batch."""
         self._implementation = implementation
 
     def calls(self, clock: Callable[[], float]) -> Generator[Call, None, None]:
@@ -63,7 +61,7 @@ class Batch:
                     break
                 self.refused.append((event.seq, reason))
             self.done += 1
-            if self.is_ending or clock() - began >= HOOK_SECONDS:
+            if clock() - began >= HOOK_SECONDS:
                 break
         if self.done and self._implementation.flush:
             yield from self._flush(self._implementation.flush)

@@ -7,14 +7,14 @@ PATIENCE = 120.0
 """Seconds of failing before anybody is told: a receiver that is restarted is no news."""
 HEALTHY = 60.0
 """Seconds without a failure that end a streak. The caller measures them."""
-LONGEST = 86_400.0
+DAY = 86_400.0
 
 
 class Streak:
     """Failures without `HEALTHY` seconds between them. One that lasts is told once, and its end once.
 
     A notice about a sink is an event for this sink too. So each streak that was told doubles the patience for the next
-    one, up to a day; a time as long as that without telling begins anew.
+    one, up to a day; a day without telling begins anew. A sink that flaps all day makes a handful of notices.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Streak:
         """Count a failure. True when it is time to tell: after the patience, or `at_once` unless it was told lately."""
         if not self.failures:
             self._began = now
-            if now - self._healed_at >= self._patience:
+            if now - self._healed_at >= DAY:
                 self._patience = PATIENCE
         self.failures += 1
         wait = 0.0 if at_once and self._patience == PATIENCE else self._patience
@@ -42,7 +42,7 @@ class Streak:
         """End the streak. True when its end is due to be told, because its beginning was."""
         was_told = self._is_told
         if was_told:
-            self._patience = min(LONGEST, self._patience * 2)
+            self._patience = min(DAY, self._patience * 2)
             self._healed_at = now
         self.failures = 0
         self._is_told = False

@@ -106,8 +106,6 @@ class Worker:
                 begun, since = batch.begun, trio.current_time()
             await trio.sleep(min(left, self._timeout / 8))
         self.is_stuck = True
-        if batch:
-            batch.is_ending = True
         await self._on_overdue(self._overdue)
 
     @property
