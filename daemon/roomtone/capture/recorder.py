@@ -1,0 +1,333 @@
+"""The recorder: one loop that keeps a room recorded for ever.
+
+Open the source, record its blocks, and when it fails leave its context, wait, and open it again, from the position
+where the room stands. What a block, a silence or a failure means is decided in `account`, which is pure; here it is
+done. A decision once taken is done as a whole: cancellation comes while waiting for samples, and nowhere else.
+
+Contained here, by name: SourceEnded and SourceFailed, an OSError of starting the source's process, and an OSError of
+writing audio, which is a loss with the cause `disk full`. All else propagates.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias, TypeVar
+
+import msgspec
+import structlog
+import trio
+
+from roomtone.backoff import Backoff, is_worth_saying
+from roomtone.capture.account import (
+    DEAD,
+    OPENING,
+    RETRY,
+    Account,
+    Cut,
+    Heard,
+    Instruction,
+    Keep,
+    Leave,
+    Lost,
+    Note,
+    Started,
+    Stopped,
+)
+from roomtone.capture.entries import audio_entry, key, loss_entry
+from roomtone.capture.feed import (
+    Block,
+    Command,
+    Feed,
+    File,
+    Microphone,
+    Source,
+    SourceEnded,
+    SourceFailed,
+    name_of,
+    open_source,
+)
+from roomtone.capture.level import Loudness, measure_loudness
+from roomtone.capture.recovery import Progress, RateChanged, Resume, identify, recover
+from roomtone.capture.segment import WIDTH
+from roomtone.capture.spool import Spool
+from roomtone.clock import Instant, NominalClock, RoomClock
+from roomtone.events import Level, Notice, RecordingStarted, RecordingStopped
+from roomtone.facts import Fact, Mark
+from roomtone.journal import Journal
+from roomtone.live import Live
+
+__all__ = ["Clocks", "Opener", "RateChanged", "read_clocks", "record", "recover"]
+
+TICK = 0.25
+"""Seconds of waiting for a block that count as silence when none came. A standstill of our own loop counts once."""
+ENDING = 10.0
+"""Seconds that the last segment and the last facts of a run may take."""
+PATIENCE = 1.0
+"""Seconds that facts may wait for a journal on a full disk before audio goes first."""
+AGAIN = 5.0
+"""Seconds of audio until the journal is asked again."""
+PENDING = 1000
+"""Facts above which each waits as long as `ENDING`: the source's ring fills meanwhile, and counts what it drops."""
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class Opener(Protocol):
+    """How a source is opened: `open_source`, or what a test puts in its place."""
+
+    def __call__(
+        self, source: Source, *, rate: int, frame: int, folder: Path, skip: int = 0
+    ) -> AbstractAsyncContextManager[Feed]: ...
+
+
+Clocks: TypeAlias = Callable[[], Instant]
+
+E = TypeVar("E", bound=BaseException)
+
+
+def read_clocks() -> Instant:
+    """The machine's clocks now."""
+    return Instant(time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_MONOTONIC), time.time())
+
+
+async def record(
+    room: str,
+    source: Source,
+    *,
+    rate: int,
+    frame: int,
+    folder: Path,
+    spool: Spool,
+    journal: Journal,
+    live: Live,
+    opener: Opener = open_source,
+    clocks: Clocks = read_clocks,
+) -> None:
+    """Record the room at `rate` Hz in blocks of `frame` samples until the source has ended: a file, a command's exit 0.
+
+    Cancelled, it closes the segment and says that it stopped, within ten seconds; so does the end of the source.
+    Relative paths begin in `folder`. Errors: RateChanged before anything is recorded; JournalError.
+    """
+    resume = await recover(room, source, rate=rate, folder=folder, spool=spool, journal=journal)
+    account = _account(source, rate, frame, resume, clocks())
+    recorder = _Recorder(
+        room,
+        source,
+        folder=folder,
+        file=resume.file,
+        account=account,
+        spool=spool,
+        journal=journal,
+        live=live,
+        clocks=clocks,
+    )
+    reason: Literal["stopping", "ended"] = "stopping"
+    try:
+        await _follow(recorder, opener, rate, frame, folder)
+        reason = "ended"
+    finally:
+        await recorder.do(account.finish(reason, clocks()))
+        await recorder.settle()
+
+
+def _account(source: Source, rate: int, frame: int, resume: Resume, now: Instant) -> Account:
+    clock: RoomClock | NominalClock = RoomClock(rate)
+    if resume.file:
+        clock = NominalClock(rate, resume.file.start, began=resume.file.at)
+    elif isinstance(source, File):
+        clock = NominalClock(rate, resume.position, earliest=resume.away.since)
+    opening = DEAD if isinstance(source, Microphone) else OPENING
+    return Account(rate, frame, resume.position, resume.away, now, clock=clock, opening=opening)
+
+
+async def _follow(recorder: "_Recorder", opener: Opener, rate: int, frame: int, folder: Path) -> None:
+    """Keep the source open, whatever becomes of it. Returns when it has ended for good."""
+    backoff = Backoff(first=0.5, longest=30.0)
+    while True:
+        opened = trio.current_time()
+        outcome: SourceEnded | SourceFailed | None = None
+        try:
+            async with opener(recorder.source, rate=rate, frame=frame, folder=folder, skip=recorder.skip) as feed:
+                await recorder.listen(feed)
+        except* (SourceEnded, SourceFailed) as group:
+            outcome = _first(group)
+        except* OSError as group:
+            outcome = SourceFailed("source.unstartable", f"the capture process cannot be started: {_first(group)}")
+        if isinstance(outcome, SourceEnded) and _is_final(recorder.source):
+            return
+        if outcome is not None:
+            await recorder.fail(outcome)
+        backoff.healthy_for(trio.current_time() - opened)
+        delay = backoff.next()
+        if is_worth_saying(backoff.failures):
+            log.warning("source.left", room=recorder.room, reason=str(outcome or "silent"), retry_in=round(delay, 1))
+        await trio.sleep(delay)
+
+
+def _first(group: BaseExceptionGroup[E]) -> E:
+    """The first of the exceptions that a group of groups has."""
+    one = group.exceptions[0]
+    return _first(one) if isinstance(one, BaseExceptionGroup) else one
+
+
+def _is_final(source: Source) -> bool:
+    return isinstance(source, File) or (isinstance(source, Command) and source.restart == "on-failure")
+
+
+class _Recorder:
+    """Does what the account says: to the spool, the journal and the live feed."""
+
+    def __init__(
+        self,
+        room: str,
+        source: Source,
+        *,
+        folder: Path,
+        file: Progress | None,
+        account: Account,
+        spool: Spool,
+        journal: Journal,
+        live: Live,
+        clocks: Clocks,
+    ) -> None:
+        self.room = room
+        self.source = source
+        self._folder = folder
+        self._file = file
+        self._account = account
+        self._spool = spool
+        self._journal = journal
+        self._live = live
+        self._clocks = clocks
+        self._pending: list[Fact] = []
+        self._retry = 0.0
+
+    @property
+    def skip(self) -> int:
+        """Samples of the file that are recorded already."""
+        return self._account.position - self._file.start if self._file else 0
+
+    async def listen(self, feed: Feed) -> None:
+        """Take blocks until the source has been silent for too long. Raises what the feed raises."""
+        while True:
+            block = None
+            with trio.move_on_after(TICK):
+                block = await feed.receive()
+            if block is not None:
+                await self._take(block)
+            elif Leave() in await self.do(self._account.waited(TICK, self._clocks())):
+                return
+
+    async def fail(self, outcome: SourceEnded | SourceFailed) -> None:
+        """The source has failed, or ended though it should not."""
+        code = outcome.code if isinstance(outcome, SourceFailed) else "source.ended"
+        await self.do(self._account.failed(code, str(outcome), self._clocks()))
+
+    async def do(self, instructions: Sequence[Instruction]) -> Sequence[Instruction]:
+        """Do all of it, also when cancelled, and return it. Facts that belong to one moment are committed together."""
+        with trio.CancelScope(shield=True):
+            facts: list[Fact] = []
+            for instruction in instructions:
+                if isinstance(instruction, Cut):
+                    segment = await self._spool.cut(fresh=instruction.fresh, skip=instruction.skip)
+                    facts += audio_entry(self.room, self._spool.rate, segment) if segment else []
+                else:
+                    facts += self._facts(instruction)
+            await self._commit(facts)
+        return instructions
+
+    async def settle(self) -> None:
+        """Give facts that still wait for the journal a last time of ten seconds; `recover` makes up for them."""
+        with trio.CancelScope(shield=True):
+            self._retry = trio.current_time()
+            await self._commit([], patience=ENDING)
+
+    async def _take(self, block: Block) -> None:
+        loudness = measure_loudness(block.audio)
+        samples = len(block.audio) // WIDTH
+        now = self._clocks()
+        with trio.CancelScope(shield=True) as taking:
+            instructions = self._account.block(Heard(samples, block.dropped, block.boottime, loudness.still), now)
+            await self.do(instructions)
+            if isinstance(keep := instructions[-1], Keep):
+                while not await self._keep(block.audio, keep):
+                    # A file waits for room on the disk, and while it waits it may be told to stop.
+                    taking.shield = False
+                    await trio.sleep(RETRY)
+                    taking.shield = True
+            self._publish(self._account.position - samples, loudness)
+
+    def _publish(self, position: int, loudness: Loudness) -> None:
+        at = self._account.clock.at(position)
+        level = Level(room=self.room, position=position, at=at, rms=loudness.rms, peak=loudness.peak)
+        self._live.publish(level)
+
+    async def _keep(self, audio: bytes, keep: Keep) -> bool:
+        """Record the block. False when it must be tried again."""
+        samples = len(audio) // WIDTH
+        try:
+            segment = await self._spool.append(audio, keep.at)
+        except OSError as error:
+            await self.do(self._account.refused(samples, error, self._clocks()))
+            return self._account.live
+        await self._commit(audio_entry(self.room, self._spool.rate, segment) if segment else [])
+        await self.do(self._account.kept(samples))
+        return True
+
+    def _facts(self, instruction: Instruction) -> Sequence[Fact]:
+        match instruction:
+            case Lost():
+                log.warning(
+                    "audio.lost", room=self.room, samples=instruction.end - instruction.start, **_told(instruction)
+                )
+                return loss_entry(self.room, instruction)
+            case Started():
+                return self._started(instruction)
+            case Stopped():
+                return self._stopped(instruction)
+            case Note(severity=severity, code=code, text=text, position=position, at=at):
+                words = f"{name_of(self.source)}: {text}"
+                return [Notice(room=self.room, position=position, at=at, severity=severity, code=code, text=words)]
+            case _:
+                return []
+
+    def _started(self, started: Started) -> list[Fact]:
+        position, at, rate = started.position, started.at, self._spool.rate
+        if isinstance(self.source, File) and self._file is None:
+            self._file = identify(self.source, self._folder, position, at)
+        return [
+            RecordingStarted(room=self.room, position=position, at=at, rate=rate, source=name_of(self.source)),
+            Mark(key(self.room, "rate"), rate),
+            Mark(key(self.room, "stopped"), None),
+            Mark(key(self.room, "file"), msgspec.to_builtins(self._file)),
+        ]
+
+    def _stopped(self, stopped: Stopped) -> list[Fact]:
+        position, at = stopped.position, stopped.at
+        facts: list[Fact] = [Mark(key(self.room, "stopped"), {"position": position, "at": at.isoformat()})]
+        if stopped.started:
+            facts.append(RecordingStopped(room=self.room, position=position, at=at, reason=stopped.reason))
+        if stopped.reason == "ended":
+            facts.append(Mark(key(self.room, "file"), None))
+        return facts
+
+    async def _commit(self, facts: Sequence[Fact], patience: float = PATIENCE) -> None:
+        """Commit the facts, and before them those that a journal on a full disk has not taken yet.
+
+        Audio is worth more than the order of a fact and the audio after it: what a crash makes of that, `recover` sees.
+        """
+        self._pending += facts
+        if not self._pending or (not facts and trio.current_time() < self._retry):
+            return
+        with trio.move_on_after(patience if len(self._pending) < PENDING else ENDING) as waiting:
+            await self._journal.commit(*self._pending)
+            self._pending.clear()
+        if waiting.cancelled_caught:
+            self._retry = trio.current_time() + AGAIN
+            log.error("journal.waiting", room=self.room, facts=len(self._pending))
+
+
+def _told(lost: Lost) -> dict[str, object]:
+    seconds = (lost.until - lost.from_).total_seconds()
+    return {"start": lost.start, "cause": lost.cause, "seconds": round(seconds, 3)}

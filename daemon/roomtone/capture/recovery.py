@@ -1,0 +1,215 @@
+"""Where a room goes on after a stop, a crash or a power cut, and what is to be said about the time between.
+
+The journal and the spool fail apart: the journal is durable at each commit, the spool once per `sync_interval`. So the
+spool can have audio that the journal does not know, and the journal can know positions that the spool has lost.
+Whatever either knows of is never given to other audio.
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+
+from roomtone.capture.account import Away, Lost
+from roomtone.capture.entries import audio_entry, key, loss_entry
+from roomtone.capture.feed import File, Source
+from roomtone.capture.segment import Segment
+from roomtone.capture.spool import Spool
+from roomtone.events import KINDS, Analysis, Audio, Durable, Forgotten, Gap, Turn
+from roomtone.facts import Cover, Fact
+from roomtone.journal import Journal
+
+_AT_ONCE = 300
+"""Facts in one transaction, when the journal does not know many segments."""
+_LONGEST_TURN = 600
+"""Seconds before the end of the spool in which an event may begin that ends after it."""
+
+
+class RateChanged(Exception):  # noqa: N818 - it says what is true of the room
+    """The room was recorded at another rate before: its positions would mean two things. The text is for a person."""
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """A file that is being recorded: its first sample has this position and time (UTC). `size` is in bytes."""
+
+    path: str
+    size: int
+    mtime: int
+    start: int
+    at: datetime
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """Where a room goes on: the next sample's position, the time without a source before it, a file half recorded."""
+
+    position: int
+    away: Away
+    file: Progress | None = None
+
+
+async def recover(room: str, source: Source, *, rate: int, folder: Path, spool: Spool, journal: Journal) -> Resume:
+    """Journal the segments and losses that the journal does not know, and say where the room goes on.
+
+    Doing it twice changes nothing. Raises RateChanged.
+    """
+    known_before = await check_rate(room, rate, journal)
+    await _journal_segments(room, spool, journal)
+    progress = await _progress(room, source, folder, journal)
+    if progress:
+        position = max(spool.end, progress.start)
+        await spool.cut(skip=position - spool.end)
+        return Resume(position, Away(position, "device", None), progress)
+    stopped = await journal.mark(key(room, "stopped"))
+    known = await _known(room, spool, journal)
+    if not known and not known_before:
+        return Resume(0, Away(0, "daemon down", None))
+    torn = await _journal_torn(room, spool, journal, known)
+    clean = not torn and stopped is not None and stopped["position"] == known
+    since = datetime.fromisoformat(stopped["at"]) if clean else await _last_heard(room, spool, journal, known)
+    # What was written after the last sync may be lost, and words may stand on it that somebody has seen.
+    jump = 0 if clean else int(2 * spool.sync_interval * rate)
+    return Resume(known + jump, Away(known, "daemon down", since))
+
+
+async def check_rate(room: str, rate: int, journal: Journal) -> bool:
+    """Whether the room was ever recorded. Raises RateChanged if that was at another rate."""
+    before = await journal.mark(key(room, "rate"))
+    if before not in {None, rate}:
+        raise RateChanged(
+            f"[rooms.{room}] rate = {rate}: this room was recorded at {before} Hz before, and a room keeps its rate. "
+            f"Set rate = {before}, or give the table another name for a new room at {rate} Hz."
+        )
+    return before is not None
+
+
+def locate(source: File, folder: Path) -> Path:
+    """The file that the configuration in `folder` means."""
+    return folder / Path(source.path).expanduser()
+
+
+def identify(source: File, folder: Path, start: int, at: datetime) -> Progress | None:
+    """The file as it is now, recorded from `start` on. None when it cannot be looked at."""
+    path = locate(source, folder)
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return Progress(str(path), status.st_size, status.st_mtime_ns, start, at)
+
+
+async def _progress(room: str, source: Source, folder: Path, journal: Journal) -> Progress | None:
+    """The file that the last run was recording, if it is this source and has not changed.
+
+    A file that cannot be looked at just now is taken for the same: its share may not be mounted yet.
+    """
+    mark = await journal.mark(key(room, "file"))
+    if mark is None or not isinstance(source, File):
+        return None
+    before = msgspec.convert(mark, Progress)
+    now = identify(source, folder, before.start, before.at)
+    if now is None:
+        return before if before.path == str(locate(source, folder)) else None
+    return before if now == before else None
+
+
+async def _journal_segments(room: str, spool: Spool, journal: Journal) -> None:
+    """Events for the segments that were written after the last commit, and for losses between them."""
+    end = await journal.mark(key(room, "audio")) or 0
+    lost = [cover for cover in await journal.covered(room, max(0, end - 1)) if cover.state == "lost"]
+    facts: list[Fact] = []
+    before: Segment | None = None
+    for segment in spool.segments():
+        if segment.end > end:
+            if end:
+                heard = before.when(before.end, spool.rate) if before else segment.at
+                for one in _unexplained(end, heard, segment, lost, spool.rate):
+                    facts += loss_entry(room, one)
+            facts += audio_entry(room, spool.rate, segment)
+            end = segment.end
+        before = segment
+        if len(facts) >= _AT_ONCE:
+            await journal.commit(*facts)
+            facts.clear()
+    if facts:
+        await journal.commit(*facts)
+
+
+def _unexplained(end: int, heard: datetime, segment: Segment, lost: list[Cover], rate: int) -> list[Lost]:
+    """What lies between `end`, at `heard`, and the segment, and is not in the journal.
+
+    The daemon went down before it could say why.
+    """
+    if segment.position == end:
+        is_known = not segment.fresh or any(one.start <= end <= one.end for one in lost)
+        return [] if is_known else [Lost(end, end, heard, max(heard, segment.at), "daemon down")]
+    holes = []
+    for start, stop in uncovered(end, segment.position, lost):
+        from_ = heard + timedelta(seconds=(start - end) / rate)
+        holes.append(Lost(start, stop, from_, max(from_, segment.when(stop, rate)), "daemon down"))
+    return holes
+
+
+async def _journal_torn(room: str, spool: Spool, journal: Journal, known: int) -> bool:
+    """Say that positions which were in use are not on disk, and move the spool past them."""
+    covers = [cover for cover in await journal.covered(room, spool.end) if cover.state in {"captured", "lost"}]
+    facts: list[Fact] = []
+    for start, end in uncovered(spool.end, known, covers):
+        from_ = spool.at(start) if len(spool.segments()) else await _last_heard(room, spool, journal, start)
+        until = max(from_, await _last_heard(room, spool, journal, end))
+        facts += loss_entry(room, Lost(start, end, from_, until, "daemon down"))
+    if facts:
+        await journal.commit(*facts)
+    await spool.cut(skip=known - spool.end)
+    return bool(facts)
+
+
+async def _known(room: str, spool: Spool, journal: Journal) -> int:
+    """The position after everything that the spool or the journal knows of this room."""
+    marks = [await journal.mark(key(room, name)) for name in ("audio", "acknowledged")]
+    stopped = await journal.mark(key(room, "stopped"))
+    covers = await journal.covered(room, spool.end)
+    recent = await journal.select(room, KINDS, max(0, spool.end - _LONGEST_TURN * spool.rate), 2**63 - 1)
+    return max(
+        spool.end,
+        stopped["position"] if stopped else 0,
+        *(mark for mark in marks if isinstance(mark, int)),
+        *(cover.end for cover in covers),
+        *(_end(event) for event in recent),
+    )
+
+
+def _end(event: Durable) -> int:
+    """The position after everything that the event speaks of."""
+    match event:
+        case Turn(words=words):
+            return max([event.position, *(word.end for word in words)])
+        case Audio(position=position, samples=samples):
+            return position + samples
+        case Gap(end=end) | Analysis(end=end) | Forgotten(end=end):
+            return end
+        case _:
+            return event.position
+
+
+async def _last_heard(room: str, spool: Spool, journal: Journal, position: int) -> datetime:
+    """The latest time that is known to be accounted for, up to `position`."""
+    covers = await journal.covered(room, max(0, position - 1))
+    times = [cover.until for cover in covers if cover.end <= position and cover.state in {"captured", "lost"}]
+    try:
+        times.append(spool.at(position))
+    except LookupError:
+        started = await journal.select(room, ("recording_started",), 0, 2**63 - 1)
+        times += [event.at for event in started[-1:]]
+    return max(times, default=datetime.now(UTC))
+
+
+def uncovered(start: int, end: int, covers: list[Cover]) -> list[tuple[int, int]]:
+    """The stretches of [start, end) that none of the covers, which are ordered by start, has."""
+    holes = []
+    for cover in covers:
+        if start < min(cover.start, end):
+            holes.append((start, min(cover.start, end)))
+        start = max(start, cover.end)
+    if start < end:
+        holes.append((start, end))
+    return holes
