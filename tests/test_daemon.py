@@ -8,9 +8,10 @@ from array import array
 from pathlib import Path
 
 import pytest
-from receiver import open_receiver
+import trio
 
 from pulse import open_pulse
+from receiver import open_receiver
 from running import COMMAND, DEMO, SINKS, error_rate, events, recordings, run, words
 
 RATE = 16_000
@@ -57,26 +58,12 @@ def test_a_file_is_recorded_bit_for_bit(tmp_path: Path, pace: str) -> None:
     assert error_rate(SAID[: len(heard)], heard) < 0.3
 
 
-def test_a_microphone_is_recorded_transcribed_and_delivered(tmp_path: Path) -> None:
+async def test_a_microphone_is_recorded_transcribed_and_delivered(tmp_path: Path) -> None:
     """Speech played in a room is in the WAV file at its place, its words are in the turns, and every event arrives."""
     spoken = pcm(DEMO / "meeting.flac")[: 2 * 14 * RATE]
-    with open_pulse() as server, open_receiver() as receiver:
-        config = f"""
-[rooms.desk]
-source = {{ kind = "microphone", device = "pulse" }}
-{SINKS}
-[sinks.hook]
-kind = "webhook"
-url = "{receiver.url}"
-"""
-        with run(tmp_path, config, env=server.env) as daemon:
-            daemon.wait_for(lambda: events(tmp_path, "session_started"))
-            player = server.play(write_wav(tmp_path / "talk.wav", spoken))
-            assert player.wait(60) == 0
-            daemon.wait_for(lambda: len(events(tmp_path, "turn")) >= 3)
-            daemon.signal(signal.SIGTERM)
-            assert daemon.finish() == 0, daemon.log
-        delivered = receiver.events()
+    async with open_receiver() as receiver:
+        await trio.to_thread.run_sync(record_a_talk, tmp_path, spoken, receiver.url)
+        delivered = [event for post in receiver.accepted for event in post.events]
 
     ((_, rate, recorded),) = recordings(tmp_path)
     assert rate == RATE
@@ -89,6 +76,25 @@ url = "{receiver.url}"
     (stopped,) = events(tmp_path, "recording_stopped")
     assert stopped["position"] == len(recorded) // 2
     assert not events(tmp_path, "gap")
+
+
+def record_a_talk(folder: Path, spoken: bytes, url: str) -> None:
+    """Record what a microphone hears while this is played, and stop when its words have come."""
+    config = f"""
+[rooms.desk]
+source = {{ kind = "microphone", device = "pulse" }}
+{SINKS}
+[sinks.hook]
+kind = "webhook"
+url = "{url}"
+"""
+    with open_pulse() as server, run(folder, config, env=server.env) as daemon:
+        daemon.wait_for(lambda: events(folder, "session_started"))
+        player = server.play(write_wav(folder / "talk.wav", spoken))
+        assert player.wait(60) == 0
+        daemon.wait_for(lambda: len(events(folder, "turn")) >= 3)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.finish() == 0, daemon.log
 
 
 def match(spoken: bytes, recorded: bytes) -> float:
