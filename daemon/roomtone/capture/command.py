@@ -57,21 +57,23 @@ def read_command(argv: Sequence[str], folder: str, *, rate: int, silence: float)
 
 
 def _listen(stream: IO[bytes], tail: Tail) -> None:
-    while portion := os.read(stream.fileno(), _PIECE):
-        tail.feed(portion)
+    with stream:
+        while portion := os.read(stream.fileno(), _PIECE):
+            tail.feed(portion)
 
 
 def _pieces(stream: IO[bytes], silence: float) -> Iterator[bytes]:
     """What comes, until the end; an empty piece for each `silence` seconds without any."""
     poll = select.poll()
     poll.register(stream, select.POLLIN)
-    while True:
-        if not poll.poll(silence * 1000):
-            yield b""
-        elif piece := os.read(stream.fileno(), _PIECE):
-            yield piece
-        else:
-            return
+    with stream:
+        while True:
+            if not poll.poll(silence * 1000):
+                yield b""
+            elif piece := os.read(stream.fileno(), _PIECE):
+                yield piece
+            else:
+                return
 
 
 def _refuse_header(name: str, piece: bytes, rate: int) -> None:

@@ -24,8 +24,10 @@ from roomtone.capture.tail import Tail, describe
 
 RING_SECONDS = 60.0
 """How long the daemon may stand still without the loss of a sample of a microphone's."""
-SILENCE = 30.0
-"""Seconds after which a command that writes nothing has failed. A camera may take ten to answer."""
+SILENCE = 25.0
+"""Seconds after which a command that writes nothing has failed. A camera may take ten to answer. Less than the patience
+of whoever receives, for only the process that runs the command knows its last words.
+"""
 LIST_SECONDS = 10.0
 """How long looking for devices may take. A healthy system needs a second or two on a small computer."""
 
