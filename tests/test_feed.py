@@ -197,15 +197,17 @@ async def test_a_process_that_cannot_be_killed_holds_nobody(tmp_path: Path, monk
                 await trio.sleep(0.01)
                 ticks += 1
 
-        with trio.fail_after(30):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(tick)
-                await feed._child.kill()
-                nursery.cancel_scope.cancel()
+        try:
+            with trio.fail_after(30):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(tick)
+                    await feed._child.kill()
+                    nursery.cancel_scope.cancel()
+            assert process.returncode is None
+        finally:
+            kill(process.pid, signal.SIGKILL)
         assert trio.current_time() - begun >= 1.9
         assert ticks > 10
-        assert process.returncode is None
-        kill(process.pid, signal.SIGKILL)
 
 
 async def test_a_small_pipe_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
