@@ -182,7 +182,7 @@ class Account:
         if away:
             self._come_back(away, out)
         self._lose(heard.dropped + missing, out)
-        self._listen(heard, out)
+        self._listen(heard, now, out)
         self._keep_or_skip(heard.samples, now, out)
         return out
 
@@ -305,11 +305,11 @@ class Account:
             if self._full:
                 self._full = self._full._replace(start=self.position)
 
-    def _listen(self, heard: Heard, out: list[Instruction]) -> None:
+    def _listen(self, heard: Heard, now: Instant, out: list[Instruction]) -> None:
         """Liveness is samples that advance and change."""
         if self._told:
             self._told.clear()
-            out.append(self._note("info", "source.back", "samples flow again", self._at()))
+            out.append(self._note("info", "source.back", "samples flow again", _utc(now)))
         self._waited = 0.0
         self._still = self._still + heard.samples if heard.still else 0
         if self._is_still and not heard.still:

@@ -287,7 +287,7 @@ class _Recorder:
             case Stopped():
                 return self._stopped(instruction)
             case Note(severity=severity, code=code, text=text, position=position, at=at):
-                words = f"{name_of(self.source)}: {text}"
+                words = text if code.startswith("disk.") else f"{name_of(self.source)}: {text}"
                 return [Notice(room=self.room, position=position, at=at, severity=severity, code=code, text=words)]
             case _:
                 return []
