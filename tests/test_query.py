@@ -4,6 +4,8 @@ import json
 from urllib.parse import urlencode
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from roomtone.recognizer.query import Parameters, Refused, parse_query, update
 
@@ -108,3 +110,22 @@ def test_a_bad_update_is_refused() -> None:
         update(Parameters(), {"agent_context": "x" * 1751})
     with pytest.raises(Refused, match="Invalid 'min_turn_silence'"):
         update(Parameters(), {"min_turn_silence": "soon"})
+
+
+VALUES = st.one_of(
+    st.binary().map(lambda raw: raw.decode("latin-1")),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(["9" * 5000, "[" * 5000, '{"a":' * 5000, "true", "1e999", "-0", "[1,2]", '["\\ud800"]']),
+)
+
+
+@given(st.dictionaries(st.sampled_from([*Parameters.__struct_fields__, "token", "x"]), VALUES))
+def test_no_query_does_more_than_be_refused(values: dict[str, str]) -> None:
+    """Whatever stands in the address, it is taken or refused, and what is taken gives settings within bounds."""
+    try:
+        settings = parse_query(urlencode(values, errors="replace")).settings
+    except Refused:
+        return
+    assert 50 <= settings.silence <= 10_000
+    assert 0 <= settings.threshold <= 1

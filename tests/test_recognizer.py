@@ -492,8 +492,9 @@ async def test_a_client_that_vanishes_frees_its_session() -> None:
 async def program(*arguments: str, path: str = "") -> AsyncIterator[trio.Process]:
     """The program as a process; `path` is where it finds modules besides."""
     command = [sys.executable, "-m", "roomtone.recognizer", *arguments]
+    places = os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")]))
     process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": places}
     )
     try:
         with trio.fail_after(100):

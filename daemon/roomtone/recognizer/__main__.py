@@ -32,6 +32,7 @@ LONGEST_LINE = 65_536
 
 UNAVAILABLE = 69  # sysexits.h: a person must install or mend something
 FAILED = 70
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except* (EngineMissing, Unusable) as group:
         _say(error=str(_first(group)))
         status = UNAVAILABLE
+    except* (KeyboardInterrupt, BrokenPipeError):
+        status = INTERRUPTED  # before it was ready; or nobody is there any more to hear that it is
     except* EngineStuck as group:
         structlog.get_logger().error("engine.stuck", text=str(_first(group)))
         os._exit(FAILED)  # the thread inside the engine may not let the interpreter come to its end

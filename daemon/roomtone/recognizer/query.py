@@ -150,7 +150,7 @@ def _convert(values: dict[str, Any]) -> Parameters:
 def _decode(name: str, text: str) -> Any:
     try:
         value = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         value = None
     if not isinstance(value, list if _JSON[name] == "array" else dict):
         raise _invalid(name, f"Value error, Invalid JSON {_JSON[name]}")

@@ -11,10 +11,10 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, TypeVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import h11
 import msgspec
@@ -101,18 +101,20 @@ class Server:
         host = f"[{options.host}]" if ":" in options.host else options.host
         self.url = f"ws://{host}:{port}/v3/ws"
         self.sessions = 0
+        self._connections = 0
         self._left = trio.lowlevel.ParkingLot()
         self._engine = engine
         self._options = options
         self._limiter = trio.CapacityLimiter(options.sessions)
 
     async def drained(self) -> None:
-        """Return when there is no session."""
-        while self.sessions:
+        """Return when there is no connection: every session has ended, its close included."""
+        while self._connections:
             await self._left.park()
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """One connection, from its first byte to its end. What a client can do wrong ends here."""
+        self._connections += 1
         try:
             async with trio.open_nursery() as nursery:
                 request: WebSocketRequest | None = None
@@ -124,20 +126,22 @@ class Server:
         except* _FAULTS as group:
             log.info("client.gone", errors=[type(error).__name__ for error in _leaves(group)])
         finally:
+            self._connections -= 1
+            self._left.unpark_all()
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
 
     async def _answer(self, request: WebSocketRequest) -> None:
-        parts = urlsplit(request.path)
-        if parts.path not in PATHS:
+        path, _, query = request.path.partition("?")
+        if path not in PATHS:
             await request.reject(404, body=b"the streaming API is at /v3/ws\n")
             return
         connection = await request.accept()
         headers = {name.lower(): value.decode("latin-1") for name, value in request.headers}
         code, reason = 1000, "Session Ended"
         try:
-            self._admit(headers.get(b"authorization"), parts.query)
-            parameters = parse_query(parts.query)
+            self._admit(headers.get(b"authorization"), query)
+            parameters = parse_query(query)
             await self._run(connection, parameters, headers.get(b"assemblyai-version", API_VERSION))
         except Refused as refused:
             code, reason = refused.code, "See Error message for details"
@@ -160,14 +164,15 @@ class Server:
     async def _run(self, connection: WebSocketConnection, parameters: Parameters, version: str) -> None:
         self.sessions += 1
         try:
-            with self._engine.open(parameters.settings) as stream:
+            with ExitStack() as stack:
+                opening = self._engine.open(parameters.settings)
+                stream = await self._call(partial(stack.enter_context, opening))
                 session = Session(parameters, stream, self._engine.rate)
                 await _Conversation(connection, session, self._call, self._options.longest).run(
                     _configuration(self._engine, version)
                 )
         finally:
             self.sessions -= 1
-            self._left.unpark_all()
 
     async def _call(self, function: Callable[[], T]) -> T:
         """Call the engine in a thread. The engine is a plugin, so whatever it raises is contained here: 3005.
