@@ -272,7 +272,7 @@ class Database:
 
 @contextmanager
 def open_database(path: Path) -> Iterator[Database]:
-    """Open the file, made with mode 0600 in a folder of 0700. The caller holds the folder (`state.hold_state`): seq is
+    """Open the file, made with mode 0600 in a folder of 0700. The caller holds the folder (`places.lock`): seq is
     counted in this process, and a second one that writes is refused by the table's primary key.
 
     A damaged file is moved aside and a new one begun. Raises JournalError for a file of a newer version, one that is
