@@ -26,8 +26,8 @@ LAYERS = (
     {"capture.*"},
     {"hooks", "batch", "speech.*", "delivery"},
     {"plugins"},
-    {"config", "logs"},
-    {"health", "notify", "control"},
+    {"config", "logs", "journald"},
+    {"health", "notify", "stall", "control"},
     {"service"},
     {"cli", "cli.*", "demo", "demo.*"},
 )
