@@ -1,4 +1,5 @@
-"""Where log lines go: colored and aligned on a terminal, one JSON object a line everywhere else.
+"""Where log lines go: colored and aligned on a terminal, as entries into systemd's journal where stderr is connected to
+it, one JSON object a line everywhere else.
 
 No line holds what was said in a room; the callers keep that law. Addresses lose their passwords here, for they come
 from libraries too.
@@ -13,7 +14,7 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from roomtone import secret
+from roomtone import journald, secret
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -23,10 +24,12 @@ def configure(level: str, stream: TextIO) -> None:
 
     For the program's entry, once: structlog and logging are the process's, so this is a setting and no object.
     """
+    to_journal = journald.is_journal(stream, os.environ)
+    rendering = journald.processors() if to_journal else _rendering(stream)
     structlog.configure(
-        processors=[structlog.stdlib.add_log_level, _mask, *_rendering(stream)],
+        processors=[structlog.stdlib.add_log_level, _mask, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=_Lines(stream),
+        logger_factory=journald.Entries() if to_journal else _Lines(stream),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -37,7 +40,7 @@ def configure(level: str, stream: TextIO) -> None:
 
 
 def _rendering(stream: TextIO) -> Sequence[Processor]:
-    """The last steps, by where the lines go. journald's native protocol would be a third case here."""
+    """The last steps of lines, by where they go."""
     if stream.isatty():
         return [
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
