@@ -21,7 +21,7 @@ from roomtone.delivery import Delivery, SinkStatus
 from roomtone.events import Audio, Durable, Interim, Level, Notice, Turn
 from roomtone.journal import Journal, JournalError, open_journal
 from roomtone.live import Live
-from roomtone.sinks import Context, Sink, Unprocessable, hookimpl
+from roomtone.sinks import LONGEST_WAIT, Context, Sink, Unprocessable, hookimpl
 from test_journal import crash
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -811,6 +811,57 @@ async def test_misfit_is_tried_again_slowly(tmp_path: Path, autojump_clock: trio
 
 
 # Telling people
+
+
+@pytest.mark.parametrize(
+    ("wish", "waited"),
+    [(90.0, 90.0), (1e9, LONGEST_WAIT), (float("inf"), LONGEST_WAIT), (float("nan"), 0.0), ("soon", 0.0), (-5, 0.0)],
+)
+async def test_a_wish_to_be_left_alone_is_granted(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, wish: object, waited: float
+) -> None:
+    """`retry_after` of an exception puts the next attempt off, by an hour at most; nonsense in it is no wish."""
+    calls: list[float] = []
+
+    class BusyError(Exception):
+        retry_after = wish
+
+    class Grumpy:
+        @hookimpl
+        async def event(self, event: Durable) -> None:
+            calls.append(trio.current_time())
+            if len(calls) == 1:
+                raise BusyError
+
+    with structlog.testing.capture_logs():
+        async with house(tmp_path) as around:
+            around.deliver(sink(opens(Grumpy())))
+            await around.commit(1)
+            await trio.sleep(2 * LONGEST_WAIT)
+    # Without a wish the first delay is at most half a second.
+    assert waited <= calls[1] - calls[0] <= waited + 1
+
+
+async def test_a_wish_does_not_hold_the_end(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """At the end a sink that asked for an hour is tried once more, at once, and left with what it has."""
+    calls: list[float] = []
+
+    class BusyError(Exception):
+        retry_after = 3600.0
+
+    class Grumpy:
+        @hookimpl
+        async def event(self, event: Durable) -> None:
+            calls.append(trio.current_time())
+            raise BusyError
+
+    with structlog.testing.capture_logs():
+        async with house(tmp_path) as around:
+            around.deliver(sink(opens(Grumpy())))
+            await around.commit(1)
+            await trio.sleep(10)
+    assert len(calls) == 2
+    assert calls[1] - calls[0] < 11
 
 
 async def test_short_trouble_is_no_news(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:

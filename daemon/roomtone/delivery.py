@@ -25,7 +25,7 @@ from roomtone.events import Audio, Durable, Notice, Severity, kind_of
 from roomtone.hooks import Implementation, Misfit, bind
 from roomtone.journal import Journal, JournalError
 from roomtone.live import Live, LiveEvent
-from roomtone.sinks import Context, Sink, wants
+from roomtone.sinks import LONGEST_WAIT, Context, Sink, wants
 from roomtone.streak import HEALTHY, Streak
 from roomtone.worker import Worker
 
@@ -246,7 +246,7 @@ class Delivery:
         self._state = "configuration error" if is_misfit else "failing"
         self._error = explain(failure)
         is_due = self._streak.is_failed(trio.current_time(), at_once=is_misfit)
-        delay = (self._slowly if is_misfit else self._backoff).next()
+        delay = max((self._slowly if is_misfit else self._backoff).next(), _wish(failure))
         if is_worth_saying(self._streak.failures):
             self._log.warning(
                 "sink.failed",
@@ -314,6 +314,13 @@ def _present(event: Durable) -> Durable:
     if isinstance(event, Audio) and event.file is not None and not Path(event.file).exists():
         return msgspec.structs.replace(event, file=None)
     return event
+
+
+def _wish(failure: BaseException) -> float:
+    """The seconds that the failure asks to be left alone for, as far as the contract grants it."""
+    seconds = getattr(failure, "retry_after", 0.0)
+    is_number = isinstance(seconds, int | float) and seconds > 0  # what is not a number is not greater either
+    return min(seconds, LONGEST_WAIT) if is_number else 0.0
 
 
 def _innermost(error: BaseException) -> BaseException:

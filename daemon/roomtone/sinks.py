@@ -10,6 +10,8 @@ The laws that the daemon keeps for every sink, and that nothing in a sink can br
 - **Returning is the acknowledgement.** Events come in order, each at least once. What has returned is acknowledged
   after `flush` has returned; whatever raises comes again, later.
 - `Unprocessable`, raised from an event's hook, sets that one event aside; the next ones come.
+- An exception whose attribute `retry_after` is a number of seconds asks to be left alone for so long: the sink is not
+  opened again sooner, nor before its back-off is over. An hour is granted at most.
 - Synchronous hooks run in a worker thread of their sink, a whole batch in one call; asynchronous ones in the trio loop.
 - A call may take `timeout` seconds. Who takes longer is left, and opened again after it has ended.
 """
@@ -30,6 +32,9 @@ PROJECT = "roomtone"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a function as an implementation of a hook. A misspelt hook or argument is refused when the sink opens."""
+
+LONGEST_WAIT = 3600.0
+"""Seconds that `retry_after` of an exception can put off the next attempt by, at most."""
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 

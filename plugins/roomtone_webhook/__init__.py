@@ -71,7 +71,7 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
             mounts={f"all://{files.address.url.host}": None} if files.address.is_loopback else None,
         ) as client:
             audio = "audio" in self.kinds
-            yield Poster(client, files.address, files.signer, batch=self.batch, audio=audio, timeout=self.timeout)
+            yield Poster(client, files.address, files.signer, batch=self.batch, audio=audio)
 
     def _read(self, context: Context) -> "_Files":
         """Read every file that is named: anew at each opening, so that a secret can be replaced."""

@@ -2,10 +2,15 @@
 
 A status is about the event, or about the endpoint. Only the first can set an event aside: a wrong token or a moved
 address would refuse every event, and they are all wanted once it is mended.
+
+410 Gone is about the endpoint too: Standard Webhooks has it mean "disable this endpoint", not "drop this message". So
+nothing is set aside: the events wait, the address is asked again once an hour, and a person is told.
 """
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+
+from roomtone.sinks import LONGEST_WAIT
 
 ABOUT_THE_EVENT = frozenset({400, 413, 422})
 """Bad request, content too large, unprocessable content: the same event will be refused again."""
@@ -13,15 +18,13 @@ ABOUT_THE_EVENT = frozenset({400, 413, 422})
 SHOWN = 200
 """Characters of an answer's body that are shown to a person."""
 
-_LONGEST = 3600.0
-
 _REMEDIES = {
     401: "check secret_file and header_files",
     403: "check secret_file and header_files",
     404: "check url",
     405: "check url",
     407: "check the proxy in the environment",
-    410: "check url",
+    410: "the receiver wants no more; check url, or take the sink out of the configuration",
 }
 
 
@@ -37,15 +40,15 @@ def describe(status: int, body: bytes) -> str:
     return f"answered {status}" + (f": {text}" if text else "") + (f" ({remedy})" if remedy else "")
 
 
-def retry_after(value: str | None, now: datetime) -> float:
+def retry_after(status: int, value: str | None, now: datetime) -> float:
     """Seconds to wait by a Retry-After header (RFC 9110, 10.2.3: seconds or a date): at most an hour, 0 for none."""
     if value is None:
-        return 0.0
+        return LONGEST_WAIT if status == 410 else 0.0
     if value.strip().isdecimal():
-        return min(float(value), _LONGEST)
+        return min(float(value), LONGEST_WAIT)
     try:
         date = parsedate_to_datetime(value)
     except ValueError:
         return 0.0
     seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
-    return max(0.0, min(seconds, _LONGEST))
+    return max(0.0, min(seconds, LONGEST_WAIT))

@@ -15,28 +15,33 @@ _BODY = 64 * 1024
 """Bytes of an answer that are read so that the connection can be used again; a longer answer closes it."""
 _PATIENCE = 2.0
 """Seconds for an answer's body after its status, which has said everything already."""
-_MARGIN = 1.0
 
 
 class Undelivered(Exception):  # noqa: N818 - it says what is true of the event
-    """The event is not with the receiver, and will be sent again. Says which address, what it did, and what to do."""
+    """The event is not with the receiver, and will be sent again. Says which address, what it did, and what to do.
+
+    `retry_after` is the receiver's wish, in seconds, for the daemon's delivery to grant.
+    """
+
+    def __init__(self, text: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
 
 
 class Poster:
     """One POST for each event, or, with `batch` above 1, for each so many events and for what is left at the flush.
 
-    A hook sends at most one request, so that `timeout` (seconds) is enough for it however slow the receiver is.
+    A hook sends at most one request, so that the sink's timeout is enough for it however slow the receiver is.
     """
 
     def __init__(
-        self, client: httpx2.AsyncClient, address: Address, signer: Signer, *, batch: int, audio: bool, timeout: float
+        self, client: httpx2.AsyncClient, address: Address, signer: Signer, *, batch: int, audio: bool
     ) -> None:
         self._client = client
         self._address = address
         self._signer = signer
         self._batch = batch
         self._audio = audio
-        self._timeout = timeout
         self._pending: list[Durable] = []
 
     @hookimpl
@@ -69,7 +74,6 @@ class Poster:
 
         Of an array it is not known which event is meant: the delivery then sends them one by one.
         """
-        deadline = trio.current_time() + self._timeout - _MARGIN
         now = datetime.now(UTC)
         request = self._client.build_request(
             "POST",
@@ -91,10 +95,8 @@ class Poster:
         text = f"{self._address.shown} {describe(response.status_code, answer)}"
         if response.status_code in ABOUT_THE_EVENT and is_alone:
             raise Unprocessable(text)
-        wait = retry_after(response.headers.get("retry-after"), now)
-        # The contract has no way to hand a delay over, so it passes here, as far as one call's timeout goes.
-        await trio.sleep(max(0.0, min(wait, deadline - trio.current_time())))
-        raise Undelivered(text)
+        wait = retry_after(response.status_code, response.headers.get("retry-after"), now)
+        raise Undelivered(text, retry_after=wait)
 
 
 async def _beginning(response: httpx2.Response) -> bytes:
