@@ -10,7 +10,7 @@ import pytest
 DAEMON = Path(__file__).parent.parent / "daemon" / "roomtone"
 
 LAYERS = (
-    {"events", "clock", "backoff", "places", "diagnosis", "secret", "facts"},
+    {"events", "clock", "backoff", "durable", "places", "diagnosis", "secret", "facts"},
     {
         "sinks",
         "live",
@@ -28,8 +28,9 @@ LAYERS = (
     {"plugins"},
     {"config", "logs", "journald"},
     {"health", "notify", "stall", "control"},
+    {"rooms", "outlets"},
     {"service"},
-    {"cli", "cli.*", "demo", "demo.*"},
+    {"cli", "cli.*", "demo", "demo.*", "__main__"},
 )
 """Each set may import from the ones above it here, and from itself. Packages by their name and a star."""
 

@@ -51,7 +51,8 @@ class SinkStatus(msgspec.Struct, frozen=True):
 class Delivery:
     """One sink and its way through the journal. Making it does nothing; `run` works, and `status` may always be asked.
 
-    `closing` is set when no more events will be committed; then `run` returns as soon as the sink has everything.
+    `closing` is set when no more events will be committed; then `run` returns as soon as the sink has everything. It is
+    this sink's own event: `leave` sets it too.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Delivery:
         self._live = live
         self._context = context
         self._closing = closing
+        self._leaving = False
         self._log = log.bind(sink=name)
         self._state: State = "opening"
         self._error: str | None = None
@@ -101,10 +103,15 @@ class Delivery:
                 with trio.move_on_after(delay):
                     await self._closing.wait()
             behind = self._journal.tip - self._cursor
-            if self._closing.is_set() and (is_last or not behind):
-                if behind:
+            if self._closing.is_set() and (is_last or self._leaving or not behind):
+                if behind and not self._leaving:
                     self._log.warning("sink.behind", events=behind)
                 return
+
+    def leave(self) -> None:
+        """Have `run` return after the batch that is under way: another will go on from the cursor."""
+        self._leaving = True
+        self._closing.set()
 
     async def _begin(self) -> None:
         """Find the cursor. A sink that the journal does not know gets one now, or it would move with every start."""
@@ -163,9 +170,9 @@ class Delivery:
             nursery.cancel_scope.cancel()
 
     async def _pump(self, worker: Worker) -> None:
-        """Batches from the cursor to the tip, again and again; returns at the tip when `closing` is set."""
+        """Batches from the cursor to the tip, again and again; returns at the tip when `closing` is set, or to `leave`."""
         healthy_at = float("inf")
-        while True:
+        while not self._leaving:
             is_closing, tip = self._closing.is_set(), self._journal.tip
             events = await self._journal.read(self._cursor, self._limit)
             if events:

@@ -1,11 +1,12 @@
 """Where a room's sessions are opened: AssemblyAI, an address that speaks v3, or the recognizer on this machine."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
+import trio
 
 from roomtone.speech import parameters
 from roomtone.speech.connection import Session, open_session
@@ -33,28 +34,31 @@ class Endpoint(msgspec.Struct, frozen=True):
     open: Callable[[], AbstractAsyncContextManager[Session]]
 
 
-Endpoints = Mapping[str, Endpoint]
+class Endpoints:
+    """Where the sessions of this daemon's rooms are opened. Made by `open_endpoints`."""
+
+    def __init__(self, recognizer: Recognizer, wanted: trio.Event) -> None:
+        self._recognizer = recognizer
+        self._wanted = wanted
+
+    def choose(self, streaming: Streaming, rate: int, key: Key | None) -> Endpoint:
+        """The endpoint of a room, given its streaming table and its rate in Hz.
+
+        The first room that wants the recognizer starts it.
+        """
+        url = parameters.resolve(streaming.endpoint, has_key=key is not None)
+        if url != LOCAL:
+            return _remote(url, streaming, rate, key)
+        self._wanted.set()
+        return _local(self._recognizer, streaming, rate)
 
 
 @asynccontextmanager
-async def open_endpoints(
-    rooms: Mapping[str, tuple[Streaming, int]], key: Key | None
-) -> AsyncIterator[Mapping[str, Endpoint]]:
-    """The endpoint of each room, given its streaming table and its rate in Hz.
-
-    Resources: one recognizer process for all rooms that want one, alive as long as this context.
-    """
-    urls = {
-        room: parameters.resolve(streaming.endpoint, has_key=key is not None) for room, (streaming, _) in rooms.items()
-    }
-    if LOCAL not in urls.values():
-        yield {room: _remote(urls[room], *rooms[room], key) for room in rooms}
-        return
-    async with open_recognizer() as recognizer:
-        yield {
-            room: _local(recognizer, *rooms[room]) if urls[room] == LOCAL else _remote(urls[room], *rooms[room], key)
-            for room in rooms
-        }
+async def open_endpoints() -> AsyncIterator[Endpoints]:
+    """Resources: one recognizer process for all rooms that want one, from the first of them to the context's end."""
+    wanted = trio.Event()
+    async with open_recognizer(wanted=wanted) as recognizer:
+        yield Endpoints(recognizer, wanted)
 
 
 def _remote(url: str, streaming: Streaming, rate: int, key: Key | None) -> Endpoint:

@@ -97,12 +97,21 @@ class Recognizer:
 
 @asynccontextmanager
 async def open_recognizer(
-    *, engine: str = "pocketsphinx", command: Sequence[str] = COMMAND
+    *, engine: str = "pocketsphinx", command: Sequence[str] = COMMAND, wanted: trio.Event | None = None
 ) -> AsyncIterator[Recognizer]:
-    """Run a recognizer with that engine until the context is left. Entering does not wait for it to be ready."""
+    """Run a recognizer with that engine until the context is left. Entering does not wait for it to be ready.
+
+    It is started at once, or when it is `wanted`.
+    """
     recognizer = Recognizer()
+
+    async def keep() -> None:
+        if wanted is not None:
+            await wanted.wait()
+        await recognizer._keep(command, engine)  # noqa: SLF001 - its owner
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(recognizer._keep, command, engine)  # noqa: SLF001 - its owner
+        nursery.start_soon(keep)
         yield recognizer
         nursery.cancel_scope.cancel()
 

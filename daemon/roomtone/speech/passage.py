@@ -56,7 +56,7 @@ class Passage:
         may_send: trio.Event,
     ) -> None:
         self.over = trio.Event()
-        self.ending = Ending(complete=False, verdict=Verdict.RETRY, text="the daemon stops")
+        self.ending = Ending(complete=False, verdict=Verdict.RETRY, text="left")
         self.expires_at: datetime | None = None
         self.begun_at = trio.current_time()
         self._desk = desk
