@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from roomtone.durable import make_folder, sync_folder
+
 TAIL = 8 * 2**20
 """Bytes at the end of the file that are read when it is opened first."""
 KNOWN = 2_000
@@ -120,21 +122,3 @@ def _parsed(line: bytes) -> _Line | None:
         return msgspec.json.decode(line, type=_Line)
     except msgspec.DecodeError:
         return None
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder and its parents where they are missing: for the daemon's user only, and durable."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in this folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,8 +12,8 @@ import msgspec
 import trio
 
 from roomtone import Context, Sink, hookimpl
+from roomtone.durable import make_folder
 from roomtone_wav.catalog import open_catalog
-from roomtone_wav.disk import make_folder
 from roomtone_wav.recording import Gaps, Recording, Split
 from roomtone_wav.writer import Writer
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from roomtone.durable import make_folder, replace, sync_folder
 from roomtone_wav.recording import HEADER, WIDTH, Recording, header
 
 _CHUNK = 2**20
@@ -73,29 +74,4 @@ def create(recording: Recording) -> None:
 
 def write_sidecar(recording: Recording) -> None:
     """Replace the recording's sidecar as a whole."""
-    path = Path(recording.path).with_suffix(".json")
-    new = path.with_suffix(".json.new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(recording.sidecar())
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    sync_folder(path.parent)
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder and its parents where they are missing: for the daemon's user only, and durable."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in this folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace(Path(recording.path).with_suffix(".json"), recording.sidecar())
