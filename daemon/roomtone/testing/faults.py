@@ -1,0 +1,136 @@
+"""What can go wrong at a speech service: frozen facts, one for each fear, that the fake service is told to commit.
+
+A fault belongs to one connection: `script` says which has which, `weather` leaves it to chance, repeatably. `seconds`
+count from the moment when the session is up, `words` are those heard in it; a fault strikes when both are reached.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+
+class Refuse(msgspec.Struct, frozen=True, tag=True):
+    """Answer the upgrade with this HTTP status. `told`: with the length of the body, else it ends with the stream."""
+
+    status: int = 503
+    told: bool = True
+
+
+class Deaf(msgspec.Struct, frozen=True, tag=True):
+    """Take the connection and never answer the upgrade."""
+
+
+class HangUp(msgspec.Struct, frozen=True, tag=True):
+    """Take the connection and close it before the upgrade, `garbage` first if there is some."""
+
+    garbage: bytes = b""
+
+
+class NoBegin(msgspec.Struct, frozen=True, tag=True):
+    """Upgrade, listen, and never say Begin."""
+
+
+class Close(msgspec.Struct, frozen=True, tag=True):
+    """Send the Error message if it has a text, then close with the code. `text` None is the service's for that code."""
+
+    code: int
+    text: str | None = None
+    seconds: float = 0.0
+    words: int = 0
+
+
+class Drop(msgspec.Struct, frozen=True, tag=True):
+    """The connection breaks without a goodbye: `end` as a FIN does, `reset` as an RST does."""
+
+    how: Literal["end", "reset"] = "end"
+    seconds: float = 0.0
+    words: int = 0
+
+
+class Stall(msgspec.Struct, frozen=True, tag=True):
+    """Read and write nothing for `duration` seconds, for ever if None: what a pulled cable looks like."""
+
+    duration: float | None = None
+    seconds: float = 0.0
+    words: int = 0
+
+
+class NoTermination(msgspec.Struct, frozen=True, tag=True):
+    """Answer Terminate with nothing; `close`: with the last turns and a close, but no Termination."""
+
+    close: bool = False
+
+
+class Garble(msgspec.Struct, frozen=True, tag=True):
+    """Send one message that no client should trip over, by its name in GARBLED."""
+
+    message: str
+    seconds: float = 0.0
+    words: int = 0
+
+
+class Expire(msgspec.Struct, frozen=True, tag=True):
+    """The session lasts so many seconds: `expires_at` says so, and at that moment it ends with 3008."""
+
+    lifetime: float
+
+
+class TooEarly(msgspec.Struct, frozen=True, tag=True):
+    """Send a partial turn before Begin."""
+
+
+Fault: TypeAlias = Refuse | Deaf | HangUp | NoBegin | Close | Drop | Stall | NoTermination | Garble | Expire | TooEarly
+Faults: TypeAlias = Callable[[int], Sequence[Fault]]
+"""The faults of a connection by its number; the first is 0."""
+
+CLOSE_TEXTS: Final[Mapping[int, str]] = {
+    1008: "Unauthorized Connection: Invalid API key",
+    1011: "",
+    1013: "",
+    3005: "Session Cancelled: An error occurred",
+    3006: "User Input Validation Error: Invalid 'speech_model'",
+    3007: "Input Duration Error: Input Duration Violation: 20.0 ms. Expected between 50 and 1000 ms",
+    3008: "Session Expired: Maximum session duration exceeded",
+    3009: "Unauthorized Connection: Too many concurrent sessions",
+}
+"""What the service's Error message says before it closes with a code; an empty one is not sent."""
+
+GARBLED: Final[Mapping[str, str | bytes]] = {
+    "no json": '{"type":"Turn","turn_order":0,',
+    "no object": '["Turn"]',
+    "no type": '{"turn_order":0}',
+    "half a turn": '{"type":"Turn","turn_order":0,"end_of_turn":true}',
+    "half a heartbeat": '{"type":"Silence","start_ms":"soon"}',
+    "not a number": '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","end_of_turn_confidence":NaN}',
+    "huge integer": '{"type":"Turn","turn_order":' + "9" * 5000 + ',"end_of_turn":true,"transcript":"x"}',
+    "deep": '{"type":"Turn","turn_order":' + "[" * 50_000 + "]" * 50_000 + "}",
+    "long": '{"type":"Turn","transcript":"' + "x" * (8 << 20) + '"}',
+    "binary": b"\xff\x00\xfe",
+    "unknown type": '{"type":"Weather","text":"rain"}',
+    "unknown fields": '{"type":"Heartbeat","realtime_factor":1,"mood":{"good":[true,null]}}',
+    "old casing": '{"type":"LlmGatewayResponse","turn_order":0,"transcript":"x","data":{"choices":null}}',
+    "warning": '{"type":"Warning","warning_code":1234,"warning":"session ending soon"}',
+}
+"""Messages by the name of what is wrong with them; the last four are odd and harmless."""
+
+
+def script(faults: Mapping[int, Sequence[Fault]]) -> Faults:
+    """These faults for these connections, none for the others."""
+    return lambda connection: faults.get(connection, ())
+
+
+def weather(seed: int, faults: Sequence[Fault], share: float) -> Faults:
+    """One of the faults for this share of the connections, 0 to 1; the same for the same seed."""
+
+    def choose(connection: int) -> Sequence[Fault]:
+        chance = random.Random(f"{seed}/{connection}")
+        return (chance.choice(faults),) if chance.random() < share else ()
+
+    return choose
+
+
+def fair(connection: int) -> Sequence[Fault]:
+    """No faults at all."""
+    return ()
