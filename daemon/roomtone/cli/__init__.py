@@ -1,1 +1,68 @@
-"""The commands."""
+"""The `roomtone` command. Each command is a module of its own, imported when it is asked for."""
+
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+COMMANDS = ("run", "demo", "init", "check", "devices", "sinks", "config")
+
+
+class Commands(click.Group):
+    """The commands in the order in which a person needs them, each `command` of its module in this package."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"roomtone.cli.{cmd_name}").command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from roomtone.cli.exits import contained  # noqa: PLC0415 - late, for `--version` wants none of it
+
+        with contained():
+            return super().invoke(ctx)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from roomtone.cli.exits import MEANINGS  # noqa: PLC0415 - late, as above
+
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code.value), meaning) for code, meaning in MEANINGS.items()])
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="roomtone", prog_name="roomtone")
+def commands() -> None:
+    """An always-on recorder for rooms and desks: every sample accounted for, every event delivered."""
+
+
+def main() -> NoReturn:
+    """The console script."""
+    _import_structlog_without_rich()
+    from roomtone import logs  # noqa: PLC0415 - after the line above, which makes the import of structlog lean
+
+    logs.configure("warning", sys.stderr)
+    try:
+        code = commands.main(prog_name="roomtone", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(err=True)
+        sys.exit(130)
+    sys.exit(code)
+
+
+def _import_structlog_without_rich() -> None:
+    """It imports rich wherever that is installed, for tracebacks that are not used here: 6 MB for years."""
+    if "rich" in sys.modules:
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment]  # importing what is None raises ImportError
+    try:
+        import_module("structlog")
+    finally:
+        del sys.modules["rich"]

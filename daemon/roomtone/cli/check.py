@@ -1,0 +1,163 @@
+"""`roomtone check`: what would run, and whether it can."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import click
+import msgspec
+import trio
+
+from roomtone import config as configuration
+from roomtone import places
+from roomtone.capture.feed import SourceEnded, SourceFailed, name_of, open_source
+from roomtone.cli.exits import Failure
+from roomtone.cli.loaded import Loaded, config_option, load
+from roomtone.config import Config, Room
+from roomtone.delivery import explain
+from roomtone.hooks import bind
+from roomtone.secret import Secret
+from roomtone.sinks import Context, Sink
+from roomtone.speech import parameters
+from roomtone.speech.local import RecognizerUnavailable, open_recognizer
+
+PATIENCE = 15.0
+"""Seconds until a source's first samples: a camera takes ten to answer."""
+
+
+class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that would run: `what` it is, in words; `fault` says why it cannot, `note` what is worth knowing."""
+
+    subject: str
+    what: str
+    fault: str | None = None
+    note: str | None = None
+
+
+@click.command(short_help="Say what would run, and whether it can.")
+@config_option
+@click.option("--sources", is_flag=True, help="Open every source too, and wait for its first samples.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object: ok, and findings [{subject, what, fault, note}]."
+)
+def command(given: Path | None, *, sources: bool, as_json: bool) -> None:
+    """Load the configuration and the plugins, open and close every sink, and say what would run.
+
+    Nothing is recorded and nobody is told anything. While the daemon runs with this state its sinks are left alone.
+    The exit code is 0 when all of it would run, 1 when something would not, 78 when the configuration is wrong.
+    """
+    loaded = load(given)
+    findings = trio.run(partial(examine, loaded, os.environ, sources=sources))
+    faults = sum(finding.fault is not None for finding in findings)
+    if as_json:
+        click.echo(msgspec.json.encode({"ok": not faults, "findings": findings}))
+    else:
+        click.echo("\n".join(map(_line, findings)))
+    if faults:
+        raise Failure(f"{faults} of these would not run" if faults > 1 else "one of these would not run")
+
+
+async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) -> list[Finding]:
+    """Everything that would run, in the order of the configuration. Raises ConfigError for a key that is lacking."""
+    config, plugins = loaded
+    key = configuration.find_key(config, environ)
+    state = config.state(environ)
+    findings = [Finding("configuration", str(config.path.absolute())), _key(key)]
+    for name, room in config.rooms.items():
+        findings.append(await _room(name, room, config, sources=sources))
+        findings.append(_streaming(name, room, key))
+    if any(_endpoint(room, key) == parameters.LOCAL for room in config.rooms.values()):
+        findings.append(Finding("recognizer", "on this machine", fault=await recognizer_fault()))
+    findings += await _state_and_sinks(config, environ, state)
+    findings += [
+        Finding(f"plugin {problem.plugin}", "does not load", fault=problem.text) for problem in plugins.problems
+    ]
+    return [*findings, *(Finding("warning", warning) for warning in config.warnings)]
+
+
+async def _state_and_sinks(config: Config, environ: Mapping[str, str], state: Path) -> list[Finding]:
+    try:
+        with places.lock(state):
+            opened = [await _sink(name, sink, config, environ, state) for name, sink in config.sinks.items()]
+    except places.StateInUse:
+        note = "a daemon runs with this state: its sinks are left alone, and not opened here"
+        return [
+            Finding("state", str(state), note=note),
+            *(Finding(f"sink {name}", _kind(sink)) for name, sink in config.sinks.items()),
+        ]
+    except places.StateError as error:
+        return [Finding("state", str(state), fault=str(error))]
+    return [Finding("state", str(state)), *opened]
+
+
+async def _sink(name: str, sink: Sink, config: Config, environ: Mapping[str, str], state: Path) -> Finding:
+    context = Context(
+        name=name,
+        folder=config.sinks_folder(environ),
+        state=places.private_folder(state / "sinks" / name),
+        rates={room: table.rate for room, table in config.rooms.items()},
+    )
+    try:
+        with trio.fail_after(sink.timeout):
+            async with sink.open(context) as plugin:
+                bind(plugin, name=name)
+    except trio.TooSlowError:
+        return Finding(f"sink {name}", _kind(sink), fault=f"opening took longer than {sink.timeout:g} s")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary: opening a sink runs its code
+        return Finding(f"sink {name}", _kind(sink), fault=explain(error))
+    return Finding(f"sink {name}", _kind(sink))
+
+
+async def _room(name: str, room: Room, config: Config, *, sources: bool) -> Finding:
+    what = f"{name_of(room.source)}, {room.rate} Hz, blocks of {room.frame_ms} ms"
+    if not sources:
+        return Finding(f"room {name}", what)
+    try:
+        with trio.fail_after(PATIENCE):
+            async with open_source(room.source, rate=room.rate, frame=room.frame, folder=config.folder) as feed:
+                await feed.receive()
+    except trio.TooSlowError:
+        return Finding(f"room {name}", what, fault=f"gave no samples within {PATIENCE:g} s")
+    except SourceFailed as error:
+        return Finding(f"room {name}", what, fault=str(error))
+    except SourceEnded:
+        return Finding(f"room {name}", what, note="it has no samples")
+    return Finding(f"room {name}", what, note="samples came")
+
+
+async def recognizer_fault() -> str | None:
+    """Why the recognizer of this machine cannot run, or None: it is started as the daemon would, and ended."""
+    fault = None
+    try:
+        async with open_recognizer() as recognizer:
+            await recognizer.address()
+    except* RecognizerUnavailable as group:
+        fault = "; ".join(map(str, group.exceptions))
+    return fault
+
+
+def _streaming(name: str, room: Room, key: Secret | None) -> Finding:
+    endpoint = room.streaming.endpoint or ("assemblyai" if key else parameters.LOCAL)
+    chosen = "" if room.streaming.endpoint else ", chosen because there is " + ("a key" if key else "no key")
+    gateway = room.streaming.llm_gateway
+    asks = f", each turn to {gateway.model}" if gateway else ""
+    return Finding(f"room {name}", f"speech to {endpoint} ({room.streaming.speech_model}){chosen}{asks}")
+
+
+def _endpoint(room: Room, key: Secret | None) -> str:
+    return parameters.resolve(room.streaming.endpoint, has_key=key is not None)
+
+
+def _key(key: Secret | None) -> Finding:
+    return Finding("key", "there is one" if key else "there is none")
+
+
+def _kind(sink: Sink) -> str:
+    return str(sink.__struct_config__.tag)
+
+
+def _line(finding: Finding) -> str:
+    mark = "FAULT" if finding.fault else "ok   " if finding.subject != "warning" else "note "
+    rest = ": ".join(filter(None, (finding.what, finding.fault or finding.note)))
+    return f"{mark}  {finding.subject:16}  {rest}"

@@ -1,0 +1,38 @@
+"""`roomtone config`: what is in effect, and the reference of every key."""
+
+import os
+from importlib import resources
+from pathlib import Path
+
+import click
+import tomli_w
+
+from roomtone import config as configuration
+from roomtone.cli.loaded import config_option, load
+
+
+@click.command(short_help="Print the configuration in effect, or the reference of all keys.")
+@config_option
+@click.option("--reference", is_flag=True, help="Print the commented reference of every key instead.")
+@click.option("--schema", is_flag=True, help="Print the JSON schema for editors instead.")
+def command(given: Path | None, *, reference: bool, schema: bool) -> None:
+    """Print the configuration in effect as TOML: every default filled in, every secret masked."""
+    if reference:
+        click.echo(reference_text(), nl=False)
+        return
+    if schema:
+        from roomtone.cli.schema import schema_text  # noqa: PLC0415 - late: only this option wants it
+
+        click.echo(schema_text(), nl=False)
+        return
+    config, _ = load(given)
+    click.echo(f"# {config.path.absolute()}, as it is in effect")
+    click.echo(tomli_w.dumps(configuration.effective(config, os.environ), multiline_strings=True), nl=False)
+
+
+def reference_text() -> str:
+    """The commented reference, which the wheel carries as roomtone/roomtone.toml, and the repository as config/."""
+    packaged = resources.files("roomtone") / "roomtone.toml"
+    if packaged.is_file():
+        return packaged.read_text("utf-8")
+    return (Path(__file__).parents[3] / "config" / "roomtone.toml").read_text("utf-8")

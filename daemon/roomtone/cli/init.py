@@ -1,0 +1,170 @@
+"""`roomtone init`: a working configuration, from a few answers or flags."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import tomli_w
+import trio
+
+from roomtone import config as configuration
+from roomtone import places, secret
+from roomtone.capture.feed import list_devices
+from roomtone.cli.exits import Exit, Failure
+from roomtone.plugins import load_plugins
+
+HEADER = """\
+# Written by `roomtone init`. Every key there is: `roomtone config --reference`.
+# To see what this would run: `roomtone check`.
+
+"""
+
+
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """What a configuration is made of; the source is a table of its own kind."""
+
+    room: str
+    source: dict[str, Any]
+    endpoint: str | None
+    directory: str
+    webhook: str | None
+
+
+@click.command(short_help="Write a configuration for the devices of this machine.")
+@click.option("--room", metavar="NAME", help="The room's name: a-z, 0-9, _ and -. Default: desk.")
+@click.option("--device", metavar="DEVICE", help="The microphone; see `roomtone devices`. Default: default.")
+@click.option(
+    "--source-file", metavar="FILE", type=click.Path(path_type=Path), help="Play this WAV or FLAC file instead."
+)
+@click.option(
+    "--endpoint",
+    metavar="ENDPOINT",
+    help="assemblyai, assemblyai-eu, local, or a ws:// or wss:// address. Default: assemblyai with a key, else local.",
+)
+@click.option("--directory", metavar="FOLDER", help="Where recordings go. Default: recordings.")
+@click.option("--webhook", metavar="URL", help="Post every event to this address too.")
+@click.option(
+    "--output",
+    "-o",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    default=Path(places.FILE),
+    show_default=True,
+    help="The file to write.",
+)
+@click.option("--yes", "-y", is_flag=True, help="Ask nothing: defaults for what no flag gives.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def command(  # noqa: PLR0917 - click passes them by name
+    room: str | None,
+    device: str | None,
+    source_file: Path | None,
+    endpoint: str | None,
+    directory: str | None,
+    webhook: str | None,
+    output: Path,
+    *,
+    yes: bool,
+    force: bool,
+) -> None:
+    """Write a configuration for the devices of this machine.
+
+    Asks on a terminal for what no flag gives; elsewhere, and with --yes, takes the defaults. The file is readable by
+    you only, and never written over without --force.
+    """
+    if device is not None and source_file is not None:
+        raise click.UsageError("--device and --source-file are two sources; give one")
+    if output.exists() and not force:
+        raise Failure(f"{output}: is there already; --force writes over it, --output names another", Exit.CANTCREAT)
+    ask = _Asking(quiet=yes or not sys.stdin.isatty())
+    answers = Answers(
+        room=room or ask.text("The room's name", "desk"),
+        source=_file(source_file, output) if source_file else {"kind": "microphone", "device": device or ask.device()},
+        endpoint=endpoint or ask.endpoint(),
+        directory=directory or ask.text("Folder for the recordings", "recordings"),
+        webhook=webhook or ask.text("Post every event to this address too (empty: no)", "") or None,
+    )
+    tables = compose(answers)
+    configuration.decode(tables, output, load_plugins(()))
+    _write(output, HEADER + tomli_w.dumps(tables, multiline_strings=True), force=force)
+    click.echo(f"wrote {output}")
+    click.echo(f"next: roomtone check{_flag(output)}, then roomtone run{_flag(output)}")
+
+
+def compose(answers: Answers) -> dict[str, Any]:
+    """The tables of a configuration with these answers. Pure."""
+    streaming = {} if answers.endpoint is None else {"streaming": {"endpoint": answers.endpoint}}
+    sinks: dict[str, Any] = {
+        "archive": {"kind": "wav", "directory": answers.directory},
+        "log": {"kind": "jsonl", "path": "events.jsonl"},
+    }
+    if answers.webhook is not None:
+        sinks["hook"] = {"kind": "webhook", "url": answers.webhook}
+    return {"rooms": {answers.room: {"source": answers.source, **streaming}}, "sinks": sinks}
+
+
+class _Asking:
+    """Questions to a person; silent, the defaults are the answers."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def text(self, question: str, default: str) -> str:
+        if self._quiet:
+            return default
+        answer: str = click.prompt(question, default=default, show_default=bool(default))
+        return answer.strip()
+
+    def endpoint(self) -> str | None:
+        """None leaves the choice to the key, at each start."""
+        if self._quiet:
+            return None
+        found = "there is a key" if os.environ.get(secret.VARIABLE) else f"${secret.VARIABLE} is not set"
+        click.echo(f"Speech goes to AssemblyAI with a key, else to the recognizer of this machine ({found}).")
+        answer: str = click.prompt("Endpoint: auto, assemblyai, assemblyai-eu, local, or an address", default="auto")
+        return None if answer == "auto" else answer
+
+    def device(self) -> str:
+        """One of the microphones that are there, by number or name."""
+        if self._quiet:
+            return "default"
+        found = trio.run(list_devices).devices
+        if not found:
+            click.echo("No microphone was found; the default one is taken when there is one.")
+            return "default"
+        for number, (name, label) in enumerate(found, 1):
+            click.echo(f"  {number}  {name}  {label}")
+        answer: str = click.prompt("Microphone, by number or name", default="default").strip()
+        return found[int(answer) - 1][0] if answer.isdecimal() and 1 <= int(answer) <= len(found) else answer
+
+
+def _file(path: Path, output: Path) -> dict[str, Any]:
+    """The source, with the path as it stands when it is beside the configuration, else absolute: a relative one begins
+    at the configuration's folder, and the user's was typed in another.
+    """
+    if not path.is_file():
+        raise Failure(f"{path}: there is no such file", Exit.FAILED)
+    absolute, folder = path.absolute(), output.absolute().parent
+    return {"kind": "file", "path": str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)}
+
+
+def _write(path: Path, text: str, *, force: bool) -> None:
+    """Readable by this user only from its first byte on: the webhook's address may hold a secret."""
+    target = path.with_name(f".{path.name}.new") if force else path
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(target, flags, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, for its mode
+            os.fchmod(descriptor, 0o600)
+            file.write(text)
+        if force:
+            target.replace(path)
+    except OSError as error:
+        raise Failure(f"{path}: cannot be written: {error.strerror}", Exit.CANTCREAT) from None
+
+
+def _flag(output: Path) -> str:
+    return "" if output == Path(places.FILE) else f" --config {output}"

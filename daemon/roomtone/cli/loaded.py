@@ -1,0 +1,56 @@
+"""The configuration that a command is about: found, read and checked, with the plugins that it names."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from roomtone import config as configuration
+from roomtone import places
+from roomtone.config import Config, ConfigError
+from roomtone.plugins import Plugins, load_plugins
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+NOTHING_YET = """\
+there is no configuration yet; looked for {places}
+`roomtone init` asks a few questions and writes one
+`roomtone demo` shows everything at work in half a minute, without one and without an account"""
+
+
+class Loaded(NamedTuple):
+    """A checked configuration and its plugins."""
+
+    config: Config
+    plugins: Plugins
+
+
+def config_option(command: Command) -> Command:
+    """`--config FILE`, the same for every command."""
+    return click.option(
+        "--config",
+        "-c",
+        "given",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="The configuration. Default: $ROOMTONE_CONFIG, else the first of ./roomtone.toml, "
+        "$XDG_CONFIG_HOME/roomtone/roomtone.toml and /etc/roomtone/roomtone.toml.",
+    )(command)
+
+
+def load(given: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
+    """Raises ConfigError with one line for each problem, or with what to do next where there is no configuration."""
+    path = find(given, environ)
+    if path is None:
+        looked = ", ".join(map(str, places.configurations(environ, Path.cwd())))
+        raise ConfigError(NOTHING_YET.format(places=looked))
+    tables = configuration.read(path)
+    plugins = load_plugins(configuration.plugin_paths(tables, path))
+    return Loaded(configuration.decode(tables, path, plugins), plugins)
+
+
+def find(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The configuration that a command is about, or None where there is none yet."""
+    return places.find_configuration(given, environ, Path.cwd())

@@ -1,0 +1,68 @@
+"""The JSON schema of the configuration, for editors: `python -m roomtone.cli.schema > config/roomtone.schema.json`.
+
+Made from the Structs, with the bundled sinks; a sink of any other kind is let through, for its keys are its plugin's.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from roomtone import diagnosis
+from roomtone.config import Room, Service, Storage
+from roomtone.plugins import load_plugins
+from roomtone.sinks import Sink
+
+SCHEMA = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema_text() -> str:
+    """The schema of the daemon's tables and of the sinks that are installed."""
+    return json.dumps(schema(load_plugins(()).kinds), indent=2, ensure_ascii=False) + "\n"
+
+
+def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
+    """The schema of a configuration whose sinks are of these kinds, or of kinds unknown here."""
+    known = [kinds[kind] for kind in sorted(kinds)]
+    (service, storage, room, *sinks), components = msgspec.json.schema_components(
+        (Service, Storage, Room, *known), schema_hook=_schema_of, ref_template="#/$defs/{name}"
+    )
+    other = {
+        "type": "object",
+        "required": ["kind"],
+        "properties": {"kind": {"type": "string", "not": {"enum": sorted(kinds)}}},
+    }
+    return {
+        "$schema": SCHEMA,
+        "title": "Roomtone",
+        "type": "object",
+        "required": ["rooms"],
+        "additionalProperties": False,
+        "properties": {
+            "service": service,
+            "storage": storage,
+            "rooms": _named(room) | {"minProperties": 1},
+            "sinks": _named({"anyOf": [*sinks, other]}),
+        },
+        "$defs": components,
+    }
+
+
+def _named(table: dict[str, Any]) -> dict[str, Any]:
+    """Tables under names of the user's."""
+    return {
+        "type": "object",
+        "propertyNames": {"pattern": f"^{diagnosis.NAME.pattern}$"},
+        "additionalProperties": table,
+    }
+
+
+def _schema_of(kind: type) -> dict[str, Any]:
+    """Types beyond msgspec's own: a path is text."""
+    return {"type": "string"}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(schema_text())
