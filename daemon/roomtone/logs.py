@@ -59,7 +59,7 @@ def _rendering(stream: TextIO) -> Sequence[Processor]:
 
 def _json(line: EventDict, **_: object) -> str:
     first = {key: line[key] for key in ("at", "level", "event") if key in line}
-    return msgspec.json.encode(first | line, enc_hook=str).decode()
+    return msgspec.json.encode({**first, **line}, enc_hook=str).decode()
 
 
 def _mask(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:

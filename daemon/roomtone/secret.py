@@ -79,10 +79,10 @@ def is_secret_name(key: str) -> bool:
 def mask(value: Any, key: str = "") -> Any:
     """The same value for showing: what a secret's key holds, headers, and what addresses carry are masked."""
     match value:
-        case dict() if key == "headers":
-            return dict.fromkeys(value, MASK)
         case dict():
-            return {name: mask(inner, str(name)) for name, inner in value.items()}
+            # Every header may hold a secret; names of files that hold secrets are none.
+            forced = "secret" if key == "headers" else "file" if key.endswith("_files") else None
+            return {name: mask(inner, forced or str(name)) for name, inner in value.items()}
         case list() | tuple():
             return [mask(inner, key) for inner in value]
         case str() if value and is_secret_name(key):
