@@ -1,0 +1,311 @@
+"""The v3 protocol: what comes in is typed or Malformed, what goes out is what the service sends."""
+
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from roomtone.speech import protocol
+from roomtone.speech.protocol import (
+    CLOSED,
+    LARGEST,
+    Begin,
+    Command,
+    Error,
+    Heartbeat,
+    LLMGatewayResponse,
+    Malformed,
+    Message,
+    Phase,
+    Revision,
+    Silence,
+    SpeakerRevision,
+    SpeechStarted,
+    Termination,
+    TimedWord,
+    TurnMessage,
+    Unknown,
+    Verdict,
+    Warning,  # noqa: A004 - the protocol's own word
+    classify,
+    encode,
+    parse,
+    parse_command,
+    step,
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+KINDS: tuple[Any, ...] = get_args(protocol.Message)
+FIELDS = sorted({name for kind in KINDS for name in kind.__struct_fields__} - {"type"})
+ALMOST = st.fixed_dictionaries(
+    {"type": st.sampled_from([kind.kind for kind in KINDS])},
+    optional=dict.fromkeys(FIELDS, JSON),
+)
+
+
+def only_malformed(text: str | bytes) -> Message | None:
+    """What `parse` makes of it, with every promise about a message that it lets through."""
+    try:
+        message = parse(text)
+    except Malformed:
+        return None
+    msgspec.json.encode(message)
+    encode(message)
+    return message
+
+
+@given(st.binary() | st.text())
+@example(b"\xff\xfe")
+@example('"\ud800"')
+@example('{"type":"Turn","transcript":"\\ud800"}')
+def test_no_bytes_raise_anything_else(text: str | bytes) -> None:
+    """Arbitrary bytes and text are a message or Malformed."""
+    only_malformed(text)
+
+
+@given(JSON | ALMOST)
+def test_no_json_raises_anything_else(value: Any) -> None:
+    """Arbitrary JSON, and messages with arbitrary fields, are a message or Malformed, and what passes is encodable."""
+    only_malformed(msgspec.json.encode(value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        '"Turn"',
+        "{}",
+        '{"type":null}',
+        '{"type":7}',
+        '{"type":"Turn","turn_order":0,',
+        '{"type":"Turn","turn_order":0,"end_of_turn":true}',
+        '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":null}',
+        '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","words":[{"text":"x"}]}',
+        '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","end_of_turn_confidence":NaN}',
+        '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","end_of_turn_confidence":"nan"}',
+        '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","end_of_turn_confidence":1e999}',
+        '{"type":"Turn","turn_order":1e30,"end_of_turn":true,"transcript":"x"}',
+        '{"type":"Turn","turn_order":' + "9" * 5000 + ',"end_of_turn":true,"transcript":"x"}',
+        '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","words":[{"start":0,"end":1e12,"text":"x"}]}',
+        '{"type":"Begin"}',
+        '{"type":"Begin","id":"x","expires_at":1e12}',
+        '{"type":"LLMGatewayResponse","turn_order":0,"data":' + "[" * 40 + "]" * 40 + "}",
+        "[" * 100_000,
+        '{"type":' + "[" * 100_000,
+        '{"type":"Unknown","text":"' + "x" * (8 << 20) + '"}',
+        " " * (LARGEST + 1),
+    ],
+    ids=lambda text: text[:60],
+)
+def test_what_cannot_be_used_is_malformed(text: str) -> None:
+    """No JSON, no object, half a message, numbers beyond all bounds, nesting, length: one exception."""
+    with pytest.raises(Malformed):
+        parse(text)
+    with pytest.raises(Malformed):
+        parse(text.encode())
+
+
+def test_a_malformed_message_names_its_kind_and_quotes_nothing() -> None:
+    """Whoever logs it learns what it was, and nothing that somebody said."""
+    with pytest.raises(Malformed) as malformed:
+        parse('{"type":"Turn","transcript":"my secret","turn_order":"my secret"}')
+    assert malformed.value.kind == "Turn"
+    assert "secret" not in str(malformed.value)
+    with pytest.raises(Malformed) as malformed:
+        parse('{"type":"Turn","transcript":"my secret')
+    assert malformed.value.kind is None
+    assert "secret" not in str(malformed.value)
+
+
+SEEN: list[tuple[str, Message]] = [
+    (
+        '{"type":"Begin","id":"12c77068","expires_at":1790221526,"configuration":{"model":"x","mode":null}}',
+        Begin("12c77068", 1790221526, {"model": "x", "mode": None}),
+    ),
+    ('{"type":"Begin","id":"12c77068"}', Begin("12c77068")),
+    ('{"type":"SpeechStarted","timestamp":1216,"confidence":0.98}', SpeechStarted(1216, 0.98)),
+    (
+        (
+            '{"turn_order":0,"turn_is_formatted":true,"end_of_turn":false,"transcript":"Harbor Point",'
+            '"end_of_turn_confidence":0,"words":[{"start":0,"end":428,"text":"Harbor","confidence":0.92,'
+            '"word_is_final":false}],"utterance":"","mood":"new","type":"Turn"}'
+        ),
+        TurnMessage(0, False, "Harbor Point", True, 0, (TimedWord(0, 428, "Harbor", 0.92, False),), ""),
+    ),
+    (
+        (
+            '{"turn_order":1.0,"end_of_turn":true,"transcript":"Hi","words":[{"start":0.5,"end":428.0,"text":"Hi"}],'
+            '"end_of_turn_confidence":7.1e-5,"type":"Turn"}'
+        ),
+        TurnMessage(1, True, "Hi", False, 7.1e-5, (TimedWord(0.5, 428, "Hi"),)),
+    ),
+    (
+        (
+            '{"type":"SpeakerRevision","revisions":[{"turn_order":1,"speaker_label":"B","words":'
+            '[{"start":1,"end":2,"text":"x","speaker":"A"}]}]}'
+        ),
+        SpeakerRevision((Revision(1, "B", (TimedWord(1, 2, "x", speaker="A"),)),)),
+    ),
+    ('{"type":"LLMGatewayResponse","turn_order":0,"transcript":"x","data":{}}', LLMGatewayResponse(0, "x", {})),
+    ('{"type":"LlmGatewayResponse","turn_order":0,"transcript":"x"}', LLMGatewayResponse(0, "x")),
+    ('{"type":"Heartbeat","total_audio_received_ms":9888,"realtime_factor":0.99}', Heartbeat(9888, None, 0.99)),
+    ('{"type":"Silence","start_ms":12000,"end_ms":13010}', Silence(12000, 13010)),
+    ('{"type":"Warning","warning_code":1234,"warning":"soon"}', Warning("soon", 1234)),
+    ('{"type":"Error","error_code":3007,"error":"Input Duration"}', Error("Input Duration", 3007)),
+    ('{"type":"Error","error_code":"3007","error":{"message":"x"}}', Error('{"message":"x"}', 3007)),
+    ('{"error":"old"}', Error("old")),
+    ('{"audio_duration_seconds":69,"session_duration_seconds":73,"type":"Termination"}', Termination(69, 73)),
+    ('{"type":"Termination"}', Termination()),
+    ('{"type":"Weather","text":"rain"}', Unknown("Weather")),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), SEEN, ids=[text[:50] for text, _ in SEEN])
+def test_what_the_service_sends_is_read(text: str, message: Message) -> None:
+    """Messages as they were seen on the wire, and their known variations, are typed as they are meant."""
+    assert parse(text) == message
+    assert parse(text.encode()) == message
+    if not isinstance(message, Unknown):
+        assert parse(encode(message)) == message
+
+
+def test_the_server_sends_what_clients_expect() -> None:
+    """Whole numbers stay whole, absent fields are absent, `type` is there."""
+    assert encode(Termination(69, 73)) == (
+        '{"audio_duration_seconds":69,"session_duration_seconds":73,"type":"Termination"}'
+    )
+    turn = msgspec.json.decode(encode(TurnMessage(0, True, "x", words=(TimedWord(0, 5, "x"),), utterance="")))
+    assert turn == {
+        "turn_order": 0,
+        "end_of_turn": True,
+        "transcript": "x",
+        "turn_is_formatted": False,
+        "end_of_turn_confidence": 0,
+        "words": [{"start": 0, "end": 5, "text": "x"}],
+        "utterance": "",
+        "type": "Turn",
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ({"choices": [{"message": {"role": "assistant", "content": "Hello"}}]}, "Hello"),
+        ({"choices": [{"message": {"content": None, "tool_calls": []}}]}, None),
+        ({"choices": []}, None),
+        ({"choices": None}, None),
+        ({"error": "no", "status": 429}, None),
+        ("busy", None),
+        (None, None),
+    ],
+)
+def test_answers_are_read_defensively(data: Any, text: str | None) -> None:
+    """A body without words is no error: it has no text."""
+    assert LLMGatewayResponse(0, "x", data).text == text
+
+
+def test_a_turn_has_the_text_of_its_words() -> None:
+    """Partials of the US models come with an empty transcript."""
+    words = (TimedWord(0, 1, "hi"), TimedWord(1, 2, "there"))
+    assert TurnMessage(0, False, "", words=words).text == "hi there"
+    assert TurnMessage(0, False, " Hi. ", words=words).text == "Hi."
+    assert TurnMessage(0, True, "", words=None).text == ""
+
+
+def test_commands_come_back_as_they_went() -> None:
+    """The server reads what the client writes, lists as lists."""
+    assert parse_command(protocol.terminate()) == Command("Terminate")
+    assert parse_command(protocol.force_endpoint()) == Command("ForceEndpoint")
+    assert parse_command(protocol.keep_alive()) == Command("KeepAlive")
+    changes = {"keyterms_prompt": ["x", "y"], "min_turn_silence": 200}
+    assert parse_command(protocol.update_configuration(changes)) == Command("UpdateConfiguration", changes)
+    with pytest.raises(ValueError, match="llm_gateway, sample_rate"):
+        protocol.update_configuration({"sample_rate": 1, "llm_gateway": {}})
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("{", "Invalid JSON"),
+        ("[" * 100_000, "Invalid JSON"),
+        ("[]", "Invalid Message"),
+        ("{}", "Invalid Message Type: None"),
+        ('{"type":"terminate_session"}', "Invalid Message Type: terminate_session"),
+        ('{"type":["Terminate"]}', r"Invalid Message Type: \['Terminate'\]"),
+    ],
+)
+def test_bad_commands_get_the_answers_of_the_service(text: str, answer: str) -> None:
+    """The texts are those that the service sends with 3006."""
+    with pytest.raises(Malformed, match=f"^{answer}$"):
+        parse_command(text)
+
+
+def run(*kinds: str) -> tuple[Phase, list[str]]:
+    phase, surprises = Phase.CONNECTING, []
+    for kind in kinds:
+        phase, expected = step(phase, kind)
+        surprises += [] if expected else [kind]
+    return phase, surprises
+
+
+@pytest.mark.parametrize(
+    ("kinds", "phase", "surprises"),
+    [
+        (["Begin", "SpeechStarted", "Turn", "Terminate", "Turn", "SpeakerRevision", "Termination"], Phase.OVER, []),
+        (["Error"], Phase.OVER, []),
+        (["Begin", "Turn", "Error", CLOSED], Phase.OVER, []),
+        (["Begin", "Termination", "Error"], Phase.OVER, []),
+        (["Turn", "Begin"], Phase.BEGUN, ["Turn"]),
+        (["Begin", "Begin"], Phase.BEGUN, ["Begin"]),
+        (["Termination"], Phase.CONNECTING, ["Termination"]),
+        (["Begin", "Terminate", "Termination", "Turn"], Phase.OVER, ["Turn"]),
+        (["Begin", "Unknown"], Phase.BEGUN, ["Unknown"]),
+        ([CLOSED], Phase.OVER, []),
+    ],
+)
+def test_the_phases_of_a_session(kinds: list[str], phase: Phase, surprises: list[str]) -> None:
+    """What is legal leads on, what is not changes nothing and is told."""
+    assert run(*kinds) == (phase, surprises)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "verdict"),
+    [
+        (1000, "Session Ended", Verdict.RETRY),
+        (1008, "Unauthorized Connection: Missing Authorization header", Verdict.FATAL),
+        (1008, "Invalid API key", Verdict.FATAL),
+        (1008, "Insufficient account balance", Verdict.FATAL),
+        (1008, "Unauthorized Connection: Too many concurrent sessions", Verdict.BACK_OFF_A_MINUTE),
+        (3009, "See Error message for details", Verdict.BACK_OFF_A_MINUTE),
+        (None, "Too many concurrent sessions", Verdict.BACK_OFF_A_MINUTE),
+        (3005, "Session Cancelled: An error occurred", Verdict.BACK_OFF),
+        (3006, "User Input Validation Error: Invalid 'sample_rate'", Verdict.FATAL),
+        (3006, "Session terminated due to inactivity: No messages received for 5 seconds", Verdict.RETRY),
+        (3007, "Input Duration Violation: 20.0 ms. Expected between 50 and 1000 ms", Verdict.FATAL),
+        (3007, "Audio Transmission Rate Exceeded: Received 9 sec. audio in 1 sec", Verdict.BACK_OFF),
+        (3008, "Session Expired: Maximum session duration exceeded", Verdict.RETRY),
+        (410, "Deprecated endpoint", Verdict.FATAL),
+        (1011, "", Verdict.BACK_OFF),
+        (1013, "", Verdict.BACK_OFF),
+        (4001, "", Verdict.FATAL),
+        (4029, "", Verdict.BACK_OFF),
+        (None, "Connection reset by peer", Verdict.BACK_OFF),
+        (302, "", Verdict.BACK_OFF),
+        (401, "", Verdict.FATAL),
+        (403, "", Verdict.FATAL),
+        (404, "", Verdict.FATAL),
+        (429, "", Verdict.BACK_OFF_A_MINUTE),
+        (503, "unauthorized", Verdict.BACK_OFF),
+    ],
+)
+def test_each_end_has_a_verdict(code: int | None, text: str, verdict: Verdict) -> None:
+    """Whoever can mend it is asked, and only then; what passes by itself is tried again."""
+    assert classify(code, text) is verdict
