@@ -14,7 +14,7 @@ from roomtone.live import Live
 from roomtone.speech.coverage import Ledger, Span
 from roomtone.speech.endpoint import Endpoint
 from roomtone.speech.protocol import LLMGatewayResponse, Termination, TurnMessage
-from roomtone.speech.seam import unheard
+from roomtone.speech.seam import near, unheard
 from roomtone.speech.track import Track
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -66,7 +66,7 @@ class Minutes:
         self._ledger = ledger
         self._id = session_id
         self._start = start
-        self._again = start < floor
+        self._margin = desk.rate if start < floor else 0
         self._marks = marks
         self._settled = settled
         self._recalled = False
@@ -132,25 +132,30 @@ class Minutes:
         """Whether all that older sessions have said, and that these turns may repeat, can be told from what is new."""
         if not self._settled.is_set():
             return False
-        if self._again and not self._recalled:
+        if not self._recalled:
             self._recalled = True
             self._old = await self._recall()
-        if not self._old:
+        words = [word for _, heard in self._waiting for word in heard]
+        old = near(self._old, words, self._desk.rate)
+        if not old:
             return True
-        edge = max(word.end for turn in self._old for word in turn) + self._desk.rate
+        edge = max(turn[-1].end for turn in old) + self._desk.rate
         return (
-            any(words[-1].end > edge for _, words in self._waiting if words)
+            words[-1].end > edge
             or self._ledger.sent > edge + UNDECIDED * self._desk.rate
             or trio.current_time() >= self._waiting_since + UNDECIDED
         )
 
     async def _recall(self) -> list[tuple[Word, ...]]:
-        """The words of this stretch that are in the journal already, turn by turn."""
+        """The words of this stretch that are in the journal already, turn by turn.
+
+        Where nothing is sent again, the words of the session that was relieved end before this one's first sample.
+        """
         desk = self._desk
         begin = self._start - LONGEST_TURN * desk.rate
         known = await desk.journal.select(desk.room, ["turn"], begin, desk.spool.end)
         turns = [
-            tuple(word for word in event.words if word.end > self._start - desk.rate)
+            tuple(word for word in event.words if word.end > self._start - self._margin)
             for event in known
             if isinstance(event, Turn) and event.session_id != self._id
         ]

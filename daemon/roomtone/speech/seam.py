@@ -26,22 +26,40 @@ def fold(text: str) -> str:
     return "".join(letter for letter in text.casefold() if letter.isalnum())
 
 
+def near(turns: Sequence[Sequence[Word]], new: Sequence[Word], rate: int) -> list[Sequence[Word]]:
+    """The old turns that may have words in common with the new ones: those within a second of them."""
+    if not new:
+        return []
+    begin, end = min(word.start for word in new) - rate, max(word.end for word in new) + rate
+    return [turn for turn in turns if turn and turn[-1].end > begin and turn[0].start < end]
+
+
 def align(old: Sequence[Word], new: Sequence[Word], rate: int) -> list[tuple[int, int]]:
     """The pairs (index in old, index in new) that are one word heard twice, both ascending.
 
     The longest common subsequence, where a pair of the same text counts three and a pair of the same place but another
     text counts one (a word heard differently must not be taken for two); of equal sums the one whose times agree best.
     """
+    texts, others = [fold(word.text) for word in old], [fold(word.text) for word in new]
     best: list[list[tuple[float, float]]] = [[(0.0, 0.0)] * (len(new) + 1) for _ in range(len(old) + 1)]
     for i in range(len(old) - 1, -1, -1):
         for j in range(len(new) - 1, -1, -1):
             best[i][j] = max(best[i + 1][j], best[i][j + 1])
-            if worth := _worth(old[i], new[j], rate):
+            apart = abs(old[i].end - new[j].end) / rate
+            if apart <= SAME_TEXT and (worth := _worth(apart, is_same=texts[i] == others[j])):
                 count, agreement = best[i + 1][j + 1]
-                best[i][j] = max(best[i][j], (count + worth, agreement - abs(old[i].end - new[j].end) / rate))
+                best[i][j] = max(best[i][j], (count + worth, agreement - apart))
+    return _walk(best, len(old), len(new))
+
+
+def _worth(apart: float, *, is_same: bool) -> int:
+    return 3 if is_same else int(apart <= SAME_PLACE)
+
+
+def _walk(best: list[list[tuple[float, float]]], olds: int, news: int) -> list[tuple[int, int]]:
     pairs = []
     i = j = 0
-    while i < len(old) and j < len(new):
+    while i < olds and j < news:
         if best[i][j] == best[i + 1][j]:
             i += 1
         elif best[i][j] == best[i][j + 1]:
@@ -52,31 +70,26 @@ def align(old: Sequence[Word], new: Sequence[Word], rate: int) -> list[tuple[int
     return pairs
 
 
-def _worth(old: Word, new: Word, rate: int) -> int:
-    apart = abs(old.end - new.end) / rate
-    if fold(old.text) == fold(new.text):
-        return 3 if apart <= SAME_TEXT else 0
-    return 1 if apart <= SAME_PLACE else 0
-
-
 def unheard(turns: Sequence[Sequence[Word]], new: Sequence[Word], rate: int) -> list[int]:
     """The indexes of the words in `new` that none of the old turns owns, ascending: those are to be journalled.
 
     A turn owns the new words from its first match to its last; where none of its words matches, those that end inside
     it, or at most 0.15 s past it.
     """
-    turns = [turn for turn in turns if turn]
+    turns = near(turns, new, rate)
     pairs = align([word for turn in turns for word in turn], new, rate)
     owned: set[int] = set()
     first = 0
     for turn in turns:
-        matched = [j for i, j in pairs if first <= i < first + len(turn)]
+        matched = [(i - first, j) for i, j in pairs if first <= i < first + len(turn)]
         first += len(turn)
+        # A turn's first start may be a second early; its first end is not.
+        begin, end = turn[0].end - SAME_PLACE * rate, turn[-1].end + NEW * rate
         if matched:
-            owned.update(range(matched[0], matched[-1] + 1))
-            begin = turn[0].start - NEW * rate
-            owned.update(j for j in range(matched[0]) if new[j].end > begin)
+            (before, left), (_, right) = matched[0], matched[-1]
+            owned.update(range(left, right + 1))
+            # As many words before the first match as the turn has there, heard differently or only in half.
+            owned.update(j for j in range(max(0, left - before), left) if new[j].end > begin)
         else:
-            begin, end = turn[0].start, turn[-1].end + NEW * rate
             owned.update(j for j, word in enumerate(new) if begin < word.end <= end)
     return [j for j in range(len(new)) if j not in owned]

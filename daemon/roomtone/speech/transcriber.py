@@ -6,8 +6,8 @@ leaves a hole, which the repair lane transcribes beside it. Both resume from wha
 seconds earlier, and `seam` tells which words are new.
 """
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import structlog
@@ -40,26 +40,43 @@ REFUSED = 300.0
 
 
 async def transcribe(
-    desk: Desk, *, realtime: bool, first: Literal["newest", "oldest"] = "newest", longest: float = LONGEST
+    desk: Desk,
+    *,
+    realtime: bool,
+    first: Literal["newest", "oldest"] = "newest",
+    longest: float = LONGEST,
+    utc: Callable[[], float] = time.time,
 ) -> None:
     """Transcribe the room until its spool has ended and nothing in it is pending.
 
     `realtime` rooms follow the head and leave holes behind a slow remote endpoint; others are read in order at the
-    endpoint's pace. Resources: at most two sessions, three while one relieves another. Errors: those of the journal and
-    the spool; the network's and the service's are waited out, for ever.
+    endpoint's pace. Holes are repaired `first` newest or oldest. A session is relieved after `longest` seconds, or
+    before it expires; `utc` gives Unix seconds, for the service says when that is.
+
+    Resources: at most two sessions, three while one relieves another. Errors: those of the journal and the spool; the
+    network's and the service's are waited out, for ever.
     """
-    lanes = _Lanes(desk, realtime=realtime, first=first, longest=longest)
+    lanes = _Lanes(desk, realtime=realtime, first=first, longest=longest, utc=utc)
     await lanes.load()
     await lanes.live()
     await lanes.repair_all()
 
 
 class _Lanes:
-    def __init__(self, desk: Desk, *, realtime: bool, first: Literal["newest", "oldest"], longest: float) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        *,
+        realtime: bool,
+        first: Literal["newest", "oldest"],
+        longest: float,
+        utc: Callable[[], float],
+    ) -> None:
         self._desk = desk
         self._leaves_holes = realtime and desk.endpoint.remote
         self._first = first
         self._longest = longest
+        self._utc = utc
         self._acknowledged = 0
         self._holes = Spans()
         self._again = True
@@ -123,7 +140,12 @@ class _Lanes:
             done = await self._pause_before(spool.end)
             await self._leave_hole(Span(self._acknowledged, done), acknowledged=done)
             return done, done
-        return (max(spool.first, done - AGAIN * rate, 0) if self._again else done), done
+        return (self._again_from(done) if self._again else done), done
+
+    def _again_from(self, done: int) -> int:
+        """Five seconds before a settled position, but not before the end of a hole: what lies there is not settled."""
+        edge = max((hole.end for hole in self._holes if hole.end <= done), default=0)
+        return min(done, max(self._desk.spool.first, edge, done - AGAIN * self._desk.rate))
 
     async def _pause_before(self, head: int) -> int:
         """The last pause within the seconds that a session catches up with, or the head itself."""
@@ -143,7 +165,7 @@ class _Lanes:
         """Seconds until this session is to be relieved."""
         life = self._longest
         if passage.expires_at is not None:
-            left = (passage.expires_at - datetime.now(UTC)).total_seconds()
+            left = passage.expires_at.timestamp() - self._utc()
             age = trio.current_time() - passage.begun_at
             life = min(life, age + left - min(MARGIN, (age + left) / 4))
         return max(0.0, passage.begun_at + life - trio.current_time())
@@ -162,7 +184,7 @@ class _Lanes:
             return old
         if old.over.is_set():
             done = old.acknowledged
-            new.begin_at(max(0, done - AGAIN * self._desk.rate), done)
+            new.begin_at(self._again_from(done), done)
             settled.set()
         else:
             end = old.end_at_once()
@@ -229,7 +251,7 @@ class _Lanes:
 
         passage = Passage(
             desk,
-            start=max(desk.spool.first, hole.start - AGAIN * desk.rate),
+            start=self._again_from(hole.start),
             floor=hole.start,
             until=hole.end,
             marks=shrink,

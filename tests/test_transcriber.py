@@ -1,0 +1,225 @@
+"""A room is transcribed for ever: whatever becomes of the sessions, each word is in the transcript once."""
+
+import random
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from roomtone.speech.transcriber import transcribe
+from roomtone.testing.conversation import Manner
+from roomtone.testing.faults import (
+    GARBLED,
+    Close,
+    Deaf,
+    Drop,
+    Expire,
+    Fault,
+    Faults,
+    Garble,
+    HangUp,
+    NoBegin,
+    NoTermination,
+    Refuse,
+    Stall,
+    script,
+)
+from roomtone.testing.service import open_service
+from roomtone.testing.spoken import quiet, speak
+from speaking import RATE, Room, open_room, reach
+
+NUMBERS = list(range(1, 121))
+"""About a minute and a half of speech."""
+
+
+async def listen(
+    folder: Path,
+    faults: Faults,
+    *,
+    audio: bytes | None = None,
+    manner: Manner | None = None,
+    live: bool = True,
+    remote: bool = True,
+    longest: float = 10_200,
+) -> tuple[list[int], int, float]:
+    """Speak in a room whose service commits these faults: the numbers understood, samples unsettled, seconds taken."""
+    speech = speak(NUMBERS, RATE) if audio is None else audio
+    async with (
+        open_service(faults=faults, manner=manner, port=None, utc=trio.current_time) as service,
+        open_room(folder, reach(service, remote=remote)) as room,
+        trio.open_nursery() as nursery,
+    ):
+        begun = trio.current_time()
+
+        async def follow() -> None:
+            await transcribe(room.desk, realtime=live, longest=longest, utc=trio.current_time)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(follow)
+        await room.record(speech, live=live)
+        room.spool.end_of_data()
+        with trio.fail_after(100_000):
+            await trio.sleep_forever()
+    return await read(folder, begun)
+
+
+async def read(folder: Path, begun: float) -> tuple[list[int], int, float]:
+    seconds = trio.current_time() - begun
+    async with open_service(port=None) as service, open_room(folder, reach(service)) as room:
+        return await room.numbers(), await room.unsettled(), seconds
+
+
+async def test_nothing_happens(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Without any fault each word is in the transcript once, and every sample is settled."""
+    numbers, unsettled, _ = await listen(tmp_path, script({}))
+
+    assert numbers == NUMBERS
+    assert unsettled == 0
+
+
+FAULTS: dict[str, Sequence[Fault]] = {
+    "end of the stream": [Drop("end", words=20)],
+    "reset": [Drop("reset", words=20)],
+    "reset at once": [Drop("reset")],
+    **{
+        f"close {code}": [Close(code, words=20)]
+        for code in (1000, 1006, 1008, 1011, 1013, 3005, 3006, 3007, 3008, 3009)
+    },
+    "expiry": [Expire(25.0)],
+    "stall of 5 s": [Stall(5.0, words=20)],
+    "stall for ever": [Stall(None, words=20)],
+    "no Termination": [NoTermination()],
+    "no Termination but a close": [NoTermination(close=True)],
+    "deaf": [Deaf()],
+    "hangs up": [HangUp()],
+    "garbage in the handshake": [HangUp(b"SSH-2.0-x\r\n")],
+    "no Begin": [NoBegin()],
+    **{f"refusal {status}": [Refuse(status)] for status in (401, 403, 404, 429, 500, 503)},
+    **{f"garbled: {name}": [Garble(name, words=20)] for name in GARBLED},
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_a_fault(name: str, tmp_path: Path, autojump_clock: MockClock) -> None:
+    """After each fault every word of the speech is in the transcript exactly once, and every sample is settled."""
+    numbers, unsettled, _ = await listen(tmp_path, script({0: FAULTS[name]}))
+
+    assert numbers == NUMBERS
+    assert unsettled == 0
+
+
+async def test_a_session_is_relieved_before_it_expires(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Sessions that last a minute follow one another without an expiry, a doubled word, or a long overlap."""
+    speech = speak(range(1, 501), RATE)
+    async with (
+        open_service(faults=lambda _: [Expire(60.0)], port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service)) as room,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        await room.record(speech)
+        room.spool.end_of_data()
+        await settle(room)
+        nursery.cancel_scope.cancel()
+
+        assert await room.numbers() == list(range(1, 501))
+        assert await room.unsettled() == 0
+    seconds = len(speech) / 2 / RATE
+    assert {session.ended for session in service.sessions} == {"terminated"}
+    assert len(service.sessions) >= seconds / 60
+    assert sum(session.open_seconds for session in service.sessions) < seconds + 20 * len(service.sessions)
+
+
+async def settle(room: Room) -> None:
+    """Wait until every sample of the room is settled."""
+    with trio.fail_after(200_000):
+        while await room.unsettled():  # noqa: ASYNC110 - on the virtual clock, and the journal has no such event
+            await trio.sleep(5)
+
+
+@pytest.mark.parametrize("first", ["newest", "oldest"])
+async def test_an_outage_of_hours(
+    first: Literal["newest", "oldest"], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A service that is away for hours leaves a hole, which is repaired beside the live session; nothing is missing."""
+    speech = speak(range(1, 41), RATE)
+    back_at = trio.current_time() + 3 * 3600
+
+    def weather() -> Sequence[Fault]:
+        return [Refuse(503)] if trio.current_time() < back_at else ()
+
+    async with (
+        open_service(
+            faults=lambda number: [Drop(seconds=50)] if number == 0 else weather(),
+            port=None,
+            utc=trio.current_time,
+        ) as service,
+        open_room(tmp_path, reach(service)) as room,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(partial(transcribe, room.desk, realtime=True, first=first, utc=trio.current_time))
+        await room.record(speech)
+        await room.record(quiet(60, RATE))
+        for _ in range(3):
+            await room.record(quiet(3600, RATE) + speak(range(41, 61), RATE), live=False)
+            await trio.sleep(3600)
+        await room.record(speak(range(101, 121), RATE))
+        room.spool.end_of_data()
+        await settle(room)
+        nursery.cancel_scope.cancel()
+
+        assert await room.numbers() == [*range(1, 41), *range(41, 61), *range(41, 61), *range(41, 61), *range(101, 121)]
+
+
+async def test_the_daemon_dies_and_comes_back(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """After a crash of the daemon itself, a session goes on from the durable position: no word twice, none missing."""
+    rng = random.Random(7)
+    speech = speak(range(1, 201), RATE)
+    cuts = sorted({0, len(speech), *(rng.randrange(0, len(speech), 2) for _ in range(6))})
+    async with open_service(port=None, utc=trio.current_time) as service:
+        for start, end in pairwise(cuts):
+            folder = tmp_path / str(start)
+            async with open_room(folder, reach(service)) as room, trio.open_nursery() as nursery:
+                nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+                await room.record(speech[start:end])
+                # What a kill leaves is what is on the disk at this moment.
+                shutil.copytree(folder, tmp_path / str(end))
+                nursery.cancel_scope.cancel()
+        async with open_room(tmp_path / str(len(speech)), reach(service)) as room:
+            room.spool.end_of_data()
+            await transcribe(room.desk, realtime=True, utc=trio.current_time)
+
+            assert await room.numbers() == list(range(1, 201))
+            assert await room.unsettled() == 0
+
+
+@pytest.mark.parametrize(("differently", "allowed"), [(0.0, 0), (0.03, 0.005)])
+async def test_random_kills(
+    differently: float, allowed: float, tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over dozens of kills at random moments, with times that jitter, hardly a word is missing or doubled."""
+    rng = random.Random(3)
+    speech = speak(range(1, 601), RATE)
+    lives = [rng.uniform(1, 24) for _ in range(400)]
+    manner = Manner(jitter=0.25, early=1.0, misheard=differently, seed=5)
+    numbers, unsettled, _ = await listen(
+        tmp_path,
+        lambda number: [Drop(rng.choice(("end", "reset")), seconds=lives[number])],
+        audio=speech,
+        manner=manner,
+    )
+    async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
+        ended = await room.journal.select("desk", ["session_ended"], 0, 1 << 60)
+    missing = set(range(1, 601)) - set(numbers)
+    doubled = len(numbers) - len(set(numbers))
+    with capsys.disabled():
+        print(f"\n{len(ended)} kills, {differently:.0%} heard differently: {len(missing)} missing, {doubled} doubled")
+
+    assert unsettled == 0
+    assert len(missing) + doubled <= allowed * len(ended)
