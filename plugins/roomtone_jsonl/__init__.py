@@ -1,14 +1,15 @@
-"""The jsonl sink: every event as one line of JSON, appended to one file."""
+"""The jsonl sink: every event as one line of JSON, appended to a file that is closed and packed in its time."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Annotated
+from contextlib import asynccontextmanager, closing
+from typing import Annotated, Literal
 
 import msgspec
 import trio
 
 from roomtone import Audio, Context, Durable, Sink, encode, hookimpl
 from roomtone_jsonl.lines import Lines
+from roomtone_jsonl.packer import Packer
 
 __all__ = ["Jsonl", "register_sinks"]
 
@@ -20,13 +21,25 @@ class Jsonl(Sink, frozen=True, kw_only=True, tag="jsonl"):
     """
 
     path: Annotated[str, msgspec.Meta(min_length=1)]
-    """The file, made with its folders where it is missing. It may be rotated by renaming it, at any time."""
+    """The file, made with its folders where it is missing. Others may rotate it too, by renaming it, at any time."""
+    rotate: Literal["never", "daily"] | Annotated[int, msgspec.Meta(ge=1)] = "never"
+    """When the file gets a name with its day or time and another begins: each day (UTC), or before it has more than so
+    many megabytes."""
+    compress: bool = False
+    """Whether files that were closed are packed with gzip."""
+    fsync: Literal["batch", "never"] = "batch"
+    """What is acknowledged is on the disk; with "never", a power cut may cost what the system had not written yet."""
 
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[object]:
         """Yield the hooks. Errors: OSError that names the path where it cannot be written or is no file of lines."""
-        lines = await trio.to_thread.run_sync(Lines, context.path(self.path))
-        yield Writer(lines, audio="audio" in self.kinds)
+        with closing(Packer()) as packer:
+            lines = await trio.to_thread.run_sync(self._lines, context, packer)
+            yield Writer(lines, audio="audio" in self.kinds)
+
+    def _lines(self, context: Context, packer: Packer) -> Lines:
+        path = context.path(self.path)
+        return Lines(path, self.rotate, packer=packer if self.compress else None, sync=self.fsync == "batch")
 
 
 class Writer:

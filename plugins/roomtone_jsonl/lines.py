@@ -8,13 +8,19 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from roomtone.durable import make_folder, sync_folder
+from roomtone_jsonl.packer import Packer
+from roomtone_jsonl.rotation import Line, Rotate, closed_name, fitting, is_closed, time_of
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 TAIL = 8 * 2**20
 """Bytes at the end of the file that are read when it is opened first."""
@@ -22,12 +28,12 @@ KNOWN = 2_000
 """Lines of the tail whose ids are remembered: two of the delivery's batches."""
 
 
-class _Line(msgspec.Struct):
+class _Id(msgspec.Struct):
     id: str = ""
 
 
 class Lines:
-    """The growing end of one file.
+    """The growing end of one file, and the files that it was before.
 
     Opening repairs it: a last line that a crash tore was never acknowledged, so it goes, and comes again.
     The ids of the last lines are remembered, so that a batch that was written but not acknowledged is not written
@@ -37,27 +43,84 @@ class Lines:
     Errors: OSError that names the file, from every method but `add`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, rotate: Rotate = "never", *, packer: Packer | None = None, sync: bool = True
+    ) -> None:
+        """Repair the file at `path`. With a packer, files that are closed are packed; without `sync`, the system
+        decides when what was written is on the disk.
+        """
         self._path = path
-        self._pending: list[bytes] = []
+        self._rotate: Rotate = rotate
+        self._packer = packer
+        self._sync = sync
+        self._pending: list[Line] = []
         with _opened(path) as file:
-            self._written = _repair(file)
+            ids = _repair(file)
         sync_folder(path.parent)
+        self._last = ids[-1] if ids else None
+        self._closed = _closed(path) if rotate != "never" or packer else []
+        self._written = frozenset(_with_closed(ids, self._closed))
 
     def add(self, id_: str, line: bytes) -> None:
         """Keep the line for the next `write`, unless the file has it already. A batch of the delivery is the bound."""
         if id_ not in self._written:
-            self._pending.append(line)
+            self._pending.append(Line(id_, line))
 
     def write(self) -> None:
         """Append what was added and wait until it is on the disk. Where that fails, it stays for the next try."""
-        if not self._pending:
-            return
+        if self._packer:
+            self._packer.advance()
+        is_new = bool(self._pending)
+        while self._pending:
+            self._append()
+        if self._packer and is_new:
+            # From the next batch on: that it comes means that this one was acknowledged, with everything before it. A
+            # file whose lines may come again stays unpacked, for its ids are read when the sink opens.
+            self._packer.add(reversed(self._closed))
+            self._closed = []
+
+    def _append(self) -> None:
+        """Write what belongs into the file as it is, or close it."""
         with _opened(self._path) as file:
-            _write(file, b"".join(line + b"\n" for line in self._pending))
+            size = os.fstat(file.fileno()).st_size
+            count = fitting(self._pending, size, self._last, self._rotate)
+            if not count:
+                self._close(file)
+                return
+            _write(file, b"".join(line.text + b"\n" for line in self._pending[:count]), sync=self._sync)
             if os.fstat(file.fileno()).st_nlink == 0:
                 raise OSError(errno.ENOENT, "The file was deleted while it was written")
-        self._pending = []
+        self._last = self._pending[count - 1].id
+        del self._pending[:count]
+
+    def _close(self, file: io.FileIO) -> None:
+        """Give the file the name that it keeps. The next line begins another."""
+        os.fsync(file.fileno())
+        at = time_of(self._last or "") or datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
+        name = closed_name(self._path, at, self._rotate)
+        self._path.rename(name)
+        sync_folder(self._path.parent)
+        self._closed.insert(0, name)
+        log.info("file.closed", path=str(name))
+
+
+def _closed(path: Path) -> list[Path]:
+    """The closed files that are not packed, the newest first."""
+    with os.scandir(path.parent) as entries:
+        found = [(entry.stat().st_mtime_ns, entry.name) for entry in entries if is_closed(entry.name, path)]
+    return [path.with_name(name) for _, name in sorted(found, reverse=True)]
+
+
+def _with_closed(ids: Sequence[str], closed: Iterable[Path]) -> list[str]:
+    """The ids of the last lines of all files, as many as can come again."""
+    known = list(ids)
+    for path in closed:
+        if len(known) >= KNOWN:
+            break
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            known.extend(_ids(file.read()))
+    return known
 
 
 @contextmanager
@@ -83,7 +146,7 @@ def _check(file: io.FileIO) -> None:
         raise OSError(errno.EINVAL, "The path must name a regular file")
 
 
-def _write(file: io.FileIO, data: bytes) -> None:
+def _write(file: io.FileIO, data: bytes, *, sync: bool = True) -> None:
     """Append and wait for the disk. What fails leaves the file as long as it was: after a failed fsync the kernel takes
     the lost pages for written, so those lines must not be found here when they come again.
     """
@@ -92,13 +155,14 @@ def _write(file: io.FileIO, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
     except OSError:
         file.truncate(size)
         raise
 
 
-def _repair(file: io.FileIO) -> frozenset[str]:
+def _repair(file: io.FileIO) -> list[str]:
     """End the file with its last whole line, make all of it durable, and return the ids of the last lines."""
     size = file.seek(0, os.SEEK_END)
     begin = max(0, size - TAIL)
@@ -113,12 +177,17 @@ def _repair(file: io.FileIO) -> frozenset[str]:
             raise OSError(errno.EINVAL, "The file does not end in lines of JSON: move it away, or name another in path")
         file.truncate(size - len(torn))
     os.fsync(file.fileno())  # a batch that a killed daemon wrote and never synced is skipped from here on
+    return _ids(whole)
+
+
+def _ids(whole: bytes) -> list[str]:
+    """The ids of the last lines, in order."""
     lines = map(_parsed, whole.split(b"\n")[-KNOWN:])
-    return frozenset(line.id for line in lines if line is not None and line.id)
+    return [line.id for line in lines if line is not None and line.id]
 
 
-def _parsed(line: bytes) -> _Line | None:
+def _parsed(line: bytes) -> _Id | None:
     try:
-        return msgspec.json.decode(line, type=_Line)
+        return msgspec.json.decode(line, type=_Id)
     except msgspec.DecodeError:
         return None
