@@ -192,10 +192,13 @@ def test_drop_in() -> None:
             DESK + '[rooms.desk.streaming]\nllm_gateway = { model = "m", max_tokens = 1, messages = [{ role = "x" }] }',
             '[rooms.desk.streaming.llm_gateway.messages[0]] role = "x": must be one of "assistant", "system", "user"',
         ),
-        ("[room.desk]", '[room]: unknown table, did you mean "rooms"? Known are "rooms", "service", "sinks"'),
+        (
+            "[room.desk]",
+            '[room]: unknown table, did you mean "rooms"? Known are "rooms", "service", "sinks", "storage"',
+        ),
         (
             "grace = 3\n" + DESK,
-            "grace = 3: stands above the first table; keys belong into [service], [rooms.<name>] or [sinks.<name>]",
+            "grace = 3: stands above the first table; keys belong into one: [service], [storage], [rooms.<name>], ...",
         ),
         (DESK + "[service]\ngrace = 0", "[service] grace = 0: must be a number, above 0 and at most 3600"),
         (

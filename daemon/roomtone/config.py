@@ -22,7 +22,7 @@ from roomtone.speech.parameters import Streaming
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 
-TABLES = ("service", "rooms", "sinks")
+TABLES = ("service", "storage", "rooms", "sinks")
 NEEDS_KEY = frozenset(parameters.ENDPOINTS)
 """The endpoints that answer nobody without a key."""
 
@@ -45,6 +45,36 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sync_interval: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
     """Seconds between two fsyncs of the audio: what a power cut can cost."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `[storage]` table: how much audio and how many events are kept, beside what the sinks write."""
+
+    spool_gb: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    """GB that the spools of all rooms may take. The oldest audio goes beyond, whatever waits for it."""
+    spool_days: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    """Days after which audio goes from the spool that is transcribed, and delivered to every sink that takes audio."""
+    free_gb: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """GB that should stay free on the disk of the state folder, a tenth of the disk at most."""
+    journal_gb: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    """GB that the journal may take. The oldest events go beyond, once every sink has acknowledged them."""
+    journal_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 365.0
+    """Days after which events and coverage go from the journal, once every sink has acknowledged them."""
+
+    @property
+    def spool_quota(self) -> int:
+        """Bytes."""
+        return round(self.spool_gb * 1e9)
+
+    @property
+    def free_space(self) -> int:
+        """Bytes."""
+        return round(self.free_gb * 1e9)
+
+    @property
+    def journal_quota(self) -> int:
+        """Bytes."""
+        return round(self.journal_gb * 1e9)
 
 
 class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,6 +105,7 @@ class Config(msgspec.Struct, frozen=True):
     service: Service
     rooms: dict[str, Room]
     sinks: dict[str, Sink]
+    storage: Storage = Storage()
     warnings: tuple[str, ...] = ()
     """One line each: what is valid and probably not what was meant."""
 
@@ -130,6 +161,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
     problems = [
         *_top(tables),
         *diagnosis.diagnose(tables.get("service", {}), Service, ("service",), _advice),
+        *diagnosis.diagnose(tables.get("storage", {}), Storage, ("storage",), _advice),
         *_rooms(tables.get("rooms", {})),
         *_sinks(tables.get("sinks", {}), tables.get("rooms", {}), plugins),
     ]
@@ -140,6 +172,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
     return Config(
         path=path,
         service=_convert(tables.get("service", {}), Service),
+        storage=_convert(tables.get("storage", {}), Storage),
         rooms=rooms,
         sinks=_with_modules(
             {name: _convert(table, plugins.kinds[table["kind"]]) for name, table in tables.get("sinks", {}).items()},
@@ -153,6 +186,7 @@ def effective(config: Config, environ: Mapping[str, str]) -> dict[str, Any]:
     """The tables as they are in effect, defaults included and secrets masked, ready for TOML (which has no null)."""
     tables = {
         "service": msgspec.structs.replace(config.service, state=str(config.state(environ))),
+        "storage": config.storage,
         "rooms": config.rooms,
         "sinks": config.sinks,
     }
@@ -190,7 +224,7 @@ def _top(tables: Mapping[str, Any]) -> Iterator[Problem]:
         if key not in TABLES and isinstance(value, dict):
             yield Problem((key,), unknown("table", key, TABLES))
         elif key not in TABLES:
-            text = "stands above the first table; keys belong into [service], [rooms.<name>] or [sinks.<name>]"
+            text = "stands above the first table; keys belong into one: [service], [storage], [rooms.<name>], ..."
             yield Problem((), _advice((), key) or text, key, value)
 
 

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -182,16 +182,36 @@ class Database:
         self._writer.execute("DELETE FROM sinks WHERE name = ?", (sink,))
         self._writer.execute("DELETE FROM refused WHERE sink = ?", (sink,))
 
-    def prune(self, before: int, most: int) -> int:
-        """Remove at most `most` of the oldest events below `before` that every sink has acknowledged.
+    def prune(self, before: int, most: int, sinks: Collection[str] | None = None) -> int:
+        """Remove at most `most` of the oldest events below `before` that every sink, or every one of `sinks`, has
+        acknowledged. One that has not begun yet may want them all.
 
         The newest event stays in any case: its id is what the next id must exceed.
         """
-        (slowest,) = self._writer.execute("SELECT min(cursor) FROM sinks").fetchone()
-        end = min(before, self.tip) if slowest is None else min(before, self.tip, slowest + 1)
+        cursors = dict(self._writer.execute("SELECT name, cursor FROM sinks").fetchall())
+        slowest = [cursors.get(name, 0) + 1 for name in (cursors if sinks is None else sinks)]
+        end = min([before, self.tip, *slowest])
         return self._writer.execute(
             "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq < ? ORDER BY seq LIMIT ?)", (end, most)
         ).rowcount
+
+    def prune_coverage(self, before: datetime, most: int) -> int:
+        """Forget at most `most` of the stretches that were over before that time, a room at a time; and of the others
+        what lies at their positions, so that what is left of a room's account is whole. Its last stretch stays.
+        """
+        oldest = self._writer.execute(
+            'SELECT room, "end", until FROM coverage AS row WHERE until < ? '
+            'AND "end" < (SELECT max("end") FROM coverage WHERE room = row.room) ORDER BY room, "end" LIMIT ?',
+            (_text(before), most),
+        ).fetchall()
+        # The last one of each room is where its account begins from now on.
+        for room, (end, until) in {room: (end, until) for room, end, until in oldest}.items():
+            self._writer.execute('DELETE FROM coverage WHERE room = ? AND "end" <= ?', (room, end))
+            self._writer.execute(
+                'UPDATE coverage SET start = ?, "from" = max("from", min(until, ?)) WHERE room = ? AND start < ?',
+                (end, until, room, end),
+            )
+        return len(oldest)
 
     def events(self, after: int, limit: int) -> list[Durable]:
         """The committed events after that seq, at most `limit`, ascending."""
@@ -247,6 +267,31 @@ class Database:
     def cursors(self) -> dict[str, int]:
         """How far each sink has acknowledged."""
         return dict(self._reader.execute("SELECT name, cursor FROM sinks ORDER BY name").fetchall())
+
+    def undelivered(self, room: str, seq: int, position: int) -> int | None:
+        """The first position, from `position` on, of a segment of audio whose event comes after `seq`."""
+        row = self._reader.execute(
+            "SELECT position FROM events WHERE room = ? AND kind = 'audio' AND position >= ? AND seq > ? "
+            "ORDER BY position LIMIT 1",
+            (room, position, seq),
+        ).fetchone()
+        return row[0] if row else None
+
+    def first_since(self, at: datetime) -> int:
+        """The seq of the first event that was committed at that time or later; beyond the tip where there is none."""
+        # An id begins with the milliseconds of its commit, and ids grow with seq.
+        least = uuid.UUID(int=round(at.timestamp() * 1000) << 80)
+        row = self._reader.execute("SELECT seq FROM events WHERE id >= ? ORDER BY id LIMIT 1", (str(least),)).fetchone()
+        return row[0] if row else self.tip + 1
+
+    def extent(self) -> tuple[int, int]:
+        """The oldest seq there is, and the bytes in use in the file: what was pruned is used again, not given back."""
+        (oldest,) = self._reader.execute("SELECT min(seq) FROM events").fetchone()
+        pages, free, size = (
+            self._reader.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return oldest or self.tip, (pages - free) * size
 
     def refusals(self, sink: str) -> list[Refusal]:
         """The events that the sink has refused, by seq."""

@@ -5,7 +5,7 @@ reads was committed before. Several tasks that write at once share a transaction
 """
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -125,12 +125,34 @@ class Journal:
         """Forget a sink that is configured no more, so that its cursor holds back pruning no longer."""
         await self._write(partial(self._database.drop_sink, sink))
 
-    async def prune(self, before_seq: int) -> int:
-        """Remove the events below `before_seq` that every known sink has acknowledged. Returns how many."""
+    async def prune(self, before_seq: int, sinks: Collection[str] | None = None) -> int:
+        """Remove the events below `before_seq` that every known sink, or every one of `sinks`, has acknowledged.
+
+        Returns how many.
+        """
         total = 0
-        while removed := await self._write(partial(self._database.prune, before_seq, _PRUNED_AT_ONCE)):
+        while removed := await self._write(partial(self._database.prune, before_seq, _PRUNED_AT_ONCE, sinks)):
             total += removed
         return total
+
+    async def prune_coverage(self, before: datetime) -> int:
+        """Forget the stretches of coverage that were over before that time. Returns how many."""
+        total = 0
+        while removed := await self._write(partial(self._database.prune_coverage, before, _PRUNED_AT_ONCE)):
+            total += removed
+        return total
+
+    async def undelivered(self, room: str, seq: int, position: int) -> int | None:
+        """The first position, from `position` on, of a segment whose event comes after `seq`; None: there is none."""
+        return await self._read(self._database.undelivered, room, seq, position)
+
+    async def first_since(self, at: datetime) -> int:
+        """The seq of the first event that was committed at that time or later; beyond the tip where there is none."""
+        return await self._read(self._database.first_since, at)
+
+    async def extent(self) -> tuple[int, int]:
+        """The oldest seq there is, and the bytes in use in the file."""
+        return await self._read(self._database.extent)
 
     async def _read(self, work: Callable[..., T], *arguments: Any) -> T:
         try:

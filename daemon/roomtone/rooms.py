@@ -5,8 +5,8 @@ ends there, streaming drains what is left in its own time, and the spool is clos
 changes in a room is begun again alone: a new source under the same session, a new session over the same source.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +29,10 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Surroundings(NamedTuple):
-    """What the rooms of a daemon share. `spools` is the folder of their spools."""
+    """What the rooms of a daemon share. `folder` is that of their spools; `spools` has those that are open."""
 
-    spools: Path
+    folder: Path
+    spools: dict[str, Spool]
     journal: Journal
     live: Live
     endpoints: Endpoints
@@ -100,9 +101,16 @@ class OpenRoom:
         self._capture.cancel()
         self._room.deadline = min(self._room.deadline, trio.current_time() + patience)
 
-    def _open_spool(self) -> AbstractAsyncContextManager[Spool]:
-        plan = self.plan
-        return open_spool(self._around.spools / self.name, rate=plan.table.rate, sync_interval=plan.sync_interval)
+    @asynccontextmanager
+    async def _open_spool(self) -> AsyncIterator[Spool]:
+        plan, around = self.plan, self._around
+        folder = around.folder / self.name
+        async with open_spool(folder, rate=plan.table.rate, sync_interval=plan.sync_interval) as spool:
+            around.spools[self.name] = spool
+            try:
+                yield spool
+            finally:
+                del around.spools[self.name]
 
     async def _record(self, spool: Spool) -> None:
         plan, around = self.plan, self._around

@@ -18,6 +18,7 @@ from roomtone.config import Config, find_key
 from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
 from roomtone.outlets import Grounds, Outlets
+from roomtone.retention import SPOOL, Rules, keep_room
 from roomtone.rooms import Plan, Rooms, Surroundings
 from roomtone.speech.endpoint import open_endpoints
 
@@ -42,12 +43,16 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
                 outlets = Outlets(delivery, journal, live, grounds)
                 for name, sink in config.sinks.items():
                     outlets.begin(name, sink, _rates(config))
-                async with open_endpoints() as endpoints, trio.open_nursery() as streaming_and_capture:
-                    surroundings = Surroundings(state / "spool", journal, live, endpoints)
-                    rooms = Rooms(streaming_and_capture, surroundings)
-                    for name, table in config.rooms.items():
-                        rooms.begin(name, Plan(table, config.folder, config.service.sync_interval, key))
-                    watching.start_soon(_obey_signals, config.service.grace, hard, rooms)
+                async with open_endpoints() as endpoints, trio.open_nursery() as upkeep:
+                    surroundings = Surroundings(state / SPOOL, {}, journal, live, endpoints)
+                    rules = Rules(lambda: config.storage, lambda: surroundings.spools, lambda: config.sinks)
+                    upkeep.start_soon(keep_room, state, rules, journal)
+                    async with trio.open_nursery() as streaming_and_capture:
+                        rooms = Rooms(streaming_and_capture, surroundings)
+                        for name, table in config.rooms.items():
+                            rooms.begin(name, Plan(table, config.folder, config.service.sync_interval, key))
+                        watching.start_soon(_obey_signals, config.service.grace, hard, rooms)
+                    upkeep.cancel_scope.cancel()
                 outlets.finish()
             watching.cancel_scope.cancel()
 

@@ -14,6 +14,7 @@ import stat
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -80,10 +81,11 @@ def recover_segments(folder: Path) -> list[Segment]:
     found: list[Segment] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            status = entry.stat(follow_symlinks=False)
-            segment = parse_segment(Path(entry.path), status.st_size) if stat.S_ISREG(status.st_mode) else None
-            if segment is not None and _repair(segment, status.st_size):
-                found.append(segment)
+            with suppress(FileNotFoundError):  # retention may remove segments of a room that is just being opened
+                status = entry.stat(follow_symlinks=False)
+                segment = parse_segment(Path(entry.path), status.st_size) if stat.S_ISREG(status.st_mode) else None
+                if segment is not None and _repair(segment, status.st_size):
+                    found.append(segment)
     found.sort()
     for place, after in enumerate(found[1:]):
         found[place] = found[place]._replace(samples=min(found[place].samples, after.position - found[place].position))
@@ -122,6 +124,11 @@ class Index:
 
     def __iter__(self) -> Iterator[Segment]:
         return (self[place] for place in range(len(self)))
+
+    @property
+    def samples(self) -> int:
+        """The samples of all of them."""
+        return sum(self._samples)
 
     def add(self, segment: Segment) -> None:
         """Append a segment that begins where the last one ends, or later."""

@@ -153,6 +153,15 @@ class Spool:
         """The closed segments, ordered by position."""
         return tuple(self._index)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the closed segments."""
+        return self._index.samples * WIDTH
+
+    def spare(self) -> Iterator[Segment]:
+        """The closed segments but the newest, which tells where the room goes on; by position, to be used at once."""
+        return (self._index[place] for place in range(len(self._index) - 1))
+
     async def remove(self, segment: Segment) -> None:
         """Delete a closed segment, from memory too. That its file is gone already is as good. Raises OSError."""
         self._index.remove(segment.position)

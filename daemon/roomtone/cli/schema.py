@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from roomtone import diagnosis
-from roomtone.config import Room, Service
+from roomtone.config import Room, Service, Storage
 from roomtone.plugins import load_plugins
 from roomtone.sinks import Sink
 
@@ -26,8 +26,8 @@ def schema_text() -> str:
 def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
     """The schema of a configuration whose sinks are of these kinds, or of kinds unknown here."""
     known = [kinds[kind] for kind in sorted(kinds)]
-    (service, room, *sinks), components = msgspec.json.schema_components(
-        (Service, Room, *known), schema_hook=_schema_of, ref_template="#/$defs/{name}"
+    (service, storage, room, *sinks), components = msgspec.json.schema_components(
+        (Service, Storage, Room, *known), schema_hook=_schema_of, ref_template="#/$defs/{name}"
     )
     other = {
         "type": "object",
@@ -42,6 +42,7 @@ def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             "service": service,
+            "storage": storage,
             "rooms": _named(room) | {"minProperties": 1},
             "sinks": _named({"anyOf": [*sinks, other]}),
         },

@@ -1,0 +1,347 @@
+"""Retention: settled audio goes first, the quota outranks what waits, and whoever misses something is told."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roomtone import Sink
+from roomtone.capture.entries import audio_entry
+from roomtone.capture.segment import Segment, name_segment
+from roomtone.capture.spool import Spool, open_spool
+from roomtone.config import Storage
+from roomtone.events import Notice
+from roomtone.facts import Cover, Mark
+from roomtone.journal import Journal, open_journal
+from roomtone.ledger import summarize
+from roomtone.retention import (
+    INTERVAL,
+    MARGIN,
+    PRUNING,
+    Gauge,
+    Removal,
+    Rules,
+    Shelf,
+    Space,
+    Toll,
+    choose,
+    keep_room,
+    list_segments,
+)
+from roomtone.speech.coverage import Spans
+
+RATE = 1000
+SEGMENT = 30
+"""Seconds."""
+SIZE = 2 * SEGMENT * RATE
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+MINUTE = 60 * RATE
+
+
+class Archive(Sink, frozen=True, kw_only=True, tag="archive"):
+    audio: ClassVar[bool] = True
+
+
+def segments(count: int, *, offset: int = 0) -> list[Segment]:
+    """So many segments, one after the other; `offset` in seconds moves their times."""
+    return [
+        Segment(
+            n * SEGMENT * RATE, SEGMENT * RATE, BEGAN + timedelta(seconds=n * SEGMENT + offset), False, Path(str(n))
+        )
+        for n in range(count)
+    ]
+
+
+Shelves = st.lists(
+    st.builds(
+        lambda room, count, offset, heard, delivered: Shelf(
+            room, RATE, SIZE * count, segments(count, offset=offset), Spans(heard), delivered
+        ),
+        st.sampled_from("abc"),
+        st.integers(0, 12),
+        st.integers(0, 400),
+        st.lists(st.tuples(st.integers(0, 400 * RATE), st.integers(0, 400 * RATE)), max_size=3),
+        st.dictionaries(st.sampled_from(["archive", "other"]), st.integers(0, 400 * RATE)),
+    ),
+    max_size=3,
+    unique_by=lambda shelf: shelf.room,
+)
+
+
+@given(Shelves, st.integers(0, 40 * SIZE), st.integers(-SIZE, 40 * SIZE), st.integers(-1, 900))
+def test_what_goes(shelves: list[Shelf], quota: int, lacking: int, age: int) -> None:
+    """Settled audio goes first and oldest first, no more than is asked for; what somebody waits for goes for the quota
+    alone, the oldest first, and only when nothing settled is left.
+    """
+    before = BEGAN + timedelta(seconds=age)
+    settled, forced = choose(shelves, quota=quota, lacking=lacking, before=before)
+
+    held = sum(shelf.size for shelf in shelves)
+    left = {(shelf.room, one.position) for shelf in shelves for one in shelf.segments}
+    left -= {(one.room, one.segment.position) for one in [*settled, *forced]}
+    freed = SIZE * len(settled)
+    assert len({(one.room, one.segment.position) for one in [*settled, *forced]}) == len(settled) + len(forced)
+    for removals in (settled, forced):
+        times = [one.segment.at for one in removals]
+        assert times == sorted(times)
+    assert all(one.is_settled and is_settled(one, shelves) for one in settled)
+    assert not any(is_settled(one, shelves) for one in forced)
+    # Everything that is old and settled goes; beyond that, nothing goes that need not.
+    young = [one for one in settled if one.segment.at >= before]
+    if young:
+        assert max(held - quota, lacking) > freed - SIZE
+    rest = [one for shelf in shelves for one in removals_of(shelf) if (one.room, one.segment.position) in left]
+    rest_settled = [one for one in rest if is_settled(one, shelves)]
+    assert not [one for one in rest_settled if one.segment.at < before]
+    if rest_settled:
+        assert max(held - quota, lacking) <= freed
+    if forced:
+        assert not rest_settled
+        assert held - quota > freed + SIZE * (len(forced) - 1)
+    if rest and not rest_settled:
+        assert held - freed - SIZE * len(forced) <= quota
+
+
+def removals_of(shelf: Shelf) -> list[Removal]:
+    return [Removal(shelf.room, shelf.rate, one, (), Spans()) for one in shelf.segments]
+
+
+def is_settled(removal: Removal, shelves: list[Shelf]) -> bool:
+    (shelf,) = [one for one in shelves if one.room == removal.room]
+    segment = removal.segment
+    near = Spans([(max(0, segment.position - MARGIN * RATE), segment.end + MARGIN * RATE)])
+    return not near - shelf.heard and all(position >= segment.end for position in shelf.delivered.values())
+
+
+def test_a_disk_is_called_low_once() -> None:
+    """A disk that hovers about its mark is told once, and once when it is clearly better."""
+    gauge = Gauge()
+    told = [gauge.read(free, 100) for free in (500, 99, 80, 101, 99, 109, 111, 105, 99)]
+    assert told == [None, "disk.low", None, None, None, None, "disk.recovered", None, "disk.low"]
+
+
+def test_the_toll_is_told_at_once_and_then_hourly() -> None:
+    """The first segment that somebody loses is told at once, the others together once in an hour, and none is left
+    out.
+    """
+    toll, now, told = Toll(), BEGAN, []
+    for _ in range(500):
+        toll.take(timedelta(seconds=30))
+        told += [taken] if (taken := toll.due(now)) else []
+        now += timedelta(seconds=30)
+    told += [taken] if (taken := toll.due(now + timedelta(hours=1))) else []
+
+    assert told[0] == timedelta(seconds=30)
+    assert len(told) <= 6
+    assert sum(told, timedelta()) == timedelta(seconds=30 * 500)
+
+
+class Desk(NamedTuple):
+    """A state folder with one open room, and what looks after it."""
+
+    state: Path
+    spool: Spool
+    journal: Journal
+    spools: dict[str, Spool]
+    sinks: dict[str, Sink]
+    space: list[Space]
+
+    async def record(self, count: int, *, at: datetime | None = None) -> None:
+        """So many segments, journalled; the first one at that time."""
+        for _ in range(count):
+            when = (at or datetime.now(UTC)) + timedelta(seconds=self.spool.end / RATE)
+            segment = await self.spool.append(bytes(SIZE), when)
+            assert segment is not None
+            await self.journal.commit(
+                *audio_entry("desk", RATE, segment), Mark("room/desk/rate", RATE), Mark("room/desk/audio", segment.end)
+            )
+
+    async def transcribe(self, until: int) -> None:
+        await self.journal.commit(Mark("room/desk/acknowledged", until))
+
+    async def notices(self) -> list[Notice]:
+        return [event for event in await self.journal.read(0, 10_000) if isinstance(event, Notice)]
+
+    def files(self) -> int:
+        return len(list_segments(self.state / "spool" / "desk"))
+
+
+@asynccontextmanager
+async def open_desk(state: Path, storage: Storage) -> AsyncIterator[Desk]:
+    """A room of 1000 Hz whose disk has room; every look takes place as time passes."""
+    spools: dict[str, Spool] = {}
+    sinks: dict[str, Sink] = {}
+    space = [Space(10**12, 10**12)]
+    rules = Rules(lambda: storage, lambda: spools, lambda: sinks)
+    async with (
+        open_journal(state / "journal.sqlite", inline=True) as journal,
+        open_spool(state / "spool" / "desk", rate=RATE, inline=True) as spool,
+        trio.open_nursery() as nursery,
+    ):
+        spools["desk"] = spool
+        nursery.start_soon(lambda: keep_room(state, rules, journal, measure=lambda _: space[0]))
+        yield Desk(state, spool, journal, spools, sinks, space)
+        nursery.cancel_scope.cancel()
+
+
+async def test_settled_audio_goes_at_its_age(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Audio that is transcribed goes when it is old; what is not transcribed stays, and so does the newest segment."""
+    async with open_desk(tmp_path, Storage(spool_days=1)) as desk:
+        await desk.record(10, at=LONG_AGO)
+        await trio.sleep(2 * INTERVAL)
+        assert desk.files() == 10
+        await desk.transcribe(5 * SEGMENT * RATE)
+        await trio.sleep(2 * INTERVAL)
+        assert desk.spool.first == (5 * SEGMENT - MARGIN) * RATE
+        await desk.transcribe(100 * SEGMENT * RATE)
+        await trio.sleep(2 * INTERVAL)
+        assert desk.files() == 1
+        assert desk.spool.first == desk.spool.end - SEGMENT * RATE
+        assert not await desk.notices()
+
+
+async def test_a_sink_pins_what_it_has_not_acknowledged(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Audio waits for a configured sink that takes audio, up to its cursor; not for one that leaves this room out, and
+    not for one that is configured no more.
+    """
+    async with open_desk(tmp_path, Storage(spool_days=1)) as desk:
+        desk.sinks["archive"] = Archive()
+        desk.sinks["elsewhere"] = Archive(rooms=("kitchen",))
+        desk.sinks["text"] = Archive(kinds=("turn",))
+        await desk.journal.advance("gone", 0)
+        await desk.record(10, at=LONG_AGO)
+        await desk.transcribe(100 * SEGMENT * RATE)
+        await trio.sleep(2 * INTERVAL)
+        assert desk.files() == 10
+        await desk.journal.advance("archive", 4)
+        await trio.sleep(2 * INTERVAL)
+        assert desk.files() == 6
+        del desk.sinks["archive"]
+        await trio.sleep(2 * INTERVAL)
+        assert desk.files() == 1
+
+
+async def test_the_quota_outranks_what_waits(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Over the quota the oldest goes, though a sink and the transcriber wait for it: one notice each says who missed
+    how much, and the coverage says what was never transcribed.
+    """
+    async with open_desk(tmp_path, Storage(spool_gb=4 * SIZE / 1e9)) as desk:
+        desk.sinks["archive"] = Archive()
+        await desk.record(10)
+        await trio.sleep(1.5 * INTERVAL)
+        assert desk.spool.size == 4 * SIZE
+        notices = {notice.code: notice.text for notice in await desk.notices()}
+        assert set(notices) == {"audio.removed", "transcript.missing"}
+        assert "sink archive" in notices["audio.removed"]
+        assert "180 s" in notices["audio.removed"]
+        summary = summarize("desk", RATE, await desk.journal.covered("desk"))
+        assert summary is not None
+        assert summary.removed == 6 * SEGMENT * RATE
+        await desk.record(3)
+        await trio.sleep(2 * INTERVAL)
+        assert desk.spool.size == 4 * SIZE
+        assert len(await desk.notices()) == 2
+
+
+async def test_settled_audio_goes_before_older_audio_that_waits(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A hole in the transcript waits for its repair while younger audio, which is settled, goes."""
+    async with open_desk(tmp_path, Storage(spool_gb=8 * SIZE / 1e9)) as desk:
+        await desk.journal.commit(Mark("room/desk/holes", [[0, SEGMENT * RATE]]))
+        await desk.transcribe(100 * SEGMENT * RATE)
+        await desk.record(10)
+        await trio.sleep(2 * INTERVAL)
+        assert desk.spool.size == 8 * SIZE
+        assert desk.spool.first == 0
+        assert not await desk.notices()
+
+
+async def test_a_low_disk_takes_settled_audio_only(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """With little room on the disk settled audio goes, nothing else does, and it is told once that it is low and once
+    that there is room.
+    """
+    async with open_desk(tmp_path, Storage(free_gb=1)) as desk:
+        await desk.record(10)
+        await desk.transcribe(6 * SEGMENT * RATE)
+        desk.space[0] = Space(10**8, 10**12)
+        await trio.sleep(5 * INTERVAL)
+        assert desk.files() == 6
+        assert [notice.code for notice in await desk.notices()] == ["disk.low"]
+        desk.space[0] = Space(10**10, 10**12)
+        await trio.sleep(5 * INTERVAL)
+        assert [notice.code for notice in await desk.notices()] == ["disk.low", "disk.recovered"]
+        desk.space[0] = Space(10**8, 5 * 10**8)
+        await trio.sleep(5 * INTERVAL)
+        assert len(await desk.notices()) == 2, "of a small disk a tenth is enough"
+
+
+async def test_rooms_that_are_closed_are_looked_after(tmp_path: Path) -> None:
+    """What a room has left that has ended, or is configured no more, counts for the quota and goes like the rest."""
+    folder = tmp_path / "spool" / "old"
+    folder.mkdir(parents=True)
+    for one in segments(5):
+        (folder / name_segment(one.position, one.at, fresh=False)).write_bytes(bytes(SIZE))
+    async with open_desk(tmp_path, Storage(spool_gb=4 * SIZE / 1e9)) as desk:
+        await desk.record(2)
+        with trio.fail_after(30):
+            while len(list_segments(folder)) > 2:  # noqa: ASYNC110 - a file that goes tells nobody
+                await trio.sleep(0.05)
+    assert [one.position for one in list_segments(folder)] == [3 * SEGMENT * RATE, 4 * SEGMENT * RATE]
+
+
+async def test_events_go_when_they_are_old_and_acknowledged(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """The journal forgets what every configured sink has acknowledged, beyond its quota; a sink that is gone holds
+    nothing back, one that is behind does.
+    """
+    async with open_desk(tmp_path, Storage(journal_gb=0.0001)) as desk:
+        desk.sinks["log"] = Sink()
+        await desk.journal.advance("gone", 0)
+        text = "x" * 1000
+        for _ in range(500):
+            notice = Notice(room="", position=0, at=BEGAN, severity="info", code="test.filler", text=text)
+            await desk.journal.commit(notice)
+        await desk.journal.advance("log", 300)
+        await trio.sleep(PRUNING + INTERVAL)
+        assert (await desk.journal.read(0, 1))[0].seq == 301
+        await desk.journal.advance("log", 500)
+        for _ in range(3):
+            await trio.sleep(PRUNING + INTERVAL)
+        oldest, size = await desk.journal.extent()
+        assert size < 200_000
+        assert oldest > 400
+
+
+async def test_old_coverage_goes_whole(tmp_path: Path) -> None:
+    """Pruned coverage leaves an account that is whole from where it begins: nothing pending, nothing unexplained."""
+    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+        for minute in range(100):
+            start, at = minute * MINUTE, BEGAN + timedelta(minutes=minute)
+            end, until = start + MINUTE, at + timedelta(minutes=1)
+            await journal.commit(
+                Cover("desk", start, end, "captured", None, at, until),
+                Cover("desk", start, end, "transcribed" if minute % 2 else "silent", None, at, until),
+            )
+        assert await journal.prune_coverage(BEGAN + timedelta(minutes=60, seconds=30)) == 60
+        summary = summarize("desk", RATE, await journal.covered("desk"))
+        assert summary is not None
+        assert (summary.start, summary.end) == (60 * MINUTE, 100 * MINUTE)
+        assert summary.from_ == BEGAN + timedelta(minutes=60)
+        assert summary.captured == 40 * MINUTE
+        assert summary.pending == 0
+        assert summary.is_explained
+        await journal.prune_coverage(BEGAN + timedelta(days=1))
+        assert await journal.covered("desk"), "the last stretch tells where the room goes on"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "0000000000000000_20260101T000000.000000Z.tmp"])
+def test_files_of_others_are_left_alone(tmp_path: Path, name: str) -> None:
+    """Whatever lies in a spool's folder and is no segment is not ours to remove."""
+    (tmp_path / name).write_bytes(bytes(100))
+    (tmp_path / name_segment(0, BEGAN, fresh=False)).mkdir()
+    assert list_segments(tmp_path) == []
