@@ -86,6 +86,16 @@ def recordings(folder: Path) -> list[tuple[Path, int, bytes]]:
     return found
 
 
+def write_wav(path: Path, audio: bytes, rate: int = 16_000) -> Path:
+    """16-bit mono audio as a WAV file."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(audio)
+    return path
+
+
 def words(text: str) -> list[str]:
     """The words of a text, without case and punctuation."""
     return re.findall(r"[a-z0-9']+", text.lower())

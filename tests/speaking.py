@@ -81,11 +81,13 @@ def reach(service: Service, *, remote: bool = True, streaming: Streaming | None 
 
 
 @asynccontextmanager
-async def open_room(folder: Path, endpoint: Endpoint, *, two_finals: bool = False) -> AsyncIterator[Room]:
-    """The room in this folder, as an earlier one has left it; the disk is touched in the loop itself."""
+async def open_room(
+    folder: Path, endpoint: Endpoint, *, two_finals: bool = False, inline: bool = True
+) -> AsyncIterator[Room]:
+    """The room in this folder, as an earlier one has left it; `inline` touches the disk in the loop itself."""
     async with (
-        open_spool(folder / "spool", rate=RATE, inline=True) as spool,
-        open_journal(folder / "journal.sqlite", inline=True) as journal,
+        open_spool(folder / "spool", rate=RATE, inline=inline) as spool,
+        open_journal(folder / "journal.sqlite", inline=inline) as journal,
     ):
         desk = Desk(
             room="desk",

@@ -3,7 +3,6 @@
 import signal
 import struct
 import subprocess
-import wave
 from array import array
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import trio
 
 from pulse import open_pulse
 from receiver import open_receiver
-from running import COMMAND, DEMO, SINKS, error_rate, events, recordings, run, words
+from running import COMMAND, DEMO, SINKS, error_rate, events, recordings, run, words, write_wav
 
 RATE = 16_000
 SAID = words((DEMO / "meeting.txt").read_text())
@@ -25,15 +24,6 @@ def pcm(path: Path) -> bytes:
     audio, rate = soundfile.read(path, dtype="int16")
     assert rate == RATE
     return bytes(audio.tobytes())
-
-
-def write_wav(path: Path, audio: bytes) -> Path:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes(audio)
-    return path
 
 
 @pytest.mark.parametrize("pace", ["fast", "realtime"])

@@ -167,7 +167,7 @@ async def test_an_outage_of_hours(
         await room.record(speech)
         await room.record(quiet(60, RATE))
         for _ in range(3):
-            await room.record(quiet(3600, RATE) + speak(range(41, 61), RATE), live=False)
+            await room.record(quiet(600, RATE) + speak(range(41, 61), RATE), live=False)
             await trio.sleep(3600)
         await room.record(speak(range(101, 121), RATE))
         room.spool.end_of_data()
