@@ -119,7 +119,7 @@ def test_a_word_half_sent_is_no_word(skipped: int, cut: int) -> None:
     word, step = round(WORD * RATE), round((WORD + 0.1) * RATE)
     heard = Ear(RATE).hear(audio[2 * skipped : len(audio) - 2 * cut])
     end = len(audio) // 2 - cut
-    # Two samples into its first cell a word is still whole: its bits are read in the middle of the cells.
+    # A word that lost less than half of its first cell is still whole: bits are read in the middle of the cells.
     assert [word.number for word in heard] == [
         n for n in (1, 2, 3) if (n - 1) * step >= skipped and (n - 1) * step + word <= end
     ] or skipped % step < 20

@@ -47,7 +47,7 @@ class TurnBook:
     """The turns of one session.
 
     `two_finals` is for the US models with `format_turns`, which can send an unformatted final and then a formatted one
-    of the same turn: the first waits for its twin, until `patience` seconds have passed, a later turn begins, or the
+    of the same turn: the first waits for its twin, until `patience` seconds have passed, another turn comes, or the
     session ends.
     """
 
@@ -107,7 +107,7 @@ class TurnBook:
     def _final(self, message: TurnMessage, now: float) -> list[Outcome]:
         order = message.turn_order
         outcomes: list[Outcome] = []
-        if self._held and order > self._held[1].turn_order:
+        if self._held and order != self._held[1].turn_order:
             outcomes += self._release()
         if not message.text:
             # The US models send one when a session terminates. It must take no words from a turn that has some.

@@ -1,0 +1,457 @@
+"""A session on the wire: up at Begin, over in one place, left in bounded time."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import structlog
+import trio
+import trio.testing
+from trio.testing import MockClock, memory_stream_pair
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, CloseConnection, Message, Request, TextMessage
+
+from roomtone.speech import protocol
+from roomtone.speech.connection import LEAVING, QUEUE, Connect, SessionOver, open_session
+from roomtone.speech.protocol import Begin, Error, Termination, TurnMessage, Unknown, Verdict
+from roomtone.testing.faults import Close, Stall, script
+from roomtone.testing.service import open_service
+
+URL = "ws://service.test/v3/ws?speech_model=x"
+Handler = Callable[["Peer"], Awaitable[None]]
+
+
+class Peer:
+    """The far end of a connection, frame by frame, so that it can say what no well-behaved server says."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.wire = WSConnection(ConnectionType.SERVER)
+
+    async def upgrade(self) -> Request:
+        while True:
+            self.wire.receive_data(bytes(await self.stream.receive_some()))
+            for event in self.wire.events():
+                if isinstance(event, Request):
+                    return event
+
+    def accepted(self) -> bytes:
+        return self.wire.send(AcceptConnection())
+
+    def said(self, *messages: protocol.Message) -> bytes:
+        return b"".join(self.wire.send(Message(protocol.encode(message))) for message in messages)
+
+    async def begin(self, *messages: protocol.Message) -> None:
+        await self.upgrade()
+        await self.stream.send_all(self.accepted() + self.said(Begin("s"), *messages))
+
+
+@asynccontextmanager
+async def peer(handler: Handler) -> AsyncIterator[Connect]:
+    """A `connect` whose far end is this handler; what the handler leaves open ends with it."""
+    async with trio.open_nursery() as nursery:
+
+        async def run(stream: trio.abc.Stream) -> None:
+            async with stream:
+                await handler(Peer(stream))
+
+        async def connect(url: str) -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            near, far = memory_stream_pair()
+            nursery.start_soon(run, far)
+            return near
+
+        yield connect
+        nursery.cancel_scope.cancel()
+
+
+async def ending(
+    connect: Connect, url: str = URL, headers: Sequence[tuple[str, str]] = ()
+) -> tuple[list[protocol.Message], SessionOver]:
+    """Everything that a session says until it is over."""
+    messages: list[protocol.Message] = []
+    try:
+        async with open_session(url, connect=connect, headers=headers) as session:
+            while True:
+                messages.append(await session.receive())
+    except SessionOver as over:
+        return messages, over
+
+
+async def silent_network(url: str) -> trio.abc.Stream:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+async def test_a_silent_network_is_given_up(autojump_clock: MockClock) -> None:
+    """Connecting is a part of the 10 s."""
+    _, over = await ending(silent_network)
+    assert trio.current_time() == 10
+    assert (over.code, over.verdict, over.refused) == (None, Verdict.BACK_OFF, True)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 10", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"])
+async def test_a_silent_server_is_given_up(autojump_clock: MockClock, answer: bytes) -> None:
+    """So is waiting for the answer to the upgrade, and for the rest of it."""
+
+    async def handler(far: Peer) -> None:
+        await far.upgrade()
+        await far.stream.send_all(answer)
+        await trio.sleep_forever()
+
+    async with peer(handler) as connect:
+        _, over = await ending(connect)
+    assert trio.current_time() == 10
+    assert over.refused
+
+
+async def test_a_refusal_without_an_end_is_told_as_a_refusal(autojump_clock: MockClock) -> None:
+    """A 403 whose body never ends is a 403 all the same."""
+
+    async def handler(far: Peer) -> None:
+        await far.upgrade()
+        await far.stream.send_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 1000\r\n\r\nno")
+        await trio.sleep_forever()
+
+    async with peer(handler) as connect:
+        _, over = await ending(connect)
+    assert (over.code, over.verdict) == (403, Verdict.FATAL)
+
+
+async def test_begin_lifts_the_deadline(autojump_clock: MockClock) -> None:
+    """After Begin a session may be silent for hours."""
+
+    async def handler(far: Peer) -> None:
+        await far.begin()
+        await trio.sleep(10_000)
+        await far.stream.send_all(far.said(Termination(1, 2)))
+        await trio.sleep_forever()
+
+    async with peer(handler) as connect, open_session(URL, connect=connect) as session:
+        assert session.begin == Begin("s")
+        assert await session.receive() == Termination(1, 2)
+        assert trio.current_time() == 10_000
+
+
+async def test_the_request_has_the_key_the_version_and_the_query(autojump_clock: MockClock) -> None:
+    """The upgrade carries the headers given, the pinned version of the API and the whole query."""
+    requests: list[Request] = []
+
+    async def handler(far: Peer) -> None:
+        requests.append(await far.upgrade())
+
+    async with peer(handler) as connect:
+        await ending(connect, "ws://service.test:81/v3/ws?a=%7B%7D&b=2", headers=[("Authorization", "sk-1")])
+    [request] = requests
+    headers = {name.decode().lower(): value.decode() for name, value in request.extra_headers}
+    assert (request.host, request.target) == ("service.test:81", "/v3/ws?a=%7B%7D&b=2")
+    assert headers["authorization"] == "sk-1"
+    assert headers["assemblyai-version"] == "2025-05-12"
+
+
+async def test_a_refusal_in_one_packet_is_heard(autojump_clock: MockClock) -> None:
+    """Upgrade, Error, close and the end of the stream at once: the Error tells, not the end."""
+
+    async def handler(far: Peer) -> None:
+        await far.upgrade()
+        error = Error("Unauthorized Connection: Invalid API key", 1008)
+        data = far.accepted() + far.said(error) + far.wire.send(CloseConnection(1008, "See Error message"))
+        await far.stream.send_all(data)
+
+    async with peer(handler) as connect:
+        _, over = await ending(connect)
+    assert (over.code, over.text, over.refused) == (1008, "Unauthorized Connection: Invalid API key", True)
+
+
+@pytest.mark.parametrize("code", [1002, 1006, 1008, 1011])
+async def test_the_error_message_counts_for_more_than_the_code(autojump_clock: MockClock, code: int) -> None:
+    """Whatever code the close has, or none, the Error message's holds; turns before it arrive first."""
+    turn = TurnMessage(0, True, "hello", words=())
+
+    async def handler(far: Peer) -> None:
+        await far.begin(turn, Error("Session Cancelled: An error occurred", 3005))
+        if code != 1006:
+            await far.stream.send_all(far.wire.send(CloseConnection(code, "")))
+
+    async with peer(handler) as connect:
+        messages, over = await ending(connect)
+    assert messages == [turn]
+    assert (over.code, over.verdict, over.refused) == (3005, Verdict.BACK_OFF, False)
+
+
+@pytest.mark.parametrize("last", [Termination(1, 2), Error("x", 3005)])
+async def test_a_close_that_does_not_come_is_not_waited_for(
+    autojump_clock: MockClock, last: Termination | Error
+) -> None:
+    """After Termination and after Error the close has two seconds."""
+
+    async def handler(far: Peer) -> None:
+        await far.begin(last)
+        await trio.sleep_forever()
+
+    async with peer(handler) as connect:
+        _, over = await ending(connect)
+        assert over.code == (1000 if isinstance(last, Termination) else 3005)
+        assert trio.current_time() <= 2 * LEAVING
+
+
+async def test_secrets_are_in_no_text(autojump_clock: MockClock) -> None:
+    """A service that repeats the key, whole or without its scheme, does not put it into our logs."""
+
+    async def handler(far: Peer) -> None:
+        await far.upgrade()
+        await far.stream.send_all(far.accepted() + far.said(Error("Invalid key sk-secret for hook-secret", 1008)))
+
+    async with peer(handler) as connect:
+        _, over = await ending(
+            connect, URL + "&webhook_auth_header_value=hook-secret", headers=[("Authorization", "Bearer sk-secret")]
+        )
+    assert over.text == "Invalid key … for …"
+    assert "secret" not in repr(over) + str(over)
+
+
+async def test_the_sender_ends_quietly_and_the_reader_loses_nothing(autojump_clock: MockClock) -> None:
+    """Sending into a session that is over is False, while turns are still in the queue; those are read all the same."""
+    turns = [TurnMessage(order, True, "x", words=()) for order in range(10)]
+
+    async def handler(far: Peer) -> None:
+        await far.begin(*turns)
+        await far.stream.send_all(far.wire.send(CloseConnection(1011, "")))
+
+    async with peer(handler) as connect:
+        with pytest.raises(SessionOver) as over:  # noqa: PT012 - the end comes at the end, and nowhere before
+            async with open_session(URL, connect=connect) as session:
+                await trio.sleep(1)
+                assert not await session.send_audio(bytes(3200))
+                assert not await session.send(protocol.terminate())
+                assert not await session.ping()
+                for turn in turns:
+                    assert await session.receive() == turn
+                await session.receive()
+    assert over.value.code == 1011
+
+
+async def test_a_ping_ends_with_the_connection(autojump_clock: MockClock) -> None:
+    """A ping that will never be answered returns False when the connection breaks."""
+
+    async def handler(far: Peer) -> None:
+        await far.begin()
+        await trio.sleep(3)
+
+    async with peer(handler) as connect, open_session(URL, connect=connect) as session:
+        assert not await session.ping()
+        assert trio.current_time() == 3
+
+
+async def test_a_ping_is_answered(autojump_clock: MockClock) -> None:
+    """Against a service that lives a ping is True."""
+    async with open_service(port=None) as service, open_session(service.url, connect=service.connect) as session:
+        assert await session.ping()
+
+
+class Custom(Exception):  # noqa: N818
+    pass
+
+
+async def test_the_bodys_exception_comes_out_as_it_went_in(autojump_clock: MockClock) -> None:
+    """The session's own nursery shows in no exception of the body's, single or group."""
+    async with open_service(port=None) as service:
+        with pytest.raises(Custom):
+            async with open_session(service.url, connect=service.connect):
+                raise Custom
+        group = ExceptionGroup("ours", [Custom(), SessionOver(None, "", Verdict.RETRY, refused=False)])
+        with pytest.raises(ExceptionGroup) as raised:
+            async with open_session(service.url, connect=service.connect):
+                raise group
+        assert raised.value is group
+
+
+class Defective(trio.abc.Stream):
+    """A stream with a defect that shows after the first `good` reads."""
+
+    def __init__(self, stream: trio.abc.Stream, good: int) -> None:
+        self.stream = stream
+        self.good = good
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if not self.good:
+            raise Custom
+        self.good -= 1
+        return await self.stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+@pytest.mark.parametrize("good", [0, 1, 2])
+async def test_a_defect_is_not_contained(autojump_clock: MockClock, good: int) -> None:
+    """What no network does propagates, before Begin and after: only named failures become SessionOver."""
+
+    async def handler(far: Peer) -> None:
+        await far.upgrade()
+        await far.stream.send_all(far.accepted())
+        await trio.sleep(1)
+        await far.stream.send_all(far.said(Begin("s")))
+        await trio.sleep_forever()
+
+    async with peer(handler) as reach:
+
+        async def connect(url: str) -> trio.abc.Stream:
+            return Defective(await reach(url), good)
+
+        with pytest.RaisesGroup(Custom, allow_unwrapped=True, flatten_subgroups=True):
+            async with open_session(URL, connect=connect) as session:
+                await session.receive()
+
+
+async def test_leaving_a_dead_network_takes_two_seconds(autojump_clock: MockClock) -> None:
+    """A peer that answers nothing any more holds nobody for a minute."""
+    async with open_service(port=None, faults=script({0: [Stall()]})) as service:
+        async with open_session(service.url, connect=service.connect) as session:
+            await trio.sleep(5)
+            await session.send_audio(bytes(3200))
+        assert trio.current_time() == 5 + LEAVING
+
+
+async def test_a_cancelled_session_is_left_at_once(autojump_clock: MockClock) -> None:
+    """At the hard deadline nothing waits for a dead network."""
+    async with open_service(port=None, faults=script({0: [Stall()]})) as service:
+        with trio.move_on_after(5):
+            async with open_session(service.url, connect=service.connect) as session:
+                await session.receive()
+        assert trio.current_time() == 5
+
+
+async def test_a_blocked_sender_can_be_left() -> None:
+    """Over a real socket whose peer reads nothing, sending blocks, and leaving is still bounded."""
+    async with open_service(faults=script({0: [Stall()]})) as service:
+        sent = 0
+        with trio.fail_after(60):
+            async with open_session(service.url) as session, trio.open_nursery() as nursery:
+                await trio.sleep(0.1)
+
+                async def send() -> None:
+                    nonlocal sent
+                    while await session.send_audio(bytes(32_000)):
+                        sent += 1
+
+                nursery.start_soon(send)
+                before = -1
+                while before < sent:
+                    before = sent
+                    await trio.sleep(0.5)
+                nursery.cancel_scope.cancel()
+        assert 0 < sent < 2000
+
+
+async def test_leaving_closes_the_stream(autojump_clock: MockClock) -> None:
+    """Whoever leaves a session, the far end sees the stream's end."""
+    ends: list[bytes] = []
+
+    async def handler(far: Peer) -> None:
+        await far.begin()
+        while data := await far.stream.receive_some():
+            pass
+        ends.append(bytes(data))
+
+    async with peer(handler) as connect:
+        async with open_session(URL, connect=connect):
+            pass
+        await trio.sleep(1)
+        assert ends == [b""]
+
+
+async def test_what_comes_before_begin_is_bounded(autojump_clock: MockClock) -> None:
+    """A server that talks and never begins is given up after as many messages as the queue holds."""
+
+    async def handler(far: Peer) -> None:
+        await far.upgrade()
+        await far.stream.send_all(far.accepted())
+        for _ in range(QUEUE + 1):
+            await far.stream.send_all(far.wire.send(TextMessage('{"type":"Weather"}')))
+        await trio.sleep_forever()
+
+    with structlog.testing.capture_logs():
+        async with peer(handler) as connect:
+            _, over = await ending(connect)
+    assert "no Begin" in over.text
+    assert trio.current_time() <= LEAVING
+
+
+async def test_an_unexpected_message_is_reported_and_passed_on(autojump_clock: MockClock) -> None:
+    """A type that this version does not know is in the log by its name and phase, and the session goes on."""
+
+    async def handler(far: Peer) -> None:
+        await far.begin()
+        await far.stream.send_all(far.wire.send(TextMessage('{"type":"Weather"}')))
+        await trio.sleep_forever()
+
+    with structlog.testing.capture_logs() as logs:
+        async with peer(handler) as connect, open_session(URL, connect=connect) as session:
+            assert await session.receive() == Unknown("Weather")
+    assert [(entry["event"], entry["phase"]) for entry in logs] == [("message.unexpected", "begun")]
+
+
+async def test_nobody_listening_is_no_connection() -> None:
+    """A refused connection says so, and which address refused."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    await listeners[0].aclose()
+    with pytest.raises(SessionOver, match="refused") as over:
+        async with open_session(f"ws://127.0.0.1:{port}/v3/ws"):
+            pass
+    assert (over.value.code, over.value.refused) == (None, True)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".invalid"])
+async def test_a_host_that_does_not_exist_is_no_connection(host: str) -> None:
+    """Names that do not resolve, or cannot be names, end as SessionOver."""
+    with pytest.raises(SessionOver) as over:
+        async with open_session(f"ws://{host}/v3/ws"):
+            pass
+    assert over.value.verdict is Verdict.BACK_OFF
+
+
+async def test_a_server_without_tls_is_no_connection() -> None:
+    """A failed TLS handshake names the TLS failure."""
+    async with trio.open_nursery() as nursery:
+
+        async def greet(stream: trio.abc.Stream) -> None:
+            await stream.send_all(b"220 mail.example ESMTP\r\n" * 10)
+
+        listeners = await nursery.start(partial(trio.serve_tcp, greet, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        with pytest.raises(SessionOver) as over:
+            async with open_session(f"wss://127.0.0.1:{port}/v3/ws"):
+                pass
+        nursery.cancel_scope.cancel()
+    assert over.value.refused
+    assert "SSL" in over.value.text
+
+
+async def test_an_unmasked_lie_is_a_broken_protocol(autojump_clock: MockClock) -> None:
+    """Garbage after Begin ends the session by name."""
+
+    async def handler(far: Peer) -> None:
+        await far.begin()
+        await far.stream.send_all(b"\xff" * 100)
+        await trio.sleep_forever()
+
+    async with peer(handler) as connect:
+        _, over = await ending(connect)
+    assert (over.verdict, over.refused) == (Verdict.BACK_OFF, False)
+
+
+async def test_the_close_code_is_told(autojump_clock: MockClock) -> None:
+    """Without an Error message the close's own code and text tell."""
+    async with open_service(port=None, faults=script({0: [Close(1011, "")]})) as service:
+        _, over = await ending(service.connect, service.url)
+    assert over.code == 1011
+    assert str(over).startswith("1011: ")
