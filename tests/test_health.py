@@ -95,6 +95,18 @@ def test_a_gap_lasts_from_its_beginning() -> None:
     assert health.rooms(61.0)[0].lasting == 1.0
 
 
+def test_rooms_come_and_go() -> None:
+    """A room is asked for while it is at work and no longer; one that comes later begins with the gap of every start."""
+    health = Health(["desk"], 0.0)
+    with health.watch("desk", 1.0), health.watch("kitchen", 50.0):
+        assert health.unaccounted(51.0) == ("desk",)
+        assert health.unaccounted(100.0) == ("desk", "kitchen")
+        assert not health.settled()
+
+    assert health.rooms(100.0) == ()
+    assert health.unaccounted(100.0) == ()
+
+
 @given(st.lists(st.tuples(st.sampled_from(["tried", "samples", "gap"]), st.floats(0, 100)), max_size=30))
 def test_accounted_follows_from_the_last_word_alone(told: list[tuple[str, float]]) -> None:
     """Whatever was told before: who was told of samples or an attempt within 10 s is accounted for, and nobody is who

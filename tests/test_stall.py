@@ -113,11 +113,11 @@ async def test_the_tree_shows_who_owns_whom(nursery: trio.Nursery) -> None:
 def test_native_code_that_keeps_the_interpreter_is_dumped_too() -> None:
     """When no Python runs at all, the threads' stacks still reach the error stream."""
     program = """
-        import ctypes, trio
+        import ctypes, sys, trio
         from roomtone.stall import watch_stalls
 
         async def main():
-            with watch_stalls(0.3) as beat:
+            with watch_stalls(0.3, sys.stderr) as beat:
                 beat()
                 ctypes.PyDLL(None).usleep(950_000)  # PyDLL keeps the interpreter's lock
 

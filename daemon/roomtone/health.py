@@ -7,7 +7,8 @@ daemon's own to replace; what is left for the service manager is a daemon that n
 Pure: it is told what happens, in seconds of a clock that does not go back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -37,7 +38,7 @@ class RoomHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Health:
-    """The rooms, from `now` on; until its first samples, each has the gap with which every start begins.
+    """The rooms that are to be, from `now` on; until its first samples, each has the gap with which every start begins.
 
     Told by the recorder: `tried` before each opening of the source; `samples` when they are written; `gap` whenever
     the source is left, or refused by the disk, with the cause; `ended` when the source has no more.
@@ -45,6 +46,15 @@ class Health:
 
     def __init__(self, rooms: Iterable[str], now: float) -> None:
         self._rooms = {name: _Room(cause="daemon down", since=now, tried=now) for name in rooms}
+
+    @contextmanager
+    def watch(self, room: str, now: float) -> Iterator[None]:
+        """The room is at work as long as this lasts; a room from the beginning goes on as it stands."""
+        self._rooms.setdefault(room, _Room(cause="daemon down", since=now, tried=now))
+        try:
+            yield
+        finally:
+            del self._rooms[room]
 
     def tried(self, room: str, now: float) -> None:
         """The source is being opened now."""

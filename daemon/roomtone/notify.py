@@ -5,21 +5,28 @@ A datagram of lines `NAME=value` to the socket that $NOTIFY_SOCKET names. Withou
 
 import os
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import Literal, NamedTuple
 
 import msgspec
 import structlog
 import trio
 
 from roomtone.health import Health, RoomHealth
+from roomtone.stall import watch_stalls
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 PERIOD = 5.0
 """Seconds between two reports, unless the watchdog asks for more."""
+UNWATCHED = 60.0
+"""Seconds of a watchdog that there is not: a stall is worth a look in a terminal too."""
+STARTING = 0.2
+"""Seconds between two reports until the start is over: who waits for it should not wait for us."""
 PERIODS = 6
 """Reports in one period of the watchdog: so many may be late or lost."""
 EXTENSION = 20.0
@@ -93,6 +100,31 @@ class Progress(msgspec.Struct, frozen=True):
     behind: Mapping[str, int] = {}
 
 
+class Supervision(NamedTuple):
+    """What the daemon tells whoever watches over it: how its rooms stand, and that the end has begun."""
+
+    health: Health
+    stopping: trio.Event
+
+
+@asynccontextmanager
+async def open_supervision(
+    environ: Mapping[str, str], rooms: Iterable[str], progress: Callable[[], Progress]
+) -> AsyncIterator[Supervision]:
+    """Keep the service manager informed, and watch for stalls of the loop, as long as this lasts.
+
+    Stalls are noticed at half of the watchdog's time; without a watchdog, as if it had a minute.
+    """
+    watchdog = watchdog_seconds(environ)
+    supervision = Supervision(Health(rooms, trio.current_time()), trio.Event())
+    with open_notifier(environ) as notifier, watch_stalls((watchdog or UNWATCHED) / 2, sys.stderr) as beat:
+        async with trio.open_nursery() as nursery:
+            reports = partial(keep_informed, period=choose_period(watchdog), beat=beat, progress=progress)
+            nursery.start_soon(partial(reports, notifier, supervision.health, stopping=supervision.stopping))
+            yield supervision
+            nursery.cancel_scope.cancel()
+
+
 async def keep_informed(
     notifier: Notifier,
     health: Health,
@@ -128,7 +160,7 @@ async def keep_informed(
         if stopping.is_set():
             await trio.sleep(period)
         else:
-            with trio.move_on_after(period):
+            with trio.move_on_after(period if is_started else STARTING):
                 await stopping.wait()
 
 
@@ -164,7 +196,7 @@ def _recording(rooms: Sequence[RoomHealth]) -> str:
     names = [room.name for room in rooms if room.cause is None and room.accounted and not room.ended]
     expected = [room for room in rooms if not room.ended]
     if not expected:
-        return "Every room has ended"
+        return "Every room has ended" if rooms else "No room is open"
     if not names:
         return "Recording nothing"
     return f"Recording {', '.join(names)}" if len(names) <= 5 else f"Recording {len(names)} of {len(expected)} rooms"

@@ -10,7 +10,6 @@ faulthandler, armed a little later, writes the threads' stacks straight to the e
 import faulthandler
 import io
 import os
-import sys
 import threading
 import time
 import traceback
@@ -30,7 +29,7 @@ NATIVE = 1.5
 
 
 @contextmanager
-def watch_stalls(limit: float, stream: TextIO = sys.stderr) -> Iterator[Callable[[], None]]:
+def watch_stalls(limit: float, stream: TextIO) -> Iterator[Callable[[], None]]:
     """Watch the loop of this trio run. Yields what the loop must call more often than once in `limit` seconds.
 
     A stall is told once, and its end with how long it was. `stream` gets the native dump; a stream without a file
