@@ -1,0 +1,159 @@
+"""What installing the service means: which files, with which content, and whether the service could see the program.
+
+Nothing here changes anything; `cli/service.py` does.
+"""
+
+import os
+import stat
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+UNIT = "roomtone.service"
+GROUP = "roomtone-config"
+"""Who may read the configuration of the system service. Not `roomtone`: that is the name of the dynamic user, which
+systemd refuses to make beside a group of this name.
+"""
+MARK = "# Written by `roomtone service install`. Changes of yours belong into a drop-in: systemctl edit roomtone\n"
+
+_HIDDEN = {
+    "/home": "ProtectHome= hides it from the service",
+    "/root": "ProtectHome= hides it from the service",
+    "/run/user": "ProtectHome= hides it from the service",
+    "/tmp": "PrivateTmp= hides it from the service",  # noqa: S108 - no file is made there
+    "/var/tmp": "PrivateTmp= hides it from the service",  # noqa: S108 - no file is made there
+}
+_CREDENTIAL = """\
+# The key of the speech service, readable by the service alone.
+[Service]
+LoadCredential=assemblyai-api-key:{key}
+"""
+
+
+class Installation(msgspec.Struct, frozen=True):
+    """Where the parts of an installed service lie. `key_dropin` and `catalog` are None where none is needed."""
+
+    user: bool
+    unit: Path
+    key: Path
+    key_dropin: Path | None
+    catalog: Path | None
+    configuration: Path
+
+    @property
+    def manager(self) -> tuple[str, ...]:
+        """systemctl, for the manager that runs the service."""
+        return ("systemctl", "--user") if self.user else ("systemctl",)
+
+
+def system_installation() -> Installation:
+    """For the machine: found by systemd's search paths for what an administrator adds."""
+    return Installation(
+        user=False,
+        unit=Path("/etc/systemd/system", UNIT),
+        key=Path("/etc/credstore/roomtone.assemblyai-api-key"),
+        key_dropin=None,
+        catalog=Path("/usr/lib/systemd/catalog/roomtone.catalog"),
+        configuration=Path("/etc/roomtone/roomtone.toml"),
+    )
+
+
+def user_installation(environ: Mapping[str, str]) -> Installation:
+    """For a desktop session of this user."""
+    given = Path(environ.get("XDG_CONFIG_HOME", ""))
+    folder = given if given.is_absolute() else Path.home() / ".config"
+    return Installation(
+        user=True,
+        unit=folder / "systemd/user" / UNIT,
+        key=folder / "roomtone/assemblyai-api-key",
+        key_dropin=folder / "systemd/user" / f"{UNIT}.d" / "key.conf",
+        catalog=None,
+        configuration=folder / "roomtone/roomtone.toml",
+    )
+
+
+def find_program() -> Path:
+    """The `roomtone` script beside the interpreter that runs this."""
+    return Path(sysconfig.get_path("scripts"), "roomtone")
+
+
+def program_parts() -> Iterator[Path]:
+    """Everything that the service must be able to read to run the program: script, interpreter, libraries, package."""
+    yield find_program()
+    yield Path(sys.executable)
+    yield Path(sys.executable).resolve()
+    yield Path(sys.prefix)
+    yield Path(sys.base_prefix)
+    yield Path(__file__).resolve()
+
+
+def invisible(paths: Iterable[Path]) -> list[str]:
+    """Which of these the system service cannot see, and why, a line each."""
+    found: dict[str, None] = {}
+    for path in paths:
+        if reason := _why_invisible(path):
+            found[reason] = None
+    return list(found)
+
+
+def _why_invisible(path: Path) -> str | None:
+    # Both ways: a link that lies below /home cannot be followed, wherever it leads.
+    for way in (path.absolute(), path.resolve()):
+        for folder, reason in _HIDDEN.items():
+            if way.is_relative_to(folder):
+                return f"{way}: {reason}"
+        for part in (*reversed(way.parents), way):
+            if not _is_open(part):
+                return f"{path}: {part} is closed to other users (mode {stat.S_IMODE(part.stat().st_mode):04o})"
+    return None
+
+
+def _is_open(path: Path) -> bool:
+    """Whether any user may enter the folder, or read the file."""
+    mode = path.stat().st_mode
+    return bool(mode & (stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH))
+
+
+def compose_unit(template: str, program: Path, configuration: Path) -> str:
+    """The unit for the program and the configuration where they really are."""
+    lines = template.splitlines(keepends=True)
+    body = lines[next(index for index, line in enumerate(lines) if line.startswith("[")) :]
+    command = f"ExecStart={_quote(program)} run --config {_quote(configuration)}\n"
+    return MARK + "\n" + "".join(command if line.startswith("ExecStart=") else line for line in body)
+
+
+def compose_key_dropin(key: Path) -> str:
+    """The drop-in that gives a user's service its key."""
+    return MARK + "\n" + _CREDENTIAL.format(key=str(key).replace("%", "%%"))
+
+
+def shipped(name: str) -> str:
+    """A file of the folder systemd/: the wheel carries it as roomtone/systemd, the repository at its root."""
+    packaged = resources.files("roomtone") / "systemd" / name
+    if packaged.is_file():
+        return packaged.read_text("utf-8")
+    return (Path(__file__).parents[3] / "systemd" / name).read_text("utf-8")
+
+
+def needs_group(path: Path, group: int) -> Iterator[tuple[Path, int]]:
+    """What in the folder of the configuration does not belong to the group yet, or is open to others, and the mode that
+    it is to have. Only what lies there: a link may lead anywhere.
+    """
+    for one in (path, *sorted(path.rglob("*"))):
+        if one.is_symlink():
+            continue
+        status = one.stat()
+        mode = stat.S_IMODE(status.st_mode)
+        wanted = (mode | (0o050 if one.is_dir() else 0o040)) & ~0o027
+        if status.st_gid != group or mode != wanted:
+            yield one, wanted
+
+
+def _quote(path: Path) -> str:
+    """As systemd reads a command line: quoted, with its own specifiers and variables taken literally."""
+    text = os.fspath(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{text}"' if " " in text or "\\" in text else text
