@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 # Debian's names. The demo needs none of them: it plays a file.
 CAPTURE_PACKAGES := libportaudio2 libasound2-plugins
-TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox
+TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox systemd libpam-systemd dbus iproute2
 
 .PHONY: help demo run test lint format bench clean
 

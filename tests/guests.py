@@ -2,13 +2,16 @@
 below /opt, made with an interpreter that a service can see.
 """
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,6 +20,8 @@ from systemd_lab import Guest, Unbootable, boot
 REPOSITORY = Path(__file__).parent.parent
 PREFIX = "/opt/roomtone"
 PROGRAM = f"{PREFIX}/bin/roomtone"
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -70,3 +75,87 @@ def _move_scripts(folder: Path) -> None:
     """A script names its interpreter by the path at which it was installed; the guest has it at another."""
     script = folder / "bin" / "roomtone"
     script.write_text(script.read_text().replace(str(folder), PREFIX))
+
+
+TONE = """
+import array, math, sys, time
+position, begun = 0, time.monotonic()
+while True:
+    block = array.array("h", (int(8000 * math.sin((position + i) / 20)) for i in range(1600)))
+    sys.stdout.buffer.write(block.tobytes())
+    sys.stdout.buffer.flush()
+    position += 1600
+    time.sleep(max(0, begun + position / 16000 - time.monotonic()))
+"""
+"""A source for a machine without sound hardware: a tone, in real time, for ever."""
+
+ROOM = """
+[rooms.desk]
+source = { kind = "command", argv = ["/usr/bin/python3", "/opt/tone.py"], restart = "always" }
+[rooms.desk.streaming]
+endpoint = "local"
+"""
+LOG = """
+[sinks.log]
+kind = "jsonl"
+path = "events.jsonl"
+"""
+
+
+class Installed:
+    """Roomtone in a guest, as `roomtone service install` leaves it there, with the configuration that a test gives."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        guest.write("/opt/tone.py", TONE)
+
+    def configure(self, text: str) -> None:
+        self.guest.write("/etc/roomtone/roomtone.toml", text, 0o600)
+
+    def install(self, *options: str, text: str = "", check: bool = True) -> "subprocess.CompletedProcess[str]":
+        return self.guest.run(PROGRAM, "service", "install", *options, text=text, check=check)
+
+    def drop_in(self, text: str) -> None:
+        """What a test changes in the unit."""
+        self.guest.write("/etc/systemd/system/roomtone.service.d/test.conf", f"[Service]\n{text}\n")
+        self.guest.run("systemctl", "daemon-reload")
+
+    def show(self, *names: str) -> dict[str, str]:
+        return self.guest.show("roomtone", *names)
+
+    def events(self, kind: str = "") -> list[dict[str, Any]]:
+        """What the jsonl sink has got, of this kind or of all."""
+        path = self.guest.path("/var/lib/private/roomtone/events.jsonl")
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [event for event in map(json.loads, lines) if kind in ("", event["kind"])]
+
+    def recorded(self) -> int:
+        """Bytes of audio in the spool."""
+        return sum(path.stat().st_size for path in self.guest.path("/var/lib/private/roomtone/spool").rglob("*.pcm"))
+
+    def wait(self, condition: Callable[[], T], what: str, seconds: float = 60.0) -> T:
+        """What the condition gives, as soon as that is something."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if result := condition():
+                return result
+            time.sleep(0.1)
+        raise AssertionError(f"{what} did not happen; the log:\n{self.log()}")
+
+    def log(self) -> str:
+        return self.guest.run("journalctl", "--unit=roomtone", "--no-pager", "--output=short-precise").stdout
+
+    def remove(self) -> None:
+        """Leave the guest as it was, for the next test."""
+        self.guest.run(PROGRAM, "service", "uninstall", check=False)
+        self.guest.run("systemctl", "stop", "roomtone", check=False)
+        self.guest.run("systemctl", "reset-failed", "roomtone", check=False)
+        left = (
+            "/etc/systemd/system/roomtone.service.d",
+            "/var/lib/private/roomtone",
+            "/etc/roomtone",
+            "/etc/credstore",
+        )
+        self.guest.run("rm", "-rf", *left)
+        self.guest.run("systemctl", "daemon-reload")
+        self.guest.run("journalctl", "--rotate", "--vacuum-time=1us", check=False)
