@@ -1,0 +1,73 @@
+"""The transcript sink: what was said as pages to read, and as captions, one for each room and day or session."""
+
+import errno
+import os
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+import msgspec
+import trio
+
+from roomtone import Context, Sink, hookimpl
+from roomtone.durable import make_folder
+from roomtone_transcript.captions import Captions
+from roomtone_transcript.page import Format, Style
+from roomtone_transcript.scribe import Scribe, Split
+from roomtone_transcript.store import open_store
+
+__all__ = ["TranscriptSink", "register_sinks"]
+
+
+class TranscriptSink(Sink, frozen=True, kw_only=True, tag="transcript"):
+    """`[sinks.<name>]` with `kind = "transcript"`.
+
+    A page is always whole, and is written anew when something comes late: text that was repaired after an outage
+    stands where it was said, a corrected turn in the place of the first one, and an answer below its turn.
+    """
+
+    directory: Annotated[str, msgspec.Meta(min_length=1)]
+    """Where the pages go, a folder for each room; made where it is missing. They are for the daemon's user alone."""
+    split: Split = "day"
+    """A page for each day, or for each session at the speech service."""
+    format: Format = "markdown"
+    captions: tuple[Captions, ...] = ()
+    """Files of captions beside each page, "srt" or "vtt" or both, timed from the day's or the session's beginning. (The
+    wav sink writes captions that are timed for its recordings.)"""
+    timezone: str = "UTC"
+    """What the times on the pages are, and where a day begins: a name such as "Europe/Berlin"."""
+    speakers: dict[str, str] = msgspec.field(default_factory=dict)
+    """Names for the labels of speakers."""
+
+    def __post_init__(self) -> None:
+        try:
+            ZoneInfo(self.timezone)
+        except (KeyError, ValueError, OSError):  # KeyError: ZoneInfoNotFoundError
+            raise ValueError(
+                f"timezone: {self.timezone!r} is not known here; use a name such as Europe/Berlin (package tzdata)"
+            ) from None
+
+    @asynccontextmanager
+    async def open(self, context: Context) -> AsyncIterator[object]:
+        """Yield the hooks. Errors: OSError that names the directory where it cannot be written."""
+        with ExitStack() as stack:
+            yield await trio.to_thread.run_sync(self._scribe, context, stack)
+
+    def _scribe(self, context: Context, stack: ExitStack) -> Scribe:
+        directory = context.path(self.directory)
+        make_folder(directory)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(
+                errno.EACCES,
+                "directory must be writable for the daemon (its user, and ReadWritePaths= under systemd)",
+                str(directory),
+            )
+        store = stack.enter_context(open_store(context.state / "transcript.sqlite"))
+        style = Style(self.format, ZoneInfo(self.timezone), self.speakers)
+        return Scribe(store, directory, style, split=self.split, captions=self.captions, rates=context.rates)
+
+
+@hookimpl
+def register_sinks() -> list[type[Sink]]:
+    return [TranscriptSink]

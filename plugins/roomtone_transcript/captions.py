@@ -1,0 +1,99 @@
+"""Captions: turns as short lines with times, in the forms SRT and WebVTT. Pure."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple, TypeAlias
+
+from roomtone import Turn, Word
+
+Captions: TypeAlias = Literal["srt", "vtt"]
+
+_WIDE = 84
+"""Characters in one caption: two lines of 42, the custom of broadcasters."""
+_LONG = 7.0
+"""Seconds that one caption stands."""
+_SHORT = 0.7
+_READING = 15.0
+"""Characters a second, for text of which it is not known when it was said."""
+
+
+class Cue(NamedTuple):
+    """One caption, in seconds from the beginning of the file that it belongs to."""
+
+    start: float
+    end: float
+    text: str
+    speaker: str | None = None
+
+
+def cues(turn: Turn, place: Callable[[int], float], speakers: Mapping[str, str]) -> Iterator[Cue]:
+    """The turn's captions. `place` gives the second in the file at which a position is heard."""
+    if not turn.words:
+        start = max(0.0, place(turn.position))
+        yield Cue(start, start + max(_SHORT, len(turn.text) / _READING), _plain(turn.text), _name(turn, None, speakers))
+        return
+    line: list[Word] = []
+    for word in turn.words:
+        if line and not _fits(line, word, place):
+            yield _cue(turn, line, place, speakers)
+            line = []
+        line.append(word)
+    yield _cue(turn, line, place, speakers)
+
+
+def _fits(line: list[Word], word: Word, place: Callable[[int], float]) -> bool:
+    return (
+        sum(len(each.text) + 1 for each in line) + len(word.text) <= _WIDE
+        and place(word.end) - place(line[0].start) <= _LONG
+        and word.speaker == line[0].speaker
+    )
+
+
+def _cue(turn: Turn, line: list[Word], place: Callable[[int], float], speakers: Mapping[str, str]) -> Cue:
+    start = max(0.0, place(line[0].start))
+    text = _plain(" ".join(word.text for word in line))
+    return Cue(start, max(start + _SHORT, place(line[-1].end)), text, _name(turn, line[0], speakers))
+
+
+def _name(turn: Turn, word: Word | None, speakers: Mapping[str, str]) -> str | None:
+    label = turn.speaker or (word.speaker if word else None)
+    return _plain(speakers.get(label, label)) if label else None
+
+
+def render(cues: Iterable[Cue], form: Captions) -> bytes:
+    """The file of captions in this form."""
+    ordered = sorted(cues)
+    if form == "srt":
+        blocks = (
+            f"{number}\n{_time(cue.start, ',')} --> {_time(cue.end, ',')}\n{_spoken(cue)}\n"
+            for number, cue in enumerate(ordered, 1)
+        )
+        return "\n".join(blocks).encode()
+    blocks = (f"{_time(cue.start, '.')} --> {_time(cue.end, '.')}\n{_voiced(cue)}\n" for cue in ordered)
+    return "\n".join(("WEBVTT\n", *blocks)).encode()
+
+
+def _spoken(cue: Cue) -> str:
+    return f"{cue.speaker}: {cue.text}" if cue.speaker else cue.text
+
+
+def _voiced(cue: Cue) -> str:
+    text = _escaped(cue.text)
+    return f"<v {_escaped(cue.speaker)}>{text}" if cue.speaker else text
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _plain(text: str) -> str:
+    """In one line, for an empty one would end the caption, and without what is no character to show."""
+    return (
+        "".join(character for character in " ".join(text.split()) if character.isprintable())
+        or "\N{HORIZONTAL ELLIPSIS}"
+    )
+
+
+def _time(seconds: float, point: str) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"

@@ -1,0 +1,148 @@
+"""The hooks of the transcript sink: events become entries, and pages that have changed are written anew."""
+
+from collections.abc import Mapping
+from datetime import datetime, time
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from roomtone import Analysis, Answer, Forgotten, Gap, SessionStarted, Turn, hookimpl
+from roomtone.durable import make_folder, remove, replace
+from roomtone_transcript import captions
+from roomtone_transcript.captions import Captions, Cue
+from roomtone_transcript.page import Entry, Style, render
+from roomtone_transcript.store import Page, Store
+
+Split: TypeAlias = Literal["day", "session"]
+
+_NOTEWORTHY = 1.0
+"""Seconds from which on a gap stands on the page."""
+_RATE = 16_000
+"""Hz of a room that the configuration does not have any more."""
+
+
+class Scribe:
+    """Keeps the pages. What they show follows from the entries alone, so writing one again, for whatever reason and
+    however often, brings nothing that is doubled or out of order.
+
+    Errors: OSError that names the file. Nothing of the batch is then acknowledged, and its pages are written again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        directory: Path,
+        style: Style,
+        *,
+        split: Split,
+        captions: tuple[Captions, ...],
+        rates: Mapping[str, int],
+    ) -> None:
+        self._store = store
+        self._directory = directory
+        self._style = style
+        self._split = split
+        self._captions = captions
+        self._rates = rates
+        self._changed: set[Page] = set()
+
+    @hookimpl
+    def session_started(self, event: SessionStarted) -> None:
+        """A session's page begins with it, and not with the first word in it."""
+        if self._split == "session":
+            self._begin(Page(event.room, event.session_id), event.at)
+
+    @hookimpl
+    def turn(self, event: Turn) -> None:
+        """What was said, in the place of what it corrects."""
+        if event.supersedes:
+            self._changed |= self._store.remove(event.supersedes)
+        end = max((word.end for word in event.words), default=event.position)
+        speakers = {word.speaker for word in event.words}
+        if not self._captions and len(speakers) < 2:  # words are most of a turn's bytes
+            event = msgspec.structs.replace(event, words=(), speaker=event.speaker or next(iter(speakers), None))
+        self._put(event, event.session_id, event.at, event.position, end)
+
+    @hookimpl
+    def answer(self, event: Answer) -> None:
+        slim = msgspec.structs.replace(event, response={})
+        self._put(slim, event.session_id, event.at, event.position, event.position)
+
+    @hookimpl
+    def analysis(self, event: Analysis) -> None:
+        slim = msgspec.structs.replace(event, response={})
+        self._put(slim, None, event.at, event.start, event.end)
+
+    @hookimpl
+    def gap(self, event: Gap) -> None:
+        if (event.until - event.from_).total_seconds() >= _NOTEWORTHY:
+            self._put(event, None, event.from_, event.start, event.end)
+
+    @hookimpl
+    def forgotten(self, event: Forgotten) -> None:
+        """Take what was said there off its pages, and the answers to it."""
+        self._changed |= self._store.forget(event.room, event.start, event.end)
+
+    @hookimpl
+    def flush(self) -> None:
+        """First the entries, then the pages: a crash in between costs nothing, for the batch comes again."""
+        self._store.commit()
+        for page in sorted(self._changed):
+            self._write(page)
+        self._changed.clear()
+
+    def _put(self, entry: Entry, session: str | None, at: datetime, start: int, end: int) -> None:
+        """Put the entry on its page. What belongs to no session has a place on the pages of days only."""
+        day = at.astimezone(self._style.zone)
+        key = f"{day:%Y-%m-%d}" if self._split == "day" else session
+        if key is None:
+            return
+        page = Page(entry.room, key)
+        self._begin(page, at if self._split == "session" else datetime.combine(day, time(), self._style.zone))
+        self._store.put(page, entry, start, end)
+        self._changed.add(page)
+
+    def _begin(self, page: Page, start: datetime) -> None:
+        if self._store.page(page) is not None:
+            return
+        room = page.room.replace("/", "_").replace("\0", "_").lstrip(".") or "_"  # a room's name is no path
+        name = f"{start:%Y-%m-%d}" if self._split == "day" else f"{start.astimezone(self._style.zone):%Y-%m-%d_%H%M%S}"
+        number, path = 1, self._directory / room / f"{room}_{name}{self._style.suffix}"
+        free = path
+        while free.exists() or self._store.is_taken(free):
+            number += 1
+            free = path.with_stem(f"{path.stem}_{number}")
+        self._store.begin(page, start, free)
+
+    def _write(self, page: Page) -> None:
+        known = self._store.page(page)
+        assert known is not None  # noqa: S101 - an entry is put on a page that has begun
+        start, path = known
+        entries = self._store.entries(page)
+        if not entries:
+            for each in (path, *(path.with_suffix(f".{form}") for form in self._captions)):
+                remove(each)
+            return
+        make_folder(path.parent)
+        replace(path, render(self._title(page, start), entries, self._style))
+        for form in self._captions:
+            replace(path.with_suffix(f".{form}"), captions.render(self._cues(page, start, entries), form))
+
+    def _title(self, page: Page, start: datetime) -> str:
+        local = start.astimezone(self._style.zone)
+        when = f"{local:%Y-%m-%d}" if self._split == "day" else f"{local:%Y-%m-%d %H:%M:%S}"
+        return f"{page.room}, {when} ({self._style.zone})"
+
+    def _cues(self, page: Page, start: datetime, entries: list[Entry]) -> list[Cue]:
+        rate = self._rates.get(page.room, _RATE)
+        found: list[Cue] = []
+        for turn in entries:
+            if isinstance(turn, Turn):
+                began = (turn.at - start).total_seconds()
+
+                def place(position: int, turn: Turn = turn, began: float = began) -> float:
+                    return began + (position - turn.position) / rate
+
+                found.extend(captions.cues(turn, place, self._style.speakers))
+        return found

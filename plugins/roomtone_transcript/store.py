@@ -1,0 +1,126 @@
+"""What stands on which page: one small SQLite file in the sink's own folder.
+
+The pages are made from it, so that they can be made again when something comes late, is corrected or is forgotten.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+
+from roomtone import encode
+from roomtone_transcript.page import Entry
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    id TEXT PRIMARY KEY, room TEXT NOT NULL, page TEXT NOT NULL, start INTEGER NOT NULL, "end" INTEGER NOT NULL,
+    session TEXT, turn INTEGER, body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS entries_by_page ON entries (room, page);
+CREATE INDEX IF NOT EXISTS entries_by_place ON entries (room, start);
+CREATE INDEX IF NOT EXISTS entries_by_turn ON entries (session, turn);
+CREATE TABLE IF NOT EXISTS pages (
+    room TEXT NOT NULL, page TEXT NOT NULL, start TEXT NOT NULL, path TEXT NOT NULL, PRIMARY KEY (room, page)
+) WITHOUT ROWID;
+"""
+
+_decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
+
+
+class Page(NamedTuple):
+    """A page by what it is of: a day, or a session."""
+
+    room: str
+    key: str
+
+
+class Store:
+    """The entries of all pages. What is put is durable after `commit`; an event that comes again changes nothing."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def put(self, page: Page, entry: Entry, start: int, end: int) -> None:
+        session, turn = getattr(entry, "session_id", None), getattr(entry, "turn_order", None)
+        row = (entry.id, page.room, page.key, start, end, session, turn, encode(entry))
+        self._database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def remove(self, id_: str) -> set[Page]:
+        """Take the entry off its page, which is returned."""
+        return self._delete("id = ?", id_)
+
+    def forget(self, room: str, start: int, end: int) -> set[Page]:
+        """Take off what was said between these positions, and the answers to it. Returns the pages."""
+        overlap = 'room = ? AND start < ? AND max("end", start + 1) > ?'
+        spoken = f"SELECT session, turn FROM entries WHERE turn IS NOT NULL AND {overlap}"  # noqa: S608 - our own text
+        pages = self._delete(f"(session, turn) IN ({spoken})", room, end, start)
+        return pages | self._delete(overlap, room, end, start)
+
+    def entries(self, page: Page) -> list[Entry]:
+        rows = self._database.execute("SELECT body FROM entries WHERE room = ? AND page = ?", page)
+        return [_decoder.decode(body) for (body,) in rows]
+
+    def begin(self, page: Page, start: datetime, path: Path) -> None:
+        """Fix when the page begins and where it lies, unless that is known."""
+        row = (*page, start.isoformat(), str(path))
+        self._database.execute("INSERT OR IGNORE INTO pages VALUES (?, ?, ?, ?)", row)
+
+    def page(self, page: Page) -> tuple[datetime, Path] | None:
+        """When the page begins, and where it lies."""
+        found = self._database.execute("SELECT start, path FROM pages WHERE room = ? AND page = ?", page).fetchone()
+        return (datetime.fromisoformat(found[0]), Path(found[1])) if found else None
+
+    def is_taken(self, path: Path) -> bool:
+        found = self._database.execute("SELECT 1 FROM pages WHERE path = ?", (str(path),)).fetchone()
+        return found is not None
+
+    def commit(self) -> None:
+        self._database.commit()
+
+    def _delete(self, where: str, *values: Any) -> set[Page]:
+        rows = self._database.execute(f"SELECT DISTINCT room, page FROM entries WHERE {where}", values)  # noqa: S608 - our own text
+        pages = {Page(*row) for row in rows}
+        self._database.execute(f"DELETE FROM entries WHERE {where}", values)  # noqa: S608 - our own text
+        return pages
+
+
+@contextmanager
+def open_store(path: Path) -> Iterator[Store]:
+    """The store at this path. One that the disk has spoiled is put aside: the pages stay, and new ones begin beside."""
+    with closing(_connect(path)) as database:
+        yield Store(database)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        return _prepare(path)
+    except sqlite3.OperationalError as error:
+        raise OSError(f"{path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        aside = path.replace(path.with_suffix(".spoiled"))
+        for beside in ("-wal", "-shm"):  # else SQLite would take the new file for the one that these belong to
+            path.with_name(path.name + beside).unlink(missing_ok=True)
+        log.warning("store.spoiled", path=str(path), aside=str(aside), error=str(error))
+        return _prepare(path)
+
+
+def _prepare(path: Path) -> sqlite3.Connection:
+    path.touch(mode=0o600)
+    # Hooks come from one worker thread at a time, not always the same one.
+    database = sqlite3.connect(path, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in free pages of the file
+        database.executescript(_SCHEMA)
+    except BaseException:
+        database.close()
+        raise
+    return database
