@@ -105,9 +105,9 @@ async def test_the_example_of_a_test_passes(tmp_path: Path, monkeypatch: pytest.
     sys.modules.pop("notes")
 
 
-async def test_transcript(plugins: Plugins, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_spoken(plugins: Plugins, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first example prints every turn, by the daemon's delivery."""
-    await deliver_all(made(plugins, "transcript"), tmp_path, [TURN])
+    await deliver_all(made(plugins, "spoken"), tmp_path, [TURN])
     assert capsys.readouterr().out == "2025-03-01 12:00:00+00:00 Hello there.\n"
 
 
