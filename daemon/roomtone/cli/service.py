@@ -40,7 +40,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Run Roomtone as a service of systemd: started with the machine, or with --user with your session."""
+    """Run Roomtone as a service of systemd.
+
+    It starts with the machine, or with --user with your session.
+    """
 
 
 def _user_option(command: Command) -> Command:
@@ -64,9 +67,10 @@ def _user_option(command: Command) -> Command:
 )
 @click.option("--no-start", is_flag=True, help="Install and enable, but do not start.")
 def install(given: Path | None, key_from: str | None, *, user: bool, no_start: bool) -> None:
-    """Write the unit, keep the key where the service alone reads it, enable and start. Doing it twice changes nothing.
+    """Write the unit, enable and start it.
 
-    The key becomes a credential of systemd: it is in no configuration, no environment and no process list.
+    The key becomes a credential of systemd, which the service alone can read: it is in no configuration, no environment
+    and no process list. Doing it twice changes nothing.
     """
     place = _place(user=user)
     _refuse_invisible_program(place)
@@ -91,7 +95,10 @@ def install(given: Path | None, key_from: str | None, *, user: bool, no_start: b
 @command.command()
 @_user_option
 def uninstall(*, user: bool) -> None:
-    """Stop the service and remove what `install` made, the key too. The configuration and all recordings stay."""
+    """Stop the service, remove what install made.
+
+    That is the unit, the key, the catalog and the group. The configuration and all recordings stay.
+    """
     place = _place(user=user)
     if place.unit.exists():
         _refuse_foreign(place.unit)
@@ -113,7 +120,10 @@ def uninstall(*, user: bool) -> None:
 @command.command()
 @_user_option
 def status(*, user: bool) -> None:
-    """Say how the service does. The exit code is 0 when it runs, 3 when it does not, 4 when it is not installed."""
+    """Say how the service does.
+
+    The exit code is 0 when it runs, 3 when it does not, 4 when it is not installed.
+    """
     place = _place(user=user, changes=False)
     shown = _run(*place.manager, "show", UNIT, "--property", ",".join(SHOWN))
     facts = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
