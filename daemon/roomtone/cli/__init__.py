@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import click
 
-COMMANDS = ("run", "demo", "init", "check", "devices", "service", "sinks", "config")
+COMMANDS = ("run", "demo", "init", "check", "devices", "service", "sinks", "coverage", "config")
 
 
 class Commands(click.Group):
