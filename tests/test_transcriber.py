@@ -114,6 +114,50 @@ async def test_a_fault(name: str, tmp_path: Path, autojump_clock: MockClock) -> 
     assert unsettled == 0
 
 
+async def test_a_new_recording_sends_nothing_again(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Where the transcript was complete, the next run's session begins with the next run's audio."""
+    for numbers in (range(1, 9), range(9, 17)):
+        async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+                await room.record(speak(numbers, RATE))
+                room.spool.end_of_data()
+
+            (session,) = service.sessions
+            assert session.numbers == list(numbers)
+
+
+async def test_a_silent_socket_is_noticed(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A peer that is gone without a goodbye is noticed by its pings within 15 s, though every send succeeds."""
+    async with (
+        open_service(faults=script({0: [Stall(None, seconds=30)]}), port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service)) as room,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        await room.record(quiet(60, RATE))
+        first, second = service.sessions
+        nursery.cancel_scope.cancel()
+
+        assert first.began_at is not None
+        assert second.began_at is not None
+        assert 30 < second.began_at - first.began_at < 30 + 15 + 1
+
+
+async def test_a_quiet_room_is_not_cut(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A room in which nobody speaks for an hour keeps its one session."""
+    async with (
+        open_service(port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service)) as room,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        await room.record(quiet(1800, RATE))
+        nursery.cancel_scope.cancel()
+
+        assert len(service.sessions) == 1
+
+
 async def test_a_session_is_relieved_before_it_expires(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Sessions that last a minute follow one another without an expiry, a doubled word, or a long overlap."""
     speech = speak(range(1, 501), RATE)
@@ -207,7 +251,7 @@ async def test_random_kills(
     rng = random.Random(3)
     speech = speak(range(1, 601), RATE)
     lives = [rng.uniform(1, 24) for _ in range(400)]
-    manner = Manner(jitter=0.25, early=1.0, misheard=differently, seed=5)
+    manner = Manner(latency=3.0, jitter=0.25, early=1.0, misheard=differently, seed=5)
     numbers, unsettled, _ = await listen(
         tmp_path,
         lambda number: [Drop(rng.choice(("end", "reset")), seconds=lives[number])],

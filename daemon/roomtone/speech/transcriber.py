@@ -86,6 +86,8 @@ class _Lanes:
         """Where the journal says that this room's transcript stands."""
         desk = self._desk
         self._acknowledged = await desk.journal.mark(self._key("acknowledged")) or 0
+        # Where all of the spool is settled, its last session has heard the end of it: nothing is to be sent again.
+        self._again = self._acknowledged < desk.spool.end
         self._holes = Spans((start, end) for start, end in await desk.journal.mark(self._key("holes")) or [])
 
     def _key(self, name: str) -> str:
@@ -303,6 +305,7 @@ class _Failures:
             await self._tell_recovered()
             return
         self._count += 1
+        self._desk.failed(ending.text)
         delay = self.next_delay(ending)
         if self._count & (self._count - 1) == 0:
             log.warning("session.failed", room=self._desk.room, reason=ending.text, failures=self._count, next_in=delay)
