@@ -164,6 +164,33 @@ async def test_a_refusal_in_one_packet_is_heard(autojump_clock: MockClock) -> No
     assert (over.code, over.text, over.refused) == (1008, "Unauthorized Connection: Invalid API key", True)
 
 
+async def test_a_refusal_before_the_end_is_heard(autojump_clock: MockClock) -> None:
+    """Upgrade, Error and the end of the stream at once, without a close, in whatever order our tasks learn of it."""
+
+    async def handler(far: Peer) -> None:
+        await far.upgrade()
+        await far.stream.send_all(far.accepted() + far.said(Error("Invalid API key", 1008)))
+
+    for _ in range(50):
+        async with peer(handler) as connect:
+            _, over = await ending(connect)
+        assert over.code == 1008
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 No\r\n\r\nlater", b"HTTP/1.1 101 Swi"])
+async def test_a_server_that_closes_first_is_given_up_at_once(autojump_clock: MockClock, answer: bytes) -> None:
+    """The end of the stream before the upgrade, or in a refusal of untold length, needs no waiting."""
+
+    async def handler(far: Peer) -> None:
+        await far.upgrade()
+        await far.stream.send_all(answer)
+
+    async with peer(handler) as connect:
+        _, over = await ending(connect)
+    assert trio.current_time() == 0
+    assert over.code == (503 if b"503" in answer else None)
+
+
 @pytest.mark.parametrize("code", [1002, 1006, 1008, 1011])
 async def test_the_error_message_counts_for_more_than_the_code(autojump_clock: MockClock, code: int) -> None:
     """Whatever code the close has, or none, the Error message's holds; turns before it arrive first."""

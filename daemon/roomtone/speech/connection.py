@@ -315,7 +315,7 @@ async def _read(
         stream = _Observed(await connect(url), ending)
         try:
             async with trio.open_nursery() as nursery:
-                socket = await _upgrade(nursery, stream, url, headers, ending)
+                socket = await _upgrade(nursery, stream, url, headers)
                 upgraded = True
                 task_status.started(socket)
         finally:
@@ -329,16 +329,16 @@ async def _read(
 
 
 async def _upgrade(
-    nursery: trio.Nursery, stream: _Observed, url: str, headers: Sequence[tuple[str, str]], ending: _Ending
+    nursery: trio.Nursery, stream: _Observed, url: str, headers: Sequence[tuple[str, str]]
 ) -> WebSocketConnection:
     parts = urlsplit(url)
 
     async def watch() -> None:
-        # Where a server closes without an answer, or after an answer whose length it does not tell, the library waits
-        # for ever. After a 101 it does not, and messages are to be had.
+        # Where a server closes before it has answered, or after an answer whose length it does not tell, the library
+        # waits for ever. An upgrade that was answered has ended this watch before the end can be read: the library
+        # hands on what it has read first.
         await stream.ended.wait()
-        if not re.match(rb"HTTP/1\.[01] 101", ending.head):
-            raise HandshakeError("the connection was closed before the upgrade")
+        raise HandshakeError("the connection was closed before the upgrade")
 
     async with trio.open_nursery() as watching:
         watching.start_soon(watch)
