@@ -14,6 +14,8 @@ from systemd_lab import Guest
 pytestmark = pytest.mark.timeout(300)
 
 HIDDEN = "/root/roomtone"
+COMMAND = 'kind = "command", argv = ["/usr/bin/python3", "/opt/tone.py"], restart = "always"'
+MICROPHONE = 'kind = "microphone", device = "pulse"'
 LOCAL = 'endpoint = "local"'
 KEY = "/etc/credstore/roomtone.assemblyai-api-key"
 
@@ -31,6 +33,33 @@ def roomtone(guest: Guest) -> Iterator[Installed]:
     roomtone.configure(ROOM + LOG)
     yield roomtone
     roomtone.remove()
+
+
+class Session:
+    """A user with a manager of their own in the guest, as in a desktop session."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        guest.run("useradd", "--create-home", "ana")
+        guest.run("systemctl", "unmask", "systemd-logind.service")
+        guest.run("systemctl", "start", "systemd-logind.service")
+        guest.run("loginctl", "enable-linger", "ana")
+        self.number = guest.run("id", "--user", "ana").stdout.strip()
+        guest.run("systemctl", "start", f"user@{self.number}.service")
+
+    def configure(self, text: str) -> None:
+        self._guest.write("/home/ana/.config/roomtone/roomtone.toml", text)
+        self._guest.run("chown", "--recursive", "ana:ana", "/home/ana/.config")
+
+    def run(self, *argv: str, check: bool = True, text: str = "") -> "subprocess.CompletedProcess[str]":
+        become = ["setpriv", "--reuid=ana", "--regid=ana", "--init-groups"]
+        environment = ["env", "HOME=/home/ana", f"XDG_RUNTIME_DIR=/run/user/{self.number}"]
+        return self._guest.run(*become, *environment, *argv, check=check, text=text)
+
+
+@pytest.fixture(scope="module")
+def ana(guest: Guest) -> Session:
+    return Session(guest)
 
 
 def first_sample(roomtone: Installed) -> float:
@@ -308,31 +337,12 @@ def test_the_units_pass_systemds_own_judgement(roomtone: Installed) -> None:
     )
 
 
-class Session:
-    """A user with a manager of their own in the guest, as in a desktop session."""
-
-    def __init__(self, guest: Guest) -> None:
-        self._guest = guest
-        guest.run("useradd", "--create-home", "ana")
-        guest.run("systemctl", "unmask", "systemd-logind.service")
-        guest.run("systemctl", "start", "systemd-logind.service")
-        guest.run("loginctl", "enable-linger", "ana")
-        self.number = guest.run("id", "--user", "ana").stdout.strip()
-        guest.run("systemctl", "start", f"user@{self.number}.service")
-
-    def run(self, *argv: str, check: bool = True, text: str = "") -> "subprocess.CompletedProcess[str]":
-        become = ["setpriv", "--reuid=ana", "--regid=ana", "--init-groups"]
-        environment = ["env", "HOME=/home/ana", f"XDG_RUNTIME_DIR=/run/user/{self.number}"]
-        return self._guest.run(*become, *environment, *argv, check=check, text=text)
-
-
-def test_a_user_has_a_service_of_their_own(roomtone: Installed) -> None:
+def test_a_user_has_a_service_of_their_own(roomtone: Installed, ana: Session) -> None:
     """With --user the service runs in the session of an ordinary user: hardened, with its key, its state in the user's
     own folder; installed twice and removed without a trace.
     """
-    guest, ana = roomtone.guest, Session(roomtone.guest)
-    guest.write("/home/ana/.config/roomtone/roomtone.toml", ROOM.replace(LOCAL, "") + LOG)
-    guest.run("chown", "--recursive", "ana:ana", "/home/ana/.config")
+    guest = roomtone.guest
+    ana.configure(ROOM.replace(LOCAL, "") + LOG)
     install = [PROGRAM, "service", "install", "--user", "--key-from", "-"]
     first = ana.run(*install, text="a-secret-key-of-nobody\n")
     second = ana.run(*install, text="a-secret-key-of-nobody\n")
@@ -354,3 +364,34 @@ def test_a_user_has_a_service_of_their_own(roomtone: Installed) -> None:
     assert key == "600 ana\n"
     assert f"removed {unit}" in removed.stdout
     assert left == ["/home/ana/.config/roomtone", "/home/ana/.config/roomtone/roomtone.toml"]
+
+
+def test_a_microphone_of_the_session_is_recorded(roomtone: Installed, ana: Session) -> None:
+    """PortAudio, its ALSA plugins and the sound server work where memory is never writable and executable, and where
+    only the system calls of the unit are allowed.
+    """
+    ana.configure(ROOM.replace(COMMAND, MICROPHONE))
+    ana.run("systemctl", "--user", "start", "pulseaudio.service")
+    ana.run("pactl", "load-module", "module-null-sink", "sink_name=air")
+    ana.run("pactl", "set-default-source", "air.monitor")
+    ana.run(PROGRAM, "service", "install", "--user")
+    pid = ana.run("systemctl", "--user", "show", "roomtone", "--property=MainPID", "--value").stdout.strip()
+    status = ana.run(PROGRAM, "service", "status", "--user").stdout
+    protected = roomtone.guest.path(f"/proc/{pid}/status").read_text()
+    ana.run(PROGRAM, "service", "uninstall", "--user")
+
+    assert "Recording desk" in status
+    assert "Seccomp:\t2" in protected
+    assert "NoNewPrivs:\t1" in protected
+
+
+def test_a_reload_costs_nothing(roomtone: Installed) -> None:
+    """`systemctl reload` reaches the daemon, which goes on recording without a gap."""
+    roomtone.install()
+    before = roomtone.show("MainPID", "NRestarts")
+    roomtone.guest.run("systemctl", "reload", "roomtone")
+    recorded = roomtone.recorded()
+    roomtone.wait(lambda: roomtone.recorded() > recorded + 2 * 32_000, "two seconds more")
+
+    assert roomtone.show("MainPID", "NRestarts") == before
+    assert roomtone.events("gap") == []
