@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,23 +27,14 @@ T = TypeVar("T")
 @contextmanager
 def booted(folder: Path, binds: Mapping[str, Path] | None = None) -> Iterator[Guest]:
     """A guest, or the test ends here: under CI a machine that cannot boot one is a failure, elsewhere it is told."""
-    with boot_or_tell(folder, binds) as guest:
+    with ExitStack() as stack:
+        try:
+            guest = stack.enter_context(boot(folder, binds))
+        except Unbootable as error:
+            if os.environ.get("CI"):
+                pytest.fail(f"no systemd can be booted: {error}")
+            pytest.skip(f"needs a systemd of its own: {error}")
         yield guest
-
-
-@contextmanager
-def boot_or_tell(folder: Path, binds: Mapping[str, Path] | None) -> Iterator[Guest]:
-    booting = boot(folder, binds)
-    try:
-        guest = booting.__enter__()
-    except Unbootable as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"no systemd can be booted: {error}")
-        pytest.skip(f"needs a systemd of its own: {error}")
-    try:
-        yield guest
-    finally:
-        booting.__exit__(None, None, None)
 
 
 @cache
