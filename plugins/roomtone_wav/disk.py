@@ -4,12 +4,13 @@ The order makes it so: first the samples, then, when they are on the disk, the h
 file is a shorter one, and valid.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from roomtone.durable import make_folder, replace, sync_folder
+from roomtone.durable import make_folder, replace
 from roomtone_wav.recording import HEADER, WIDTH, Recording, header
 
 _CHUNK = 2**20
@@ -65,11 +66,10 @@ def create(recording: Recording) -> None:
     path = Path(recording.path)
     make_folder(path.parent)
     write_sidecar(recording)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(header(0, recording.rate))
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    # Not made in its place: who looks, or dies, between the making and the header finds no WAV file there.
+    replace(path, header(0, recording.rate))
 
 
 def write_sidecar(recording: Recording) -> None:
