@@ -29,7 +29,10 @@ LAYERS = (
     {"plugins"},
     {"config", "logs", "journald"},
     {"health", "notify", "stall", "control", "retention"},
+    {"glance"},
     {"rooms", "outlets"},
+    {"reloading"},
+    {"commands"},
     {"service"},
     {"cli", "cli.*", "demo", "demo.*", "__main__"},
 )

@@ -49,9 +49,12 @@ class RecordingStarted(Event, frozen=True, kw_only=True, tag="recording_started"
 
 
 class RecordingStopped(Event, frozen=True, kw_only=True, tag="recording_stopped"):
-    """No more samples will come: the daemon stops, the room is muted, or the source has ended."""
+    """No more samples will come: the daemon stops, the room is muted, or the source has ended.
 
-    reason: Literal["stopping", "ended", "muted"]
+    `rotated`: somebody wishes a new recording to begin here; not one sample lies between it and this one.
+    """
+
+    reason: Literal["stopping", "ended", "muted", "rotated"]
 
 
 class SessionStarted(Event, frozen=True, kw_only=True, tag="session_started"):

@@ -101,10 +101,14 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Supervision(NamedTuple):
-    """What the daemon tells whoever watches over it: how its rooms stand, and that the end has begun."""
+    """What the daemon tells whoever watches over it: how its rooms stand, and that the end has begun.
+
+    A reload speaks to the `notifier` itself.
+    """
 
     health: Health
     stopping: trio.Event
+    notifier: Notifier
 
 
 @asynccontextmanager
@@ -116,8 +120,8 @@ async def open_supervision(
     Stalls are noticed at half of the watchdog's time; without a watchdog, as if it had a minute.
     """
     watchdog = watchdog_seconds(environ)
-    supervision = Supervision(Health(rooms, trio.current_time()), trio.Event())
     with open_notifier(environ) as notifier, watch_stalls((watchdog or UNWATCHED) / 2, sys.stderr) as beat:
+        supervision = Supervision(Health(rooms, trio.current_time()), trio.Event(), notifier)
         async with trio.open_nursery() as nursery:
             reports = partial(keep_informed, period=choose_period(watchdog), beat=beat, progress=progress)
             nursery.start_soon(partial(reports, notifier, supervision.health, stopping=supervision.stopping))

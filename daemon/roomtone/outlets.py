@@ -52,26 +52,54 @@ class Grounds(NamedTuple):
 
 
 class Outlets:
-    """The sinks at work, by name. Their tasks belong to the nursery."""
+    """The sinks at work, by name, in `at_work`. Their tasks belong to the nursery.
 
-    def __init__(self, nursery: trio.Nursery, journal: Journal, live: Live, grounds: Grounds) -> None:
+    `rates` has each room's rate in Hz.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        journal: Journal,
+        live: Live,
+        grounds: Grounds,
+        rates: dict[str, int],
+        at_work: dict[str, Outlet],
+    ) -> None:
+        self.rates = rates
         self._nursery = nursery
         self._journal = journal
         self._live = live
         self._grounds = grounds
-        self._outlets: dict[str, Outlet] = {}
+        self._outlets = at_work
+        self._last: dict[str, Outlet] = {}
 
     def __iter__(self) -> Iterator[Outlet]:
         return iter(self._outlets.values())
 
-    def begin(self, name: str, sink: Sink, rates: dict[str, int]) -> None:
-        """Deliver to a sink, from its cursor on. `rates` has each room's rate in Hz."""
+    def begin(self, name: str, sink: Sink) -> None:
+        """Deliver to a sink, from its cursor on. One of that name is left first, and its successor waits for its end:
+        two never write to one place.
+        """
         state = places.private_folder(self._grounds.state / name)
-        context = Context(name=name, folder=self._grounds.folder, state=state, rates=rates)
-        outlet = self._outlets[name] = Outlet(name, sink, context, self._journal, self._live)
-        self._nursery.start_soon(outlet.run)
+        context = Context(name=name, folder=self._grounds.folder, state=state, rates=self.rates)
+        outlet = Outlet(name, sink, context, self._journal, self._live)
+        self._nursery.start_soon(_run_after, self._last.get(name), outlet)
+        self._last[name] = self._outlets[name] = outlet
+
+    def end(self, name: str) -> None:
+        """Deliver no more to this sink. Its cursor stays: it may come back."""
+        self._outlets.pop(name).leave()
 
     def finish(self) -> None:
         """No more events will be committed: let them all deliver what there is, and end."""
         for outlet in self:
             outlet.finish()
+
+
+async def _run_after(before: Outlet | None, outlet: Outlet) -> None:
+    if before is not None:
+        before.leave()
+        await before.over.wait()
+    await outlet.run()

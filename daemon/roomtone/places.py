@@ -1,6 +1,7 @@
 """Where the daemon's things lie: the configuration, the state, and what relative paths begin at."""
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 
 FILE = "roomtone.toml"
 VARIABLE = "ROOMTONE_CONFIG"
+SOCKET = "control"
 
 
 class StateError(Exception):
@@ -58,6 +60,26 @@ def sinks_folder(folder: Path, environ: Mapping[str, str]) -> Path:
     return _state_directory(environ) or folder
 
 
+def control_socket(state: Path, environ: Mapping[str, str]) -> Path:
+    """Where the daemon with this state is asked: in $RUNTIME_DIRECTORY of systemd, else the XDG runtime folder, where
+    several daemons of one user have names of their own, else in the state folder.
+    """
+    if given := _first(environ.get("RUNTIME_DIRECTORY", "")):
+        return given / SOCKET
+    runtime = Path(environ.get("XDG_RUNTIME_DIR", ""))
+    if runtime.is_absolute() and runtime.is_dir():
+        name = hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:12]
+        return runtime / "roomtone" / f"{name}.{SOCKET}"
+    return state / SOCKET
+
+
+def control_sockets(state: Path, environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where to look for a running daemon: one with this state, however it was started, else the system's service."""
+    bare = {name: value for name, value in environ.items() if name == "HOME"}
+    places = (control_socket(state, environ), control_socket(state, bare), Path("/run/roomtone", SOCKET))
+    return tuple(dict.fromkeys(places))
+
+
 def private_folder(folder: Path) -> Path:
     """The folder, made for this user only where it is missing. Raises StateError where it cannot be made."""
     try:
@@ -106,7 +128,11 @@ def _unusable(folder: Path, error: OSError) -> str:
 
 def _state_directory(environ: Mapping[str, str]) -> Path | None:
     """Of several, which systemd joins with colons, the first is ours."""
-    first = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return _first(environ.get("STATE_DIRECTORY", ""))
+
+
+def _first(folders: str) -> Path | None:
+    first = folders.partition(":")[0]
     return Path(first) if first else None
 
 

@@ -6,7 +6,8 @@ changes in a room is begun again alone: a new source under the same session, a n
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,15 @@ import structlog
 import trio
 
 from roomtone import config
+from roomtone.capture.account import Reason
+from roomtone.capture.entries import Mute, key
+from roomtone.capture.feed import Source
+from roomtone.capture.listening import Listening
 from roomtone.capture.recorder import record
+from roomtone.capture.reins import Reins
 from roomtone.capture.spool import Spool, open_spool
+from roomtone.glance import Glance
+from roomtone.health import Health
 from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.secret import Secret
@@ -24,6 +32,9 @@ from roomtone.speech.endpoint import Endpoints
 from roomtone.speech.minutes import Desk
 from roomtone.speech.parameters import US_MODELS, Streaming
 from roomtone.speech.transcriber import transcribe
+
+DRAINING = 15.0
+"""Seconds that a room which is closed, or begun again, has for the transcript of what it has brought."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -36,6 +47,8 @@ class Surroundings(NamedTuple):
     journal: Journal
     live: Live
     endpoints: Endpoints
+    health: Health
+    glance: Glance
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -45,6 +58,16 @@ class Plan(msgspec.Struct, frozen=True):
     folder: Path
     sync_interval: float
     key: Secret | None
+
+    @property
+    def source(self) -> tuple[Source, Path, int]:
+        """What differs where the capture must begin again."""
+        return self.table.source, self.folder, self.table.frame
+
+    @property
+    def speech(self) -> tuple[Streaming, Secret | None, int]:
+        """What differs where the streaming must begin again."""
+        return self.table.streaming, self.key, self.table.frame
 
 
 class Again:
@@ -69,14 +92,14 @@ class Again:
 class OpenRoom:
     """One room at work. Making it does nothing; `run` works until the source has ended or `stop` is called."""
 
-    def __init__(self, name: str, plan: Plan, surroundings: Surroundings) -> None:
+    def __init__(self, name: str, plan: Plan, mute: Mute | None, surroundings: Surroundings) -> None:
         self.name = name
         self.plan = plan
         self.over = trio.Event()
+        self.listening = Listening(name, mute)
         self._around = surroundings
         self._room = trio.CancelScope()
         self._capture = trio.CancelScope()
-        self._recording = Again()
         self._streaming = Again()
 
     async def run(self) -> None:
@@ -90,7 +113,12 @@ class OpenRoom:
                     streaming.start_soon(self._streaming.run, lambda: self._transcribe(spool))
                     try:
                         with self._capture:
-                            await self._recording.run(lambda: self._record(spool))
+                            await self.listening.run(
+                                partial(self._record, spool),
+                                spool=spool,
+                                journal=self._around.journal,
+                                witness=self._around.health,
+                            )
                     finally:
                         spool.end_of_data()
         finally:
@@ -100,6 +128,18 @@ class OpenRoom:
         """Close the source; what it brought may be transcribed for so many seconds. `over` says when all is done."""
         self._capture.cancel()
         self._room.deadline = min(self._room.deadline, trio.current_time() + patience)
+
+    def change(self, plan: Plan) -> str:
+        """Do something else from now on, and say what of it begins again. The rate cannot be changed so."""
+        before, self.plan = self.plan, plan
+        begun = []
+        if before.source != plan.source:
+            begun.append("source")
+            self.listening.begin_again()
+        if before.speech != plan.speech:
+            begun.append("streaming")
+            self._streaming.begin_again()
+        return f"{' and '.join(begun)} begins again" if begun else "goes on"
 
     @asynccontextmanager
     async def _open_spool(self) -> AsyncIterator[Spool]:
@@ -112,9 +152,10 @@ class OpenRoom:
             finally:
                 del around.spools[self.name]
 
-    async def _record(self, spool: Spool) -> None:
+    async def _record(self, spool: Spool, reins: Reins) -> Reason:
         plan, around = self.plan, self._around
-        await record(
+        spool.sync_interval = plan.sync_interval
+        return await record(
             self.name,
             plan.table.source,
             rate=plan.table.rate,
@@ -123,6 +164,8 @@ class OpenRoom:
             spool=spool,
             journal=around.journal,
             live=around.live,
+            reins=reins,
+            witness=around.health,
         )
 
     async def _transcribe(self, spool: Spool) -> None:
@@ -137,30 +180,88 @@ class OpenRoom:
             endpoint=around.endpoints.choose(table.streaming, table.rate, self.plan.key),
             speech_model=table.streaming.speech_model,
             two_finals=_has_two_finals(table.streaming),
+            failed=partial(around.glance.failed, self.name),
         )
         await transcribe(desk, realtime=table.realtime)
 
 
 class Rooms:
-    """The rooms that are open, by name. Their tasks belong to the nursery."""
+    """The rooms at work, by name. Their tasks belong to the nursery."""
 
     def __init__(self, nursery: trio.Nursery, surroundings: Surroundings) -> None:
+        self.closed = False
+        """Whether no room can be begun any more."""
         self._nursery = nursery
-        self._surroundings = surroundings
+        self._around = surroundings
         self._open: dict[str, OpenRoom] = {}
+        self._last: dict[str, OpenRoom] = {}
+        self._holds = 0
+        self._changed = trio.lowlevel.ParkingLot()
 
     def __iter__(self) -> Iterator[OpenRoom]:
         return iter(self._open.values())
 
-    def begin(self, name: str, plan: Plan) -> None:
-        """Open a room."""
-        room = self._open[name] = OpenRoom(name, plan, self._surroundings)
-        self._nursery.start_soon(room.run)
+    def __getitem__(self, name: str) -> OpenRoom:
+        return self._open[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._open
+
+    async def begin(self, name: str, plan: Plan) -> None:
+        """Open a room; one that was muted stays so. One of that name is stopped first, and its successor waits for it:
+        a spool has one writer.
+        """
+        mark = await self._around.journal.mark(key(name, "muted"))
+        mute = None if mark is None else msgspec.convert(mark, Mute)
+        room = OpenRoom(name, plan, mute, self._around)
+        self._nursery.start_soon(self._run_after, self._last.get(name), room)
+        self._last[name] = self._open[name] = room
+
+    async def change(self, name: str, plan: Plan) -> str | None:
+        """Have a room do something else, and say what of it begins again; None where it is the same."""
+        room = self._open[name]
+        if room.plan == plan:
+            return None
+        is_other_source = room.plan.source != plan.source
+        if room.plan.table.rate != plan.table.rate or (room.listening.ended and is_other_source):
+            await self.begin(name, plan)
+            return "begins again"
+        return room.change(plan)
+
+    def end(self, name: str) -> None:
+        """Close a room that is no more. What it brought may still be transcribed for a while."""
+        self._open.pop(name).stop(DRAINING)
 
     def stop(self, patience: float) -> None:
         """Stop them all, as `OpenRoom.stop` does."""
-        for room in self:
+        for room in self._last.values():
             room.stop(patience)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Rooms are being changed: that none is at work meanwhile is not the end."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            self._changed.unpark_all()
+
+    async def outlast(self) -> None:
+        """Return when no room is at work any more; then none can be begun."""
+        while self._holds or any(not room.over.is_set() for room in self._last.values()):
+            await self._changed.park()
+        self.closed = True
+
+    async def _run_after(self, before: OpenRoom | None, room: OpenRoom) -> None:
+        if before is not None:
+            before.stop(DRAINING)
+            await before.over.wait()
+        with self._around.health.watch(room.name, trio.current_time()):
+            try:
+                await room.run()
+            finally:
+                self._changed.unpark_all()
 
 
 def _has_two_finals(streaming: Streaming) -> bool:

@@ -4,22 +4,31 @@ The indentation of `run` is the order of shutdown. A first SIGTERM stops the roo
 innermost levels): the spools end, streaming drains what they hold and ends its sessions, the journal grows no more, and
 the sinks get what is left. Streaming has a share of the grace period, so that a dead network cannot use up the sinks'.
 A second signal, or the end of the grace period, leaves at once, which the spool and the journal make harmless.
+
+What can be asked of the daemon while it runs is in `commands.py`, how it is asked in `control.py`, and what another
+configuration changes in `reloading.py`.
 """
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import structlog
 import trio
 
 from roomtone import places
 from roomtone.capture.recovery import check_rate
+from roomtone.commands import Commands
 from roomtone.config import Config, find_key
+from roomtone.control import serve
+from roomtone.glance import Glance, watch_events, watch_levels
 from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
-from roomtone.outlets import Grounds, Outlets
+from roomtone.notify import Progress, open_supervision
+from roomtone.outlets import Grounds, Outlet, Outlets
+from roomtone.reloading import InForce, Reloading
 from roomtone.retention import SPOOL, Rules, keep_room
-from roomtone.rooms import Plan, Rooms, Surroundings
+from roomtone.rooms import Rooms, Surroundings
 from roomtone.speech.endpoint import open_endpoints
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -27,46 +36,81 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 STREAMING_SHARE = 1 / 3
 
 
-async def run(config: Config, environ: Mapping[str, str]) -> None:
+async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], Config]) -> None:
     """Record, transcribe and deliver, until a signal comes or until every source has ended and all is settled.
 
+    `reread` gives the configuration as it is at the time of a reload, or raises ConfigError.
     Errors: a state folder that is in use or not writable, a room whose rate has changed, a broken journal: these are
     for a person, and nothing is recorded yet. Whatever comes later is contained where it happens.
     """
-    state, key = config.state(environ), find_key(config, environ)
+    state, force = config.state(environ), InForce(config, find_key(config, environ))
     grounds = Grounds(config.sinks_folder(environ), state / "sinks")
+    live, glance, sinks = Live(), Glance(), dict[str, Outlet]()
     with trio.CancelScope() as hard, places.lock(state):
-        async with trio.open_nursery() as watching, open_journal(state / "journal.sqlite") as journal:
+        async with (
+            open_journal(state / "journal.sqlite") as journal,
+            open_supervision(environ, config.rooms, partial(_measure_progress, sinks)) as supervision,
+            trio.open_nursery() as watching,
+        ):
             await _check_rates(config, journal)
-            live = Live()
+            watching.start_soon(watch_events, glance, journal)
+            watching.start_soon(watch_levels, glance, live)
             async with trio.open_nursery() as delivery:
-                outlets = Outlets(delivery, journal, live, grounds)
+                outlets = Outlets(
+                    delivery, journal=journal, live=live, grounds=grounds, rates=_rates(config), at_work=sinks
+                )
                 for name, sink in config.sinks.items():
-                    outlets.begin(name, sink, _rates(config))
+                    outlets.begin(name, sink)
                 async with open_endpoints() as endpoints, trio.open_nursery() as upkeep:
-                    surroundings = Surroundings(state / SPOOL, {}, journal, live, endpoints)
-                    rules = Rules(lambda: config.storage, lambda: surroundings.spools, lambda: config.sinks)
+                    surroundings = Surroundings(state / SPOOL, {}, journal, live, endpoints, supervision.health, glance)
+                    rules = Rules(lambda: force.config.storage, lambda: surroundings.spools, lambda: force.config.sinks)
                     upkeep.start_soon(keep_room, state, rules, journal)
                     async with trio.open_nursery() as streaming_and_capture:
                         rooms = Rooms(streaming_and_capture, surroundings)
                         for name, table in config.rooms.items():
-                            rooms.begin(name, Plan(table, config.folder, config.service.sync_interval, key))
-                        watching.start_soon(_obey_signals, config.service.grace, hard, rooms)
+                            await rooms.begin(name, force.plan(table))
+                        reloading = Reloading(force, reread, environ, journal=journal, rooms=rooms, outlets=outlets)
+                        commands = Commands(
+                            state,
+                            force,
+                            reloading=reloading,
+                            rooms=rooms,
+                            spools=surroundings.spools,
+                            outlets=outlets,
+                            glance=glance,
+                            journal=journal,
+                            supervision=supervision,
+                        )
+                        watching.start_soon(_obey_signals, force, hard, supervision.stopping, rooms)
+                        watching.start_soon(_obey_reloads, commands)
+                        control = places.control_socket(state, environ)
+                        watching.start_soon(partial(serve, control, commands, journal=journal, live=live))
+                        await rooms.outlast()
+                    supervision.stopping.set()
                     upkeep.cancel_scope.cancel()
                 outlets.finish()
             watching.cancel_scope.cancel()
 
 
-async def _obey_signals(grace: float, hard: trio.CancelScope, rooms: Rooms) -> None:
+async def _obey_signals(force: InForce, hard: trio.CancelScope, stopping: trio.Event, rooms: Rooms) -> None:
     """The first signal ends capture and gives the rest its time; the second one ends everything."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         number = await anext(signals)
+        grace = force.config.service.grace
         log.info("service.stopping", signal=signal.Signals(number).name, grace=grace)
+        stopping.set()
         hard.deadline = trio.current_time() + grace
         rooms.stop(grace * STREAMING_SHARE)
         await anext(signals)
         log.warning("service.leaving", reason="a second signal")
         hard.cancel()
+
+
+async def _obey_reloads(commands: Commands) -> None:
+    """SIGHUP is `roomtone reload` whose answer is in the log."""
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            await commands.reload()
 
 
 async def _check_rates(config: Config, journal: Journal) -> None:
@@ -77,3 +121,7 @@ async def _check_rates(config: Config, journal: Journal) -> None:
 
 def _rates(config: Config) -> dict[str, int]:
     return {name: table.rate for name, table in config.rooms.items()}
+
+
+def _measure_progress(sinks: Mapping[str, Outlet]) -> Progress:
+    return Progress({name: outlet.status().behind for name, outlet in sinks.items()})

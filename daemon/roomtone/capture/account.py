@@ -37,6 +37,9 @@ RETRY = 1.0
 """Seconds between two attempts to write to a disk that refuses."""
 
 
+Reason: TypeAlias = Literal["stopping", "ended", "muted", "rotated"]
+
+
 class Away(msgspec.Struct, frozen=True):
     """Time without a source. `start`: the position where it began; `since`: UTC, None before the first recording."""
 
@@ -81,7 +84,7 @@ class Stopped(msgspec.Struct, frozen=True):
 
     position: int
     at: datetime
-    reason: Literal["stopping", "ended"]
+    reason: Reason
     started: bool
 
 
@@ -235,7 +238,15 @@ class Account:
         self._go_away(now, out)
         return out
 
-    def finish(self, reason: Literal["stopping", "ended"], now: Instant) -> list[Instruction]:
+    def rotate(self) -> list[Instruction]:
+        """A new recording is to begin here, between two blocks. Nothing of the source changes, and nothing is lost."""
+        if not self._started:
+            return []
+        out: list[Instruction] = [Cut(), Stopped(self.position, self._at(), "rotated", started=True)]
+        self._started = self.flowing
+        return [*out, Started(self.position, self._at())] if self.flowing else out
+
+    def finish(self, reason: Reason, now: Instant) -> list[Instruction]:
         """No more will be asked of the source: settle what is open."""
         out: list[Instruction] = []
         self._notice_sleep(now, out)

@@ -1,16 +1,35 @@
 """What the recorder writes into the journal about audio: always all the facts of one thing together. Pure."""
 
+from datetime import datetime
+
+import msgspec
+
 from roomtone.capture.account import Lost
 from roomtone.capture.segment import Segment
-from roomtone.events import Audio, Gap
+from roomtone.events import Audio, Cause, Gap, Muted, Unmuted
 from roomtone.facts import Cover, Fact, Mark
+
+
+class Mute(msgspec.Struct, frozen=True):
+    """The room's device is closed on somebody's wish, until that time (UTC) if one was given."""
+
+    until: datetime | None = None
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """Where and when (UTC) a run has come to its end, and what the time after it is to be called."""
+
+    position: int
+    at: datetime
+    cause: Cause = "daemon down"
 
 
 def key(room: str, name: str) -> str:
     """The key of a room's mark.
 
     `rate`: Hz, by its first sample. `audio`: the position up to which segments are in the journal. `stopped`: where
-    and when the last run came to its end. `file`: the file that is being recorded and where it began.
+    and when the last run came to its end, and the cause of the time after it. `file`: the file that is being recorded
+    and where it began. `muted`: that the device is closed, and until when.
     """
     return f"room/{room}/{name}"
 
@@ -47,3 +66,29 @@ def loss_entry(room: str, lost: Lost) -> list[Fact]:
         Gap(room=room, position=start, at=from_, start=start, end=end, from_=from_, until=until, cause=cause),
         Cover(room=room, start=start, end=end, state="lost", cause=cause, from_=from_, until=until),
     ]
+
+
+def stop_entry(room: str, stop: Stop) -> list[Fact]:
+    """A run has come to its end, cleanly."""
+    return [Mark(key(room, "stopped"), msgspec.to_builtins(stop))]
+
+
+def mute_entry(room: str, mute: Mute, position: int, at: datetime) -> list[Fact]:
+    """The room's device is closed from here on."""
+    return [
+        Muted(room=room, position=position, at=at, until=mute.until),
+        Mark(key(room, "muted"), msgspec.to_builtins(mute)),
+    ]
+
+
+def unmute_entry(room: str, stop: Stop | None, position: int, at: datetime, cause: Cause) -> list[Fact]:
+    """The room listens again: the muted time ends, and what follows until the first samples has another `cause`.
+
+    `stop` is how the last run came to its end; only one that came to it by muting leaves muted time behind.
+    """
+    facts: list[Fact] = [Unmuted(room=room, position=position, at=at), Mark(key(room, "muted"), None)]
+    if stop is None or stop.cause != "muted":
+        return facts
+    at = max(at, stop.at)
+    gap = loss_entry(room, Lost(stop.position, stop.position, stop.at, at, "muted"))
+    return [*gap, *facts, *stop_entry(room, Stop(stop.position, at, cause))]

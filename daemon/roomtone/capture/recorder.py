@@ -11,8 +11,9 @@ writing audio, which is a loss with the cause `disk full`. All else propagates.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -31,10 +32,11 @@ from roomtone.capture.account import (
     Leave,
     Lost,
     Note,
+    Reason,
     Started,
     Stopped,
 )
-from roomtone.capture.entries import audio_entry, key, loss_entry
+from roomtone.capture.entries import Stop, audio_entry, key, loss_entry, mute_entry, stop_entry
 from roomtone.capture.feed import (
     Block,
     Command,
@@ -49,15 +51,16 @@ from roomtone.capture.feed import (
 )
 from roomtone.capture.level import Loudness, measure_loudness
 from roomtone.capture.recovery import Progress, RateChanged, Resume, identify, recover
+from roomtone.capture.reins import Reins
 from roomtone.capture.segment import WIDTH
 from roomtone.capture.spool import Spool
 from roomtone.clock import Instant, NominalClock, RoomClock
-from roomtone.events import Level, Notice, RecordingStarted, RecordingStopped
+from roomtone.events import Cause, Level, Notice, RecordingStarted, RecordingStopped
 from roomtone.facts import Fact, Mark
 from roomtone.journal import Journal
 from roomtone.live import Live
 
-__all__ = ["Clocks", "Opener", "RateChanged", "read_clocks", "record", "recover"]
+__all__ = ["Clocks", "Opener", "RateChanged", "Witness", "read_clocks", "record", "recover"]
 
 TICK = 0.25
 """Seconds of waiting for a block that count as silence when none came. A standstill of our own loop counts once."""
@@ -81,6 +84,33 @@ class Opener(Protocol):
     ) -> AbstractAsyncContextManager[Feed]: ...
 
 
+class Witness(Protocol):
+    """Who is told how the room stands, in seconds of the loop's clock."""
+
+    def tried(self, room: str, now: float) -> None:
+        """The source is being opened."""
+
+    def samples(self, room: str, now: float) -> None:
+        """Samples are written."""
+
+    def gap(self, room: str, cause: Cause, now: float) -> None:
+        """There are none, and why."""
+
+    def ended(self, room: str, now: float) -> None:
+        """There will be no more, and that is right."""
+
+
+class Unwatched:
+    """Nobody wants to know."""
+
+    def tried(self, room: str, now: float) -> None: ...
+    def samples(self, room: str, now: float) -> None: ...
+    def gap(self, room: str, cause: Cause, now: float) -> None: ...
+    def ended(self, room: str, now: float) -> None: ...
+
+
+UNWATCHED: Final = Unwatched()
+
 Clocks: TypeAlias = Callable[[], Instant]
 
 E = TypeVar("E", bound=BaseException)
@@ -101,14 +131,18 @@ async def record(
     spool: Spool,
     journal: Journal,
     live: Live,
+    reins: Reins | None = None,
+    witness: Witness = UNWATCHED,
     opener: Opener = open_source,
     clocks: Clocks = read_clocks,
-) -> None:
+) -> Reason:
     """Record the room at `rate` Hz in blocks of `frame` samples until the source has ended: a file, a command's exit 0.
 
-    Cancelled, it closes the segment and says that it stopped, within ten seconds; so does the end of the source.
+    Ended by `reins` or cancelled, it closes the source and the segment and says why it stopped, within ten seconds; so
+    does the end of the source. Returns why. `witness` is told how it stands.
     Relative paths begin in `folder`. Errors: RateChanged before anything is recorded; JournalError.
     """
+    reins = reins or Reins()
     resume = await recover(room, source, rate=rate, folder=folder, spool=spool, journal=journal)
     account = _account(source, rate, frame, resume, clocks())
     recorder = _Recorder(
@@ -120,15 +154,18 @@ async def record(
         spool=spool,
         journal=journal,
         live=live,
+        reins=reins,
+        witness=witness,
         clocks=clocks,
     )
-    reason: Literal["stopping", "ended"] = "stopping"
+    reason: Reason = "stopping"
     try:
-        await _follow(recorder, opener, rate, frame, folder)
-        reason = "ended"
+        with reins.scope as scope:
+            await _follow(recorder, opener, rate, frame, folder)
+        reason = reins.reason if scope.cancelled_caught else "ended"
     finally:
-        await recorder.do(account.finish(reason, clocks()))
-        await recorder.settle()
+        await recorder.finish(reason)
+    return reason
 
 
 def _account(source: Source, rate: int, frame: int, resume: Resume, now: Instant) -> Account:
@@ -146,6 +183,7 @@ async def _follow(recorder: "_Recorder", opener: Opener, rate: int, frame: int, 
     backoff = Backoff(first=0.5, longest=30.0)
     while True:
         opened = trio.current_time()
+        recorder.witness.tried(recorder.room, opened)
         outcome: SourceEnded | SourceFailed | None = None
         try:
             async with opener(recorder.source, rate=rate, frame=frame, folder=folder, skip=recorder.skip) as feed:
@@ -155,7 +193,9 @@ async def _follow(recorder: "_Recorder", opener: Opener, rate: int, frame: int, 
         except* OSError as group:
             outcome = SourceFailed("source.unstartable", f"the capture process cannot be started: {_first(group)}")
         if isinstance(outcome, SourceEnded) and _is_final(recorder.source):
+            recorder.witness.ended(recorder.room, trio.current_time())
             return
+        recorder.witness.gap(recorder.room, "device", trio.current_time())
         if outcome is not None:
             await recorder.fail(outcome)
         backoff.healthy_for(trio.current_time() - opened)
@@ -189,9 +229,12 @@ class _Recorder:
         spool: Spool,
         journal: Journal,
         live: Live,
+        reins: Reins,
+        witness: Witness,
         clocks: Clocks,
     ) -> None:
         self.room = room
+        self.witness = witness
         self.source = source
         self._folder = folder
         self._file = file
@@ -199,6 +242,7 @@ class _Recorder:
         self._spool = spool
         self._journal = journal
         self._live = live
+        self._reins = reins
         self._clocks = clocks
         self._pending: list[Fact] = []
         self._retry = 0.0
@@ -218,13 +262,27 @@ class _Recorder:
                 await self._take(block)
             elif Leave() in await self.do(self._account.waited(TICK, self._clocks())):
                 return
+            if self._reins.is_to_rotate and self._account.flowing:
+                await self.do(self._account.rotate())
+                self._reins.rotated()
 
     async def fail(self, outcome: SourceEnded | SourceFailed) -> None:
         """The source has failed, or ended though it should not."""
         code = outcome.code if isinstance(outcome, SourceFailed) else "source.ended"
         await self.do(self._account.failed(code, str(outcome), self._clocks()))
 
-    async def do(self, instructions: Sequence[Instruction]) -> Sequence[Instruction]:
+    async def finish(self, reason: Reason) -> None:
+        """Close the segment and say that the recording stopped, and in the same moment that the room is muted."""
+        now = self._clocks()
+        instructions = self._account.finish(reason, now)
+        facts: list[Fact] = []
+        if reason == "muted" and self._reins.mute:
+            at = datetime.fromtimestamp(now.utc, UTC)
+            facts = mute_entry(self.room, self._reins.mute, self._account.position, at)
+        await self.do(instructions, then=facts)
+        await self.settle()
+
+    async def do(self, instructions: Sequence[Instruction], *, then: Sequence[Fact] = ()) -> Sequence[Instruction]:
         """Do all of it, also when cancelled, and return it. Facts that belong to one moment are committed together."""
         with trio.CancelScope(shield=True):
             facts: list[Fact] = []
@@ -234,7 +292,7 @@ class _Recorder:
                     facts += audio_entry(self.room, self._spool.rate, segment) if segment else []
                 else:
                     facts += self._facts(instruction)
-            await self._commit(facts)
+            await self._commit([*facts, *then])
         return instructions
 
     async def settle(self) -> None:
@@ -256,6 +314,8 @@ class _Recorder:
                     taking.shield = False
                     await trio.sleep(RETRY)
                     taking.shield = True
+            else:
+                self.witness.gap(self.room, "disk full", trio.current_time())
             self._publish(self._account.position - samples, loudness)
 
     def _publish(self, position: int, loudness: Loudness) -> None:
@@ -269,10 +329,12 @@ class _Recorder:
         try:
             segment = await self._spool.append(audio, keep.at)
         except OSError as error:
+            self.witness.gap(self.room, "disk full", trio.current_time())
             await self.do(self._account.refused(samples, error, self._clocks()))
             return self._account.live
         await self._commit(audio_entry(self.room, self._spool.rate, segment) if segment else [])
         await self.do(self._account.kept(samples))
+        self.witness.samples(self.room, trio.current_time())
         return True
 
     def _facts(self, instruction: Instruction) -> Sequence[Fact]:
@@ -305,7 +367,9 @@ class _Recorder:
 
     def _stopped(self, stopped: Stopped) -> list[Fact]:
         position, at = stopped.position, stopped.at
-        facts: list[Fact] = [Mark(key(self.room, "stopped"), {"position": position, "at": at.isoformat()})]
+        # A file stands still with its own time while it is away: that time is nobody's.
+        cause = self._reins.cause if self._account.live else "daemon down"
+        facts: list[Fact] = [] if stopped.reason == "rotated" else stop_entry(self.room, Stop(position, at, cause))
         if stopped.started:
             facts.append(RecordingStopped(room=self.room, position=position, at=at, reason=stopped.reason))
         if stopped.reason == "ended":

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from roomtone.capture.account import Away, Lost
-from roomtone.capture.entries import audio_entry, key, loss_entry
+from roomtone.capture.entries import Stop, audio_entry, key, loss_entry
 from roomtone.capture.feed import File, Source
 from roomtone.capture.segment import Segment
 from roomtone.capture.spool import Spool
@@ -59,16 +59,23 @@ async def recover(room: str, source: Source, *, rate: int, folder: Path, spool: 
         position = max(spool.end, progress.start)
         await spool.cut(skip=position - spool.end)
         return Resume(position, Away(position, "device", None), progress)
-    stopped = await journal.mark(key(room, "stopped"))
+    stopped = await last_stop(room, journal)
     known = await _known(room, spool, journal)
     if not known and not known_before:
         return Resume(0, Away(0, "daemon down", None))
     torn = await _journal_torn(room, spool, journal, known)
-    clean = not torn and stopped is not None and stopped["position"] == known
-    since = datetime.fromisoformat(stopped["at"]) if clean else await _last_heard(room, spool, journal, known)
+    if not torn and stopped is not None and stopped.position == known:
+        return Resume(known, Away(known, stopped.cause, stopped.at))
+    since = await _last_heard(room, spool, journal, known)
     # What was written after the last sync may be lost, and words may stand on it that somebody has seen.
-    jump = 0 if clean else int(2 * spool.sync_interval * rate)
+    jump = int(2 * spool.sync_interval * rate)
     return Resume(known + jump, Away(known, "daemon down", since))
+
+
+async def last_stop(room: str, journal: Journal) -> Stop | None:
+    """How the last run came to its end; None for a room that never did, or that was torn down since."""
+    mark = await journal.mark(key(room, "stopped"))
+    return None if mark is None else msgspec.convert(mark, Stop)
 
 
 async def check_rate(room: str, rate: int, journal: Journal) -> bool:
@@ -166,12 +173,12 @@ async def _journal_torn(room: str, spool: Spool, journal: Journal, known: int) -
 async def _known(room: str, spool: Spool, journal: Journal) -> int:
     """The position after everything that the spool or the journal knows of this room."""
     marks = [await journal.mark(key(room, name)) for name in ("audio", "acknowledged")]
-    stopped = await journal.mark(key(room, "stopped"))
+    stopped = await last_stop(room, journal)
     covers = await journal.covered(room, spool.end)
     recent = await journal.select(room, KINDS, max(0, spool.end - _LONGEST_TURN * spool.rate), 2**63 - 1)
     return max(
         spool.end,
-        stopped["position"] if stopped else 0,
+        stopped.position if stopped else 0,
         *(mark for mark in marks if isinstance(mark, int)),
         *(cover.end for cover in covers),
         *(_end(event) for event in recent),

@@ -39,7 +39,7 @@ class Spool:
     """One room's audio. Made by `open_spool`; one task appends and cuts, any may read.
 
     `rate` is in Hz; `end` is where the next sample goes; `sync_interval` is in seconds; `unsynced` counts the times
-    that the disk did not say that data is durable; `ended`: nothing more will be written.
+    that the disk did not say that data is durable; `resting`: nothing will be written for a while; `ended`: nor ever.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Spool:
         self.sync_interval = sync_interval
         self.unsynced = 0
         self.ended = False
+        self.resting = False
         self._folder = folder
         self._length = segment
         self._disk = disk
@@ -116,6 +117,11 @@ class Spool:
         self.ended = True
         self._readers.unpark_all()
 
+    def rest(self) -> None:
+        """Say that nothing will be written for a while, until something is: who holds a session open can end it."""
+        self.resting = True
+        self._readers.unpark_all()
+
     async def read(self, position: int, limit: int) -> Piece | None:
         """The first recorded audio at or after `position`: at most `limit` samples, without a break inside.
 
@@ -130,10 +136,13 @@ class Spool:
                 return Piece(start, audio, segment.fresh and start == segment.position)
         return self._memory.read(position, limit)
 
-    async def grown(self, position: int) -> bool:
-        """Return True when audio at or after `position` is recorded; False when it never will be."""
+    async def grown(self, position: int, *, through_rest: bool = True) -> bool:
+        """Return True when audio at or after `position` is recorded; False when it never will be.
+
+        Not `through_rest`: False also where it will not be for a while.
+        """
         await trio.lowlevel.checkpoint()
-        while self._recorded <= position and not self.ended:
+        while self._recorded <= position and not (self.ended or (self.resting and not through_rest)):
             await self._readers.park()
         return self._recorded > position
 
@@ -192,6 +201,7 @@ class Spool:
         sheet.count(audio, at, self.rate)
         self._memory.add(Chunk(self.end, sheet.end, first, sheet.fresh, audio))
         self.end = self._recorded = sheet.end
+        self.resting = False
         self._readers.unpark_all()
         return sheet
 

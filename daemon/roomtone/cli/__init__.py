@@ -6,7 +6,23 @@ from typing import Any, NoReturn
 
 import click
 
-COMMANDS = ("run", "demo", "init", "check", "devices", "service", "sinks", "coverage", "config")
+COMMANDS = (
+    "run",
+    "demo",
+    "init",
+    "check",
+    "devices",
+    "service",
+    "status",
+    "tail",
+    "mute",
+    "unmute",
+    "rotate",
+    "reload",
+    "sinks",
+    "coverage",
+    "config",
+)
 
 
 class Commands(click.Group):

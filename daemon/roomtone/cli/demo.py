@@ -90,7 +90,7 @@ async def _play(directory: Path, endpoint: str, *, fast: bool, display: Any, tal
             config.sinks["screen"] = Screen(display=display, tally=tally)
             # The demo keeps to its folder, wherever systemd or the user has others.
             environ = {name: value for name, value in os.environ.items() if name != "STATE_DIRECTORY"}
-            await service.run(config, environ)
+            await service.run(config, environ, lambda: config)
     return receiver
 
 

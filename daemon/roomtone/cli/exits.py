@@ -8,6 +8,7 @@ import click
 
 from roomtone.capture.recovery import RateChanged
 from roomtone.config import ConfigError
+from roomtone.control import ControlError
 from roomtone.database import JournalError
 from roomtone.places import StateError
 
@@ -18,6 +19,7 @@ class Exit(enum.IntEnum):
     OK = 0
     FAILED = 1
     USAGE = 2
+    UNAVAILABLE = 69
     CANTCREAT = 73
     CONFIG = 78
     INTERRUPTED = 130
@@ -27,6 +29,7 @@ MEANINGS = {
     Exit.OK: "all is well; for run: stopped cleanly, or every room has ended",
     Exit.FAILED: "a problem while running",
     Exit.USAGE: "the command line is wrong",
+    Exit.UNAVAILABLE: "no daemon answers, or it refuses",
     Exit.CANTCREAT: "the state folder cannot be used, or another roomtone has it; a file cannot be written",
     Exit.CONFIG: "the configuration is missing or wrong",
     Exit.INTERRUPTED: "interrupted by Ctrl-C (run and demo stop cleanly instead: 0)",
@@ -63,7 +66,7 @@ def contained() -> Iterator[None]:
         raise _failure(list(_leaves(group))) from None
 
 
-_KNOWN = (ConfigError, RateChanged, StateError, JournalError, OSError)
+_KNOWN = (ConfigError, ControlError, RateChanged, StateError, JournalError, OSError)
 
 
 def _failure(errors: list[BaseException]) -> Failure:
@@ -71,6 +74,8 @@ def _failure(errors: list[BaseException]) -> Failure:
     match errors[0]:
         case ConfigError() | RateChanged():
             return Failure(text, Exit.CONFIG)
+        case ControlError():
+            return Failure(text, Exit.UNAVAILABLE)
         case StateError() | JournalError():
             return Failure(text, Exit.CANTCREAT)
         case _:

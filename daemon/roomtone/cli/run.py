@@ -25,4 +25,4 @@ def command(given: Path | None, *, verbose: bool) -> None:
 
     config, _ = load(given)
     logs.configure("debug" if verbose else config.service.log_level, sys.stderr)
-    trio.run(service.run, config, os.environ)
+    trio.run(service.run, config, os.environ, lambda: load(config.path).config)

@@ -27,8 +27,15 @@ LONGEST_TURN = 120
 """Seconds that a turn of an older session may have begun before the stretch that is sent again."""
 
 
+def _tell_nobody(reason: str) -> None:
+    """For a desk at which nobody asks."""
+
+
 class Desk(NamedTuple):
-    """What every session of a room works with. `frame` is in samples; `two_finals` as TurnBook wants it."""
+    """What every session of a room works with. `frame` is in samples; `two_finals` as TurnBook wants it.
+
+    `failed` is told why a session could not be, or ended before its time.
+    """
 
     room: str
     rate: int
@@ -39,6 +46,7 @@ class Desk(NamedTuple):
     endpoint: Endpoint
     speech_model: str | None
     two_finals: bool
+    failed: Callable[[str], None] = _tell_nobody
 
 
 class Minutes:

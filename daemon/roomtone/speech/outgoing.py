@@ -35,9 +35,10 @@ class Outgoing:
         self._pace = Pace(rate, now=trio.current_time(), speed=1.2 if remote else None)
 
     async def send(self, session: Session) -> bool:
-        """Send the stretch, as it grows, to its end, or until nothing new has come for IDLE seconds.
+        """Send the stretch, as it grows, to its end, or until nothing new comes for a while.
 
-        No turn spans a longer loss, nor time without a source. False: the session was over before.
+        The spool says so, or IDLE seconds do. No turn spans a longer loss, nor time without a source.
+        False: the session was over before.
         """
         size = 2 * self._frame
         held = b""
@@ -62,7 +63,7 @@ class Outgoing:
         piece: Piece | None = None
         if self.until is None or self.position < self.until:
             with trio.move_on_after(IDLE):
-                piece = await wait_piece(self._spool, self.position, limit)
+                piece = await wait_piece(self._spool, self.position, limit, through_rest=False)
         if piece is None:
             return None
         if self.until is not None and piece.end > self.until:
@@ -91,11 +92,14 @@ class Outgoing:
         return sent
 
 
-async def wait_piece(spool: Spool, position: int, limit: int) -> Piece | None:
-    """The first audio at or after `position`, at most `limit` samples, as soon as there is any; None: never again."""
+async def wait_piece(spool: Spool, position: int, limit: int, *, through_rest: bool = True) -> Piece | None:
+    """The first audio at or after `position`, at most `limit` samples, as soon as there is any; None: never again.
+
+    Not `through_rest`: None also when the spool rests.
+    """
     while True:
         end = spool.end
         if (piece := await spool.read(position, limit)) is not None:
             return piece
-        if not await spool.grown(end):
+        if not await spool.grown(end, through_rest=through_rest):
             return None

@@ -1,0 +1,197 @@
+"""What the commands of this machine can ask of the running daemon, and its answers."""
+
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+import trio
+
+from roomtone import control
+from roomtone.capture.entries import Mute
+from roomtone.capture.feed import name_of
+from roomtone.capture.recovery import RateChanged
+from roomtone.capture.spool import Spool
+from roomtone.config import ConfigError
+from roomtone.control import Answer, Coverage, Disk, Done, OpenGap, Refused, Report, Request, RoomReport, Session
+from roomtone.glance import Glance
+from roomtone.health import RoomHealth
+from roomtone.journal import Journal
+from roomtone.ledger import summarize
+from roomtone.notify import Supervision
+from roomtone.outlets import Outlets
+from roomtone.reloading import InForce, Reloading
+from roomtone.rooms import OpenRoom, Rooms
+
+PATIENCE = 30.0
+"""Seconds that a device may take to close, with its facts in the journal, before the answer says that it still does."""
+DAY = timedelta(days=1)
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class Commands:
+    """Answers requests. `state` is the daemon's folder."""
+
+    def __init__(
+        self,
+        state: Path,
+        force: InForce,
+        *,
+        reloading: Reloading,
+        rooms: Rooms,
+        spools: Mapping[str, Spool],
+        outlets: Outlets,
+        glance: Glance,
+        journal: Journal,
+        supervision: Supervision,
+    ) -> None:
+        self._state = state
+        self._force = force
+        self._reloading = reloading
+        self._rooms = rooms
+        self._spools = spools
+        self._outlets = outlets
+        self._glance = glance
+        self._journal = journal
+        self._supervision = supervision
+        self._since = datetime.now(UTC)
+
+    def has_room(self, name: str) -> bool:
+        """Whether there is such a room."""
+        return name in self._rooms
+
+    async def answer(self, request: Request) -> Answer:  # noqa: PLR0911 - one for each request
+        """Do what is asked, and say what was done."""
+        match request:
+            case control.Status():
+                return await self._report()
+            case _ if self._supervision.stopping.is_set():
+                return Refused(("the daemon is stopping",))
+            case control.Reload():
+                return await self.reload()
+            case control.Mute(room=room, seconds=seconds):
+                if seconds is not None and not 0 < seconds <= 366 * 86_400:
+                    return Refused((f"{seconds:g} seconds: mute for more than 0 s and at most a year",))
+                until = None if seconds is None else datetime.fromtimestamp(time.time() + seconds, UTC)
+                return await self._for_each(room, lambda one: _mute(one, until))
+            case control.Unmute(room=room):
+                return await self._for_each(room, _unmute)
+            case control.Rotate(room=room):
+                return await self._for_each(room, _rotate)
+            case _:
+                return Refused((f"{type(request).__name__} has no single answer",))
+
+    async def reload(self) -> Done | Refused:
+        """Put the configuration as it is now into force, or say what is wrong with it."""
+        with self._told_to_the_manager():
+            try:
+                return Done(tuple(await self._reloading.reload()))
+            except (ConfigError, RateChanged) as error:
+                return Refused((*str(error).splitlines(), "nothing has changed: the old configuration goes on"))
+
+    @contextmanager
+    def _told_to_the_manager(self) -> Iterator[None]:
+        notifier = self._supervision.notifier
+        notifier.reloading()
+        try:
+            yield
+        finally:
+            notifier.tell(READY=1)
+
+    async def _for_each(self, name: str | None, act: Callable[[OpenRoom], Awaitable[str]]) -> Done | Refused:
+        """Do it in the room of that name, or in all of them at once."""
+        if name is not None and name not in self._rooms:
+            known = ", ".join(sorted(room.name for room in self._rooms))
+            return Refused((f"there is no room {name!r}; there is {known}",))
+        chosen = list(self._rooms) if name is None else [self._rooms[name]]
+        lines: dict[str, str] = {}
+
+        async def act_on(room: OpenRoom) -> None:
+            lines[room.name] = "not yet: it still does what was asked"
+            with trio.move_on_after(PATIENCE):
+                lines[room.name] = await act(room)
+
+        async with trio.open_nursery() as nursery:
+            for room in chosen:
+                nursery.start_soon(act_on, room)
+        return Done(tuple(f"{room.name}: {lines[room.name]}" for room in chosen))
+
+    async def _report(self) -> Report:
+        config = self._force.config
+        health = {one.name: one for one in self._supervision.health.rooms(trio.current_time())}
+        rooms = [await self._room(room, health.get(room.name)) for room in self._rooms]
+        return Report(
+            version=version("roomtone"),
+            pid=os.getpid(),
+            since=self._since,
+            configuration=str(config.path.absolute()),
+            state=str(self._state.absolute()),
+            rooms=tuple(rooms),
+            sinks=tuple(outlet.status() for outlet in self._outlets),
+            disk=self._disk(),
+            stopping=self._supervision.stopping.is_set(),
+        )
+
+    async def _room(self, room: OpenRoom, health: RoomHealth | None) -> RoomReport:
+        seen, table = self._glance.at(room.name), room.plan.table
+        spool = self._spools.get(room.name)
+        ended = room.listening.ended or room.over.is_set()
+        cause = None if health is None or ended else health.cause
+        session = seen.sessions[-1] if seen.sessions else None
+        return RoomReport(
+            name=room.name,
+            state="ended" if ended else "muted" if room.listening.mute else "waiting" if cause else "recording",
+            source=name_of(table.source),
+            rate=table.rate,
+            position=0 if spool is None else spool.end,
+            since=seen.recording,
+            muted_until=room.listening.mute.until if room.listening.mute else None,
+            gap=OpenGap(cause, round(health.lasting, 1)) if health and cause else None,
+            rms=seen.level.rms if seen.level and not cause else None,
+            peak=seen.level.peak if seen.level and not cause else None,
+            session=Session(session.session_id, session.at, session.endpoint) if session else None,
+            session_error=seen.session_error,
+            coverage=None if spool is None else await self._coverage(room, spool),
+        )
+
+    async def _coverage(self, room: OpenRoom, spool: Spool) -> Coverage | None:
+        """Of the last day. Positions stand still while there is no source, so a day has at most a day of them."""
+        rate = room.plan.table.rate
+        covers = await self._journal.covered(room.name, max(0, spool.end - round(DAY.total_seconds()) * rate))
+        summary = summarize(room.name, rate, covers, since=datetime.now(UTC) - DAY)
+        if summary is None:
+            return None
+        return Coverage(round(summary.ratio, 6), {loss.cause: loss.seconds for loss in summary.lost})
+
+    def _disk(self) -> Disk:
+        journal = sum(path.stat().st_size for path in self._state.glob("journal.sqlite*"))
+        spool = sum(spool.size for spool in self._spools.values())
+        return Disk(spool=spool, journal=journal, free=shutil.disk_usage(self._state).free)
+
+
+async def _mute(room: OpenRoom, until: datetime | None) -> str:
+    if room.listening.ended:
+        return "has ended; there is nothing to mute"
+    await room.listening.close(Mute(until))
+    return f"muted until {until.astimezone():%Y-%m-%d %H:%M:%S}" if until else "muted"
+
+
+async def _unmute(room: OpenRoom) -> str:
+    if room.listening.mute is None:
+        return "is not muted"
+    await room.listening.open()
+    return "listens again"
+
+
+async def _rotate(room: OpenRoom) -> str:
+    return (
+        "a new recording has begun"
+        if await room.listening.rotate()
+        else "does not record now; the next recording is a new one"
+    )

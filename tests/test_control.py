@@ -1,0 +1,291 @@
+"""The control socket: who may speak, what is understood, and that no client harms the daemon."""
+
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from roomtone import control
+from roomtone.control import (
+    CLIENTS,
+    LONGEST_REQUEST,
+    Answer,
+    ControlError,
+    Done,
+    Mute,
+    Refused,
+    Request,
+    Rotate,
+    Tail,
+    find_socket,
+    open_client,
+    open_socket,
+    serve,
+)
+from roomtone.events import Interim, Notice
+from roomtone.journal import Journal, open_journal
+from roomtone.live import Live
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Parrot:
+    """Answers with what it was asked."""
+
+    async def answer(self, request: Request) -> Answer:
+        return Refused(("no",)) if isinstance(request, Rotate) else Done((repr(request),))
+
+    def has_room(self, name: str) -> bool:
+        return name == "desk"
+
+
+class Serving:
+    def __init__(self, path: Path, journal: Journal, live: Live) -> None:
+        self.path = path
+        self.journal = journal
+        self.live = live
+
+
+@asynccontextmanager
+async def open_serving(folder: Path) -> AsyncIterator[Serving]:
+    path, live = folder / "run" / "control", Live()
+    async with open_journal(folder / "journal.sqlite") as journal, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve, path, Parrot(), journal=journal, live=live))
+        with trio.fail_after(10):
+            while not path.exists():  # noqa: ASYNC110 - a file tells nobody
+                await trio.sleep(0.01)
+        yield Serving(path, journal, live)
+        nursery.cancel_scope.cancel()
+
+
+def notice(number: int, room: str = "desk") -> Notice:
+    return Notice(room=room, position=number, at=AT, severity="info", code="test.notice", text=str(number))
+
+
+def interim(number: int, room: str = "desk") -> Interim:
+    return Interim(room=room, position=number, at=AT, session_id="s", turn_order=number, text="x" * 2000)
+
+
+async def test_a_request_is_answered(tmp_path: Path) -> None:
+    """One connection takes one request after the other; what is refused is an error with the reason."""
+    async with open_serving(tmp_path) as serving, open_client(serving.path) as client:
+        answer = await client.ask(Mute(room="desk", seconds=5.0))
+        assert answer == Done((repr(Mute(room="desk", seconds=5.0)),))
+        with pytest.raises(ControlError, match="no"):
+            await client.ask(Rotate())
+        assert await client.ask(Mute()) == Done((repr(Mute()),))
+
+
+async def test_only_this_user_can_open_it(tmp_path: Path) -> None:
+    """The socket and its folder are closed to others from their first moment, whatever the umask."""
+    before = os.umask(0)
+    try:
+        async with open_serving(tmp_path) as serving:
+            assert stat.S_IMODE(serving.path.stat().st_mode) == 0o600
+            assert stat.S_IMODE(serving.path.parent.stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+    assert not serving.path.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+async def test_the_kernel_is_asked_who_speaks() -> None:
+    """Another user is let go without an answer even where the mode of the file would let him in."""
+    with walkable_folder() as folder:
+        assert await ask_as_another(folder) == b""
+
+
+@contextmanager
+def walkable_folder() -> Iterator[Path]:
+    """Where others may walk, unlike in pytest's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+async def ask_as_another(folder: Path) -> bytes:
+    async with open_serving(folder) as serving:
+        serving.path.chmod(0o666)
+        serving.path.parent.chmod(0o711)
+        return await trio.to_thread.run_sync(ask_as_nobody, serving.path)
+
+
+def ask_as_nobody(path: Path) -> bytes:
+    import subprocess
+    import sys
+
+    program = (
+        "import os, socket, sys\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect(sys.argv[1])\n"
+        'try:\n    s.sendall(b\'{"ask": "mute"}\\n\')\n    data = s.recv(100)\n'
+        "except ConnectionError: data = b''\n"
+        "sys.stdout.buffer.write(data)\n"
+    )
+    command = ["/usr/bin/python3", "-c", program, str(path)]
+    if not Path(command[0]).exists():
+        command[0] = sys.executable
+    return subprocess.run(command, check=True, capture_output=True, timeout=30).stdout
+
+
+async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    """What a killed daemon has left is no obstacle; a daemon that answers keeps its socket, and so does a file."""
+    path = tmp_path / "control"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with open_socket(path):
+        with pytest.raises(OSError, match="another daemon answers"), open_socket(path):
+            pass
+        assert path.exists()
+        assert find_socket([tmp_path / "absent", path]) == path
+    assert not path.exists()
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match="no socket"), open_socket(path):
+        pass
+    assert path.read_text() == "precious"
+
+
+async def test_a_long_path_is_no_obstacle(tmp_path: Path) -> None:
+    """The kernel's 108 bytes are not the user's concern."""
+    async with open_serving(tmp_path / ("a" * 80) / ("b" * 80)) as serving, open_client(serving.path) as client:
+        assert await client.ask(Mute()) == Done((repr(Mute()),))
+        assert find_socket([serving.path]) == serving.path
+
+
+async def test_no_daemon_is_one_clear_line(tmp_path: Path) -> None:
+    """It says where it looked and what to do."""
+    with pytest.raises(ControlError, match=r"no daemon answers here; start one with `roomtone run`.*absent"):
+        find_socket([tmp_path / "absent"])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"{}", "no request"),
+        (b"nonsense", "no request"),
+        (b'{"ask": "dance"}', "no request"),
+        (b'{"ask": "mute", "seconds": "long"}', "no request"),
+        (b'{"ask": "mute", "version": 2}', "speaks version 1, not 2"),
+        (b'{"ask": "tail", "room": "attic"}', "there is no room 'attic'"),
+        (b"\xff\xfe\x00", "no request"),
+        (b"[" * 10_000, "no request"),
+    ],
+)
+async def test_what_is_no_request_is_told(tmp_path: Path, line: bytes, said: str) -> None:
+    """In one line; and the connection goes on."""
+    async with open_serving(tmp_path) as serving:
+        stream = await trio.open_unix_socket(serving.path)
+        async with stream:
+            for sent, expected in ((line, said), (b'{"ask": "mute"}', "Mute")):
+                await stream.send_all(sent + b"\n")
+                with trio.fail_after(10):
+                    answer = msgspec.json.decode(await stream.receive_some(65_536))
+                assert expected in answer["lines"][0]
+
+
+async def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
+    """A client cannot have the daemon hold what it sends."""
+    async with open_serving(tmp_path) as serving:
+        stream = await trio.open_unix_socket(serving.path)
+        async with stream:
+            with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+                await stream.send_all(b"x" * LONGEST_REQUEST * 100)
+        async with open_client(serving.path) as client:
+            assert await client.ask(Mute()) == Done((repr(Mute()),))
+
+
+async def test_clients_are_bounded(tmp_path: Path) -> None:
+    """One too many is told so; when one has gone there is room again."""
+    async with open_serving(tmp_path) as serving:
+        streams = [await trio.open_unix_socket(serving.path) for _ in range(CLIENTS)]
+        for stream in streams:
+            await stream.send_all(b'{"ask": "mute"}\n')
+            await stream.receive_some(1000)
+        with pytest.raises(ControlError, match="clients are here"):
+            async with open_client(serving.path) as client:
+                await client.ask(Mute())
+        for stream in streams:
+            await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        async with open_client(serving.path) as client:
+            assert await client.ask(Mute()) == Done((repr(Mute()),))
+
+
+async def test_tail_follows_one_room_or_all(tmp_path: Path) -> None:
+    """Durable events and live ones, of the room that is asked for, and notices of the whole daemon."""
+    async with open_serving(tmp_path) as serving, open_client(serving.path) as client:
+        await client.ask(Tail(room="desk"))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await serving.journal.commit(notice(1), notice(2, room="attic"), notice(3, room=""))
+        seen = [msgspec.json.decode(await anext(client.lines)) for _ in range(2)]
+        serving.live.publish(interim(4, room="attic"))
+        serving.live.publish(interim(5))
+        seen.append(msgspec.json.decode(await anext(client.lines)))
+    assert [event["position"] for event in seen] == [1, 3, 5]
+
+
+async def test_a_client_that_does_not_read_loses_live_events_only(tmp_path: Path) -> None:
+    """Publishing goes on at its pace, what is lost is counted and told, and of durable events none is lost."""
+    count = 3000
+    async with open_serving(tmp_path) as serving, open_client(serving.path) as client:
+        await client.ask(Tail())
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        for number in range(count):
+            serving.live.publish(interim(number))
+            if number % 100 == 0:
+                await serving.journal.commit(notice(number))
+                await trio.testing.wait_all_tasks_blocked()
+        durable, live, dropped = [], 0, 0
+        with trio.fail_after(30):
+            async for line in client.lines:
+                event = msgspec.json.decode(line)
+                match event["kind"]:
+                    case "notice":
+                        durable.append(event["position"])
+                    case "interim":
+                        live += 1
+                        if event["position"] == count - 1:
+                            break
+                    case "dropped":
+                        dropped = event["count"]
+            while len(durable) < count // 100:
+                durable.append(msgspec.json.decode(await anext(client.lines))["position"])
+    assert durable == list(range(0, count, 100))
+    assert dropped > 0
+    assert live + dropped == count
+
+
+async def test_a_client_that_goes_away_is_forgotten(tmp_path: Path) -> None:
+    """In the middle of an answer, of a request, or of a tail."""
+    async with open_serving(tmp_path) as serving:
+        for sent in (b"", b'{"ask"', b'{"ask": "mute"}\n', b'{"ask": "tail"}\n'):
+            for _ in range(CLIENTS):
+                stream = await trio.open_unix_socket(serving.path)
+                await stream.send_all(sent)
+                await stream.aclose()
+            serving.live.publish(interim(1))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        async with open_client(serving.path) as client:
+            assert await client.ask(Mute()) == Done((repr(Mute()),))
+
+
+async def test_a_place_that_cannot_have_a_socket_stops_nothing(tmp_path: Path) -> None:
+    """Recording is worth more than asking about it: the log says so, and the daemon goes on."""
+    (tmp_path / "file").write_text("")
+    async with open_journal(tmp_path / "journal.sqlite") as journal:
+        with trio.fail_after(10):
+            await serve(tmp_path / "file" / "control", Parrot(), journal=journal, live=Live())
+
+
+def test_requests_carry_their_version() -> None:
+    """So that an older daemon can say what it does not speak."""
+    assert msgspec.json.decode(msgspec.json.encode(control.Status())) == {"ask": "status", "version": 1}
