@@ -1,4 +1,4 @@
-"""The wav sink: the rooms' audio as WAV files, valid at any moment, each with a sidecar that accounts for it."""
+"""The wav sink: the rooms' audio as files that are valid at any moment, each with a sidecar that accounts for it."""
 
 import errno
 import os
@@ -13,11 +13,18 @@ import trio
 
 from roomtone import Context, Sink, hookimpl
 from roomtone.durable import make_folder
+from roomtone_transcript.captions import Captions
+from roomtone_wav import compression
 from roomtone_wav.catalog import open_catalog
-from roomtone_wav.recording import Gaps, Recording, Split
-from roomtone_wav.writer import Writer
+from roomtone_wav.disk import write_sidecar
+from roomtone_wav.keeping import Keeper
+from roomtone_wav.recording import Format, Gaps, Recording, Split
+from roomtone_wav.writer import TranscribingWriter, Writer
 
 __all__ = ["Wav", "register_sinks"]
+
+_PERIOD = 15.0
+"""Seconds between two looks at what finished files need."""
 
 
 class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
@@ -28,11 +35,23 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
     directory: Annotated[str, msgspec.Meta(min_length=1)]
     """Where the files go; made where it is missing. Files are for the daemon's user alone (0600, folders 0700)."""
     split: Split = "recording"
-    """Where a new file begins: with each recording, or at each clock hour (UTC) too. In any case before 4 GB."""
+    """Where a new file begins: with each recording, or at each clock hour (UTC) too, or each so many minutes since
+    midnight. In any case before 4 GB."""
     gaps: Gaps = "split"
     """Time without a source begins a new file, or becomes silence of its length in the same one."""
     template: str = "{room}/{start:%Y-%m-%d}/{room}_{start:%Y%m%dT%H%M%SZ}.wav"
-    """A file's name below the directory, of room, start (UTC), position and rate. One that is taken gets a number."""
+    """A file's name below the directory, of room, start (UTC), position and rate. One that is taken gets a number. The
+    ending of a file that is compressed becomes .flac or .opus."""
+    format: Format = "wav"
+    """What a file becomes when it is complete. It grows as WAV, whatever this says."""
+    transcript: bool = False
+    """Whether the sidecar has what is said in the file: the turns, as they come and are corrected."""
+    captions: tuple[Captions, ...] = ()
+    """Files of captions beside each recording, "srt" or "vtt" or both, timed for it."""
+    keep_days: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Files that ended longer ago are removed with all that lies beside them, but for the newest of each room."""
+    keep_gb: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """The oldest files are removed while all of them have more than so many gigabytes, but for the newest of each."""
 
     def __post_init__(self) -> None:
         try:
@@ -44,9 +63,18 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
 
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[object]:
-        """Yield the hooks. Errors: OSError that names the directory where it cannot be written."""
+        """Yield the hooks. Errors: OSError that names the directory where it cannot be written; ValueError for a format
+        that this machine or a room's rate does not have.
+        """
         with ExitStack() as stack:
-            yield await trio.to_thread.run_sync(self._writer, context, stack)
+            writer = await trio.to_thread.run_sync(self._writer, context, stack)
+            if self.format == "wav" and self.keep_days is None and self.keep_gb is None:
+                yield writer
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_tend, writer)
+                yield writer
+                nursery.cancel_scope.cancel()
 
     def _writer(self, context: Context, stack: ExitStack) -> Writer:
         directory = context.path(self.directory)
@@ -57,12 +85,29 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
                 "directory must be writable for the daemon (its user, and ReadWritePaths= under systemd)",
                 str(directory),
             )
+        chosen = {room: rate for room, rate in context.rates.items() if not self.rooms or room in self.rooms}
+        compression.check(self.format, chosen)
+        catalog = stack.enter_context(open_catalog(context.state / "recordings.sqlite"))
+        has_text = self.transcript or bool(self.captions)
 
         def path(recording: Recording) -> Path:
             return directory / _name(self.template, recording.room, recording.start, recording.first, recording.rate)
 
-        catalog = stack.enter_context(open_catalog(context.state / "recordings.sqlite"))
-        return Writer(catalog, path, self.split, self.gaps)
+        def write(recording: Recording) -> None:
+            write_sidecar(recording, catalog.turns(recording) if has_text else None, self.captions)
+
+        keeper = Keeper(catalog, directory, write, keep_days=self.keep_days, keep_gb=self.keep_gb)
+        stack.callback(keeper.close)
+        kind = TranscribingWriter if has_text else Writer
+        return kind(catalog, path, keeper, write, split=self.split, gaps=self.gaps, format=self.format)
+
+
+async def _tend(writer: Writer) -> None:
+    """Let the writer do, between its hooks and in a thread of its own, what nobody waits for."""
+    thread = trio.CapacityLimiter(1)
+    while True:
+        has_more = await trio.to_thread.run_sync(writer.tend, limiter=thread)
+        await trio.sleep(0 if has_more else _PERIOD)
 
 
 def _name(template: str, room: str, start: datetime, position: int, rate: int) -> str:

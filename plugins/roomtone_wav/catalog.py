@@ -5,24 +5,43 @@ written here is durable before the file that it names is made, so no crash leave
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import structlog
 
+from roomtone import Turn, encode
 from roomtone_wav.recording import Recording
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 _SCHEMA = """
+-- `era` is 0 for the journal that there is, and more for those that were lost: their positions count no more, but their
+-- files are still ours to compress and to remove.
 CREATE TABLE IF NOT EXISTS recordings (
-    room TEXT NOT NULL, first INTEGER NOT NULL, end INTEGER NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (room, first)
-) WITHOUT ROWID
+    room TEXT NOT NULL, era INTEGER NOT NULL, first INTEGER NOT NULL, end INTEGER NOT NULL, until TEXT NOT NULL,
+    size INTEGER NOT NULL, todo TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (room, era, first)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS recordings_to_do ON recordings (todo) WHERE todo != '';
+CREATE TABLE IF NOT EXISTS turns (
+    id TEXT PRIMARY KEY, room TEXT NOT NULL, position INTEGER NOT NULL, end INTEGER NOT NULL, body BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS turns_by_position ON turns (room, position);
 """
+
+Todo: TypeAlias = Literal["", "grow", "encode", "remove"]
+"""What is still to be done with a file: nothing; to let it grow and then compress it; that now; to remove its WAV."""
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A recording with its place in the catalog."""
+
+    era: int
+    recording: Recording
 
 
 class Catalog:
@@ -33,29 +52,128 @@ class Catalog:
 
     def holding(self, room: str, position: int) -> Recording | None:
         """The recording that the position belongs to, or would continue: the last that begins at or before it."""
-        return self._one("room = ? AND first <= ? ORDER BY first DESC LIMIT 1", room, position)
+        return self._one("room = ? AND era = 0 AND first <= ? ORDER BY first DESC LIMIT 1", room, position)
 
     def following(self, room: str, position: int) -> Recording | None:
         """The first recording that begins after the position."""
-        return self._one("room = ? AND first > ? ORDER BY first LIMIT 1", room, position)
+        return self._one("room = ? AND era = 0 AND first > ? ORDER BY first LIMIT 1", room, position)
 
     def newest(self, room: str) -> Recording | None:
-        return self._one("room = ? ORDER BY first DESC LIMIT 1", room)
+        return self._one("room = ? AND era = 0 ORDER BY first DESC LIMIT 1", room)
 
     def overlapping(self, room: str, start: int, end: int) -> list[Recording]:
         """The recordings that hold any position from `start` up to `end`."""
-        return list(self._all("room = ? AND first < ? AND end > ? ORDER BY first", room, end, start))
+        return list(self._all("room = ? AND era = 0 AND first < ? AND end > ? ORDER BY first", room, end, start))
 
-    def put(self, recording: Recording) -> None:
-        row = (recording.room, recording.first, recording.end, msgspec.json.encode(recording))
-        self._database.execute("INSERT OR REPLACE INTO recordings VALUES (?, ?, ?, ?)", row)
+    def put(self, recording: Recording, *, era: int = 0) -> None:
+        """Know this of the recording. What is still to be done with it stays as it is."""
+        todo: Todo = "" if recording.format == "wav" else "grow"
+        self._database.execute(
+            "INSERT INTO recordings VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room, era, first) DO UPDATE "
+            "SET end = excluded.end, until = excluded.until, size = excluded.size, body = excluded.body",
+            (
+                recording.room,
+                era,
+                recording.first,
+                recording.end,
+                recording.until.isoformat(),
+                recording.size,
+                todo,
+                msgspec.json.encode(recording),
+            ),
+        )
 
-    def drop(self, room: str) -> None:
-        """No position of the room belongs to any file of before. The files stay."""
-        self._database.execute("DELETE FROM recordings WHERE room = ?", (room,))
+    def part(self, newest: Recording) -> None:
+        """No position of the room belongs to any file up to now, of which this is the newest. The files stay known."""
+        self._database.execute(
+            "UPDATE recordings SET era = (SELECT max(era) + 1 FROM recordings WHERE room = :room), "
+            "todo = CASE todo WHEN 'grow' THEN 'encode' ELSE todo END WHERE room = :room AND era = 0",
+            {"room": newest.room},
+        )
+        self._database.execute("DELETE FROM turns WHERE room = ? AND id <= ?", (newest.room, newest.last))
+
+    def open_up(self, recording: Recording) -> None:
+        """The recording is a WAV again, and to be compressed again."""
+        self.put(recording)
+        where = "room = ? AND era = 0 AND first = ? AND todo != 'grow'"
+        values = (recording.room, recording.first)
+        self._database.execute(f"UPDATE recordings SET todo = 'encode' WHERE {where}", values)  # noqa: S608 - our own text
+
+    def complete(self, room: str, before: int) -> None:
+        """Every recording of the room that begins before this position has all its samples, durably."""
+        self._database.execute(
+            "UPDATE recordings SET todo = 'encode' WHERE room = ? AND era = 0 AND first < ? AND todo = 'grow'",
+            (room, before),
+        )
+
+    def todo(self, what: Todo) -> list[Kept]:
+        return self._kept("todo = ? ORDER BY until", what)
+
+    def get(self, kept: Kept) -> Recording | None:
+        """The same recording as it is known now."""
+        return self._one("room = ? AND era = ? AND first = ?", kept.recording.room, kept.era, kept.recording.first)
+
+    def set_todo(self, kept: Kept, todo: Todo) -> None:
+        self._database.execute(
+            "UPDATE recordings SET todo = ? WHERE room = ? AND era = ? AND first = ?",
+            (todo, kept.recording.room, kept.era, kept.recording.first),
+        )
+
+    def finished(self) -> list[Kept]:
+        """Every recording but the newest of each room, the oldest first."""
+        newest = "SELECT room, max(first) FROM recordings WHERE era = 0 GROUP BY room"
+        return self._kept(f"NOT (era = 0 AND (room, first) IN ({newest})) ORDER BY until")
+
+    def size(self) -> int:
+        """Bytes of all files, those that somebody has deleted since included."""
+        (size,) = self._database.execute("SELECT coalesce(sum(size), 0) FROM recordings").fetchone()
+        return int(size)
+
+    def newest_of_all(self) -> list[Recording]:
+        """The newest recording of each room."""
+        rooms = self._database.execute("SELECT DISTINCT room FROM recordings WHERE era = 0").fetchall()
+        return [recording for (room,) in rooms if (recording := self.newest(room)) is not None]
+
+    def remove(self, kept: Kept) -> None:
+        """Know nothing of the recording any more, nor of what was said in it."""
+        recording = kept.recording
+        key = (recording.room, kept.era, recording.first)
+        self._database.execute("DELETE FROM recordings WHERE room = ? AND era = ? AND first = ?", key)
+        if not kept.era:
+            where = "room = ? AND position >= ? AND position < ?"
+            self._database.execute(
+                f"DELETE FROM turns WHERE {where}",  # noqa: S608 - our own text
+                (recording.room, recording.first, recording.end),
+            )
+
+    def put_turn(self, turn: Turn, end: int) -> None:
+        row = (turn.id, turn.room, turn.position, end, encode(turn))
+        self._database.execute("INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?)", row)
+
+    def take_turn(self, id_: str) -> int | None:
+        """Know nothing of the turn any more. Returns its position, if it was known."""
+        rows = self._database.execute("DELETE FROM turns WHERE id = ? RETURNING position", (id_,)).fetchall()
+        return rows[0][0] if rows else None
+
+    def forget_turns(self, room: str, start: int, end: int) -> None:
+        """Know nothing of what was said between these positions, begun before or not."""
+        where = "room = ? AND position < ? AND max(end, position + 1) > ?"
+        self._database.execute(f"DELETE FROM turns WHERE {where}", (room, end, start))  # noqa: S608 - our own text
+
+    def turns(self, recording: Recording) -> Sequence[Turn]:
+        """What is said in the recording, by position."""
+        rows = self._database.execute(
+            "SELECT body FROM turns WHERE room = ? AND position >= ? AND position < ? ORDER BY position, id",
+            (recording.room, recording.first, recording.end),
+        )
+        return [msgspec.json.decode(body, type=Turn) for (body,) in rows]
 
     def commit(self) -> None:
         self._database.commit()
+
+    def _kept(self, where: str, *values: Any) -> list[Kept]:
+        rows = self._database.execute(f"SELECT era, body FROM recordings WHERE {where}", values)  # noqa: S608 - our own text
+        return [Kept(era, msgspec.json.decode(body, type=Recording)) for era, body in rows]
 
     def _one(self, where: str, *values: Any) -> Recording | None:
         return next(self._all(where, *values), None)
@@ -92,7 +210,8 @@ def _prepare(path: Path) -> sqlite3.Connection:
     try:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
-        database.execute(_SCHEMA)
+        database.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in free pages of the file
+        database.executescript(_SCHEMA)
         database.execute("SELECT count(*) FROM recordings").fetchone()
     except BaseException:
         database.close()

@@ -6,11 +6,13 @@ file is a shorter one, and valid.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from roomtone import Turn
 from roomtone.durable import make_folder, replace
+from roomtone_transcript.captions import Captions, cues, render
 from roomtone_wav.recording import HEADER, WIDTH, Recording, header
 
 _CHUNK = 2**20
@@ -72,6 +74,10 @@ def create(recording: Recording) -> None:
     replace(path, header(0, recording.rate))
 
 
-def write_sidecar(recording: Recording) -> None:
-    """Replace the recording's sidecar as a whole."""
-    replace(Path(recording.path).with_suffix(".json"), recording.sidecar())
+def write_sidecar(recording: Recording, turns: Sequence[Turn] | None = None, captions: Sequence[Captions] = ()) -> None:
+    """Replace the recording's sidecar as a whole, and its captions, which are timed for the file."""
+    path = Path(recording.path)
+    replace(path.with_suffix(".json"), recording.sidecar(turns))
+    for form in captions:
+        found = (cue for turn in turns or () for cue in cues(turn, recording.second, {}))
+        replace(path.with_suffix(f".{form}"), render(found, form))

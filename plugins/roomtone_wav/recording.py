@@ -1,17 +1,18 @@
-"""What one WAV file holds, and where in it a position lies. Pure: no disk, no clock.
+"""What one file of audio holds, and where in it a position lies. Pure: no disk, no clock.
 
 A sample's place in a file is its position minus the file's first, plus the silence that was put in before it. Lost
 samples need nothing of their own: the position moved on by them, so their place stays zero.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from roomtone import Audio, Gap
+from roomtone import Audio, Gap, Turn
 
 HEADER = 44
 """Bytes of a RIFF header with one `fmt ` chunk of 16 bytes, up to the first sample."""
@@ -20,7 +21,9 @@ WIDTH = 2
 LONGEST = (2**32 - 1 - (HEADER - 8)) // WIDTH
 """Samples that one file can hold: RIFF counts its bytes, but for the first eight, in 32 bits."""
 
-Split: TypeAlias = Literal["recording", "hour"]
+Split: TypeAlias = Literal["recording", "hour"] | Annotated[int, msgspec.Meta(ge=1, le=1440)]
+"""Where files end beside the ends of recordings: nowhere, or each so many minutes since midnight (UTC)."""
+Format: TypeAlias = Literal["wav", "flac", "opus"]
 Gaps: TypeAlias = Literal["split", "silence"]
 
 
@@ -55,10 +58,14 @@ class Silence(msgspec.Struct, frozen=True, rename={"from_": "from"}):
 
 
 class Recording(msgspec.Struct, frozen=True, kw_only=True):
-    """One WAV file: positions `first` to `end` of a room, heard from `start` until `until` (UTC).
+    """One file: positions `first` to `end` of a room, heard from `start` until `until` (UTC).
+
+    It grows as WAV. What it is to become when it is complete is its `format`; then `path` is that file's, and
+    `compressed` its bytes.
 
     `last` is the id of the newest event in it. `missing` is what the spool's quota took before it could be written,
-    `forgotten` what was removed on somebody's wish; both are zeros in the file.
+    `forgotten` what was removed on somebody's wish; both are zeros in the file. From the position `limit` on there is
+    another file, on somebody's wish too.
     """
 
     room: str
@@ -73,29 +80,71 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     silences: tuple[Silence, ...] = ()
     missing: tuple[Stretch, ...] = ()
     forgotten: tuple[Stretch, ...] = ()
+    format: Format = "wav"
+    compressed: int | None = None
+    limit: int | None = None
 
     @property
     def samples(self) -> int:
         """How many samples the file has."""
         return self.offset(self.end)
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether it is compressed, so that nothing can be written into it any more."""
+        return self.compressed is not None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return HEADER + self.samples * WIDTH if self.compressed is None else self.compressed
+
     def offset(self, position: int) -> int:
         """Which sample of the file is the one at this position."""
         return position - self.first + sum(each.samples for each in self.silences if each.position <= position)
 
+    def second(self, position: int) -> float:
+        """At which second of the file a position is heard."""
+        return self.offset(position) / self.rate
+
     def boundary(self, position: int, at: datetime, split: Split) -> int:
         """The position that this file cannot have any more, given that the sample at `position` was heard `at`."""
         full = position + LONGEST - self.offset(position)
+        if self.limit is not None:
+            full = min(full, self.limit)
         if split == "recording":
             return full
-        hour = self.start.astimezone(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
-        return min(full, position - (-microseconds(hour - at) * self.rate // 1_000_000))  # rounded up: no earlier
+        end = _next_on_the_clock(self.start.astimezone(UTC), 60 if split == "hour" else split)
+        return min(full, position - (-microseconds(end - at) * self.rate // 1_000_000))  # rounded up: no earlier
 
-    def sidecar(self) -> bytes:
-        """What stands beside the file, for people and programs that read it."""
+    def sidecar(self, turns: Sequence[Turn] | None = None) -> bytes:
+        """What stands beside the file, for people and programs that read it; with `turns`, what is said in it."""
         facts: dict[str, Any] = msgspec.to_builtins(self)
-        del facts["path"], facts["last"]
-        return msgspec.json.format(msgspec.json.encode(facts | {"samples": self.samples}), indent=2) + b"\n"
+        facts = {"file": Path(self.path).name} | facts
+        del facts["path"], facts["last"], facts["limit"]
+        del facts["format"], facts["compressed"]
+        facts["samples"] = self.samples
+        if turns is not None:
+            facts["transcript"] = [_said(turn) for turn in turns]
+        return msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n"
+
+
+def _said(turn: Turn) -> dict[str, Any]:
+    return {
+        "id": turn.id,
+        "position": turn.position,
+        "at": turn.at,
+        "speaker": turn.speaker,
+        "language": turn.language,
+        "text": turn.text,
+    }
+
+
+def _next_on_the_clock(at: datetime, minutes: int) -> datetime:
+    """The end of the stretch of so many minutes that `at` lies in. The last one of a day ends with the day."""
+    midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    passed = (at - midnight) // timedelta(minutes=minutes)
+    return midnight + min(timedelta(minutes=(passed + 1) * minutes), timedelta(days=1))
 
 
 def continued(
@@ -105,7 +154,7 @@ def continued(
 
     None where it does not go on, and another file begins.
     """
-    if event.rate != recording.rate:
+    if event.rate != recording.rate or (recording.is_sealed and position >= recording.end):
         return None
     if event.fresh and position == event.position >= recording.end and position != recording.first:
         if gaps == "split":

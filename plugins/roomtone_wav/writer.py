@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 
 import msgspec
 import structlog
 
-from roomtone import Audio, Forgotten, Gap, hookimpl
-from roomtone_wav import disk
+from roomtone import Audio, Forgotten, Gap, RecordingStopped, Turn, hookimpl
+from roomtone_wav import compression, disk
 from roomtone_wav.catalog import Catalog
-from roomtone_wav.recording import WIDTH, Gaps, Hole, Recording, Split, continued, duration, united
+from roomtone_wav.keeping import Keeper
+from roomtone_wav.recording import WIDTH, Format, Gaps, Hole, Recording, Split, continued, duration, united
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -23,55 +25,106 @@ class Writer:
     Errors: OSError that names the file. Nothing of the batch is then acknowledged, for only `flush` commits.
     """
 
-    def __init__(self, catalog: Catalog, name: Callable[[Recording], Path], split: Split, gaps: Gaps) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        name: Callable[[Recording], Path],
+        keeper: Keeper,
+        write_sidecar: Callable[[Recording], None],
+        *,
+        split: Split,
+        gaps: Gaps,
+        format: Format,  # noqa: A002 - the configuration's word
+    ) -> None:
         self._catalog = catalog
         self._name = name
-        self._split = split
-        self._gaps = gaps
+        self._keeper = keeper
+        self._write_sidecar = write_sidecar
+        self._split: Split = split
+        self._gaps: Gaps = gaps
+        self._format: Format = format
         self._changed: dict[tuple[str, int], Recording] = {}
+        self._ended: set[str] = set()
+        self._lock = Lock()
+
+    def tend(self) -> bool:
+        """Do some of what becomes of finished files, unless a hook is at work. Returns whether there is more."""
+        with self._lock:
+            # Between two batches only: until its flush, what the catalog says of a file is ahead of the disk.
+            return self._keeper.advance() if not self._changed else False
 
     @hookimpl
     def audio(self, event: Audio) -> None:
         """Write the segment, part by part where a file ends inside it."""
-        self._forget_other_journal(event)
-        audio = _read(event)
-        position, stop = event.position, event.position + event.samples
-        while position < stop:
-            at = event.at + duration(position - event.position, event.rate)
-            recording, end = self._place(event, position, at)
-            end = min(stop, end)
-            part = audio[(position - event.position) * WIDTH : (end - event.position) * WIDTH]
-            self._write(recording, event, position, end, part)
-            position = end
+        with self._lock:
+            self._forget_other_journal(event)
+            audio = _read(event)
+            position, stop = event.position, event.position + event.samples
+            while position < stop:
+                at = event.at + duration(position - event.position, event.rate)
+                recording, end = self._place(event, position, at)
+                end = min(stop, end)
+                part = audio[(position - event.position) * WIDTH : (end - event.position) * WIDTH]
+                self._write(recording, event, position, end, part)
+                position = end
 
     @hookimpl
     def gap(self, event: Gap) -> None:
         """Note the gap beside the file that it lies in or ends. The zeros come by themselves, with what follows."""
-        recording = self._catalog.holding(event.room, event.start)
-        hole = Hole.of(event)
-        if recording is not None and Path(recording.path).exists() and hole not in recording.gaps:
-            self._save(msgspec.structs.replace(recording, gaps=(*recording.gaps, hole)))
+        with self._lock:
+            recording = self._catalog.holding(event.room, event.start)
+            hole = Hole.of(event)
+            if recording is not None and Path(recording.path).exists() and hole not in recording.gaps:
+                self._save(msgspec.structs.replace(recording, gaps=(*recording.gaps, hole)))
+
+    @hookimpl
+    def recording_stopped(self, event: RecordingStopped) -> None:
+        """Where a recording was rotated, another file begins, though no time lies between them."""
+        with self._lock:
+            recording = self._catalog.holding(event.room, event.position - 1)
+            is_known = recording is not None and recording.end == event.position and Path(recording.path).exists()
+            if event.reason == "rotated" and recording is not None and is_known:
+                self._save(msgspec.structs.replace(recording, limit=event.position))
+            if event.reason == "ended" or (event.reason != "stopping" and self._gaps == "split"):
+                self._ended.add(event.room)
 
     @hookimpl
     def forgotten(self, event: Forgotten) -> None:
         """Make zero what was heard there, in every file that is still there, and note it."""
-        for recording in self._catalog.overlapping(event.room, event.start, event.end):
-            if not Path(recording.path).exists():
-                continue
-            start, end = max(event.start, recording.first), min(event.end, recording.end)
-            with disk.open_wav(recording.path) as wav:
-                wav.erase(recording.offset(start), recording.offset(end - 1) + 1)
-            self._save(msgspec.structs.replace(recording, forgotten=united(recording.forgotten, start, end)))
+        with self._lock:
+            self._catalog.forget_turns(event.room, event.start, event.end)
+            for recording in self._catalog.overlapping(event.room, event.start, event.end):
+                if not Path(recording.path).exists():
+                    continue
+                start, end = max(event.start, recording.first), min(event.end, recording.end)
+                recording = self._open_up(recording)  # noqa: PLW2901 - the same one, and its file another
+                with disk.open_wav(recording.path) as wav:
+                    wav.erase(recording.offset(start), recording.offset(end - 1) + 1)
+                self._save(msgspec.structs.replace(recording, forgotten=united(recording.forgotten, start, end)))
 
     @hookimpl
     def flush(self) -> None:
         """Samples, then headers, then sidecars, then the catalog: what is durable later speaks of what is durable."""
-        for recording in self._changed.values():
-            with disk.open_wav(recording.path) as wav:
-                wav.settle(recording.samples, recording.rate)
-            disk.write_sidecar(recording)
-        self._catalog.commit()
-        self._changed.clear()
+        with self._lock:
+            for recording in self._changed.values():
+                if not recording.is_sealed:
+                    with disk.open_wav(recording.path) as wav:
+                        wav.settle(recording.samples, recording.rate)
+                self._write_sidecar(recording)
+            self._complete()
+            self._catalog.commit()
+            self._changed.clear()
+            self._ended.clear()
+
+    def _complete(self) -> None:
+        """Note which files have everything: those before one that this batch has written to. One that merely has a
+        successor may still lack what comes again after a crash.
+        """
+        for room, first in self._changed:
+            self._catalog.complete(room, first)
+        for room in self._ended:
+            if (newest := self._catalog.newest(room)) is not None:
+                self._catalog.complete(room, newest.first + 1)
 
     def _place(self, event: Audio, position: int, at: datetime) -> tuple[Recording, int]:
         """The recording for the sample at this position, and the first position that it cannot have."""
@@ -79,7 +132,9 @@ class Writer:
         following = self._catalog.following(event.room, position)
         if held is not None and not Path(held.path).exists():
             held = None
-        if held is not None and following is None:
+        if held is not None and held.is_sealed and position < held.end:
+            return held, held.end
+        if held is not None and (following is None or held.is_sealed):
             held = continued(held, event, position, at, split=self._split, gaps=self._gaps)
         if held is None:
             held = self._begin(event, position, at)
@@ -96,6 +151,7 @@ class Writer:
             end=position,
             until=at,
             last=event.id,
+            format=self._format,
         )
         path = _unused(self._name(recording))
         recording = msgspec.structs.replace(recording, path=str(path))
@@ -106,6 +162,8 @@ class Writer:
         return recording
 
     def _write(self, recording: Recording, event: Audio, start: int, end: int, audio: bytes) -> None:
+        if recording.is_sealed:  # it is sealed because it has these samples, and they come again
+            return
         with disk.open_wav(recording.path) as wav:
             wav.write(recording.offset(start), audio)
         if end > recording.end:
@@ -115,6 +173,17 @@ class Writer:
             log.warning("audio.missing", room=event.room, path=recording.path, start=there, end=end)
             recording = msgspec.structs.replace(recording, missing=united(recording.missing, there, end))
         self._save(msgspec.structs.replace(recording, last=max(recording.last, event.id)))
+
+    def _open_up(self, recording: Recording) -> Recording:
+        """The recording as a WAV that can be written to, to be compressed again. Nothing of its other forms stays."""
+        self._keeper.interrupt(recording)
+        if recording.is_sealed:
+            path = compression.decompress(recording)
+            recording = msgspec.structs.replace(recording, path=str(path), compressed=None)
+            self._catalog.open_up(recording)
+            self._catalog.commit()
+        compression.remove_others(recording)
+        return recording
 
     def _save(self, recording: Recording) -> None:
         self._catalog.put(recording)
@@ -127,7 +196,7 @@ class Writer:
         newest = self._catalog.newest(event.room)
         if newest is not None and event.id > newest.last and event.position < newest.end:
             log.warning("recording.restarted", room=event.room, position=event.position, path=newest.path)
-            self._catalog.drop(event.room)
+            self._catalog.part(newest)
 
 
 def _read(event: Audio) -> bytes:
@@ -143,7 +212,29 @@ def _read(event: Audio) -> bytes:
 
 def _unused(path: Path) -> Path:
     number, free = 1, path
-    while free.exists():
+    while any(free.with_suffix(suffix).exists() for suffix in compression.SUFFIXES):
         number += 1
         free = path.with_stem(f"{path.stem}_{number}")
     return free
+
+
+class TranscribingWriter(Writer):
+    """A writer whose sidecars have what is said in the file, with corrections in the place of what they correct.
+
+    A turn comes before the audio that it was said in as often as after it: it is kept, and stands beside the file as
+    soon as that has its first sample.
+    """
+
+    @hookimpl
+    def turn(self, event: Turn) -> None:
+        """Keep what was said, and write it beside the file that has it."""
+        with self._lock:
+            if event.supersedes and (corrected := self._catalog.take_turn(event.supersedes)) is not None:
+                self._touch(event.room, corrected)
+            self._catalog.put_turn(event, max((word.end for word in event.words), default=event.position))
+            self._touch(event.room, event.position)
+
+    def _touch(self, room: str, position: int) -> None:
+        recording = self._catalog.holding(room, position)
+        if recording is not None and position < recording.end and Path(recording.path).exists():
+            self._changed[recording.room, recording.first] = recording

@@ -1,0 +1,137 @@
+"""FLAC and Opus: a WAV file becomes a smaller one, and the smaller one a WAV again.
+
+A compressed file cannot be written by position, so a recording grows as WAV and is compressed when it is complete. The
+WAV goes when the other file is durable, has been read back (FLAC: every sample; Opus: their number) and is known to the
+catalog. libsndfile does the work by path: its way through Python's files needs callbacks, which are made of memory that
+is both writable and executable, and which the hardened service may not have.
+"""
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from roomtone.durable import PRIVATE, put_in_place, remove
+from roomtone_wav.recording import HEADER, WIDTH, Format, Recording, header
+
+SUFFIXES: tuple[str, ...] = (".wav", ".flac", ".opus")
+
+_SHAPES = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
+_OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
+_PART = 2**15
+"""Samples at once: some tenths of a second of work for Opus on a small computer."""
+
+
+class CompressionError(Exception):
+    """The audio cannot be compressed. Says which file and why; the WAV stays."""
+
+
+def check(form: Format, rates: dict[str, int]) -> None:
+    """Raise ValueError, for a person, where this machine or one of the rooms' rates has no such files."""
+    if form == "wav":
+        return
+    try:
+        import soundfile  # noqa: F401, PLC0415 - late: it brings NumPy, and only this wants it
+    except (ImportError, OSError) as error:
+        raise ValueError(f'format: "{form}" needs libsndfile, which cannot be loaded: {error}') from None
+    wrong = {room: rate for room, rate in rates.items() if form == "opus" and rate not in _OPUS_RATES}
+    for room, rate in wrong.items():
+        raise ValueError(
+            f"format: Opus has no {rate} Hz, which is the rate of room {room}; use flac, or leave the room out by rooms"
+        )
+
+
+def compress(recording: Recording) -> Generator[None, None, int]:
+    """Write the compressed form beside the recording's WAV, under a name that is not yet its own, a part at a time.
+
+    Returns its bytes. Left before its end it leaves nothing. Errors: OSError, CompressionError.
+    """
+    import soundfile  # noqa: PLC0415 - late, as above
+
+    new = _new(recording)
+    form, subtype = _SHAPES[recording.format]
+    try:
+        # Made by us and filled by the library: so it is private from the first byte on.
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE))
+        with Path(recording.path).open("rb") as source, _explained(new):
+            source.seek(HEADER)
+            with soundfile.SoundFile(new, "w", recording.rate, 1, subtype=subtype, format=form) as target:
+                left = recording.samples * WIDTH
+                while audio := source.read(min(left, _PART * WIDTH)):
+                    target.buffer_write(audio, "int16")
+                    left -= len(audio)
+                    yield
+            yield from _read_back(soundfile, new, recording)
+        descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+            return os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def put_compressed(recording: Recording) -> Path:
+    """Give the finished file its own name, which is returned."""
+    path = Path(recording.path).with_suffix(f".{recording.format}")
+    put_in_place(_new(recording), path)
+    return path
+
+
+def discard(recording: Recording) -> None:
+    """Throw the finished file away."""
+    _new(recording).unlink(missing_ok=True)
+
+
+def decompress(recording: Recording) -> Path:
+    """Make the WAV of a compressed recording again, durably, and return its path. Errors: OSError, CompressionError."""
+    import soundfile  # noqa: PLC0415 - late, as above
+
+    path = Path(recording.path).with_suffix(".wav")
+    new = path.with_name(path.name + ".new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE), "wb") as target:
+        target.write(header(recording.samples, recording.rate))
+        with _explained(Path(recording.path)), soundfile.SoundFile(recording.path) as source:
+            while len(audio := source.buffer_read(_PART, "int16")):
+                target.write(audio)
+        target.truncate(HEADER + recording.samples * WIDTH)
+        target.flush()
+        os.fsync(target.fileno())
+    put_in_place(new, path)
+    return path
+
+
+def remove_others(recording: Recording) -> int:
+    """Remove the recording's other forms, which a crash may have left. Returns their bytes."""
+    path = Path(recording.path)
+    return sum(remove(path.with_suffix(suffix)) for suffix in SUFFIXES if suffix != path.suffix)
+
+
+def _read_back(soundfile: Any, path: Path, recording: Recording) -> Generator[None, None, None]:
+    with soundfile.SoundFile(path) as written, Path(recording.path).open("rb") as source:
+        if written.frames != recording.samples:
+            raise CompressionError(f"{path} has {written.frames} samples instead of {recording.samples}")
+        source.seek(HEADER)
+        while recording.format == "flac" and len(audio := written.buffer_read(_PART, "int16")):
+            if bytes(audio) != source.read(len(audio)):
+                raise CompressionError(f"{path} does not have the samples of {recording.path}")
+            yield
+
+
+def _new(recording: Recording) -> Path:
+    path = Path(recording.path)
+    return path.with_name(f"{path.stem}.{recording.format}.new")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What the library raises, as an error that names the file."""
+    import soundfile  # noqa: PLC0415 - late, as above
+
+    try:
+        yield
+    except soundfile.SoundFileError as error:
+        raise CompressionError(f"{path}: {error}") from error
