@@ -27,7 +27,10 @@ class Piece(NamedTuple):
 
 
 Recorded = st.builds(
-    Piece, st.sampled_from(["transcribed", "silent", "pending", "removed"]), st.integers(1, 9), st.just(value=True)
+    Piece,
+    st.sampled_from(["transcribed", "silent", "pending", "removed", "forgotten"]),
+    st.integers(1, 9),
+    st.just(value=True),
 )
 Lost = st.builds(Piece, st.just("lost"), st.integers(1, 9), st.booleans(), st.sampled_from(CAUSES))
 Forgotten = st.builds(Piece, st.just("unexplained"), st.integers(1, 9), st.booleans())
@@ -67,7 +70,7 @@ def seconds(pieces: list[Piece], what: str, *, audio: bool | None = None) -> int
 
 def check(summary: Summary | None, pieces: list[Piece]) -> Summary:
     assert summary is not None
-    for state in ("transcribed", "silent", "removed", "pending"):
+    for state in ("transcribed", "silent", "removed", "forgotten", "pending"):
         assert getattr(summary, state) == seconds(pieces, state) * RATE
     assert sum(loss.samples for loss in summary.lost) == seconds(pieces, "lost", audio=True) * RATE
     assert sum(loss.seconds for loss in summary.lost) == seconds(pieces, "lost")

@@ -147,6 +147,24 @@ class Forgotten(Event, frozen=True, kw_only=True, tag="forgotten", rename={"from
     from_: datetime
     until: datetime
 
+    def covers(self, event: "Durable") -> bool:
+        """Whether the event tells something of what was said there: a turn with a word in it, and what was made of it.
+
+        An answer belongs to its turn, and goes with it: look for `session_id` and `turn_order` of the turns that go.
+        """
+        match event:
+            case Turn(words=words, position=position):
+                stretches = [(word.start, word.end) for word in words] or [(position, position)]
+            case Answer(position=position):
+                stretches = [(position, position)]
+            case Analysis(start=start, end=end):
+                stretches = [(start, end)]
+            case _:
+                return False
+        return event.room == self.room and any(
+            start < self.end and max(end, start + 1) > self.start for start, end in stretches
+        )
+
 
 class Notice(Event, frozen=True, kw_only=True, tag="notice"):
     """The daemon needs a person, or did. `code` is a stable `noun.verb` for programs, `text` is for the person."""

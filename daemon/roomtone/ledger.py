@@ -2,7 +2,7 @@
 
 The law: between the first and the last that the journal knows of, every position is captured or lost, and so is every
 second. What is neither is *unexplained*, and is a fault of the daemon. What is captured is transcribed, silent, removed
-(the quota took it before it was transcribed), or pending.
+(the quota took it before it was transcribed), forgotten (somebody wished it gone), or pending.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +20,9 @@ NOISE = timedelta(seconds=0.75)
 machine of less than half a second, are never held to be lost (`capture/account.py`).
 """
 
-State: TypeAlias = Literal["silent", "transcribed", "pending", "removed", "lost", "unexplained"]
+State: TypeAlias = Literal["silent", "transcribed", "pending", "forgotten", "removed", "lost", "unexplained"]
 
-WORST: tuple[State, ...] = ("unexplained", "lost", "removed", "pending", "transcribed", "silent")
+WORST: tuple[State, ...] = ("unexplained", "lost", "removed", "forgotten", "pending", "transcribed", "silent")
 """What a part of the timeline shows that has several: the first of these."""
 
 
@@ -47,8 +47,9 @@ class Unexplained(msgspec.Struct, frozen=True, rename={"from_": "from"}):
 class Summary(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """One room's account from position `start` to `end`, which are the times `from` to `until` (UTC).
 
-    `captured`, `transcribed`, `silent`, `removed` and `pending` are samples at `rate` Hz; `ratio` is the share of the
-    time that was captured; `twice` counts samples that are said to be both captured and lost, of which there are none.
+    `captured`, `transcribed`, `silent`, `removed`, `forgotten` and `pending` are samples at `rate` Hz; `ratio` is the
+    share of the time that was captured, whatever became of it; `twice` counts samples that are said to be both captured
+    and lost, of which there are none.
     """
 
     room: str
@@ -62,6 +63,7 @@ class Summary(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     transcribed: int
     silent: int
     removed: int
+    forgotten: int
     pending: int
     twice: int
     lost: tuple[Loss, ...]
@@ -88,10 +90,12 @@ def summarize(room: str, rate: int, covers: Iterable[Cover], *, since: datetime 
     if not audio:
         return None
     captured, lost = _spans(rows, "captured"), _spans(rows, "lost")
-    transcribed = captured & _spans(rows, "transcribed")
+    # What is gone on somebody's wish is gone, whatever a session said of its surroundings later.
+    forgotten = captured & _spans(rows, "forgotten")
+    transcribed = (captured & _spans(rows, "transcribed")) - forgotten
     # What both a turn and a silence claim, at their edge, is the turn's; what was heard before it was removed counts.
-    removed = (captured & _spans(rows, "removed")) - transcribed
-    silent = (captured & _spans(rows, "silent")) - transcribed - removed
+    removed = (captured & _spans(rows, "removed")) - transcribed - forgotten
+    silent = (captured & _spans(rows, "silent")) - transcribed - removed - forgotten
     unexplained = tuple(_unexplained(audio))
     losses = tuple(_losses(audio, rate))
     missing = sum(loss.seconds for loss in losses) + sum(_seconds(one.from_, one.until) for one in unexplained)
@@ -107,7 +111,8 @@ def summarize(room: str, rate: int, covers: Iterable[Cover], *, since: datetime 
         transcribed=transcribed.total,
         silent=silent.total,
         removed=removed.total,
-        pending=captured.total - transcribed.total - silent.total - removed.total,
+        forgotten=forgotten.total,
+        pending=captured.total - transcribed.total - silent.total - removed.total - forgotten.total,
         twice=(captured & lost).total,
         lost=losses,
         unexplained=unexplained,

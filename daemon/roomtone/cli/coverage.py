@@ -26,6 +26,7 @@ MARKS: Mapping[State | None, tuple[str, str]] = {
     "transcribed": ("#", "green"),
     "silent": (".", "dim"),
     "pending": ("?", "yellow"),
+    "forgotten": ("-", "magenta"),
     "removed": ("x", "magenta"),
     "lost": ("!", "red"),
     "unexplained": ("E", "bold reverse red"),
@@ -125,9 +126,9 @@ def _print(accounts: Sequence[Account], since: datetime | None) -> None:
 
 def _lines(summary: Summary) -> Iterator[str]:
     yield f"  captured     {_percent(summary.ratio):>8}  {_duration(summary.captured / summary.rate)}"
-    for state in ("transcribed", "silent", "pending", "removed"):
+    for state in ("transcribed", "silent", "pending", "removed", "forgotten"):
         samples = getattr(summary, state)
-        if samples or state != "removed":
+        if samples or state not in {"removed", "forgotten"}:
             share = _percent(samples / summary.captured if summary.captured else 0)
             yield f"    {state:11}{share:>8}  {_duration(samples / summary.rate)}"
     for loss in summary.lost:
