@@ -77,7 +77,8 @@ class JournalError(Exception):
 class Database:
     """The open file. What writes is called inside `transact` only; what reads sees committed rows only.
 
-    `tip` is the seq of the last committed event; `corrupt` is where a damaged predecessor of this file lies now.
+    `tip` is the seq of the last committed event; `corrupt` is where a damaged predecessor of this file lies now;
+    `was_closed` says that the last run ended in order.
     """
 
     def __init__(self, writer: sqlite3.Connection, reader: sqlite3.Connection, corrupt: Path | None) -> None:
@@ -88,6 +89,7 @@ class Database:
         self.tip: int = row[0] if row else 0
         row = writer.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         self._last_id = uuid.UUID(row[0]) if row else uuid.UUID(int=0)
+        self.was_closed = self.mark(_CLEAN) is not None
 
     def transact(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
         """Do all the works in one transaction, durable when this returns, or none of them."""
@@ -169,6 +171,13 @@ class Database:
             (sink, seq, _now()),
         )
 
+    def rewind(self, sink: str, seq: int) -> None:
+        """Move the sink's cursor back. What it refused after that and what is still here comes again by itself."""
+        self._writer.execute("UPDATE sinks SET cursor = min(cursor, ?), at = ? WHERE name = ?", (seq, _now(), sink))
+        self._writer.execute(
+            "DELETE FROM refused WHERE sink = ? AND seq > ? AND seq IN (SELECT seq FROM events)", (sink, seq)
+        )
+
     def put_refusal(self, sink: str, seq: int, reason: str) -> None:
         """Set the event aside, with its body, for pruning does not wait for it; and move the cursor past it."""
         self._writer.execute(
@@ -177,10 +186,22 @@ class Database:
         )
         self.put_cursor(sink, seq)
 
+    def put_refused_again(self, sink: str, seq: int, reason: str) -> None:
+        """The event was tried again and refused again: its newest reason stands."""
+        self._writer.execute(
+            "UPDATE refused SET reason = ?, at = ? WHERE sink = ? AND seq = ?", (reason, _now(), sink, seq)
+        )
+
+    def drop_refusal(self, sink: str, seq: int) -> None:
+        """The sink has taken the event after all."""
+        self._writer.execute("DELETE FROM refused WHERE sink = ? AND seq = ?", (sink, seq))
+
     def drop_sink(self, sink: str) -> None:
-        """Remove the sink's cursor and its refused events."""
+        """Remove the sink's cursor, its refused events and the marks about it."""
         self._writer.execute("DELETE FROM sinks WHERE name = ?", (sink,))
         self._writer.execute("DELETE FROM refused WHERE sink = ?", (sink,))
+        begin = f"sink/{sink}/"
+        self._writer.execute("DELETE FROM marks WHERE substr(key, 1, ?) = ?", (len(begin), begin))
 
     def prune(self, before: int, most: int, sinks: Collection[str] | None = None) -> int:
         """Remove at most `most` of the oldest events below `before` that every sink, or every one of `sinks`, has
@@ -189,6 +210,9 @@ class Database:
         The newest event stays in any case: its id is what the next id must exceed.
         """
         cursors = dict(self._writer.execute("SELECT name, cursor FROM sinks").fetchall())
+        for key, seq in self._writer.execute("SELECT key, value FROM marks WHERE key GLOB 'sink/*/rewind'").fetchall():
+            name = key.split("/")[1]  # it is to go back there as soon as its delivery looks
+            cursors[name] = min(cursors.get(name, 0), int(seq))
         slowest = [cursors.get(name, 0) + 1 for name in (cursors if sinks is None else sinks)]
         end = min([before, self.tip, *slowest])
         return self._writer.execute(
@@ -293,10 +317,26 @@ class Database:
         )
         return oldest or self.tip, (pages - free) * size
 
-    def refusals(self, sink: str) -> list[Refusal]:
-        """The events that the sink has refused, by seq."""
+    def foreign_writes(self) -> int:
+        """A number that changes whenever another process has written the file. Asked where this one writes."""
+        (version,) = self._writer.execute("PRAGMA data_version").fetchone()
+        return int(version)
+
+    def count_refusals(self, sink: str) -> int:
+        """How many events the sink has refused."""
+        (count,) = self._reader.execute("SELECT count(*) FROM refused WHERE sink = ?", (sink,)).fetchone()
+        return int(count)
+
+    def last_refusal(self, sink: str) -> int:
+        """The greatest seq that the sink has refused; 0 where there is none."""
+        (seq,) = self._reader.execute("SELECT max(seq) FROM refused WHERE sink = ?", (sink,)).fetchone()
+        return seq or 0
+
+    def refusals(self, sink: str, after: int = 0, most: int = -1) -> list[Refusal]:
+        """The events that the sink has refused, by seq: those after `after`, at most `most` (-1: all)."""
         rows = self._reader.execute(
-            "SELECT sink, seq, at, reason, body FROM refused WHERE sink = ? ORDER BY seq", (sink,)
+            "SELECT sink, seq, at, reason, body FROM refused WHERE sink = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (sink, after, most),
         )
         return [
             Refusal(name, seq, datetime.fromisoformat(at), reason, decode(body) if body else None)

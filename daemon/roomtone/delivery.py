@@ -7,13 +7,12 @@ journal raises passes through, and so does cancellation.
 """
 
 import inspect
-import traceback
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 import structlog
@@ -22,23 +21,28 @@ import trio
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.batch import Batch, SinkFailed
 from roomtone.events import Audio, Durable, Notice, Severity, kind_of
+from roomtone.failure import explain, innermost, wish
 from roomtone.hooks import Implementation, Misfit, bind
-from roomtone.journal import Journal, JournalError
+from roomtone.journal import Journal, JournalError, Mark
 from roomtone.live import Live, LiveEvent
-from roomtone.sinks import LONGEST_WAIT, Context, Sink, wants
+from roomtone.orders import Orders, Retry, cancel, mark_of, orders_of, prefix
+from roomtone.proof import Place, Proof
+from roomtone.sinks import Context, Sink, wants
 from roomtone.streak import HEALTHY, Streak
 from roomtone.worker import Worker
 
 BATCH = 1000
 """Events in a batch at most; also how many uninteresting ones may pass before the cursor is made durable."""
 
-State: TypeAlias = Literal["opening", "active", "failing", "stuck", "configuration error"]
+State: TypeAlias = Literal["opening", "active", "failing", "stuck", "configuration error", "paused"]
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class SinkStatus(msgspec.Struct, frozen=True):
-    """How one sink is doing: `behind` events wait for it, `refused` were set aside, `error` is what failed last."""
+    """How one sink is doing: `behind` events wait for it, `refused` were set aside, `error` is what failed last, or why
+    it is paused.
+    """
 
     name: str
     kind: str
@@ -52,11 +56,19 @@ class Delivery:
     """One sink and its way through the journal. Making it does nothing; `run` works, and `status` may always be asked.
 
     `closing` is set when no more events will be committed; then `run` returns as soon as the sink has everything. It is
-    this sink's own event: `leave` sets it too.
+    this sink's own event: `leave` sets it too. `alone` is one lock for all sinks: see `proof.py`.
     """
 
     def __init__(
-        self, name: str, sink: Sink, *, journal: Journal, live: Live, context: Context, closing: trio.Event
+        self,
+        name: str,
+        sink: Sink,
+        *,
+        journal: Journal,
+        live: Live,
+        context: Context,
+        closing: trio.Event,
+        alone: trio.Lock | None = None,
     ) -> None:
         self._name = name
         self._sink = sink
@@ -75,6 +87,9 @@ class Delivery:
         self._backoff = Backoff(first=0.5, longest=60.0, healthy=HEALTHY)
         self._slowly = Backoff(first=60.0, longest=3600.0)
         self._streak = Streak()
+        self._proof = Proof(name, sink, journal, alone or trio.Lock())
+        self._orders = Orders()
+        self._called = trio.Event()
 
     def status(self) -> SinkStatus:
         """How it stands at this moment."""
@@ -93,20 +108,25 @@ class Delivery:
         Resources: the sink's context is left before this returns. Errors: those of the journal.
         """
         await self._begin()
-        while True:
+        while await self._may_run():
             is_last = self._closing.is_set()
             failure = await self._attempt()
             if failure is None:
-                return
+                if self._orders.paused is None or self._leaving:
+                    return
+                continue
             delay = await self._fail(failure)
             if not is_last:
-                with trio.move_on_after(delay):
-                    await self._closing.wait()
+                await self._rest(trio.current_time() + delay)
             behind = self._journal.tip - self._cursor
             if self._closing.is_set() and (is_last or self._leaving or not behind):
                 if behind and not self._leaving:
                     self._log.warning("sink.behind", events=behind)
                 return
+
+    def look(self) -> None:
+        """Have it look for orders, see `orders.py`: another process has written the journal."""
+        self._called.set()
 
     def leave(self) -> None:
         """Have `run` return after the batch that is under way: another will go on from the cursor."""
@@ -122,7 +142,42 @@ class Delivery:
             cursor = 0 if from_oldest else self._cursor  # the tip when this was made: before anything else began
             await self._journal.advance(self._name, cursor)
         self._cursor = self._durable_cursor = cursor
-        self._refused = len(await self._journal.refused(self._name))
+        await self._proof.begin()
+        await self._obey()
+
+    async def _obey(self) -> None:
+        """Read the orders for this sink. Going back is done here, the others where they belong."""
+        self._called = trio.Event()
+        orders = orders_of(self._name, await self._journal.marks(prefix(self._name)))
+        if orders.rewind is not None:
+            self._cursor = min(self._cursor, orders.rewind)
+            self._durable_cursor = min(self._durable_cursor, orders.rewind)
+            await self._journal.rewind(self._name, orders.rewind, cancel(self._name, "rewind"))
+            self._log.info("sink.rewound", seq=orders.rewind)
+        self._orders = msgspec.structs.replace(orders, rewind=None)
+        self._refused = await self._journal.count_refused(self._name)
+
+    async def _may_run(self) -> bool:
+        """Wait for as long as the sink is paused. False: it is the end, and the events wait for the next start."""
+        if self._called.is_set():
+            await self._obey()
+        while self._orders.paused is not None:
+            self._state, self._error = "paused", self._orders.paused.reason
+            if self._closing.is_set():
+                return False
+            await _first_of(self._closing.wait, self._called.wait)
+            await self._obey()
+            self._backoff.reset()
+        return True
+
+    async def _rest(self, until: float) -> None:
+        """Return at that time, when `closing` is set, or when there are other orders."""
+        orders = self._orders
+        with trio.move_on_at(until):
+            while not self._closing.is_set() and self._orders == orders:
+                await _first_of(self._closing.wait, self._called.wait)
+                if self._called.is_set():
+                    await self._obey()
 
     async def _attempt(self) -> BaseException | None:
         """Open the sink and pump. None: everything is delivered and the sink was left; else what failed."""
@@ -134,7 +189,7 @@ class Delivery:
         except* JournalError:
             raise
         except* (Exception, SystemExit) as group:  # noqa: BLE001 - the plugin boundary
-            failure = _innermost(group)
+            failure = innermost(group)
         else:
             return None
         return failure
@@ -143,9 +198,12 @@ class Delivery:
         """From opening to leaving, each within the sink's timeout: the deadline stands for one, then for the other."""
         cause: Exception | None = None
         where = "opening"
-        with trio.move_on_after(self._sink.timeout) as patience:
-            async with _opened(self._sink, self._context) as plugin:
-                patience.deadline = float("inf")
+        with trio.CancelScope() as patience:
+            async with AsyncExitStack() as stack:
+                async with self._proof.trial("opening"):
+                    patience.deadline = trio.current_time() + self._sink.timeout
+                    plugin = await stack.enter_async_context(opened(self._sink, self._context))
+                    patience.deadline = float("inf")
                 try:
                     await self._serve(bind(plugin, name=self._name), attempt)
                 except Exception as error:
@@ -170,11 +228,18 @@ class Delivery:
             nursery.cancel_scope.cancel()
 
     async def _pump(self, worker: Worker) -> None:
-        """Batches from the cursor to the tip, again and again; returns at the tip when `closing` is set, or to `leave`."""
+        """Batches from the cursor to the tip, for ever; returns at the tip when `closing` is set, or to `leave`."""
         healthy_at = float("inf")
         while not self._leaving:
+            if self._called.is_set():
+                await self._obey()
+            if self._orders.paused is not None:
+                return
+            if self._orders.retry is not None:
+                await self._try_again(self._orders.retry, worker)
+                continue
             is_closing, tip = self._closing.is_set(), self._journal.tip
-            events = await self._journal.read(self._cursor, self._limit)
+            events = await self._journal.read(self._cursor, 1 if self._proof.is_suspect else self._limit)
             if events:
                 await self._deliver(events, worker)
                 self._backoff.reset()
@@ -192,19 +257,40 @@ class Delivery:
                 await self._wait_for_more(healthy_at if self._streak.failures else float("inf"))
 
     async def _deliver(self, events: Sequence[Durable], worker: Worker) -> None:
-        wanted = [_present(event) for event in events if wants(self._sink, event) and worker.hooks.hooks_for(event)]
+        wanted = self._wanted(events, worker)
         if not wanted:
             self._cursor = events[-1].seq
             if self._cursor - self._durable_cursor >= BATCH:
                 await self._advance(self._cursor)
             return
         batch = Batch(wanted, worker.hooks)
-        await worker.deliver(batch)
-        await self._acknowledge(batch, events[-1].seq)
+        async with self._proof.trial("an event", wanted[0].seq, wanted[-1].seq):
+            await worker.deliver(batch)
+            await self._acknowledge(batch, events[-1].seq)
+        self._judge(batch)
+
+    async def _try_again(self, retry: Retry, worker: Worker) -> None:
+        """The refused events that a person wants tried again: by seq, and before all that are new."""
+        refusals = await self._journal.refused(self._name, retry.after, self._limit)
+        events = [refusal.event for refusal in refusals if refusal.event and refusal.seq <= retry.until]
+        batch = Batch(self._wanted(events, worker), worker.hooks)
+        if batch.events:
+            async with self._proof.trial("an event", batch.events[0].seq, batch.events[-1].seq):
+                await worker.deliver(batch)
+                await self._acknowledge_again(batch, retry)
+        else:
+            await self._acknowledge_again(batch, Retry(refusals[-1].seq if refusals else retry.until, retry.until))
+        self._judge(batch)
+
+    def _wanted(self, events: Sequence[Durable], worker: Worker) -> list[Durable]:
+        return [_present(event) for event in events if wants(self._sink, event) and worker.hooks.hooks_for(event)]
+
+    def _judge(self, batch: Batch) -> None:
+        """Raise what the batch failed with; and choose how large the next one is."""
         if failure := batch.flush_error or batch.error:
             self._limit = 1  # one by one, until it is clear which event it is
             raise failure
-        self._limit = min(BATCH, self._limit * 2) if batch.done == len(wanted) else batch.done
+        self._limit = min(BATCH, self._limit * 2) if batch.done == len(batch.events) else batch.done
 
     async def _acknowledge(self, batch: Batch, last: int) -> None:
         """Move the cursor over what has returned, and over what nobody wanted before the first that has not."""
@@ -215,20 +301,32 @@ class Delivery:
             self._refused += 1
             self._log.warning("event.refused", seq=seq, reason=reason)
         is_whole = batch.done == len(batch.events)
-        await self._advance(last if is_whole else batch.events[batch.done].seq - 1)
+        seq = last if is_whole else batch.events[batch.done].seq - 1
+        await self._advance(seq, *self._proof.settle(batch.done))
 
-    async def _advance(self, seq: int) -> None:
+    async def _acknowledge_again(self, batch: Batch, retry: Retry) -> None:
+        """What was refused before and has returned now is no longer refused; how far this is stands beside it."""
+        if batch.flush_error:
+            return
+        again = {seq for seq, _ in batch.refused}
+        tried = [event.seq for event in batch.events[: batch.done]]
+        accepted = [seq for seq in tried if seq not in again]
+        left = Retry(tried[-1] if tried else retry.after, retry.until)
+        self._orders = msgspec.structs.replace(self._orders, retry=left if left.after < left.until else None)
+        mark = mark_of(self._name, left) if self._orders.retry else cancel(self._name, "retry")
+        await self._journal.settle_refused(self._name, accepted, batch.refused, mark, *self._proof.settle(batch.done))
+        self._refused -= len(accepted)
+
+    async def _advance(self, seq: int, *marks: Mark) -> None:
         if seq > self._durable_cursor:
-            await self._journal.advance(self._name, seq)
+            await self._journal.advance(self._name, seq, *marks)
             self._durable_cursor = seq
         self._cursor = seq
 
     async def _wait_for_more(self, until: float) -> None:
-        """Return when there is an event after the cursor, `closing` is set, or that time has come."""
+        """Return when there is an event after the cursor, `closing` is set, there are orders, or that time has come."""
         with trio.move_on_at(until):
-            async with trio.open_nursery() as nursery:
-                for wait in (self._closing.wait, partial(self._journal.grown, self._cursor)):
-                    nursery.start_soon(_cancel_after, wait, nursery.cancel_scope)
+            await _first_of(self._closing.wait, self._called.wait, partial(self._journal.grown, self._cursor))
 
     async def _follow_live(self, worker: Worker) -> None:
         """Hand on what is happening right now. A failure here costs the one live event and a line in the log."""
@@ -236,7 +334,8 @@ class Delivery:
         with self._live.subscribe(wanted=partial(self._wants_live, worker.hooks)) as feed:
             async for event in feed:
                 try:
-                    await worker.tell_live(event)
+                    async with self._proof.first(cast(Place, kind_of(event))):
+                        await worker.tell_live(event)
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
                     failures += 1
                     self._state = "active"  # stuck until now, perhaps
@@ -253,7 +352,7 @@ class Delivery:
         self._state = "configuration error" if is_misfit else "failing"
         self._error = explain(failure)
         is_due = self._streak.is_failed(trio.current_time(), at_once=is_misfit)
-        delay = max((self._slowly if is_misfit else self._backoff).next(), _wish(failure))
+        delay = max((self._slowly if is_misfit else self._backoff).next(), wish(failure))
         if is_worth_saying(self._streak.failures):
             self._log.warning(
                 "sink.failed",
@@ -300,20 +399,28 @@ async def run_sink(
     await Delivery(name, sink, journal=journal, live=live, context=context, closing=closing).run()
 
 
+async def _first_of(*waits: Callable[[], Any]) -> None:
+    """Wait for one of them, and for the others no longer."""
+    async with trio.open_nursery() as nursery:
+        for wait in waits:
+            nursery.start_soon(_cancel_after, wait, nursery.cancel_scope)
+
+
 async def _cancel_after(wait: Callable[[], Any], scope: trio.CancelScope) -> None:
     await wait()
     scope.cancel()
 
 
-def _opened(sink: Sink, context: Context) -> AbstractAsyncContextManager[object]:
-    opened = sink.open(context)
-    if inspect.iscoroutine(opened):
-        opened.close()  # else Python warns of it somewhere far from here
-    if not isinstance(opened, AbstractAsyncContextManager):
+def opened(sink: Sink, context: Context) -> AbstractAsyncContextManager[object]:
+    """The sink's context. Raises Misfit where its `open` gives none."""
+    made = sink.open(context)
+    if inspect.iscoroutine(made):
+        made.close()  # else Python warns of it somewhere far from here
+    if not isinstance(made, AbstractAsyncContextManager):
         raise Misfit(
             f"{type(sink).__qualname__}.open gives no async context manager; put @asynccontextmanager above it"
         )
-    return opened
+    return made
 
 
 def _present(event: Durable) -> Durable:
@@ -321,27 +428,3 @@ def _present(event: Durable) -> Durable:
     if isinstance(event, Audio) and event.file is not None and not Path(event.file).exists():
         return msgspec.structs.replace(event, file=None)
     return event
-
-
-def _wish(failure: BaseException) -> float:
-    """The seconds that the failure asks to be left alone for, as far as the contract grants it."""
-    seconds = getattr(failure, "retry_after", 0.0)
-    is_number = isinstance(seconds, int | float) and seconds > 0  # what is not a number is not greater either
-    return min(seconds, LONGEST_WAIT) if is_number else 0.0
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The first error in nested groups. The others are nearly always its consequences."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def explain(error: BaseException) -> str:
-    """One line for a person: what was raised and where, without the traceback."""
-    text = " ".join(str(error).split())[:300]
-    if isinstance(error, SinkFailed | Misfit):
-        return text
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"

@@ -55,6 +55,8 @@ class Journal:
         """The seq of the last committed event; 0 before the first."""
         self.renewed = database.corrupt is not None
         """Whether a damaged journal was moved aside, so that this one begins anew and knows no sink."""
+        self.interrupted = not database.was_closed
+        """Whether the last run did not end in order. A new journal counts as one that did not."""
         self.sound = True
         """False once the file was found damaged: it is checked, and moved aside, when it is opened again."""
         self._path = path
@@ -109,17 +111,56 @@ class Journal:
         """How far the sink has acknowledged; None for a sink that the journal does not know."""
         return (await self.cursors()).get(sink)
 
-    async def advance(self, sink: str, seq: int) -> None:
-        """The sink has acknowledged everything up to `seq`. A cursor never goes back."""
-        await self._write(partial(self._database.put_cursor, sink, seq))
+    async def advance(self, sink: str, seq: int, *marks: Mark) -> None:
+        """The sink has acknowledged everything up to `seq`; the marks in the same transaction. It never goes back."""
+
+        def work() -> None:
+            self._database.put_cursor(sink, seq)
+            self._database.put(marks)
+
+        await self._write(work)
+
+    async def rewind(self, sink: str, seq: int, *marks: Mark) -> None:
+        """The sink is to get everything after `seq` once more: the only way back for a cursor, by a person's order."""
+
+        def work() -> None:
+            self._database.rewind(sink, seq)
+            self._database.put(marks)
+
+        await self._write(work)
 
     async def refuse(self, sink: str, seq: int, reason: str) -> None:
         """Set the event aside for this sink, and everything up to it is acknowledged: in one transaction."""
         await self._write(partial(self._database.put_refusal, sink, seq, reason))
 
-    async def refused(self, sink: str) -> list[Refusal]:
-        """What the sink will never accept, by seq."""
-        return await self._read(self._database.refusals, sink)
+    async def refused(self, sink: str, after: int = 0, limit: int = -1) -> list[Refusal]:
+        """What the sink will never accept, by seq: what comes after `after`, at most `limit` (-1: all)."""
+        return await self._read(self._database.refusals, sink, after, limit)
+
+    async def count_refused(self, sink: str) -> int:
+        """How many events the sink has refused."""
+        return await self._read(self._database.count_refusals, sink)
+
+    async def settle_refused(
+        self, sink: str, accepted: Sequence[int], refused: Sequence[tuple[int, str]], *marks: Mark
+    ) -> None:
+        """Of the refused events some were accepted after all, others refused again: in one transaction."""
+
+        def work() -> None:
+            for seq in accepted:
+                self._database.drop_refusal(sink, seq)
+            for seq, reason in refused:
+                self._database.put_refused_again(sink, seq, reason)
+            self._database.put(marks)
+
+        await self._write(work)
+
+    async def foreign_writes(self) -> int:
+        """A number that changes whenever another process has written the journal: a command, with an order."""
+        try:
+            return await self._run(self._writing, self._database.foreign_writes)
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
 
     async def drop_sink(self, sink: str) -> None:
         """Forget a sink that is configured no more, so that its cursor holds back pruning no longer."""

@@ -12,17 +12,24 @@ from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.sinks import Context, Sink
 
+LOOKS = 1.0
+"""Seconds from an order to its effect, at most; then the batch that is under way ends first."""
+
 
 class Outlet:
     """One sink at work: `over` is set when its context is left and nothing of it runs any more."""
 
-    def __init__(self, name: str, sink: Sink, context: Context, journal: Journal, live: Live) -> None:
+    def __init__(  # noqa: PLR0917 - it hands them on
+        self, name: str, sink: Sink, context: Context, journal: Journal, live: Live, alone: trio.Lock
+    ) -> None:
         self.name = name
         self.sink = sink
         self.context = context
         self.over = trio.Event()
         self._closing = trio.Event()
-        self._delivery = Delivery(name, sink, journal=journal, live=live, context=context, closing=self._closing)
+        self._delivery = Delivery(
+            name, sink, journal=journal, live=live, context=context, closing=self._closing, alone=alone
+        )
 
     async def run(self) -> None:
         """Deliver until `finish` or `leave` is called and done. Errors: those of the journal."""
@@ -34,6 +41,10 @@ class Outlet:
     def status(self) -> SinkStatus:
         """How it stands at this moment."""
         return self._delivery.status()
+
+    def look(self) -> None:
+        """Look for orders: see `orders.py`."""
+        self._delivery.look()
 
     def finish(self) -> None:
         """No more events will be committed: deliver what there is, then end."""
@@ -72,6 +83,7 @@ class Outlets:
         self._journal = journal
         self._live = live
         self._grounds = grounds
+        self._alone = trio.Lock()
         self._outlets = at_work
         self._last: dict[str, Outlet] = {}
 
@@ -84,13 +96,26 @@ class Outlets:
         """
         state = places.private_folder(self._grounds.state / name)
         context = Context(name=name, folder=self._grounds.folder, state=state, rates=self.rates)
-        outlet = Outlet(name, sink, context, self._journal, self._live)
+        outlet = Outlet(name, sink, context, self._journal, self._live, self._alone)
         self._nursery.start_soon(_run_after, self._last.get(name), outlet)
         self._last[name] = self._outlets[name] = outlet
 
     def end(self, name: str) -> None:
         """Deliver no more to this sink. Its cursor stays: it may come back."""
         self._outlets.pop(name).leave()
+
+    async def watch_orders(self) -> None:
+        """Have every sink look for orders whenever another process has written the journal; until cancelled.
+
+        Asked once a second, which costs microseconds: a command needs no daemon to answer it, and so none to hang.
+        """
+        seen = -1  # so that everybody looks once: an order may have come while they began
+        while True:
+            await trio.sleep(LOOKS)
+            if (now := await self._journal.foreign_writes()) != seen:
+                seen = now
+                for outlet in self:
+                    outlet.look()
 
     def finish(self) -> None:
         """No more events will be committed: let them all deliver what there is, and end."""

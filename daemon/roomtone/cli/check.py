@@ -15,7 +15,7 @@ from roomtone.capture.feed import SourceEnded, SourceFailed, name_of, open_sourc
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import Loaded, config_option, load
 from roomtone.config import Config, Room
-from roomtone.delivery import explain
+from roomtone.failure import explain
 from roomtone.hooks import bind
 from roomtone.secret import Secret
 from roomtone.sinks import Context, Sink

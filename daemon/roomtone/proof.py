@@ -1,0 +1,259 @@
+"""Finds the sink that ends the whole process: a crash in C, `os._exit`, a loop that the watchdog had to end.
+
+Such a sink cannot be contained, so it is found afterwards. While a sink is unproven, the journal is told what it is
+about to do before it does it. What stands there at the next start is what the process ended in; once is chance, and
+twice running, at the same place, is this sink: it is paused, and the rest goes on.
+
+A sink is unproven for its first thousand events after its file or its table changed, and after an unclean stop.
+"""
+
+import hashlib
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar
+
+import msgspec
+import structlog
+import trio
+
+from roomtone.events import Notice
+from roomtone.facts import Mark
+from roomtone.journal import Journal
+from roomtone.orders import Pause, mark_of, prefix
+from roomtone.sinks import Sink
+
+EVENTS = 1000
+"""Events after which a sink is proven."""
+STRIKES = 2
+"""Starts running that find the same sink at the same place."""
+PATIENCE = 30.0
+"""Seconds that one suspect waits for another one."""
+
+Place: TypeAlias = Literal["opening", "an event", "interim", "level"]
+
+T = TypeVar("T")
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far a sink is proven: `left` events are to go for the file and table with this digest."""
+
+    digest: str
+    left: int
+
+
+class Suspicion(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The process ended `strikes` starts running while the sink was there: at the event `seq`, of a batch to `last`."""
+
+    place: Place
+    seq: int = 0
+    last: int = 0
+    strikes: int = 1
+
+
+class Trial(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a sink is doing, if anything, with the first and last seq of its batch; and what it is suspected of.
+
+    `boot` is the machine's: when the machine has gone down, no sink has ended the process.
+    """
+
+    boot: str
+    place: Place | None = None
+    seq: int = 0
+    last: int = 0
+    suspicion: Suspicion | None = None
+
+    def after_start(self, boot: str) -> "Trial":
+        """What is to be thought of it at the next start."""
+        if boot != self.boot:
+            return Trial(boot)
+        if self.place is None:  # it had not its turn in that run, or came through
+            return self
+        before = self.suspicion
+        is_same = before is not None and (before.place, before.seq) == (self.place, self.seq)
+        strikes = before.strikes + 1 if before and is_same else 1
+        return Trial(boot, suspicion=Suspicion(self.place, self.seq, self.last, strikes))
+
+    def begin(self, place: Place, seq: int, last: int) -> "Trial":
+        """It is about to do this."""
+        return msgspec.structs.replace(self, place=place, seq=seq, last=last)
+
+    def end(self) -> "Trial":
+        """It has come through. It is cleared when it has come through all that it is suspected of."""
+        before = self.suspicion
+        if before is None or (self.place == before.place and self.last >= before.last):
+            return Trial(self.boot)
+        if self.place == before.place:
+            before = Suspicion(before.place, 0, before.last, 0)
+        return Trial(self.boot, suspicion=before)
+
+
+class Proof:
+    """One sink on its way from unproven to proven. `alone` is shared by all: suspects take their turns one by one.
+
+    Else an innocent sink, in the middle of its batch whenever the guilty one ends the process, would be paused with it.
+    """
+
+    def __init__(self, name: str, sink: Sink, journal: Journal, alone: trio.Lock) -> None:
+        self._name = name
+        self._sink = sink
+        self._journal = journal
+        self._alone = alone
+        self._turn = trio.Lock()
+        self._trial = Trial(_boot())
+        self._record = Record("", EVENTS)
+        self._tried: set[Place] = set()
+
+    @property
+    def is_proven(self) -> bool:
+        return self._record.left <= 0
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the process has ended in it: then it gets one event at a time, so that each shows."""
+        return self._trial.suspicion is not None
+
+    async def begin(self) -> None:
+        """Look at what stands in the journal from the last run. Pauses the sink, with a notice, when it is enough."""
+        marks = await self._journal.marks(prefix(self._name))
+        digest = digest_of(self._sink)  # reads a few small files, once, before anything is delivered
+        record = _read(marks.get(self._key("proof")), Record)
+        is_known = record is not None and record.digest == digest and not self._journal.interrupted
+        self._record = record if record is not None and is_known else Record(digest, EVENTS)
+        trial = _read(marks.get(self._key("trial")), Trial)
+        if trial is not None:
+            self._trial = trial.after_start(_boot())
+        suspicion = self._trial.suspicion
+        if suspicion is not None and suspicion.strikes >= STRIKES:
+            await self._pause(suspicion)
+        elif trial is not None:
+            await self._journal.commit(self._proof_mark(), self._trial_mark())
+        else:
+            await self._journal.commit(self._proof_mark())
+
+    @asynccontextmanager
+    async def trial(self, place: Place, seq: int = 0, last: int = 0) -> AsyncIterator[None]:
+        """Around what may end the process: the journal knows of it before, and knows that it is over after."""
+        if self.is_proven:
+            yield
+            return
+        async with self._turn, self._one_suspect():
+            self._trial = self._trial.begin(place, seq, last)
+            await self._journal.commit(self._trial_mark())
+            try:
+                yield
+            finally:
+                if self._trial.place is not None:
+                    self._trial = self._trial.end()
+                    # Told to stop, or cancelled by its timeout, the process goes on: that it did is worth a moment.
+                    with trio.move_on_after(1, shield=True):
+                        await self._journal.commit(self._trial_mark())
+
+    @asynccontextmanager
+    async def first(self, place: Place) -> AsyncIterator[None]:
+        """A trial for the first call of a live hook: each call would be five commits a second."""
+        if place in self._tried:
+            yield
+            return
+        self._tried.add(place)
+        async with self.trial(place):
+            yield
+
+    def settle(self, events: int) -> tuple[Mark, ...]:
+        """So many events have returned: what to commit together with the acknowledgement."""
+        if self.is_proven:
+            return ()
+        self._trial = self._trial.end()
+        self._record = Record(self._record.digest, max(0, self._record.left - events))
+        if self.is_proven:
+            log.debug("sink.proven", sink=self._name)
+            self._trial = Trial(self._trial.boot)
+        return self._proof_mark(), self._trial_mark()
+
+    async def _pause(self, suspicion: Suspicion) -> None:
+        place = suspicion.place
+        doing = {"opening": "was opened", "an event": f"had event {suspicion.seq}"}.get(
+            place, f"had the live event {place}"
+        )
+        reason = f"the daemon ended twice running while it {doing}"
+        log.error("sink.paused", sink=self._name, reason=reason)
+        self._trial = Trial(self._trial.boot)
+        now = datetime.now(UTC)
+        await self._journal.commit(
+            self._proof_mark(),
+            self._trial_mark(),
+            mark_of(self._name, Pause(now, "roomtone", reason)),
+            Notice(
+                room="",
+                position=0,
+                at=now,
+                severity="error",
+                code="sink.paused",
+                text=f"Sink {self._name} is paused: {reason}. Events wait for it in the journal. "
+                f"Repair it, then: roomtone sinks resume {self._name}",
+            ),
+        )
+
+    @asynccontextmanager
+    async def _one_suspect(self) -> AsyncIterator[None]:
+        if not self.is_suspect:
+            yield
+            return
+        has_it = False
+        with trio.move_on_after(PATIENCE):  # one that hangs must not hold the others for ever
+            await self._alone.acquire()
+            has_it = True
+        try:
+            yield
+        finally:
+            if has_it:
+                self._alone.release()
+
+    def _key(self, name: str) -> str:
+        return prefix(self._name) + name
+
+    def _proof_mark(self) -> Mark:
+        return Mark(self._key("proof"), msgspec.to_builtins(self._record))
+
+    def _trial_mark(self) -> Mark:
+        is_blank = self._trial.place is None and self._trial.suspicion is None
+        return Mark(self._key("trial"), None if is_blank else msgspec.to_builtins(self._trial))
+
+
+def digest_of(sink: Sink) -> str:
+    """What the sink is made of, in a few letters: its table, and the Python files of its plugin."""
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(msgspec.json.encode(sink, enc_hook=repr))
+    module = sys.modules.get(type(sink).__module__)
+    for file in _files(getattr(module, "__file__", None)):
+        try:
+            digest.update(file.read_bytes())
+        except OSError:
+            continue
+    return digest.hexdigest()
+
+
+def _files(module: str | None) -> list[Path]:
+    if module is None:
+        return []
+    file = Path(module)
+    return sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+
+
+def _boot() -> str:
+    """Which boot of the machine this is; the same for ever where nobody knows."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _read(value: object, wanted: type[T]) -> T | None:
+    try:
+        return None if value is None else msgspec.convert(value, wanted)
+    except msgspec.ValidationError:  # of another version
+        return None
