@@ -91,3 +91,18 @@ async def test_unwanted_events_take_no_room() -> None:
 
         assert await anext(subscription) == text
         assert subscription.dropped == 0
+
+
+async def test_what_waits_of_one_room_can_be_dropped() -> None:
+    """Clearing takes what waits of that room from every subscription, and nothing of another one."""
+    live = Live()
+    other = Level(room="hall", position=9, at=NOW, rms=-40.0, peak=-20.0)
+    with live.subscribe(bound=3) as reader:
+        for event in (level(1), other, level(2)):
+            live.publish(event)
+        live.clear("desk")
+        for position in range(3, 7):
+            live.publish(level(position))
+
+        assert [(await anext(reader)).position for _ in range(3)] == [4, 5, 6]
+        assert reader.dropped == 2

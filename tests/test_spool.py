@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import tempfile
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -337,6 +338,70 @@ async def test_removed_segments_are_skipped(tmp_path: Path) -> None:
         pieces = await listen(spool, limit=50_000)
         assert [(piece.position, piece.end) for piece in pieces] == [(30_000, 60_000), (90_000, 95_000)]
         assert spool.first == 30_000
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    st.integers(0, 8_000),
+    st.integers(1, 8_000),
+    st.booleans(),
+    st.integers(0, 8_000),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_is_erased_is_nowhere_and_nothing_else_is_touched(
+    runs: list[int], start: int, length: int, journalled: bool, late: int
+) -> None:
+    """No sample of the stretch is left in memory or in any file, every other one reads as before, at once and after
+    the next opening, and the room goes on at the same position.
+    """
+
+    async def check(folder: Path) -> None:
+        async with spool_of(folder, segment_seconds=1) as spool:
+            for blocks in runs:
+                await speak(spool, 200 * blocks)
+                await spool.cut(skip=200)
+            await speak(spool, late // 200 * 200)
+            end = min(start + length, spool.end)
+            heard = samples_of(await listen(spool))
+            await spool.erase(start, end, journalled=spool.end if journalled else 0)
+            expected = {place: sample for place, sample in heard.items() if not start <= place < end}
+            assert kept(samples_of(await listen(spool)), start, end) == expected
+            went_on = spool.end
+            await spool.append(tone(spool.end, 200), at(spool.end))
+        async with spool_of(folder, segment_seconds=1) as spool:
+            assert spool.end == went_on + 200
+            left = kept(samples_of(await listen(spool)), start, end)
+            assert {place: sample for place, sample in left.items() if place < went_on} == expected
+
+    with tempfile.TemporaryDirectory() as folder:
+        trio.run(check, Path(folder))
+
+
+def samples_of(pieces: list[Piece]) -> dict[int, bytes]:
+    return {
+        piece.position + n: piece.audio[2 * n : 2 * n + 2] for piece in pieces for n in range(len(piece.audio) // 2)
+    }
+
+
+def kept(heard: dict[int, bytes], start: int, end: int) -> dict[int, bytes]:
+    """What is heard, but for the zeros in the stretch: there may be nothing else there."""
+    assert all(sample == bytes(2) for place, sample in heard.items() if start <= place < end)
+    return {place: sample for place, sample in heard.items() if not start <= place < end}
+
+
+async def test_a_time_is_found_at_its_positions(tmp_path: Path) -> None:
+    """A stretch of time is the positions that were recorded then, outward to the sample; none where nothing was."""
+    async with spool_of(tmp_path, segment_seconds=1) as spool:
+        await speak(spool, 1_000)
+        await spool.cut(fresh=True)
+        later = NOON + timedelta(hours=1)
+        for n in range(5):
+            await spool.append(tone(spool.end, 200), later + timedelta(seconds=n / 5))
+
+        assert spool.locate(NOON, later) == (0, 1_000)
+        assert spool.locate(at(100), at(300) + timedelta(microseconds=1)) == (100, 301)
+        assert spool.locate(later - timedelta(minutes=1), later + timedelta(seconds=0.5)) == (1_000, 1_500)
+        assert spool.locate(later - timedelta(minutes=2), later - timedelta(minutes=1)) is None
 
 
 async def test_an_unreadable_file_does_not_stop_the_rest(tmp_path: Path) -> None:

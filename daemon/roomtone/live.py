@@ -41,6 +41,10 @@ class Subscription:
         self._waiting.append(event)
         self._reader.unpark()
 
+    def clear(self, room: str) -> None:
+        """Drop what waits of this room, uncounted: somebody wishes it."""
+        self._waiting = deque((event for event in self._waiting if event.room != room), self._waiting.maxlen)
+
     def __aiter__(self) -> AsyncIterator[LiveEvent]:
         return self
 
@@ -63,6 +67,11 @@ class Live:
         """Hand the event to every subscription. Never waits; without a subscription it is gone."""
         for subscription in self._subscriptions:
             subscription.offer(event)
+
+    def clear(self, room: str) -> None:
+        """Drop what any subscription still holds of this room."""
+        for subscription in self._subscriptions:
+            subscription.clear(room)
 
     @contextmanager
     def subscribe(

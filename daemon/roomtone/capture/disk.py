@@ -6,6 +6,8 @@ from pathlib import Path
 
 from roomtone.capture.segment import WIDTH, Segment, name_segment
 
+_CHUNK = 2**20
+
 
 class Disk:
     """What the spool does to a disk: the only door, through which a test lets in the faults of real disks."""
@@ -40,6 +42,17 @@ class Disk:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def erase(self, path: Path, offset: int, size: int) -> None:
+        """Zeros in the place of so many bytes, durable when this returns. Raises OSError."""
+        file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            end = offset + size
+            while offset < end:
+                offset += os.pwrite(file, bytes(min(_CHUNK, end - offset)), offset)
+            os.fdatasync(file)
+        finally:
+            os.close(file)
 
     def load(self, path: Path, offset: int, size: int) -> bytes:
         """At most `size` bytes from `offset`. Raises OSError."""

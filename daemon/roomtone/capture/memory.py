@@ -51,6 +51,10 @@ class Memory:
         """Drop what overlaps this stretch."""
         self._chunks = deque(chunk for chunk in self._chunks if chunk.end <= start or chunk.position >= end)
 
+    def erase(self, start: int, end: int) -> None:
+        """Make this stretch zero. What lies outside of it stays."""
+        self._chunks = deque(_erased(chunk, start, end) for chunk in self._chunks)
+
     @property
     def first(self) -> int | None:
         """The oldest position here."""
@@ -64,6 +68,15 @@ class Memory:
                 break
             chunks.append(chunk)
         return _piece(chunks[::-1], position, limit) if chunks else None
+
+
+def _erased(chunk: Chunk, start: int, end: int) -> Chunk:
+    first, last = max(chunk.position, start), min(chunk.end, end)
+    if first >= last:
+        return chunk
+    before, behind = ((place - chunk.position) * WIDTH for place in (first, last))
+    zeros = bytes((last - first) * WIDTH)
+    return chunk._replace(audio=chunk.audio[:before] + zeros + chunk.audio[behind:])
 
 
 def _piece(chunks: list[Chunk], position: int, limit: int) -> Piece:

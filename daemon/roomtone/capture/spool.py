@@ -14,8 +14,9 @@ The disk is touched in worker threads of the spool's own, so that a slow disk do
 cannot take its threads.
 """
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -176,6 +177,48 @@ class Spool:
         self._index.remove(segment.position)
         self._memory.forget(segment.position, segment.end)
         await self._run(lambda: segment.path.unlink(missing_ok=True))
+
+    def locate(self, since: datetime, until: datetime) -> tuple[int, int] | None:
+        """The positions from the first to the last that were recorded between these times (UTC), rounded outward.
+
+        None where nothing of that time is here.
+        """
+        found = []
+        for segment in (*self._index, *([self._sheet.segment()] if self._sheet else [])):
+            first = max(0, math.floor((since - segment.at).total_seconds() * self.rate))
+            last = min(segment.samples, math.ceil((until - segment.at).total_seconds() * self.rate))
+            if first < last:
+                found.append((segment.position + first, segment.position + last))
+        return (min(first for first, _ in found), max(last for _, last in found)) if found else None
+
+    async def erase(self, start: int, end: int, *, journalled: int) -> None:
+        """Leave nothing of what was recorded at these positions. What lies outside stays as it is, at its place.
+
+        Segments that lie inside go. Those become zeros there that lie across an edge, that the journal does not know
+        (from `journalled` on, for recovery would miss them), and the newest, which tells where the room goes on.
+        Durable when this returns; doing it twice changes nothing. Raises OSError.
+        """
+        async with self._filing:  # the open segment keeps its file and its name meanwhile
+            self._memory.erase(start, end)
+            closed = tuple(self._index)
+            for segment in closed:
+                first, last = max(segment.position, start), min(segment.end, end)
+                if first >= last:
+                    continue
+                if last - first == segment.samples and last <= journalled and segment != closed[-1]:
+                    await self.remove(segment)
+                else:
+                    await self._zero(segment, first, last)
+            if self._sheet and max(self._sheet.position, start) < min(self._sheet.end, end):
+                open_ = self._sheet.segment()
+                await self._zero(open_, max(open_.position, start), min(open_.end, end))
+            await self._run(self._disk.sync_folder, self._folder)
+
+    async def _zero(self, segment: Segment, start: int, end: int) -> None:
+        # The quota may have taken it, which is as good.
+        with suppress(FileNotFoundError):
+            offset = (start - segment.position) * WIDTH
+            await self._run(self._disk.erase, segment.path, offset, (end - start) * WIDTH)
 
     async def sync(self) -> None:
         """Make durable what was appended. What fails is logged and counted, and tried again with the next audio."""
