@@ -205,6 +205,30 @@ def test_a_bad_source_is_explained(tmp_path: Path, source: str, explained: str) 
     assert "Traceback" not in daemon.log
 
 
+def test_without_an_engine_the_room_is_recorded(tmp_path: Path) -> None:
+    """Where the recognizer's packages are missing, a notice says what to install, and the recording is whole."""
+    (tmp_path / "shadow").mkdir()
+    (tmp_path / "shadow" / "pocketsphinx.py").write_text("raise ImportError('not installed')\n")
+    audio = pcm(DEMO / "meeting.flac")[: 2 * 3 * RATE]
+    write_wav(tmp_path / "talk.wav", audio)
+    config = f"""
+[service]
+state = "state"
+grace = 6.0
+[rooms.desk]
+source = {{ kind = "file", path = "talk.wav", pace = "fast" }}
+{SINKS}
+"""
+    with run(tmp_path, config, env={"PYTHONPATH": str(tmp_path / "shadow")}) as daemon:
+        daemon.wait_for(lambda: events(tmp_path, "notice"))
+        daemon.signal(signal.SIGTERM)
+        assert daemon.finish() == 0, daemon.log
+
+    assert "roomtone[local]" in events(tmp_path, "notice")[0]["text"]
+    assert [recorded for _, _, recorded in recordings(tmp_path)] == [audio]
+    assert "Traceback" not in daemon.log
+
+
 def test_a_sink_that_cannot_write_harms_only_itself(tmp_path: Path) -> None:
     """A sink whose folder is not writable is behind and says so; the recording and the other sinks have everything."""
     (tmp_path / "file").write_text("no folder")

@@ -9,9 +9,10 @@ import msgspec
 import trio
 
 from roomtone.speech import parameters
-from roomtone.speech.connection import Session, open_session
-from roomtone.speech.local import Recognizer, open_recognizer
+from roomtone.speech.connection import Session, SessionOver, open_session
+from roomtone.speech.local import Recognizer, RecognizerUnavailable, open_recognizer
 from roomtone.speech.parameters import LOCAL, Streaming
+from roomtone.speech.protocol import Verdict
 
 
 class Key(Protocol):
@@ -80,7 +81,11 @@ def _show(url: str) -> str:
 def _local(recognizer: Recognizer, streaming: Streaming, rate: int) -> Endpoint:
     @asynccontextmanager
     async def open_local() -> AsyncIterator[Session]:
-        url, headers = await recognizer.address()
+        try:
+            url, headers = await recognizer.address()
+        except RecognizerUnavailable as unavailable:
+            # Waiting mends it only where a person does: the room is recorded, and is transcribed when there is one.
+            raise SessionOver(None, str(unavailable), Verdict.FATAL, refused=True) from None
         async with open_session(f"{url}?{parameters.query(streaming, rate)}", headers=headers) as session:
             yield session
 
