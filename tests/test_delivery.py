@@ -667,6 +667,31 @@ async def test_stopping_does_not_wait_for_a_thread_for_ever(tmp_path: Path) -> N
             blocking.go.set()
 
 
+async def test_stopping_waits_a_moment_for_a_thread(tmp_path: Path) -> None:
+    """Cancelled at the very end, a call that is soon over is waited for: its context is not closed under it."""
+    blocking, left = Blocking(), 0
+
+    @asynccontextmanager
+    async def opening(context: Context) -> AsyncIterator[object]:
+        nonlocal left
+        try:
+            yield blocking
+        finally:
+            left = blocking.in_hook
+
+    with structlog.testing.capture_logs():
+        async with house(tmp_path, inline=False) as around:
+            await around.commit(1)
+            async with trio.open_nursery() as nursery:
+                around._nursery = nursery
+                around.deliver(sink(opening))
+                while not blocking.in_hook:  # noqa: ASYNC110 - a thread has no event of trio
+                    await trio.sleep(0.01)
+                threading.Timer(0.2, blocking.go.set).start()
+                nursery.cancel_scope.cancel()
+    assert (left, blocking.seqs) == (0, [1])
+
+
 async def test_crash_beside_a_thread_waits_for_the_thread(tmp_path: Path) -> None:
     """When a task of the sink crashes while a thread is in a hook, the context is left only after the thread."""
     blocking = Blocking()

@@ -11,6 +11,9 @@ from roomtone.events import kind_of
 from roomtone.hooks import Hook, Implementation
 from roomtone.live import LiveEvent
 
+LAST_CALL = 1.0
+"""Seconds that a call in a thread is still waited for when everything is cancelled."""
+
 
 class Worker:
     """What calls into one sink's object from its opening to its leaving.
@@ -21,7 +24,7 @@ class Worker:
 
     Resources: threads belong to `nursery`, which lies outside the sink's context. So a task of the sink that crashes
     cannot have the context left while a thread is in it; only cancelling the nursery, at the very end, leaves a thread
-    behind.
+    behind, and only one that takes longer than LAST_CALL: what it uses is closed under it, and C does not forgive that.
     """
 
     def __init__(
@@ -88,7 +91,10 @@ class Worker:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, batch)
-                await trio.to_thread.run_sync(contained, limiter=self._thread, abandon_on_cancel=True)
+                with trio.CancelScope(shield=True) as patience:
+                    nursery.start_soon(_hurry, patience)
+                    await trio.to_thread.run_sync(contained, limiter=self._thread, abandon_on_cancel=True)
+                await trio.lowlevel.checkpoint_if_cancelled()
                 nursery.cancel_scope.cancel()
             if self.is_stuck and batch:
                 batch.error = batch.error or SinkFailed(self._overdue)
@@ -111,3 +117,11 @@ class Worker:
     @property
     def _overdue(self) -> str:
         return f"a hook takes longer than {self._timeout:g} s"
+
+
+async def _hurry(patience: trio.CancelScope) -> None:
+    """Once this is cancelled, there is only so much patience left."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        patience.deadline = trio.current_time() + LAST_CALL
