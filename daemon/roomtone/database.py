@@ -18,7 +18,7 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
-from roomtone.events import Durable, decode, encode, kind_of
+from roomtone.events import Audio, Durable, Forgotten, decode, encode, kind_of, spoken_in, turn_of
 from roomtone.facts import Cover, Fact, Mark, Refusal, next_id
 
 SCHEMA = 1
@@ -237,6 +237,73 @@ class Database:
             )
         return len(oldest)
 
+    def forget(self, forgotten: Forgotten, longest: int) -> list[Durable]:
+        """Remove what was said there: the events, whether a sink has had them or not, and the copies that sinks have
+        refused; a correction or an answer goes with its turn. The coverage says where somebody spoke: it is cut.
+
+        No turn is longer than `longest` samples. Returns what was removed.
+        """
+        room, start, end = forgotten.room, forgotten.start, forgotten.end
+        rows = self._writer.execute(
+            "SELECT seq, body FROM events WHERE room = ? AND kind IN ('turn', 'answer') AND position BETWEEN ? AND ? "
+            "UNION ALL SELECT seq, body FROM events WHERE room = ? AND kind = 'analysis' AND position < ?",
+            (room, start - longest, end + longest, room, end),
+        ).fetchall()
+        refused = self._writer.execute("SELECT rowid, body FROM refused WHERE body IS NOT NULL").fetchall()
+        bodies = [("events", seq, body) for seq, body in rows] + [("refused", row, body) for row, body in refused]
+        known = [(table, row, event) for table, row, body in bodies if (event := _event(body)) is not None]
+        turns = spoken_in(forgotten, (event for _, _, event in known))
+        gone = [one for one in known if forgotten.covers(one[2]) or turn_of(one[2]) in turns]
+        for table, row, _ in gone:
+            self._writer.execute(f"DELETE FROM {table} WHERE rowid = ?", (row,))  # noqa: S608 - two names of ours
+        self._cut_coverage(forgotten)
+        return [event for _, _, event in gone]
+
+    def _cut_coverage(self, forgotten: Forgotten) -> None:
+        """What was captured or lost stays; what became of it is *forgotten* now."""
+        rows = self._writer.execute(
+            'SELECT rowid, room, start, "end", state, cause, "from", until FROM coverage '
+            "WHERE room = ? AND state NOT IN ('captured', 'lost') AND \"end\" > ? AND start < ?",
+            (forgotten.room, forgotten.start, forgotten.end),
+        ).fetchall()
+        for rowid, *row in rows:
+            self._writer.execute("DELETE FROM coverage WHERE rowid = ?", (rowid,))
+            for part in _cover(row).without(forgotten.start, forgotten.end):
+                self._put_cover(part)
+
+    def compact(self) -> bool:
+        """Leave nothing in the files of what was deleted. Outside of a transaction.
+
+        Deleted rows are zeros by then (secure_delete). What is left is the log, which still has the pages as they were,
+        and pages of a time without secure_delete. False where the disk is full, or another process reads for long.
+        """
+        passing = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+        is_done = True
+        for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+            try:
+                row = self._writer.execute(statement).fetchone()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF not in passing:
+                    raise
+                log.warning("journal.uncompacted", statement=statement, error=str(error))
+                is_done = False
+            else:
+                is_done = is_done and not (row and row[0])
+        return is_done
+
+    def timed(self, room: str, since: datetime, until: datetime) -> list[Audio]:
+        """The segments of audio that began between these times."""
+        rows = self._reader.execute(
+            "SELECT body FROM events WHERE room = ? AND kind = 'audio' AND at BETWEEN ? AND ?",
+            (room, _text(since), _text(until)),
+        ).fetchall()
+        return [event for (body,) in rows if isinstance(event := _event(body), Audio)]
+
+    def says(self, text: str) -> bool:
+        """Whether any event that is left has this text in it, as JSON has it."""
+        row = self._reader.execute("SELECT 1 FROM events WHERE instr(body, ?) LIMIT 1", (text,)).fetchone()
+        return row is not None
+
     def events(self, after: int, limit: int) -> list[Durable]:
         """The committed events after that seq, at most `limit`, ascending."""
         return self._decoded("SELECT seq, body FROM events WHERE seq > ? ORDER BY seq", (after,), limit, _READ_BYTES)
@@ -408,6 +475,7 @@ def _prepare(path: Path, writer: sqlite3.Connection) -> None:
     writer.execute("PRAGMA journal_mode = WAL")
     writer.execute("PRAGMA synchronous = FULL")
     writer.execute("PRAGMA journal_size_limit = 16777216")
+    writer.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in free pages of the file
     if version == 0:
         writer.executescript(_TABLES)
 
@@ -445,6 +513,13 @@ def _damage(path: Path) -> str | None:
             return str(error)
         raise
     return None if verdict == "ok" else str(verdict)
+
+
+def _event(body: str) -> Durable | None:
+    try:
+        return decode(body)
+    except msgspec.DecodeError:  # a kind of a newer version
+        return None
 
 
 def _cover(row: Sequence[Any]) -> Cover:

@@ -6,6 +6,7 @@ Durable events live in the journal and reach every sink at least once, in the or
 Positions are samples at the room's rate since its first recording; times are UTC by the room's clock.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -211,6 +212,19 @@ Durable: TypeAlias = (
     | Notice
 )
 Live: TypeAlias = Interim | Level
+
+
+def turn_of(event: Durable) -> tuple[str, int] | None:
+    """What turn the event is, or is an answer to: session and order. A correction is the turn that it corrects."""
+    return (event.session_id, event.turn_order) if isinstance(event, Turn | Answer) else None
+
+
+def spoken_in(forgotten: Forgotten, events: Iterable[Durable]) -> set[tuple[str, int]]:
+    """The turns that go, with all that corrects or answers them, where this is forgotten."""
+    return {
+        (event.session_id, event.turn_order) for event in events if isinstance(event, Turn) and forgotten.covers(event)
+    }
+
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Durable] = msgspec.json.Decoder(Durable)

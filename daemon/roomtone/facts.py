@@ -2,6 +2,7 @@
 
 import secrets
 import uuid
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -54,6 +55,17 @@ class Cover(msgspec.Struct, frozen=True, rename={"from_": "from"}):
             from_=min(self.from_, other.from_),
             until=max(self.until, other.until),
         )
+
+    def without(self, start: int, end: int) -> Iterator["Cover"]:
+        """What is left of it without these positions; its time is cut in proportion."""
+        for first, last in ((self.start, min(start, self.end)), (max(end, self.start), self.end)):
+            if first < last:
+                yield msgspec.structs.replace(
+                    self, start=first, end=last, from_=self._time(first), until=self._time(last)
+                )
+
+    def _time(self, position: int) -> datetime:
+        return self.from_ + (self.until - self.from_) * ((position - self.start) / (self.end - self.start))
 
     def _meets(self, other: "Cover") -> bool:
         return self.from_ - other.until <= _MEETING and other.from_ - self.until <= _MEETING

@@ -17,7 +17,7 @@ import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.database import Database, JournalError, is_corrupt, open_database
-from roomtone.events import Durable, Notice
+from roomtone.events import Audio, Durable, Forgotten, Notice
 from roomtone.facts import Cover, Fact, Mark, Refusal
 
 __all__ = ["Cover", "Fact", "Journal", "JournalError", "Mark", "Refusal", "open_journal"]
@@ -182,6 +182,38 @@ class Journal:
         while removed := await self._write(partial(self._database.prune_coverage, before, _PRUNED_AT_ONCE)):
             total += removed
         return total
+
+    async def forget(self, forgotten: Forgotten, longest: int, *facts: Fact) -> list[Durable]:
+        """Remove what was said there, see `Database.forget`, and commit the facts, in one transaction.
+
+        Returns what was removed. Until `compact` it is still in the files.
+        """
+
+        def work() -> list[Durable]:
+            removed = self._database.forget(forgotten, longest)
+            self._database.put(facts)
+            return removed
+
+        return await self._write(work)
+
+    async def compact(self) -> bool:
+        """Leave nothing in the files of what was removed. False where that is to be tried again; see the log for why.
+
+        Whoever writes waits meanwhile: some ten seconds for a gigabyte on a small computer.
+        """
+        async with self._turn:
+            try:
+                return await self._run(self._writing, self._database.compact)
+            except sqlite3.Error as error:
+                raise self._failure(error) from error
+
+    async def timed(self, room: str, since: datetime, until: datetime) -> list[Audio]:
+        """The room's segments of audio that began between these times."""
+        return await self._read(self._database.timed, room, since, until)
+
+    async def says(self, text: str) -> bool:
+        """Whether any event has this text in it, as JSON has it."""
+        return await self._read(self._database.says, text)
 
     async def undelivered(self, room: str, seq: int, position: int) -> int | None:
         """The first position, from `position` on, of a segment whose event comes after `seq`; None: there is none."""
