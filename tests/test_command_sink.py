@@ -106,7 +106,7 @@ async def test_data_error_sets_one_event_aside(tmp_path: Path) -> None:
 
 
 async def test_what_failed_is_not_flushed(tmp_path: Path) -> None:
-    """After a run has failed, a flush that returns has handed its events over."""
+    """After a run has failed, a flush that returns has handed over what had returned before it, and nothing else."""
     events = turns(2)
     async with shell("test -e ready || exit 1; cat >> got", batch=2).open(context(tmp_path)) as plugin:
         feeder: Any = plugin
@@ -115,7 +115,7 @@ async def test_what_failed_is_not_flushed(tmp_path: Path) -> None:
             await feeder.event(events[1])
         (tmp_path / "ready").touch()
         await feeder.flush()
-    assert lines(tmp_path / "got") == [encode(event) + b"\n" for event in events]
+    assert lines(tmp_path / "got") == [encode(events[0]) + b"\n"]
 
 
 async def test_a_program_need_not_read(tmp_path: Path) -> None:

@@ -32,8 +32,13 @@ class Feeder:
             await self._run([event])
             return
         self._pending.append(event)
-        if len(self._pending) >= self._batch:
+        if len(self._pending) < self._batch:
+            return
+        try:
             await self.flush()
+        except BaseException:
+            self._pending.pop()  # this hook has not returned, so this event comes again, and no flush may have it
+            raise
 
     @hookimpl
     async def flush(self) -> None:

@@ -15,6 +15,7 @@ from roomtone import Context, Sink, hookimpl
 from roomtone.sinks import Seconds
 from roomtone_webhook.address import Address
 from roomtone_webhook.poster import Poster
+from roomtone_webhook.receipts import Receipts
 from roomtone_webhook.signature import Signer, read_line, read_signing_secret
 
 __all__ = ["Webhook", "register_sinks"]
@@ -71,7 +72,8 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
             mounts={f"all://{files.address.url.host}": None} if files.address.is_loopback else None,
         ) as client:
             audio = "audio" in self.kinds
-            yield Poster(client, files.address, files.signer, batch=self.batch, audio=audio)
+            receipts = Receipts(context.state / "accepted.json")
+            yield Poster(client, files.address, files.signer, receipts, batch=self.batch, audio=audio)
 
     def _read(self, context: Context) -> "_Files":
         """Read every file that is named: anew at each opening, so that a secret can be replaced."""

@@ -9,6 +9,7 @@ import trio
 from roomtone import Audio, Durable, Unprocessable, encode, hookimpl
 from roomtone_webhook.address import Address
 from roomtone_webhook.answer import ABOUT_THE_EVENT, describe, is_accepted, retry_after
+from roomtone_webhook.receipts import Receipts
 from roomtone_webhook.signature import Signer
 
 _BODY = 64 * 1024
@@ -35,11 +36,19 @@ class Poster:
     """
 
     def __init__(
-        self, client: httpx2.AsyncClient, address: Address, signer: Signer, *, batch: int, audio: bool
+        self,
+        client: httpx2.AsyncClient,
+        address: Address,
+        signer: Signer,
+        receipts: Receipts,
+        *,
+        batch: int,
+        audio: bool,
     ) -> None:
         self._client = client
         self._address = address
         self._signer = signer
+        self._receipts = receipts
         self._batch = batch
         self._audio = audio
         self._pending: list[Durable] = []
@@ -47,26 +56,40 @@ class Poster:
     @hookimpl
     async def event(self, event: Durable) -> None:
         """Send the event, or keep it until there are enough. Raises Unprocessable only where one was sent alone."""
-        if isinstance(event, Audio) and not self._audio:
+        if (isinstance(event, Audio) and not self._audio) or self._receipts.has(event.id):
             return
         if self._batch == 1:
             await self._post(event.id, encode(event), is_alone=True)
+            self._receipts.add([event.id])
             return
         self._pending.append(event)
-        if len(self._pending) >= self._batch:
-            await self.flush()
+        if len(self._pending) < self._batch:
+            return
+        try:
+            await self._post_array()
+        except BaseException:
+            self._pending.pop()  # this hook has not returned, so this event comes again, and no flush may have sent it
+            raise
 
     @hookimpl
     async def flush(self) -> None:
         """Send what is kept as one array. What fails stays, so that a flush that succeeds has sent everything."""
-        if not self._pending:
-            return
+        try:
+            if self._pending:
+                await self._post_array()
+        except (Undelivered, Unprocessable):
+            await self._receipts.keep()
+            raise
+        await self._receipts.settle()
+
+    async def _post_array(self) -> None:
         # The same events have the same id however often they come, and another choice of events has another: else a
         # receiver that has seen the first event of an array would take a longer one for the same.
         first, last = self._pending[0].id, self._pending[-1].id
         body = b"[" + b",".join(map(encode, self._pending)) + b"]"
         is_alone = len(self._pending) == 1
         await self._post(first if is_alone else f"{first}_{last}", body, is_alone=is_alone)
+        self._receipts.add(event.id for event in self._pending)
         self._pending = []
 
     async def _post(self, identity: str, body: bytes, *, is_alone: bool) -> None:
