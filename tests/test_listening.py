@@ -14,7 +14,7 @@ from roomtone.capture.entries import Mute
 from roomtone.capture.listening import Listening
 from roomtone.capture.recorder import UNWATCHED, record
 from roomtone.capture.reins import Reins
-from roomtone.events import Durable, Gap, Muted, RecordingStarted, RecordingStopped, Unmuted
+from roomtone.events import Audio, Durable, Gap, Muted, RecordingStarted, RecordingStopped, Unmuted
 from roomtone.ledger import summarize
 from test_recorder import (
     FRAME,
@@ -233,6 +233,7 @@ async def test_rotating_loses_nothing(tmp_path: Path, autojump_clock: Clock) -> 
     stops, starts = of(RecordingStopped, events), of(RecordingStarted, events)
     assert [stop.reason for stop in stops] == ["rotated", "rotated", "rotated", "stopping"]
     assert [(stop.position, stop.at) for stop in stops[:3]] == [(start.position, start.at) for start in starts[1:]]
+    assert {start.position for start in starts} <= {audio.position for audio in of(Audio, events)}
     assert not of(Gap, events)
     recorded = audio_of(events)
     assert recorded == tone(0, len(recorded) // 2)

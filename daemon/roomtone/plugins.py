@@ -25,6 +25,7 @@ RESERVED = frozenset({"Sink", "module"})
 """The kinds of the classes that others derive from."""
 
 _PREFIX = "roomtone_drop_in_"
+_SOURCE = "__roomtone_source__"
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -123,6 +124,9 @@ class _Shelf:
             return None
         if source is None:
             return None
+        known = sys.modules.get(f"{_PREFIX}{file.stem}")
+        if known is not None and known.__dict__.get(_SOURCE) == (str(file), source):
+            return known  # as an import would: what has not changed is the same module, and so the same sink
         module = ModuleType(f"{_PREFIX}{file.stem}")
         module.__file__ = str(file)
         # msgspec and dataclasses look up the annotations of a class in its module, and find modules here only.
@@ -133,6 +137,7 @@ class _Shelf:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
             self._note(file.stem, "import", f"{_explain(error, file)}; repair the file, or take it out of the folder")
             return None
+        module.__dict__[_SOURCE] = str(file), source
         return module
 
     def _source(self, file: Path) -> bytes | None:

@@ -1,15 +1,15 @@
 """The daemon that a command is about: where it answers, and what it says."""
 
 import os
+import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
-from roomtone import config as configuration
 from roomtone import control, places
 from roomtone.cli.loaded import find
-from roomtone.config import ConfigError
 from roomtone.control import ControlError, Done, Report, Request
 
 
@@ -20,18 +20,24 @@ def find_daemon(given: Path | None, environ: Mapping[str, str] = os.environ) -> 
     from muting.
     """
     path = find(given, environ)
-    named = None
-    if path is not None:
-        try:
-            service = configuration.read(path).get("service")
-        except ConfigError as error:
-            if given is not None:
-                raise ControlError(str(error)) from None
-            service = None
-        named = service.get("state") if isinstance(service, dict) else None
     folder = (path or Path(places.FILE)).absolute().parent
-    state = places.state_folder(named if isinstance(named, str) else None, folder, environ)
+    state = places.state_folder(None if path is None else _state_of(path), folder, environ)
     return control.find_socket(places.control_sockets(state, environ))
+
+
+def _state_of(path: Path) -> str | None:
+    """`[service] state`, of a file that may be no TOML at the moment. Raises ControlError where it cannot be read."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig", "replace")
+    except OSError as error:
+        raise ControlError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        service = tomllib.loads(text).get("service")
+    except tomllib.TOMLDecodeError:
+        found = re.search(r"""^\s*state\s*=\s*(["'])(.+?)\1""", text, re.MULTILINE)
+        return found[2] if found else None
+    named = service.get("state") if isinstance(service, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def ask(given: Path | None, request: Request) -> Done | Report:
