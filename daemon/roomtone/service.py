@@ -61,6 +61,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                 )
                 for name, sink in config.sinks.items():
                     outlets.begin(name, sink)
+                watching.start_soon(outlets.watch_orders)
                 async with open_endpoints() as endpoints, trio.open_nursery() as upkeep:
                     surroundings = Surroundings(state / SPOOL, {}, journal, live, endpoints, supervision.health, glance)
                     rules = Rules(lambda: force.config.storage, lambda: surroundings.spools, lambda: force.config.sinks)
