@@ -1,1 +1,27 @@
-"""What tests of Roomtone and of its plugins stand on: a fake speech service, a fake room, the conformance kit."""
+"""What tests of Roomtone and of its plugins stand on: a fake speech service, a fake room, the conformance kit.
+
+Loaded lazily: whoever wants the room has no need of the service's protocol, and nothing here needs pytest until it is
+asked for a test.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from roomtone.testing.conformance import LAWS, LawBroken, check, conformance_tests
+    from roomtone.testing.room import FakeRoom, open_room
+
+_HOME = {
+    **dict.fromkeys(("LAWS", "LawBroken", "check", "conformance_tests"), "roomtone.testing.conformance"),
+    **dict.fromkeys(("FakeRoom", "open_room"), "roomtone.testing.room"),
+}
+
+__all__ = ["LAWS", "FakeRoom", "LawBroken", "check", "conformance_tests", "open_room"]
+
+
+def __getattr__(name: str) -> object:
+    try:
+        home = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return getattr(import_module(home), name)
