@@ -22,6 +22,7 @@ COMMANDS = (
     "sinks",
     "coverage",
     "config",
+    "events",
 )
 
 
