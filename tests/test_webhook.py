@@ -421,8 +421,8 @@ async def test_by_the_daemons_delivery(tmp_path: Path, batch: int) -> None:
 
 
 async def test_what_was_accepted_before_a_failed_flush_is_not_sent_again(tmp_path: Path) -> None:
-    """When a later array and the flush fail, nothing of the batch is acknowledged: the earlier array comes again, and is
-    known, over a restart, until an event after it has been accepted.
+    """When a later array and the flush fail, nothing of the batch is acknowledged: the earlier array comes again and
+    is known, over a restart, until an event after it has been accepted.
     """
     events = turns(7)
     async with open_receiver() as receiver:
