@@ -430,6 +430,21 @@ async def test_a_run_of_which_nothing_is_left_was_no_clean_stop(tmp_path: Path, 
     assert of(Audio, events)[-1].position == 12_000
 
 
+async def test_a_short_run_that_the_power_took_leaves_no_hole_in_time(tmp_path: Path, autojump_clock: Clock) -> None:
+    """A crash, a restart within the two seconds that are jumped over, a power cut that took all of it: the next gap
+    begins where the last one ended, though its positions say that it is later.
+    """
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    first.mkdir()
+    await play(first, [Talk(10)], 10.1, then=lambda: shutil.copytree(first, second))
+    await play(second, [Talk(0.8)], 0.9, down=0.5, then=lambda: shutil.copytree(second, third))
+    max((third / "spool" / "desk").iterdir()).unlink()
+    events = await play(third, [Talk(10)], 10.1, down=1.0)
+    before, after = of(Gap, events)
+    assert (before.start, before.end, after.start, after.end) == (10_000, 12_000, 12_000, 14_000)
+    assert after.from_ == before.until
+
+
 async def test_after_a_crash_no_position_is_given_twice(tmp_path: Path, autojump_clock: Clock) -> None:
     """What a crash left is recovered with its events; what may be in use is jumped over, in one gap."""
     state, crashed = tmp_path / "state", tmp_path / "crashed"

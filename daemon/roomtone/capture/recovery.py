@@ -162,7 +162,7 @@ async def _journal_torn(room: str, spool: Spool, journal: Journal, known: int) -
     facts: list[Fact] = []
     for start, end in uncovered(spool.end, known, covers):
         from_ = spool.at(start) if len(spool.segments()) else await _last_heard(room, spool, journal, start)
-        until = max(from_, await _last_heard(room, spool, journal, end))
+        until = max(from_ + timedelta(seconds=(end - start) / spool.rate), await _last_heard(room, spool, journal, end))
         facts += loss_entry(room, Lost(start, end, from_, until, "daemon down"))
     if facts:
         await journal.commit(*facts)
@@ -202,9 +202,10 @@ async def _last_heard(room: str, spool: Spool, journal: Journal, position: int) 
     """The latest time that is known to be accounted for, up to `position`."""
     covers = await journal.covered(room, max(0, position - 1))
     times = [cover.until for cover in covers if cover.end <= position and cover.state in {"captured", "lost"}]
-    try:
-        times.append(spool.at(position))
-    except LookupError:
+    if segments := spool.segments():
+        # Beyond its audio the spool knows nothing: positions that were jumped over took another time than their length.
+        times.append(segments[-1].when(min(position, segments[-1].end), spool.rate))
+    else:
         started = await journal.select(room, ("recording_started",), 0, 2**63 - 1)
         times += [event.at for event in started[-1:]]
     return max(times, default=datetime.now(UTC))
