@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 CAPTURE_PACKAGES := libportaudio2 libasound2-plugins
 TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox systemd libpam-systemd dbus iproute2
 
-.PHONY: help demo run test lint format bench clean
+.PHONY: help demo run test crash lint format bench clean
 
 help:
 	@echo "make demo     play a recorded conversation through the whole recorder and watch it"
 	@echo "make test     linting, types and every test: what CI runs"
+	@echo "make crash    kill the daemon two hundred times, and at every step of its journal"
 	@echo "make lint     linting and types only"
 	@echo "make format   put the code into shape"
 	@echo "make bench    measure, do not judge"
@@ -23,6 +24,9 @@ demo: $(VENV)/run
 test: $(VENV)/dev packages
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest $(TESTS)
+
+crash: $(VENV)/dev
+	ROOMTONE_KILLS=200 $(BIN)/python -m pytest -s --timeout=1800 tests/test_crashes.py tests/test_disk_full.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check
