@@ -37,6 +37,8 @@ SPOOL = "spool"
 """The folder of the spools in the state folder."""
 INTERVAL = 10.0
 """Seconds between two looks."""
+SOON = 1.0
+"""Seconds between two looks while the disk is low: what is settled makes room at once."""
 PRUNING = 3600.0
 """Seconds between two prunings of the journal."""
 PATIENCE = 2.0
@@ -50,7 +52,9 @@ RELIEF = 1.1
 SLACK = 0.95
 """The share of its quota that the journal is pruned to."""
 RESERVE = 4 << 20
-"""Bytes that are kept for the journal alone, on a disk that is full."""
+"""Bytes that are kept for the next start. On a disk without any room SQLite opens no journal, and a daemon that cannot
+start cannot make room either.
+"""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -172,6 +176,31 @@ def measure(folder: Path) -> Space:
     return Space(status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize)
 
 
+def use_reserve(state: Path) -> None:
+    """Before the journal is opened: give it the reserve, where the disk has no room. Contained: OSError."""
+    reserve = _reserve(state)
+    with suppress(OSError):
+        if reserve.exists() and measure(state).free < RESERVE:
+            reserve.unlink()
+            log.warning("disk.reserve_used", folder=str(state))
+
+
+def keep_reserve(state: Path) -> None:
+    """Set room aside for the next start, once. Contained: OSError."""
+    reserve = _reserve(state)
+    with suppress(OSError):
+        if not reserve.exists():
+            file = os.open(reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(file, 0, RESERVE)
+            finally:
+                os.close(file)
+
+
+def _reserve(state: Path) -> Path:
+    return state / "reserve"
+
+
 class Rules(NamedTuple):
     """What to go by, as it is at the moment of asking: a new configuration may have changed it.
 
@@ -195,7 +224,7 @@ async def keep_room(state: Path, rules: Rules, journal: Journal, *, measure: Cal
         if trio.current_time() >= pruned + PRUNING:
             pruned = trio.current_time()
             await keeper.prune()
-        await trio.sleep(INTERVAL)
+        await trio.sleep(SOON if keeper.is_low else INTERVAL)
 
 
 class _Keeper:
@@ -207,6 +236,11 @@ class _Keeper:
         self._gauge = Gauge()
         self._tolls: dict[tuple[str, str], Toll] = {}
         self._pending: list[Fact] = []
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the disk has less room than it should."""
+        return self._gauge.is_low
 
     async def look(self) -> None:
         """Remove what may and what must go, and say what a person should know."""
@@ -223,7 +257,10 @@ class _Keeper:
         await self._commit()
         for removal in [*settled, *forced]:
             await self._remove(removal)
-        self._watch(self._space() if settled or forced else space, mark, now)
+        space = self._space() if settled or forced else space
+        self._watch(space, mark, now)
+        if space.free >= mark + RESERVE:
+            keep_reserve(self._state)
         await self._commit()
 
     async def prune(self) -> None:

@@ -27,7 +27,7 @@ from roomtone.live import Live
 from roomtone.notify import Progress, open_supervision
 from roomtone.outlets import Grounds, Outlet, Outlets
 from roomtone.reloading import InForce, Reloading
-from roomtone.retention import SPOOL, Rules, keep_room
+from roomtone.retention import SPOOL, Rules, keep_room, use_reserve
 from roomtone.rooms import Rooms, Surroundings
 from roomtone.speech.endpoint import open_endpoints
 
@@ -47,6 +47,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
     grounds = Grounds(config.sinks_folder(environ), state / "sinks")
     live, glance, sinks = Live(), Glance(), dict[str, Outlet]()
     with trio.CancelScope() as hard, places.lock(state):
+        use_reserve(state)
         async with (
             open_journal(state / "journal.sqlite") as journal,
             open_supervision(environ, config.rooms, partial(_measure_progress, sinks)) as supervision,
