@@ -237,6 +237,8 @@ def test_a_wrong_file_changes_nothing(folder: Path) -> None:
         (folder / "roomtone.toml").write_text(right + '[sinks.new]\nkind = "opened"\n')
         daemon.signal(signal.SIGHUP)
         daemon.wait_for((folder / "opened").exists)
+        (folder / "roomtone.toml").write_text(right.replace("127.0.0.1:9", "127.0.0.1:19"))
+        assert "room desk: streaming begins again" in ask(folder, "reload")
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log
     assert breaks(spooled(folder, "desk")) == []

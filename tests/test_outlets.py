@@ -1,0 +1,133 @@
+"""The sinks at work: one follows another at the same place, and never two at once."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import trio
+
+from roomtone import Context, Durable, Sink, hookimpl
+from roomtone.events import Notice
+from roomtone.journal import Journal, open_journal
+from roomtone.live import Live
+from roomtone.outlets import Grounds, Outlets
+
+
+class Diary(Sink, frozen=True, kw_only=True, tag="diary"):
+    """Writes down what happens to it, and takes a while for each event."""
+
+    pages: Any  # a list, which no table can hold
+    name: str
+    stuck: Any = None  # an event that is waited for in the hook
+
+    @asynccontextmanager
+    async def open(self, context: Context) -> AsyncIterator[object]:
+        self.pages.append(f"{self.name} opens")
+        try:
+            yield Writing(self)
+        finally:
+            self.pages.append(f"{self.name} closes")
+
+
+class Writing:
+    def __init__(self, diary: Diary) -> None:
+        self._diary = diary
+
+    @hookimpl
+    async def event(self, event: Durable) -> None:
+        if self._diary.stuck is not None:
+            with trio.CancelScope(shield=True):
+                await self._diary.stuck.wait()
+        await trio.sleep(0.01)
+        self._diary.pages.append(event.position)
+
+
+class Work(NamedTuple):
+    outlets: Outlets
+    journal: Journal
+
+
+@asynccontextmanager
+async def open_outlets(folder: Path) -> AsyncIterator[Work]:
+    async with open_journal(folder / "journal.sqlite", inline=True) as journal, trio.open_nursery() as nursery:
+        outlets = Outlets(
+            nursery,
+            journal=journal,
+            live=Live(),
+            grounds=Grounds(folder, folder / "sinks"),
+            rates={"desk": 16_000},
+            at_work={},
+        )
+        yield Work(outlets, journal)
+        outlets.finish()
+
+
+async def commit(journal: Journal, *positions: int) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    for position in positions:
+        await journal.commit(
+            Notice(room="desk", position=position, at=at, severity="info", code="test.notice", text="")
+        )
+
+
+async def test_a_successor_goes_on_where_the_sink_was(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """The first is left before the second is opened, in the middle of its work, and each event comes once, in order."""
+    pages: list[Any] = []
+    async with open_outlets(tmp_path) as work:
+        work.outlets.begin("notes", Diary(pages=pages, name="first"))
+        await trio.sleep(0.1)
+        await commit(work.journal, *range(50))
+        await trio.sleep(0.05)
+        work.outlets.begin("notes", Diary(pages=pages, name="second"))
+        await commit(work.journal, *range(50, 60))
+    assert [page for page in pages if isinstance(page, int)] == list(range(60))
+    assert [page for page in pages if isinstance(page, str)] == [
+        "first opens",
+        "first closes",
+        "second opens",
+        "second closes",
+    ]
+
+
+async def test_a_sink_that_hangs_holds_up_its_successor_only(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The place is in use until the hook has returned; other sinks and whoever asked for the change go on."""
+    pages: list[Any] = []
+    others: list[Any] = []
+    release = trio.Event()
+    async with open_outlets(tmp_path) as work:
+        work.outlets.begin("notes", Diary(pages=pages, name="first", stuck=release))
+        work.outlets.begin("others", Diary(pages=others, name="other"))
+        await trio.sleep(0.1)
+        await commit(work.journal, 1)
+        await trio.sleep(0.1)
+        work.outlets.begin("notes", Diary(pages=pages, name="second"))
+        await commit(work.journal, 2)
+        await trio.sleep(10)
+        assert pages == ["first opens"]
+        assert others == ["other opens", 1, 2]
+        release.set()
+    assert pages.index("first closes") < pages.index("second opens")
+    assert [page for page in pages if isinstance(page, int)] == [1, 2]
+
+
+async def test_a_sink_that_comes_back_goes_on_where_it_was(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A sink that was taken out of the file keeps its cursor."""
+    pages: list[Any] = []
+    async with open_outlets(tmp_path) as work:
+        work.outlets.begin("notes", Diary(pages=pages, name="first"))
+        await trio.sleep(0.1)
+        await commit(work.journal, 1)
+        await trio.sleep(0.1)
+        work.outlets.end("notes")
+        await trio.sleep(0.1)
+        assert not list(work.outlets)
+        await commit(work.journal, 2, 3)
+        await trio.sleep(0.1)
+        work.outlets.begin("notes", Diary(pages=pages, name="second"))
+    assert [page for page in pages if isinstance(page, int)] == [1, 2, 3]
