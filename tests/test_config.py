@@ -14,7 +14,7 @@ import tomli_w
 from roomtone import config as configuration
 from roomtone.capture.feed import Command, File, Microphone
 from roomtone.cli.schema import schema_text
-from roomtone.config import Config, ConfigError, Room, Service, decode, effective, find_key, load
+from roomtone.config import Broken, Config, ConfigError, Room, Service, decode, each_sink, effective, find_key, load
 from roomtone.plugins import Plugins, Problem, load_plugins
 from roomtone.secret import Secret
 from roomtone.sinks import Module, Sink
@@ -271,12 +271,38 @@ def test_shows_no_secret(text: str) -> None:
 
 
 def test_plugin_that_does_not_load() -> None:
-    """A sink whose plugin does not load says that, and why, instead of that its kind is unknown."""
+    """A sink whose plugin does not load is left out with the reason: the rest is not kept from running."""
     plugins = Plugins({}, {}, (Problem("lamp", "import", "lamp.py:1: No module named bulb"),))
 
-    (line,) = refusals(DESK + '[sinks.x]\nkind = "lamp"', plugins)
+    config = parse(DESK + '[sinks.x]\nkind = "lamp"', plugins)
 
-    assert line == '[sinks.x] kind = "lamp": its plugin lamp did not load: lamp.py:1: No module named bulb'
+    reason = "its plugin lamp did not load: lamp.py:1: No module named bulb"
+    assert (config.sinks, config.unloaded) == ({}, {"x": reason})
+    assert config.warnings == (f"{config.path}: [sinks.x] gets nothing: {reason}",)
+
+
+def test_disabled_sink(bundled: Plugins) -> None:
+    """A disabled sink is checked like any other, and does not run."""
+    text = DESK + '[sinks.x]\nkind = "jsonl"\npath = "x"\ndisabled = true'
+
+    config = parse(text, bundled)
+
+    assert (list(config.sinks), list(config.disabled)) == ([], ["x"])
+    assert refusals(text + "\nroms = []", bundled)
+
+
+def test_each_sink_stands_for_itself(bundled: Plugins) -> None:
+    """A mistake in one table hides nothing of another."""
+    text = DESK + '[sinks.good]\nkind = "jsonl"\npath = "x"\n[sinks.bad]\nkind = "jsonl"\n[sinks.lost]\nkind = "lamp"'
+    plugins = Plugins(bundled.kinds, {}, (Problem("lamp", "import", "no bulb"),))
+
+    found = each_sink(tomllib.loads(text), plugins)
+
+    assert isinstance(found["good"], Sink)
+    assert found["bad"] == Broken(
+        "configuration error", "[sinks.bad]: path is missing; it must be text (at least 1 character)"
+    )
+    assert found["lost"] == Broken("load error", "its plugin lamp did not load: no bulb")
 
 
 class Fragile(Sink, frozen=True, kw_only=True, tag="fragile"):

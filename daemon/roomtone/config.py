@@ -106,6 +106,10 @@ class Config(msgspec.Struct, frozen=True):
     rooms: dict[str, Room]
     sinks: dict[str, Sink]
     storage: Storage = Storage()
+    disabled: dict[str, Sink] = {}
+    """The sinks that the file has and that are not to run."""
+    unloaded: dict[str, str] = {}
+    """The sinks whose plugin does not load, and why: everything else runs without them."""
     warnings: tuple[str, ...] = ()
     """One line each: what is valid and probably not what was meant."""
 
@@ -121,6 +125,13 @@ class Config(msgspec.Struct, frozen=True):
     def sinks_folder(self, environ: Mapping[str, str]) -> Path:
         """Where relative paths of sinks begin."""
         return places.sinks_folder(self.folder, environ)
+
+
+class Broken(msgspec.Struct, frozen=True):
+    """A sink that cannot run, and why."""
+
+    what: Literal["load error", "configuration error"]
+    text: str
 
 
 def load(path: Path, plugins: Plugins) -> Config:
@@ -169,17 +180,37 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
     rooms = {name: _convert(table, Room) for name, table in tables["rooms"].items()}
     doubts = [(name, doubt) for name, room in rooms.items() for doubt in parameters.check(room.streaming)]
     _refuse(path, [_doubted(name, rooms[name], doubt) for name, doubt in doubts if doubt.severity == "error"])
+    sinks = _with_modules(
+        {name: table for name, table in each_sink(tables, plugins).items() if isinstance(table, Sink)}, plugins
+    )
+    unloaded = {name: text for name, table in tables.get("sinks", {}).items() if (text := _load_error(table, plugins))}
     return Config(
         path=path,
         service=_convert(tables.get("service", {}), Service),
         storage=_convert(tables.get("storage", {}), Storage),
         rooms=rooms,
-        sinks=_with_modules(
-            {name: _convert(table, plugins.kinds[table["kind"]]) for name, table in tables.get("sinks", {}).items()},
-            plugins,
+        sinks={name: sink for name, sink in sinks.items() if not sink.disabled},
+        disabled={name: sink for name, sink in sinks.items() if sink.disabled},
+        unloaded=unloaded,
+        warnings=(
+            *(f"{path}: {_doubted(name, rooms[name], doubt)}" for name, doubt in doubts),
+            *(f"{path}: [sinks.{name}] gets nothing: {text}" for name, text in unloaded.items()),
         ),
-        warnings=tuple(f"{path}: {_doubted(name, rooms[name], doubt)}" for name, doubt in doubts),
     )
+
+
+def each_sink(tables: Mapping[str, Any], plugins: Plugins) -> dict[str, Sink | Broken]:
+    """Every sink's table for itself, so that what is wrong with one hides no other. Pure."""
+    given = tables.get("sinks")
+    found: dict[str, Sink | Broken] = {}
+    for name, table in (given if isinstance(given, dict) else {}).items():
+        if text := _load_error(table, plugins):
+            found[name] = Broken("load error", text)
+        elif problems := [*_name(("sinks", name), name), *_sink(("sinks", name), table, tables.get("rooms"), plugins)]:
+            found[name] = Broken("configuration error", "; ".join(map(str, problems)))
+        else:
+            found[name] = _convert(table, plugins.kinds[table["kind"]])
+    return found
 
 
 def effective(config: Config, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -188,7 +219,7 @@ def effective(config: Config, environ: Mapping[str, str]) -> dict[str, Any]:
         "service": msgspec.structs.replace(config.service, state=str(config.state(environ))),
         "storage": config.storage,
         "rooms": config.rooms,
-        "sinks": config.sinks,
+        "sinks": config.sinks | config.disabled,
     }
     masked: dict[str, Any] = secret.mask(_plain(tables))
     return masked
@@ -267,7 +298,8 @@ def _sink(where: tuple[str, ...], table: Any, rooms: Any, plugins: Plugins) -> I
         yield Problem(where, f"kind is missing; known are {listing(sorted(plugins.kinds))}")
         return
     if kind not in plugins.kinds:
-        yield Problem(where, _unknown_kind(kind, plugins), "kind", kind)
+        if not _load_error(table, plugins):
+            yield Problem(where, unknown("kind", str(kind), plugins.kinds), "kind", kind)
         return
     try:
         yield from list(diagnosis.diagnose(table, plugins.kinds[kind], where, _advice))
@@ -279,13 +311,19 @@ def _sink(where: tuple[str, ...], table: Any, rooms: Any, plugins: Plugins) -> I
                 yield Problem(where, unknown(f'{key[:-1]} "{chosen}"', chosen, known), key, table[key])
 
 
-def _unknown_kind(kind: Any, plugins: Plugins) -> str:
+def _load_error(table: Any, plugins: Plugins) -> str | None:
+    """Why a kind is not there that a plugin may have brought, had it loaded.
+
+    That is no mistake of the file: a plugin that an update has broken must not keep the recorder from starting.
+    """
+    kind = table.get("kind") if isinstance(table, dict) else None
+    if not isinstance(kind, str) or kind in plugins.kinds or not plugins.problems:
+        return None
     for problem in plugins.problems:
         if problem.plugin in (kind, f"roomtone_{kind}"):
             return f"its plugin {problem.plugin} did not load: {problem.text}"
     broken = [problem.plugin for problem in plugins.problems]
-    hint = f" (not loaded: {listing(broken)}; see `roomtone sinks`)" if broken else ""
-    return unknown("kind", str(kind), plugins.kinds) + hint
+    return f"{unknown('kind', kind, plugins.kinds)} (not loaded: {listing(broken)}; see `roomtone sinks`)"
 
 
 def _name(where: tuple[str, ...], name: str) -> Iterator[Problem]:

@@ -76,6 +76,8 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_u
     """Where a sink that the journal does not know yet begins."""
     timeout: Seconds = 30.0
     """Seconds that one call of a hook, or opening, may take."""
+    disabled: bool = False
+    """True: as if the table were not there, but for its being checked. Its place in the journal is kept."""
 
     def open(self, context: Context) -> AbstractAsyncContextManager[object]:
         """Yield the object whose `@hookimpl` methods get the events; what it owns ends with the context.
@@ -83,6 +85,13 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_u
         Errors: anything it raises is logged, and it is opened again after a back-off.
         """
         raise NotImplementedError
+
+    def holdings(self, context: Context) -> Iterable[Path]:
+        """Files and folders in which this sink keeps what it got, beside its `context.state`.
+
+        After something was forgotten they are searched for what may be left of it.
+        """
+        return ()
 
 
 class Module(Sink, frozen=True, kw_only=True, tag="module"):
@@ -183,8 +192,11 @@ class Registry:
 def wants(sink: Sink, event: events.Durable, *, kinds: Sequence[str] = ()) -> bool:
     """Whether this sink's own filters let the event through. `kinds` replaces an empty `sink.kinds`.
 
-    A notice of the whole daemon (no room) passes every filter of rooms.
+    A notice of the whole daemon (no room) passes every filter of rooms, and what is to be forgotten every filter of
+    kinds: whoever has something of it must hear of that.
     """
+    if isinstance(event, events.Forgotten):
+        return not sink.rooms or event.room in sink.rooms
     chosen = sink.kinds or kinds
     return (not chosen or events.kind_of(event) in chosen) and (
         not sink.rooms or not event.room or event.room in sink.rooms
