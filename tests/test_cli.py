@@ -400,9 +400,9 @@ def test_sinks(home: Path) -> None:
 
     assert {"jsonl", "wav"} <= {kind["kind"] for kind in report["kinds"]}
     assert report["sinks"] == [
-        {"name": "log", "kind": "jsonl", "behind": 1, "refused": 1},
-        {"name": "new", "kind": "jsonl", "behind": None, "refused": None},
-        {"name": "deaf", "kind": "jsonl", "behind": 0, "refused": 0},
+        {"name": "log", "kind": "jsonl", "status": "stopped", "behind": 1, "refused": 1},
+        {"name": "new", "kind": "jsonl", "status": "new", "behind": None, "refused": None},
+        {"name": "deaf", "kind": "jsonl", "status": "stopped", "behind": 0, "refused": 0},
     ]
     text = run("sinks").stdout
     assert "behind by 1, refused 1" in text

@@ -1,35 +1,46 @@
-"""`roomtone sinks`: the kinds of sink there are, and how far each configured one is."""
+"""`roomtone sinks`: the kinds of sink there are, and how each configured one stands."""
 
-import os
 import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import click
 import msgspec
 
-from roomtone.cli.loaded import config_option, find, load
-from roomtone.config import Config
+from roomtone import config as configuration
+from roomtone.cli import new, rehearsal, wishes
+from roomtone.cli.daemon import ask
+from roomtone.cli.loaded import config_option, find
+from roomtone.config import Broken
+from roomtone.control import ControlError, Status
+from roomtone.control import Report as ControlReport
 from roomtone.database import Database
+from roomtone.delivery import SinkStatus
+from roomtone.orders import orders_of, prefix
 from roomtone.plugins import Plugins, Problem, load_plugins
 from roomtone.sinks import Sink, wants
 
 PAGE = 1000
 
 
-class Standing(msgspec.Struct, frozen=True):
-    """How far a configured sink is, by the journal: `behind` events wait for it, `refused` were set aside.
+class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a sink stands: `behind` events wait for it, `refused` were set aside; None where it has not run yet.
 
-    Both are None for a sink that has not run yet.
+    `status` is what the running daemon says (*active*, *failing*, *stuck*, ...), else *stopped*; *new* for a sink that
+    has never run, *paused*, *disabled*, *load error*, *configuration error*, and *removed* for one that the journal
+    knows and the file does not. `reason` says why.
     """
 
     name: str
     kind: str
+    status: str
     behind: int | None
     refused: int | None
+    reason: str | None = None
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -48,37 +59,64 @@ class Report(msgspec.Struct, frozen=True):
     problems: tuple[Problem, ...]
 
 
-@click.command(short_help="List the kinds of sink, and how far each configured one is.")
+@click.group(invoke_without_command=True, short_help="List the sinks and how each one stands; pause, replay, test one.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: kinds, sinks and problems.")
-def command(given: Path | None, *, as_json: bool) -> None:
-    """List the kinds of sink that are installed, and of each configured sink how far it is.
+@click.pass_context
+def command(context: click.Context, given: Path | None, *, as_json: bool) -> None:
+    """List the kinds of sink that are installed, and how each configured one stands.
 
     The journal is only looked at, so that the daemon may run meanwhile. Without a configuration only the kinds are
     listed.
     """
-    if find(given) is None:
-        plugins, standings = load_plugins(()), []
-    else:
-        config, plugins = load(given)
-        standings = list(standings_of(config, config.state(os.environ) / "journal.sqlite"))
+    context.obj = given
+    if context.invoked_subcommand is not None:
+        return
+    path = find(given)
+    tables: dict[str, Any] = {} if path is None else configuration.read(path)
+    plugins = load_plugins(() if path is None else configuration.plugin_paths(tables, path))
+    standings: list[Standing] = []
+    if path is not None:
+        statuses = working(path)
+        standings = [_live(each, statuses) for each in standings_of(tables, plugins, wishes.state_of(tables, path))]
     report = Report(list(_kinds(plugins)), standings, plugins.problems)
     click.echo(msgspec.json.encode(report) if as_json else "\n".join(_lines(report)))
 
 
-def standings_of(config: Config, journal: Path) -> Iterator[Standing]:
-    """How far each sink of the configuration is. Raises sqlite3.Error where the journal cannot be read."""
+for subcommand in (wishes.pause, wishes.resume, wishes.replay, wishes.forget, rehearsal.test, new.new):
+    command.add_command(subcommand)
+
+
+def standings_of(tables: dict[str, Any], plugins: Plugins, state: Path) -> Iterator[Standing]:
+    """How each sink of the file stands, and those that only the journal knows. Raises sqlite3.Error where the journal
+    cannot be read.
+    """
+    found = configuration.each_sink(tables, plugins)
+    named = found.keys() | {_kind(sink) for sink in found.values() if isinstance(sink, Sink)}
+    found |= {name: module() for name, module in plugins.modules.items() if name not in named}
+    journal = state / "journal.sqlite"
     if not journal.exists():
-        yield from (Standing(name, _kind(sink), None, None) for name, sink in config.sinks.items())
+        yield from (_standing(name, sink, None, "new") for name, sink in found.items())
         return
     with reading(journal) as database:
-        cursors = database.cursors()
-        for name, sink in config.sinks.items():
-            if name in cursors:
-                behind = _behind(database, sink, cursors[name])
-                yield Standing(name, _kind(sink), behind, len(database.refusals(name)))
-            else:
-                yield Standing(name, _kind(sink), None, None)
+        for name, sink in found.items():
+            yield _standing(name, sink, database, "stopped")
+        for name in database.cursors().keys() - found.keys():
+            yield Standing(name, "", "removed", None, database.count_refusals(name))
+
+
+def _standing(name: str, sink: Sink | Broken, database: Database | None, usual: str) -> Standing:
+    cursor = database.cursors().get(name) if database else None
+    refused = database.count_refusals(name) if database and cursor is not None else None
+    if isinstance(sink, Broken):
+        return Standing(name, "", sink.what, None, refused, sink.text)
+    behind = _behind(database, sink, cursor) if database and cursor is not None else None
+    orders = orders_of(name, database.marks(prefix(name)) if database else {})
+    if sink.disabled:
+        return Standing(name, _kind(sink), "disabled", behind, refused)
+    if orders.paused:
+        return Standing(name, _kind(sink), "paused", behind, refused, orders.paused.reason)
+    return Standing(name, _kind(sink), "new" if cursor is None else usual, behind, refused)
 
 
 @contextmanager
@@ -87,6 +125,23 @@ def reading(journal: Path) -> Iterator[Database]:
     address = f"file:{quote(str(journal))}?mode=ro"
     with closing(sqlite3.connect(address, uri=True, timeout=5, isolation_level=None)) as connection:
         yield Database(connection, connection, None)
+
+
+def working(path: Path | None) -> dict[str, SinkStatus]:
+    """What the running daemon says of its sinks, by name; empty where none runs, for the journal says the rest."""
+    try:
+        answer = ask(path, Status())
+    except ControlError:
+        return {}
+    return {status.name: status for status in answer.sinks} if isinstance(answer, ControlReport) else {}
+
+
+def _live(standing: Standing, statuses: dict[str, SinkStatus]) -> Standing:
+    status = statuses.get(standing.name)
+    if status is None:
+        return standing
+    changes = {"status": status.state, "behind": status.behind, "refused": status.refused, "reason": status.error}
+    return msgspec.structs.replace(standing, **changes)
 
 
 def _behind(database: Database, sink: Sink, cursor: int) -> int:
@@ -112,15 +167,22 @@ def _lines(report: Report) -> Iterator[str]:
     if report.sinks:
         yield "configured"
     for sink in report.sinks:
-        if sink.behind is None:
-            standing = "has not run yet"
-        else:
-            standing = f"behind by {sink.behind}" if sink.behind else "has everything"
-        refused = f", refused {sink.refused}" if sink.refused else ""
-        yield f"  {sink.name:12} {sink.kind:10} {standing}{refused}"
+        yield f"  {sink.name:12} {sink.kind:10} {', '.join(_facts(sink))}"
+        if sink.reason:
+            yield f"  {'':12} {sink.reason}"
     if report.problems:
         yield "plugins that do not load"
     yield from (f"  {problem.plugin:12} {problem.text}" for problem in report.problems)
+
+
+def _facts(sink: Standing) -> Iterator[str]:
+    yield "has not run yet" if sink.status == "new" else sink.status
+    if sink.status == "removed":
+        yield f"forget it with: roomtone sinks forget {sink.name}"
+    if sink.behind is not None:
+        yield f"behind by {sink.behind}" if sink.behind else "has everything"
+    if sink.refused:
+        yield f"refused {sink.refused}"
 
 
 def _kind(sink: Sink) -> str:

@@ -1,0 +1,44 @@
+"""What this sink is for, in a line: `roomtone sinks` shows it."""
+
+import sqlite3
+from contextlib import asynccontextmanager, closing
+
+from roomtone import Sink, encode, hookimpl
+
+
+class MySink(Sink, frozen=True, tag="my-sink"):
+    """The fields are the keys of its table in roomtone.toml."""
+
+    path: str = "my-sink.sqlite"
+
+    @asynccontextmanager
+    async def open(self, context):
+        """Open what the hooks need; what is opened here is closed here."""
+        with closing(sqlite3.connect(context.path(self.path), check_same_thread=False)) as database:
+            database.execute("CREATE TABLE IF NOT EXISTS turns (id TEXT PRIMARY KEY, at TEXT, text TEXT, event TEXT)")
+            yield Writer(database)
+
+
+class Writer:
+    """The hooks. Returning from one means: I have it. Raising means: not now, bring it again."""
+
+    def __init__(self, database):
+        self.database = database
+
+    @hookimpl
+    def turn(self, event):
+        """Somebody has said something. `event` instead of `turn` would get every kind."""
+        row = (event.id, event.at.isoformat(), event.text, encode(event).decode())
+        # An event may come twice, after a crash; its id is the same each time.
+        self.database.execute("INSERT OR IGNORE INTO turns VALUES (?, ?, ?, ?)", row)
+
+    @hookimpl
+    def flush(self):
+        """After each batch: what is not durable when this returns must not be lost."""
+        self.database.commit()
+
+
+@hookimpl
+def register_sinks():
+    """Announce the sink. Each is a class; a module may have several."""
+    return [MySink]
