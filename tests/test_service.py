@@ -378,6 +378,25 @@ def test_who_watches_and_never_reads_harms_nobody(folder: Path) -> None:
     assert not events(folder, "gap")
 
 
+def test_closing_the_terminal_ends_the_daemon(folder: Path) -> None:
+    """Who closes the window does not leave an open microphone behind; without a terminal the same signal reloads."""
+    (folder / "roomtone.toml").write_text(configure(folder, rooms={"desk": 0}))
+    master, slave = os.openpty()
+    command = [*COMMAND, "run", "--config", str(folder / "roomtone.toml")]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=slave, stdout=log, stderr=log, start_new_session=True)
+    try:
+        Run(folder, process).wait_for(lambda: recording(folder, "desk"))
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(30) == 0, (folder / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+        os.close(slave)
+    assert [event["reason"] for event in events(folder, "recording_stopped")] == ["stopping"]
+
+
 def test_another_rate_is_one_clear_line(folder: Path) -> None:
     """A room that was recorded at another rate is refused at the start, before any room records."""
     config = configure(folder, rooms={"attic": 0, "desk": 0})

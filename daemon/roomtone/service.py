@@ -9,6 +9,7 @@ What can be asked of the daemon while it runs is in `commands.py`, how it is ask
 configuration changes in `reloading.py`.
 """
 
+import os
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -34,6 +35,7 @@ from roomtone.speech.endpoint import open_endpoints
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 STREAMING_SHARE = 1 / 3
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], Config]) -> None:
@@ -96,7 +98,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
 
 async def _obey_signals(force: InForce, hard: trio.CancelScope, stopping: trio.Event, rooms: Rooms) -> None:
     """The first signal ends capture and gives the rest its time; the second one ends everything."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*_ENDING, *([signal.SIGHUP] if _is_in_terminal() else [])) as signals:
         number = await anext(signals)
         grace = force.config.service.grace
         log.info("service.stopping", signal=signal.Signals(number).name, grace=grace)
@@ -110,9 +112,16 @@ async def _obey_signals(force: InForce, hard: trio.CancelScope, stopping: trio.E
 
 async def _obey_reloads(commands: Commands) -> None:
     """SIGHUP is `roomtone reload` whose answer is in the log."""
+    if _is_in_terminal():
+        return
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
         async for _ in signals:
             await commands.reload()
+
+
+def _is_in_terminal() -> bool:
+    """There SIGHUP says that the window was closed: nobody expects the microphone to stay open behind it."""
+    return os.isatty(0)
 
 
 async def _check_rates(config: Config, journal: Journal) -> None:
