@@ -90,9 +90,7 @@ class Aftermath:
         with closing(sqlite3.connect(copy / "journal.sqlite")) as connection:
             # A daemon that died before it had made its tables has left an empty file.
             if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'marks'").fetchone():
-                connection.executescript(
-                    "CREATE TABLE events (seq, id, kind, body); CREATE TABLE sinks (name, cursor);"
-                )
+                connection.executescript("CREATE TABLE events (seq, id, kind); CREATE TABLE sinks (name, cursor);")
             yield connection
 
     def _look_at_audio(self) -> None:
@@ -126,12 +124,6 @@ class Aftermath:
         assert found is not None
         assert found.is_explained, found
         return found
-
-    def has_ended(self, room: str) -> bool:
-        """Whether the journal says that the room's source has come to its end."""
-        with self.journal() as connection:
-            rows = connection.execute("SELECT body FROM events WHERE kind = 'recording_stopped'").fetchall()
-        return any((stop := json.loads(body))["room"] == room and stop["reason"] == "ended" for (body,) in rows)
 
     def reading(self) -> Any:
         return reading(self.folder / "state" / "journal.sqlite")

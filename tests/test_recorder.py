@@ -555,6 +555,20 @@ async def test_a_file_that_has_ended_begins_anew(tmp_path: Path, autojump_clock:
         assert [(one.position, one.fresh) for one in audio] == [(0, False), (10_000, True), (20_000, True)]
 
 
+async def test_a_file_that_has_ended_is_not_recorded_again_after_a_crash(tmp_path: Path, autojump_clock: Clock) -> None:
+    """A run that begins because the last one crashed makes up for it, and records what has ended no second time."""
+    state, crashed = tmp_path / "state", tmp_path / "crashed"
+    state.mkdir()
+    (tmp_path / "talk.wav").write_bytes(b"any")
+    source, copy = File("talk.wav"), lambda: shutil.copytree(state, crashed)
+    await play(state, [Talk(10), End()], 11, source, folder=tmp_path, then=copy)
+    async with open_run(crashed, [], down=100) as run:
+        with trio.move_on_after(11):
+            await record_in(run, source, folder=tmp_path)
+        assert run.script.skips == [10_000]
+        assert [one.position for one in of(Audio, await run.journal.read(0))] == [0]
+
+
 async def test_a_file_waits_for_room_on_the_disk(tmp_path: Path, autojump_clock: Clock) -> None:
     """Nothing of a file is lost to a full disk: it is there tomorrow too."""
     (tmp_path / "talk.wav").write_bytes(b"any")

@@ -372,8 +372,9 @@ class _Recorder:
         facts: list[Fact] = [] if stopped.reason == "rotated" else stop_entry(self.room, Stop(position, at, cause))
         if stopped.started:
             facts.append(RecordingStopped(room=self.room, position=position, at=at, reason=stopped.reason))
-        if stopped.reason == "ended":
-            facts.append(Mark(key(self.room, "file"), None))
+        if stopped.reason == "ended" and self._file:
+            ended = msgspec.structs.replace(self._file, ended=True)
+            facts.append(Mark(key(self.room, "file"), msgspec.to_builtins(ended)))
         return facts
 
     async def _commit(self, facts: Sequence[Fact], patience: float = PATIENCE) -> None:

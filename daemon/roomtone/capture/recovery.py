@@ -30,13 +30,17 @@ class RateChanged(Exception):  # noqa: N818 - it says what is true of the room
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """A file that is being recorded: its first sample has this position and time (UTC). `size` is in bytes."""
+    """A file that is being recorded: its first sample has this position and time (UTC). `size` is in bytes.
+
+    `ended`: it was recorded to its end.
+    """
 
     path: str
     size: int
     mtime: int
     start: int
     at: datetime
+    ended: bool = False
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -107,16 +111,19 @@ def identify(source: File, folder: Path, start: int, at: datetime) -> Progress |
 async def _progress(room: str, source: Source, folder: Path, journal: Journal) -> Progress | None:
     """The file that the last run was recording, if it is this source and has not changed.
 
-    A file that cannot be looked at just now is taken for the same: its share may not be mounted yet.
+    A file that cannot be looked at just now is taken for the same: its share may not be mounted yet. One that was
+    recorded to its end begins anew with the next run, but not when that run only makes up for a crash.
     """
     mark = await journal.mark(key(room, "file"))
     if mark is None or not isinstance(source, File):
         return None
     before = msgspec.convert(mark, Progress)
+    if before.ended and not journal.interrupted:
+        return None
     now = identify(source, folder, before.start, before.at)
     if now is None:
         return before if before.path == str(locate(source, folder)) else None
-    return before if now == before else None
+    return before if now == msgspec.structs.replace(before, ended=False) else None
 
 
 async def _journal_segments(room: str, spool: Spool, journal: Journal) -> None:
