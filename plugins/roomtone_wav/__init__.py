@@ -25,6 +25,8 @@ __all__ = ["Wav", "register_sinks"]
 
 _PERIOD = 15.0
 """Seconds between two looks at what finished files need."""
+_FAREWELL = 5.0
+"""Seconds for it at the end."""
 
 
 class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
@@ -75,6 +77,7 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
                 nursery.start_soon(_tend, writer)
                 yield writer
                 nursery.cancel_scope.cancel()
+            await _tend_for(writer, min(_FAREWELL, self.timeout / 2))
 
     def _writer(self, context: Context, stack: ExitStack) -> Writer:
         directory = context.path(self.directory)
@@ -100,6 +103,13 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
         stack.callback(keeper.close)
         kind = TranscribingWriter if has_text else Writer
         return kind(catalog, path, keeper, write, split=self.split, gaps=self.gaps, format=self.format)
+
+
+async def _tend_for(writer: Writer, seconds: float) -> None:
+    """Finish what takes no longer: a file that was played to its end would wait for a start that may never come."""
+    until = trio.current_time() + seconds
+    while trio.current_time() < until and await trio.to_thread.run_sync(writer.tend):
+        pass
 
 
 async def _tend(writer: Writer) -> None:
