@@ -82,9 +82,9 @@ def imported(path: Path) -> Iterator[str]:
 def layer(name: str) -> int:
     exact = next((index for index, members in enumerate(LAYERS) if name in members), None)
     package = name.split(".", maxsplit=1)[0] + ".*"
-    return (
-        exact if exact is not None else next((index for index, members in enumerate(LAYERS) if package in members), -1)
-    )
+    if exact is not None:
+        return exact
+    return next((index for index, members in enumerate(LAYERS) if package in members), -1)
 
 
 @pytest.mark.parametrize(

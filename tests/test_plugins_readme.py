@@ -11,11 +11,14 @@ from typing import Any, get_args
 import msgspec
 import pytest
 import trio
+from click.testing import CliRunner
 
 from journalled import context, deliver_all
 from receiver import Answer, open_receiver
 from roomtone import Answer as AnswerEvent
-from roomtone import Audio, Durable, Interim, Sink, Turn, Word, encode
+from roomtone import Audio, Durable, Interim, Sink, Turn, Word, cli, encode
+from roomtone.cli.exits import Exit, Failure
+from roomtone.cli.sinks import command as sinks_command
 from roomtone.config import load
 from roomtone.delivery import run_sink
 from roomtone.events import Live as LiveEvent
@@ -24,6 +27,7 @@ from roomtone.journal import open_journal
 from roomtone.live import Live
 from roomtone.plugins import Plugins, load_plugins
 from roomtone.sinks import Hooks, Registry
+from roomtone.testing import LAWS
 
 PAGE = (Path(__file__).parent.parent / "plugins" / "README.md").read_text()
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -103,6 +107,30 @@ async def test_the_example_of_a_test_passes(tmp_path: Path, monkeypatch: pytest.
         await test(tmp_path)
     assert tests
     sys.modules.pop("notes")
+
+
+def test_the_example_of_the_kit_passes(tmp_path: Path) -> None:
+    """The page's use of the conformance kit is one that passes, law by law."""
+    module: dict[str, Any] = {}
+    exec(examples("python")["test_minutes.py"], module)
+    for law in LAWS:
+        (tmp_path / law).mkdir()
+        module["test_conformance"](law, tmp_path / law)
+
+
+def test_the_commands_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command line of the page is understood, and no command is missing on it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roomtone.toml").write_text(
+        '[service]\nstate = "state"\n[rooms.desk]\nsource = { kind = "microphone" }\n'
+        '[sinks.mine]\nkind = "jsonl"\npath = "events.jsonl"\n'
+    )
+    lines = [line.split("#")[0].split() for line in PAGE.splitlines() if line.startswith("roomtone sinks")]
+    assert {line[2] for line in lines if len(line) > 2} == set(sinks_command.commands)
+    for line in lines:
+        result = CliRunner().invoke(cli.commands, line[1:])
+        assert result.exit_code != Exit.USAGE, (line, result.output)
+        assert result.exception is None or isinstance(result.exception, SystemExit | Failure), line
 
 
 async def test_spoken(plugins: Plugins, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
