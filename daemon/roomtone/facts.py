@@ -24,14 +24,15 @@ class Mark(msgspec.Struct, frozen=True):
 class Cover(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """What became of a room's positions `start` to `end`, which are the times `from` to `until` (UTC).
 
-    *removed* is what was captured and had to go before it was transcribed, *forgotten* what was captured and went on
-    somebody's wish. Adjacent stretches of the same state and cause are kept as one.
+    *unsent* is what no session was given: the gate heard nobody speak, or the budget was spent. *removed* is what was
+    captured and had to go before it was transcribed, *forgotten* what was captured and went on somebody's wish. Adjacent
+    stretches of the same state and cause are kept as one.
     """
 
     room: str
     start: int
     end: int
-    state: Literal["captured", "lost", "transcribed", "silent", "removed", "forgotten"]
+    state: Literal["captured", "lost", "transcribed", "silent", "unsent", "removed", "forgotten"]
     cause: Cause | None
     from_: datetime
     until: datetime

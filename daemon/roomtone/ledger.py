@@ -1,8 +1,9 @@
 """What has become of a room's every position and every second, summed up from the journal's coverage. Pure.
 
 The law: between the first and the last that the journal knows of, every position is captured or lost, and so is every
-second. What is neither is *unexplained*, and is a fault of the daemon. What is captured is transcribed, silent, removed
-(the quota took it before it was transcribed), forgotten (somebody wished it gone), or pending.
+second. What is neither is *unexplained*, and is a fault of the daemon. What is captured is transcribed, silent, unsent
+(the gate or the budget held it back), removed (the quota took it before it was transcribed), forgotten (somebody wished
+it gone), or pending.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +21,9 @@ NOISE = timedelta(seconds=0.75)
 machine of less than half a second, are never held to be lost (`capture/account.py`).
 """
 
-State: TypeAlias = Literal["silent", "transcribed", "pending", "forgotten", "removed", "lost", "unexplained"]
+State: TypeAlias = Literal["silent", "unsent", "transcribed", "pending", "forgotten", "removed", "lost", "unexplained"]
 
-WORST: tuple[State, ...] = ("unexplained", "lost", "removed", "forgotten", "pending", "transcribed", "silent")
+WORST: tuple[State, ...] = ("unexplained", "lost", "removed", "forgotten", "pending", "transcribed", "silent", "unsent")
 """What a part of the timeline shows that has several: the first of these."""
 
 
@@ -47,7 +48,7 @@ class Unexplained(msgspec.Struct, frozen=True, rename={"from_": "from"}):
 class Summary(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """One room's account from position `start` to `end`, which are the times `from` to `until` (UTC).
 
-    `captured`, `transcribed`, `silent`, `removed`, `forgotten` and `pending` are samples at `rate` Hz; `ratio` is the
+    `captured`, `transcribed` and the others up to `pending` are samples at `rate` Hz; `ratio` is the
     share of the time that was captured, whatever became of it; `twice` counts samples that are said to be both captured
     and lost, of which there are none.
     """
@@ -62,6 +63,7 @@ class Summary(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     captured: int
     transcribed: int
     silent: int
+    unsent: int
     removed: int
     forgotten: int
     pending: int
@@ -96,6 +98,7 @@ def summarize(room: str, rate: int, covers: Iterable[Cover], *, since: datetime 
     # What both a turn and a silence claim, at their edge, is the turn's; what was heard before it was removed counts.
     removed = (captured & _spans(rows, "removed")) - transcribed - forgotten
     silent = (captured & _spans(rows, "silent")) - transcribed - removed - forgotten
+    unsent = (captured & _spans(rows, "unsent")) - transcribed - removed - forgotten - silent
     unexplained = tuple(_unexplained(audio))
     losses = tuple(_losses(audio, rate))
     missing = sum(loss.seconds for loss in losses) + sum(_seconds(one.from_, one.until) for one in unexplained)
@@ -110,9 +113,10 @@ def summarize(room: str, rate: int, covers: Iterable[Cover], *, since: datetime 
         captured=captured.total,
         transcribed=transcribed.total,
         silent=silent.total,
+        unsent=unsent.total,
         removed=removed.total,
         forgotten=forgotten.total,
-        pending=captured.total - transcribed.total - silent.total - removed.total - forgotten.total,
+        pending=(captured - transcribed - silent - unsent - removed - forgotten).total,
         twice=(captured & lost).total,
         lost=losses,
         unexplained=unexplained,

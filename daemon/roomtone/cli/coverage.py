@@ -25,6 +25,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 MARKS: Mapping[State | None, tuple[str, str]] = {
     "transcribed": ("#", "green"),
     "silent": (".", "dim"),
+    "unsent": (",", "dim"),
     "pending": ("?", "yellow"),
     "forgotten": ("-", "magenta"),
     "removed": ("x", "magenta"),
@@ -126,9 +127,9 @@ def _print(accounts: Sequence[Account], since: datetime | None) -> None:
 
 def _lines(summary: Summary) -> Iterator[str]:
     yield f"  captured     {_percent(summary.ratio):>8}  {_duration(summary.captured / summary.rate)}"
-    for state in ("transcribed", "silent", "pending", "removed", "forgotten"):
+    for state in ("transcribed", "silent", "unsent", "pending", "removed", "forgotten"):
         samples = getattr(summary, state)
-        if samples or state not in {"removed", "forgotten"}:
+        if samples or state not in {"unsent", "removed", "forgotten"}:
             share = _percent(samples / summary.captured if summary.captured else 0)
             yield f"    {state:11}{share:>8}  {_duration(samples / summary.rate)}"
     for loss in summary.lost:

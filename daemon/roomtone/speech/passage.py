@@ -89,6 +89,12 @@ class Passage:
         self._outgoing.until = self._outgoing.position
         return self._outgoing.position
 
+    def end_by(self, position: int) -> None:
+        """End the stretch at this position, or where the session is now if that is later."""
+        until = max(position, self._outgoing.position)
+        if self._outgoing.until is None or until < self._outgoing.until:
+            self._until = self._outgoing.until = until
+
     @property
     def position(self) -> int:
         """The position that is sent next."""

@@ -4,17 +4,23 @@ Two lanes work on one spool. The live lane follows the head, and relieves a sess
 Where it has fallen too far behind for a service that takes little more than real time, it goes on near the head and
 leaves a hole, which the repair lane transcribes beside it. Both resume from what the journal says is acknowledged, five
 seconds earlier, and `seam` tells which words are new.
+
+Where a gate listens first, the live lane has a session only while somebody speaks; what lies between is *unsent*, and
+acknowledged as such. `roomtone transcribe` makes holes of it.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Literal
 
 import structlog
 import trio
 
 from roomtone.backoff import Backoff
+from roomtone.capture.gate import Gate, Gating
 from roomtone.events import Notice
+from roomtone.facts import Cover
 from roomtone.journal import Mark
 from roomtone.speech.coverage import Span, Spans
 from roomtone.speech.minutes import Desk
@@ -35,8 +41,13 @@ LONGEST = 10_200.0
 """Seconds after which a session is relieved where the service names no end: ten minutes before its three hours."""
 MARGIN = 180.0
 """Seconds before the end that the service names at which the next session is opened, a quarter of short ones."""
+REPORT_EVERY = 10.0
+"""Seconds between commits of what the gate, or the budget, holds back."""
 REFUSED = 300.0
 """Seconds between attempts that only a person can make succeed."""
+
+
+_NEVER = 1 << 62  # no position
 
 
 async def transcribe(
@@ -46,20 +57,42 @@ async def transcribe(
     first: Literal["newest", "oldest"] = "newest",
     longest: float = LONGEST,
     utc: Callable[[], float] = time.time,
+    gating: Gating | None = None,
 ) -> None:
     """Transcribe the room until its spool has ended and nothing in it is pending.
 
     `realtime` rooms follow the head and leave holes behind a slow remote endpoint; others are read in order at the
     endpoint's pace. Holes are repaired `first` newest or oldest. A session is relieved after `longest` seconds, or
-    before it expires; `utc` gives Unix seconds, for the service says when that is.
+    before it expires; `utc` gives Unix seconds, for the service says when that is. With `gating` sessions are open only
+    while somebody speaks.
 
     Resources: at most two sessions, three while one relieves another. Errors: those of the journal and the spool; the
     network's and the service's are waited out, for ever.
     """
     lanes = _Lanes(desk, realtime=realtime, first=first, longest=longest, utc=utc)
     await lanes.load()
-    await lanes.live()
+    async with lanes.listening(gating):
+        await lanes.live()
+        await lanes.repair_all()
+
+
+async def repair(desk: Desk) -> None:
+    """Transcribe what is in holes, those that a person has asked for included, and nothing else."""
+    lanes = _Lanes(desk, realtime=False, first="oldest", longest=LONGEST, utc=time.time)
+    await lanes.load()
     await lanes.repair_all()
+
+
+async def withhold(desk: Desk) -> None:
+    """Send nothing of what is recorded: it is unsent, and acknowledged as such. Until the spool has ended."""
+    lanes = _Lanes(desk, realtime=False, first="oldest", longest=LONGEST, utc=time.time)
+    await lanes.load()
+    await lanes.withhold_all()
+
+
+def wish_mark(room: str, span: Span) -> Mark:
+    """The mark by which a person wants what lies between these positions transcribed, whatever the gate thought."""
+    return Mark(f"room/{room}/wish/{span.start}-{span.end}", list(span))
 
 
 class _Lanes:
@@ -81,6 +114,10 @@ class _Lanes:
         self._holes = Spans()
         self._again = True
         self._failures = _Failures(desk)
+        self._gate: Gate | None = None
+        self._withheld = 0
+        self._open: list[Passage] = []
+        self._until: int | None = None
 
     async def load(self) -> None:
         """Where the journal says that this room's transcript stands."""
@@ -89,6 +126,28 @@ class _Lanes:
         # Where all of the spool is settled, its last session has heard the end of it: nothing is to be sent again.
         self._again = self._acknowledged < desk.spool.end
         self._holes = Spans((start, end) for start, end in await desk.journal.mark(self._key("holes")) or [])
+        await self._take_wishes()
+
+    @asynccontextmanager
+    async def listening(self, gating: Gating | None) -> AsyncIterator[None]:
+        """A gate that goes on where the journal says it was, if there is to be one."""
+        desk = self._desk
+        state = await desk.journal.mark(self._key("gate"))
+        if gating is None:
+            if state is not None:
+                await desk.journal.commit(Mark(self._key("gate"), None))
+            yield
+            return
+        known = await desk.journal.mark(self._key("acknowledged"))
+        recorded = Span(desk.spool.first, desk.spool.end)
+        self._gate = Gate(
+            desk.spool, gating, gating.recall(state, rate=desk.rate, acknowledged=known, recorded=recorded)
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._gate.run)
+            nursery.start_soon(self._note_for_ever)
+            yield
+            nursery.cancel_scope.cancel()
 
     def _key(self, name: str) -> str:
         return f"room/{self._desk.room}/{name}"
@@ -97,57 +156,98 @@ class _Lanes:
 
     async def live(self) -> None:
         """Follow the head until the spool has ended and all of it is settled, or in a hole."""
-        while await wait_piece(self._desk.spool, self._acknowledged, 1) is not None:
+        while await self._wait_for_work():
             begun = trio.current_time()
             ending = await self._chain()
             self._again = not ending.complete
             await self._failures.wait_out(ending, trio.current_time() - begun)
 
+    async def _wait_for_work(self) -> bool:
+        """Until there is something that a session must hear. False: there never will be."""
+        if self._gate is None:
+            return await wait_piece(self._desk.spool, self._acknowledged, 1) is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._repair_for_ever)
+            found = await self._wait_for_speech(self._gate)
+            nursery.cancel_scope.cancel()
+        return found
+
+    async def _wait_for_speech(self, gate: Gate) -> bool:
+        """Until somebody has spoken; what is silent before that is unsent. False: the spool has ended."""
+        while True:
+            is_over, found = gate.over, None
+            with trio.move_on_after(REPORT_EVERY):
+                found = await gate.next_wanted(self._acknowledged)
+            if found is not None and self._is_far(found) and gate.hearing.is_quiet:
+                # Nobody speaks any more, and no session could be had while somebody did.
+                await self._leave_hole(Span(self._acknowledged, gate.settled), acknowledged=gate.settled)
+            elif found is not None:
+                await self._withhold(found)
+                return True
+            else:
+                await self._withhold(gate.settled)
+                if is_over:
+                    return False
+
+    def _is_far(self, position: int) -> bool:
+        return self._leaves_holes and self._desk.spool.end - position > BEHIND * self._desk.rate
+
     async def _chain(self) -> Ending:
         """Sessions that relieve one another, from the durable position to the first that ends without a successor."""
         start, floor = await self._choose_start()
+        self._open, self._until = [], None
         passage = self._passage(start, floor, settled=_set(), may_send=_set())
         async with trio.open_nursery() as nursery:
             if not await nursery.start(passage.run):
                 return passage.ending
-            repair = trio.CancelScope()
-            nursery.start_soon(self._repair_beside, repair)
+            beside = trio.CancelScope()
+            nursery.start_soon(self._work_beside, beside, start)
             while not passage.over.is_set():
                 with trio.move_on_after(self._relief_in(passage)):
                     await passage.over.wait()
                     break
                 passage = await self._relieve(nursery, passage)
-            repair.cancel()
+            beside.cancel()
         return passage.ending
 
     def _passage(self, start: int, floor: int, *, settled: trio.Event, may_send: trio.Event) -> Passage:
-        return Passage(
+        passage = Passage(
             self._desk,
             start=start,
             floor=floor,
-            until=None,
+            until=self._until,
             marks=self._advance,
             settled=settled,
             may_send=may_send,
         )
+        self._open.append(passage)
+        return passage
 
     def _advance(self, acknowledged: int) -> Sequence[Mark]:
         self._acknowledged = max(self._acknowledged, acknowledged)
-        return [Mark(self._key("acknowledged"), self._acknowledged)]
+        mark = Mark(self._key("acknowledged"), self._acknowledged)
+        if self._gate is None:
+            return [mark]
+        self._gate.hearing.forget(self._acknowledged)
+        return [mark, Mark(self._key("gate"), self._gate.hearing.state())]
 
     async def _choose_start(self) -> tuple[int, int]:
         """Where the next session begins to read, and up to where all is settled."""
-        spool, rate, done = self._desk.spool, self._desk.rate, self._acknowledged
-        if self._leaves_holes and spool.end - done > BEHIND * rate:
+        spool, done = self._desk.spool, self._acknowledged
+        if self._is_far(done):
             done = await self._pause_before(spool.end)
+            if self._gate is not None:
+                # Speech that the gate is about to find may have begun there.
+                done = max(self._acknowledged, min(done, self._gate.settled))
             await self._leave_hole(Span(self._acknowledged, done), acknowledged=done)
             return done, done
         return (self._again_from(done) if self._again else done), done
 
     def _again_from(self, done: int) -> int:
-        """Five seconds before a settled position, but not before the end of a hole: what lies there is not settled."""
+        """Five seconds before a settled position, but nothing of a hole, nor of what was held back."""
         edge = max((hole.end for hole in self._holes if hole.end <= done), default=0)
-        return min(done, max(self._desk.spool.first, edge, done - AGAIN * self._desk.rate))
+        withheld = self._withheld if self._withheld <= done else 0
+        return min(done, max(self._desk.spool.first, edge, withheld, done - AGAIN * self._desk.rate))
 
     async def _pause_before(self, head: int) -> int:
         """The last pause within the seconds that a session catches up with, or the head itself."""
@@ -160,6 +260,51 @@ class _Lanes:
             position = piece.position + len(piece.audio) // 2
         pause = last_pause(bytes(audio), self._desk.rate)
         return head if pause is None else max(begin + pause, self._acknowledged)
+
+    async def _work_beside(self, scope: trio.CancelScope, start: int) -> None:
+        """What goes on while a chain of sessions that began at `start` does."""
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._repair_for_ever)
+                if self._gate is not None:
+                    nursery.start_soon(self._close_in_silence, self._gate, start)
+
+    # --- the gate ----------------------------------------------------------------------------------------------------
+
+    async def _close_in_silence(self, gate: Gate, start: int) -> None:
+        """End the sessions of this chain, which began at `start`, when nobody has spoken for long enough."""
+        self._until = await gate.fall_silent(start)
+        for passage in self._open:
+            passage.end_by(self._until)
+
+    async def _withhold(self, end: int) -> None:
+        """Everything up to that position is unsent, and settled so."""
+        if end > self._acknowledged:
+            rows = self._unsent(Spans([(self._acknowledged, end)]))
+            self._withheld = end
+            await self._desk.journal.commit(*rows, *self._advance(end))
+
+    def _unsent(self, spans: Spans) -> Sequence[Cover]:
+        at = self._desk.spool.at
+        return [Cover(self._desk.room, start, end, "unsent", None, at(start), at(end)) for start, end in spans]
+
+    async def _note_for_ever(self) -> None:
+        """What the gate has heard while no session could be had must not be heard again after a crash."""
+        noted = None
+        while self._gate is not None:
+            await trio.sleep(REPORT_EVERY)
+            state = self._gate.hearing.state()
+            if state["wanted"] and state != noted:
+                await self._desk.journal.commit(Mark(self._key("gate"), state))
+                noted = state
+
+    async def withhold_all(self) -> None:
+        """Send nothing; return when the spool has ended."""
+        spool, is_over = self._desk.spool, False
+        while not is_over:
+            with trio.move_on_after(REPORT_EVERY):
+                is_over = not await spool.grown(_NEVER)
+            await self._withhold(spool.end)
 
     # --- relieving a session -----------------------------------------------------------------------------------------
 
@@ -216,18 +361,28 @@ class _Lanes:
     # --- the repair lane ---------------------------------------------------------------------------------------------
 
     async def _leave_hole(self, hole: Span, *, acknowledged: int) -> None:
-        self._holes |= Spans([hole])
-        await self._desk.journal.commit(*self._advance(acknowledged), self._holes_mark())
+        """Everything up to `acknowledged` is settled, or in a hole: of this one, what the gate wants heard."""
+        holes = Spans([hole]) if self._gate is None else self._gate.hearing.passages(hole.start, hole.end)
+        unsent = self._unsent(Spans([hole]) - holes)
+        self._holes |= holes
+        await self._desk.journal.commit(*unsent, *self._advance(acknowledged), self._holes_mark())
         log.info("hole.left", room=self._desk.room, seconds=round((hole.end - hole.start) / self._desk.rate, 1))
 
     def _holes_mark(self) -> Mark:
         return Mark(self._key("holes"), [list(hole) for hole in self._holes] or None)
 
-    async def _repair_beside(self, scope: trio.CancelScope) -> None:
-        with scope:
-            while True:
-                await self.repair_all()
-                await trio.sleep(AGAIN)
+    async def _take_wishes(self) -> None:
+        """Make holes of what a person wants transcribed, as far as the live lane has passed it."""
+        wishes = await self._desk.journal.marks(self._key("wish/"))
+        if wishes:
+            self._holes |= Spans((start, min(end, self._acknowledged)) for start, end in wishes.values())
+            await self._desk.journal.commit(self._holes_mark(), *(Mark(wish, None) for wish in wishes))
+
+    async def _repair_for_ever(self) -> None:
+        while True:
+            await self._take_wishes()
+            await self.repair_all()
+            await trio.sleep(AGAIN)
 
     async def repair_all(self) -> None:
         """Transcribe what is in holes, one at a time."""
