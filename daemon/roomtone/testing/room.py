@@ -178,6 +178,8 @@ async def open_room(
         position = await journal.mark(f"room/{name}/script")
         room = FakeRoom(journal, state, name, rate, position or 0)
         for sink_name, sink in sinks.items():
+            if await journal.cursor(sink_name) is None:
+                await journal.advance(sink_name, 0)  # whatever its `start` says, and before anything is committed
             room.deliveries[sink_name] = delivery = Delivery(
                 sink_name,
                 sink,
