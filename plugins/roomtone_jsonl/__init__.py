@@ -1,13 +1,15 @@
 """The jsonl sink: every event as one line of JSON, appended to a file that is closed and packed in its time."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import trio
 
-from roomtone import Audio, Context, Durable, Sink, encode, hookimpl
+from roomtone import Audio, Context, Durable, Forgotten, Sink, encode, hookimpl
+from roomtone_jsonl.forgetting import family
 from roomtone_jsonl.lines import Lines
 from roomtone_jsonl.packer import Packer
 
@@ -37,6 +39,10 @@ class Jsonl(Sink, frozen=True, kw_only=True, tag="jsonl"):
             lines = await trio.to_thread.run_sync(self._lines, context, packer)
             yield Writer(lines, audio="audio" in self.kinds)
 
+    def holdings(self, context: Context) -> Iterable[Path]:
+        """The file, and all that it was before."""
+        return family(context.path(self.path))
+
     def _lines(self, context: Context, packer: Packer) -> Lines:
         path = context.path(self.path)
         return Lines(path, self.rotate, packer=packer if self.compress else None, sync=self.fsync == "batch")
@@ -48,6 +54,11 @@ class Writer:
     def __init__(self, lines: Lines, *, audio: bool) -> None:
         self._lines = lines
         self._audio = audio
+
+    @hookimpl
+    def forgotten(self, event: Forgotten) -> None:
+        """Take the lines out of every file that tell of it. That it was forgotten becomes a line."""
+        self._lines.forget(event)
 
     @hookimpl
     def event(self, event: Durable) -> None:

@@ -16,7 +16,9 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from roomtone import Forgotten
 from roomtone.durable import make_folder, sync_folder
+from roomtone_jsonl.forgetting import family, kept, rewrite
 from roomtone_jsonl.packer import Packer
 from roomtone_jsonl.rotation import Line, Rotate, closed_name, fitting, is_closed, time_of
 
@@ -78,6 +80,17 @@ class Lines:
             # file whose lines may come again stays unpacked, for its ids are read when the sink opens.
             self._packer.add(reversed(self._closed))
             self._closed = []
+
+    def forget(self, forgotten: Forgotten) -> None:
+        """Take out every line that tells of it: from what waits, from the file, and from what the file was before.
+
+        At once, and each file as a whole: a crash leaves it to be done again when the event comes again.
+        """
+        if self._packer:
+            self._packer.interrupt()
+        self._pending = kept(self._pending, forgotten)
+        for path in family(self._path):
+            rewrite(path, forgotten)
 
     def _append(self) -> None:
         """Write what belongs into the file as it is, or close it."""

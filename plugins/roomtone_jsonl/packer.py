@@ -52,8 +52,15 @@ class Packer:
         if self._files:
             self._drop()
 
+    def interrupt(self) -> None:
+        """Begin anew with the file that is being packed, for it is about to change."""
+        self._leave()
+
     def _drop(self) -> None:
         del self._files[0]
+        self._leave()
+
+    def _leave(self) -> None:
         if self._work is not None:
             self._work.close()
         self._work = None

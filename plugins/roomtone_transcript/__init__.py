@@ -2,8 +2,9 @@
 
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
@@ -53,6 +54,10 @@ class TranscriptSink(Sink, frozen=True, kw_only=True, tag="transcript"):
         """Yield the hooks. Errors: OSError that names the directory where it cannot be written."""
         with ExitStack() as stack:
             yield await trio.to_thread.run_sync(self._scribe, context, stack)
+
+    def holdings(self, context: Context) -> Iterable[Path]:
+        """The pages."""
+        return (context.path(self.directory),)
 
     def _scribe(self, context: Context, stack: ExitStack) -> Scribe:
         directory = context.path(self.directory)

@@ -46,6 +46,7 @@ class Scribe:
         self._captions = captions
         self._rates = rates
         self._changed: set[Page] = set()
+        self._is_to_scrub = False
 
     @hookimpl
     def session_started(self, event: SessionStarted) -> None:
@@ -83,10 +84,16 @@ class Scribe:
     def forgotten(self, event: Forgotten) -> None:
         """Take what was said there off its pages, and the answers to it."""
         self._changed |= self._store.forget(event.room, event.start, event.end)
+        # Those too from which it was taken by a batch that never ended: its pages were not written.
+        self._changed |= self._store.pages(event.room, event.from_, event.until)
+        self._is_to_scrub = True
 
     @hookimpl
     def flush(self) -> None:
         """First the entries, then the pages: a crash in between costs nothing, for the batch comes again."""
+        if self._is_to_scrub:
+            self._store.scrub()
+            self._is_to_scrub = False
         self._store.commit()
         for page in sorted(self._changed):
             self._write(page)

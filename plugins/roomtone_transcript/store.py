@@ -6,7 +6,7 @@ The pages are made from it, so that they can be made again when something comes 
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ CREATE TABLE IF NOT EXISTS pages (
     room TEXT NOT NULL, page TEXT NOT NULL, start TEXT NOT NULL, path TEXT NOT NULL, PRIMARY KEY (room, page)
 ) WITHOUT ROWID;
 """
+
+_LONGEST = timedelta(hours=30)
+"""More than a page is of: the longest day that a change of clocks makes, or the longest session."""
 
 _decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
 
@@ -77,12 +80,25 @@ class Store:
         found = self._database.execute("SELECT start, path FROM pages WHERE room = ? AND page = ?", page).fetchone()
         return (datetime.fromisoformat(found[0]), Path(found[1])) if found else None
 
+    def pages(self, room: str, since: datetime, until: datetime) -> set[Page]:
+        """The pages of the room on which anything of this time may stand."""
+        rows = self._database.execute("SELECT page, start FROM pages WHERE room = ?", (room,))
+        starts = {Page(room, key): datetime.fromisoformat(start) for key, start in rows}
+        return {page for page, start in starts.items() if since - _LONGEST <= start <= until}
+
     def is_taken(self, path: Path) -> bool:
         found = self._database.execute("SELECT 1 FROM pages WHERE path = ?", (str(path),)).fetchone()
         return found is not None
 
     def commit(self) -> None:
         self._database.commit()
+
+    def scrub(self) -> None:
+        """Commit, and leave nothing in the log of what was deleted. Errors: OSError where somebody else reads it."""
+        self._database.commit()
+        busy, *_ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise OSError("the store is being read by somebody else, and cannot be scrubbed")
 
     def _delete(self, where: str, *values: Any) -> set[Page]:
         rows = self._database.execute(f"SELECT DISTINCT room, page FROM entries WHERE {where}", values)  # noqa: S608 - our own text

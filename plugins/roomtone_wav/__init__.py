@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
@@ -78,6 +78,10 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
                 yield writer
                 nursery.cancel_scope.cancel()
             await _tend_for(writer, min(_FAREWELL, self.timeout / 2))
+
+    def holdings(self, context: Context) -> Iterable[Path]:
+        """The recordings, and what lies beside them."""
+        return (context.path(self.directory),)
 
     def _writer(self, context: Context, stack: ExitStack) -> Writer:
         directory = context.path(self.directory)

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from roomtone import Turn, encode
-from roomtone_wav.recording import Recording
+from roomtone_wav.recording import Recording, Stretch
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS turns (
     id TEXT PRIMARY KEY, room TEXT NOT NULL, position INTEGER NOT NULL, end INTEGER NOT NULL, body BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS turns_by_position ON turns (room, position);
+CREATE TABLE IF NOT EXISTS forgotten (room TEXT NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL);
 """
 
 Todo: TypeAlias = Literal["", "grow", "encode", "remove"]
@@ -91,6 +92,7 @@ class Catalog:
             {"room": newest.room},
         )
         self._database.execute("DELETE FROM turns WHERE room = ? AND id <= ?", (newest.room, newest.last))
+        self._database.execute("DELETE FROM forgotten WHERE room = ?", (newest.room,))
 
     def open_up(self, recording: Recording) -> None:
         """The recording is a WAV again, and to be compressed again."""
@@ -160,6 +162,18 @@ class Catalog:
         where = "room = ? AND position < ? AND max(end, position + 1) > ?"
         self._database.execute(f"DELETE FROM turns WHERE {where}", (room, end, start))  # noqa: S608 - our own text
 
+    def put_forgotten(self, room: str, start: int, end: int) -> None:
+        """Audio of these positions that is still to come is silent on somebody's wish."""
+        self._database.execute("INSERT INTO forgotten VALUES (?, ?, ?)", (room, start, end))
+
+    def forgotten(self, room: str, start: int, end: int) -> list[Stretch]:
+        """What somebody wished forgotten between these positions."""
+        rows = self._database.execute(
+            "SELECT DISTINCT max(start, ?), min(end, ?) FROM forgotten WHERE room = ? AND start < ? AND end > ?",
+            (start, end, room, end, start),
+        )
+        return [Stretch(*row) for row in rows]
+
     def turns(self, recording: Recording) -> Sequence[Turn]:
         """What is said in the recording, by position."""
         rows = self._database.execute(
@@ -170,6 +184,13 @@ class Catalog:
 
     def commit(self) -> None:
         self._database.commit()
+
+    def scrub(self) -> None:
+        """Commit, and leave nothing in the log of what was deleted. Errors: OSError where somebody else reads it."""
+        self._database.commit()
+        busy, *_ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise OSError("the catalog is being read by somebody else, and cannot be scrubbed")
 
     def _kept(self, where: str, *values: Any) -> list[Kept]:
         rows = self._database.execute(f"SELECT era, body FROM recordings WHERE {where}", values)  # noqa: S608 - our own text

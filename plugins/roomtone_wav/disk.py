@@ -5,13 +5,14 @@ file is a shorter one, and valid.
 """
 
 import errno
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from roomtone import Turn
-from roomtone.durable import make_folder, replace
+from roomtone.durable import make_folder, remove, replace
 from roomtone_transcript.captions import Captions, cues, render
 from roomtone_wav.recording import HEADER, WIDTH, Recording, header
 
@@ -72,6 +73,12 @@ def create(recording: Recording) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     # Not made in its place: who looks, or dies, between the making and the header finds no WAV file there.
     replace(path, header(0, recording.rate))
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a crash has left half written for this file, and for those that lie beside it."""
+    for each in path.parent.glob(f"{glob.escape(path.stem)}.*.new"):
+        remove(each)
 
 
 def write_sidecar(recording: Recording, turns: Sequence[Turn] | None = None, captions: Sequence[Captions] = ()) -> None:

@@ -14,6 +14,9 @@ from roomtone_wav.catalog import Catalog
 from roomtone_wav.keeping import Keeper
 from roomtone_wav.recording import WIDTH, Format, Gaps, Hole, Recording, Split, continued, duration, united
 
+_TURN = 600
+"""Seconds of the longest turn that may have begun before what is forgotten."""
+
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
@@ -45,6 +48,7 @@ class Writer:
         self._format: Format = format
         self._changed: dict[tuple[str, int], Recording] = {}
         self._ended: set[str] = set()
+        self._is_to_scrub = False
         self._lock = Lock()
 
     def tend(self) -> bool:
@@ -93,11 +97,19 @@ class Writer:
         """Make zero what was heard there, in every file that is still there, and note it."""
         with self._lock:
             self._catalog.forget_turns(event.room, event.start, event.end)
+            self._catalog.put_forgotten(event.room, event.start, event.end)
+            self._is_to_scrub = True
+            if (newest := self._catalog.newest(event.room)) is not None:
+                # A turn that goes may have begun in a file before: what is said there is written anew.
+                for before in self._catalog.overlapping(event.room, event.start - _TURN * newest.rate, event.start):
+                    if Path(before.path).exists():
+                        self._save(before)
             for recording in self._catalog.overlapping(event.room, event.start, event.end):
                 if not Path(recording.path).exists():
                     continue
                 start, end = max(event.start, recording.first), min(event.end, recording.end)
                 recording = self._open_up(recording)  # noqa: PLW2901 - the same one, and its file another
+                disk.remove_unfinished(Path(recording.path))
                 with disk.open_wav(recording.path) as wav:
                     wav.erase(recording.offset(start), recording.offset(end - 1) + 1)
                 self._save(msgspec.structs.replace(recording, forgotten=united(recording.forgotten, start, end)))
@@ -113,6 +125,9 @@ class Writer:
                 self._write_sidecar(recording)
             self._complete()
             self._catalog.commit()
+            if self._is_to_scrub:
+                self._catalog.scrub()
+                self._is_to_scrub = False
             self._changed.clear()
             self._ended.clear()
 
@@ -172,6 +187,9 @@ class Writer:
         if (there := start + len(audio) // WIDTH) < end:
             log.warning("audio.missing", room=event.room, path=recording.path, start=there, end=end)
             recording = msgspec.structs.replace(recording, missing=united(recording.missing, there, end))
+        for gone in self._catalog.forgotten(event.room, start, end):
+            forgotten = united(recording.forgotten, gone.start, gone.end)
+            recording = msgspec.structs.replace(recording, forgotten=forgotten)
         self._save(msgspec.structs.replace(recording, last=max(recording.last, event.id)))
 
     def _open_up(self, recording: Recording) -> Recording:
