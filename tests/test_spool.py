@@ -389,21 +389,6 @@ def kept(heard: dict[int, bytes], start: int, end: int) -> dict[int, bytes]:
     return {place: sample for place, sample in heard.items() if not start <= place < end}
 
 
-async def test_a_time_is_found_at_its_positions(tmp_path: Path) -> None:
-    """A stretch of time is the positions that were recorded then, outward to the sample; none where nothing was."""
-    async with spool_of(tmp_path, segment_seconds=1) as spool:
-        await speak(spool, 1_000)
-        await spool.cut(fresh=True)
-        later = NOON + timedelta(hours=1)
-        for n in range(5):
-            await spool.append(tone(spool.end, 200), later + timedelta(seconds=n / 5))
-
-        assert spool.locate(NOON, later) == (0, 1_000)
-        assert spool.locate(at(100), at(300) + timedelta(microseconds=1)) == (100, 301)
-        assert spool.locate(later - timedelta(minutes=1), later + timedelta(seconds=0.5)) == (1_000, 1_500)
-        assert spool.locate(later - timedelta(minutes=2), later - timedelta(minutes=1)) is None
-
-
 async def test_an_unreadable_file_does_not_stop_the_rest(tmp_path: Path) -> None:
     """A segment that vanished or shrank behind our back is left out."""
     async with spool_of(tmp_path) as spool:

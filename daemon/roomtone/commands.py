@@ -19,6 +19,7 @@ from roomtone.capture.recovery import RateChanged
 from roomtone.capture.spool import Spool
 from roomtone.config import ConfigError
 from roomtone.control import Answer, Coverage, Disk, Done, OpenGap, Refused, Report, Request, RoomReport, Session
+from roomtone.erasure import Erasure
 from roomtone.glance import Glance
 from roomtone.health import RoomHealth
 from roomtone.journal import Journal
@@ -44,6 +45,7 @@ class Commands:
         force: InForce,
         *,
         reloading: Reloading,
+        erasure: Erasure,
         rooms: Rooms,
         spools: Mapping[str, Spool],
         outlets: Outlets,
@@ -54,6 +56,7 @@ class Commands:
         self._state = state
         self._force = force
         self._reloading = reloading
+        self._erasure = erasure
         self._rooms = rooms
         self._spools = spools
         self._outlets = outlets
@@ -75,6 +78,8 @@ class Commands:
                 return Refused(("the daemon is stopping",))
             case control.Reload():
                 return await self.reload()
+            case control.Forget(room=room, since=since, until=end):
+                return await self._erasure.forget(room, since, end)
             case control.Mute(room=room, seconds=seconds):
                 if seconds is not None and not 0 < seconds <= 366 * 86_400:
                     return Refused((f"{seconds:g} seconds: mute for more than 0 s and at most a year",))

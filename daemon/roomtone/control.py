@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Annotated, Literal, Protocol, TypeAlias
 
 import msgspec
 import structlog
@@ -48,6 +48,9 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 class ControlError(Exception):
     """The daemon cannot be asked, or refuses; the text says why and what to do."""
+
+
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, tag_field="ask", tag=str.lower):
@@ -89,7 +92,15 @@ class Unmute(Ask, frozen=True, kw_only=True):
     room: str | None = None
 
 
-Request: TypeAlias = Status | Tail | Rotate | Reload | Mute | Unmute
+class Forget(Ask, frozen=True, kw_only=True):
+    """Remove what one room or all have heard between these times (UTC); answered by Forgot."""
+
+    room: str | None = None
+    since: Time
+    until: Time
+
+
+Request: TypeAlias = Status | Tail | Rotate | Reload | Mute | Unmute | Forget
 
 
 class Done(msgspec.Struct, frozen=True, tag_field="answer", tag="done"):
@@ -102,6 +113,13 @@ class Refused(msgspec.Struct, frozen=True, tag_field="answer", tag="refused"):
     """It is not done, and nothing has changed; a line for each reason."""
 
     lines: tuple[str, ...]
+
+
+class Forgot(msgspec.Struct, frozen=True, tag_field="answer", tag="forgot"):
+    """It is forgotten: a line for each thing that was done, and in `left` one for each that was not, or not yet."""
+
+    lines: tuple[str, ...]
+    left: tuple[str, ...]
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -168,7 +186,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="answer", tag=
     stopping: bool = False
 
 
-Answer: TypeAlias = Done | Refused | Report
+Answer: TypeAlias = Done | Refused | Forgot | Report
 
 
 class Dropped(msgspec.Struct, frozen=True, tag_field="kind", tag="dropped"):
@@ -425,7 +443,7 @@ class Client:
         """What the daemon says; after a Tail without end."""
         self._stream = stream
 
-    async def ask(self, request: Request) -> Done | Report:
+    async def ask(self, request: Request) -> Done | Forgot | Report:
         """The daemon's answer. Raises ControlError where it refuses, or goes away."""
         try:
             await self._stream.send_all(msgspec.json.encode(request) + b"\n")
@@ -453,11 +471,11 @@ async def open_client(path: Path, *, patience: float = ANSWERING) -> AsyncIterat
         yield Client(stream, patience)
 
 
-def ask(path: Path, request: Request) -> Done | Report:
-    """One request to the daemon at the path. Raises ControlError."""
+def ask(path: Path, request: Request, *, patience: float = ANSWERING) -> Done | Forgot | Report:
+    """One request to the daemon at the path, which has so many seconds to answer. Raises ControlError."""
 
-    async def once() -> Done | Report:
-        async with open_client(path) as client:
+    async def once() -> Done | Forgot | Report:
+        async with open_client(path, patience=patience) as client:
             return await client.ask(request)
 
     return trio.run(once)

@@ -91,6 +91,10 @@ class Delivery:
         self._orders = Orders()
         self._called = trio.Event()
 
+    def has(self, seq: int) -> bool:
+        """Whether the sink has acknowledged everything up to this event."""
+        return self._cursor >= seq
+
     def status(self) -> SinkStatus:
         """How it stands at this moment."""
         return SinkStatus(

@@ -149,22 +149,21 @@ class Forgotten(Event, frozen=True, kw_only=True, tag="forgotten", rename={"from
     until: datetime
 
     def covers(self, event: "Durable") -> bool:
-        """Whether the event tells something of what was said there: a turn with a word in it, and what was made of it.
+        """Whether the event tells of what was said there: a turn that went on then, and what was made of it.
 
-        An answer belongs to its turn, and goes with it: look for `session_id` and `turn_order` of the turns that go.
+        An answer belongs to its turn and goes with it, and so does a correction: `spoken_in` tells which turns go.
         """
         match event:
-            case Turn(words=words, position=position):
-                stretches = [(word.start, word.end) for word in words] or [(position, position)]
+            case Turn(position=position, words=words):
+                start = min([position, *(word.start for word in words)])
+                end = max([position, *(word.end for word in words)])
             case Answer(position=position):
-                stretches = [(position, position)]
+                start = end = position
             case Analysis(start=start, end=end):
-                stretches = [(start, end)]
+                pass
             case _:
                 return False
-        return event.room == self.room and any(
-            start < self.end and max(end, start + 1) > self.start for start, end in stretches
-        )
+        return event.room == self.room and start < self.end and max(end, start + 1) > self.start
 
 
 class Notice(Event, frozen=True, kw_only=True, tag="notice"):

@@ -1,9 +1,10 @@
 """The sinks at work: each one a delivery of its own, begun and left one by one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
 import trio
 
 from roomtone import places
@@ -11,6 +12,8 @@ from roomtone.delivery import Delivery, SinkStatus
 from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.sinks import Context, Sink
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 LOOKS = 1.0
 """Seconds from an order to its effect, at most; then the batch that is under way ends first."""
@@ -41,6 +44,10 @@ class Outlet:
     def status(self) -> SinkStatus:
         """How it stands at this moment."""
         return self._delivery.status()
+
+    def has(self, seq: int) -> bool:
+        """Whether the sink has acknowledged everything up to this event."""
+        return self._delivery.has(seq)
 
     def look(self) -> None:
         """Look for orders: see `orders.py`."""
@@ -94,8 +101,8 @@ class Outlets:
         """Deliver to a sink, from its cursor on. One of that name is left first, and its successor waits for its end:
         two never write to one place.
         """
-        state = places.private_folder(self._grounds.state / name)
-        context = Context(name=name, folder=self._grounds.folder, state=state, rates=self.rates)
+        places.private_folder(self._grounds.state / name)
+        context = self._context(name)
         outlet = Outlet(name, sink, context, self._journal, self._live, self._alone)
         self._nursery.start_soon(_run_after, self._last.get(name), outlet)
         self._last[name] = self._outlets[name] = outlet
@@ -116,6 +123,19 @@ class Outlets:
                 seen = now
                 for outlet in self:
                     outlet.look()
+
+    def holdings(self, sinks: Mapping[str, Sink]) -> list[Path]:
+        """Where these sinks, at work or not, keep what they got."""
+        found: list[Path] = []
+        for name, sink in sinks.items():
+            try:
+                found += sink.holdings(self._context(name))
+            except Exception as error:  # noqa: BLE001 - the plugin boundary
+                log.warning("sink.unknown_holdings", sink=name, error=str(error))
+        return found
+
+    def _context(self, name: str) -> Context:
+        return Context(name=name, folder=self._grounds.folder, state=self._grounds.state / name, rates=self.rates)
 
     def finish(self) -> None:
         """No more events will be committed: let them all deliver what there is, and end."""

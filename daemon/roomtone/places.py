@@ -10,6 +10,8 @@ from pathlib import Path
 FILE = "roomtone.toml"
 VARIABLE = "ROOMTONE_CONFIG"
 SOCKET = "control"
+UMASK = 0o077
+"""Whatever is made and however: what was said in a room is for the daemon's user alone."""
 
 
 class StateError(Exception):

@@ -75,6 +75,7 @@ class Again:
 
     def __init__(self) -> None:
         self._scope = trio.CancelScope()
+        self._turn = trio.Lock()
 
     def begin_again(self) -> None:
         self._scope.cancel()
@@ -82,11 +83,19 @@ class Again:
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do the work until it returns by itself."""
         while True:
-            with self._scope as scope:
-                await work()
-            if not scope.cancelled_caught:
+            async with self._turn:
+                with self._scope as scope:
+                    await work()
+            if not scope.cancel_called:
                 return
             self._scope = trio.CancelScope()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """The work is left, and not begun again as long as this lasts."""
+        self._scope.cancel()
+        async with self._turn:
+            yield
 
 
 class OpenRoom:
@@ -128,6 +137,12 @@ class OpenRoom:
         """Close the source; what it brought may be transcribed for so many seconds. `over` says when all is done."""
         self._capture.cancel()
         self._room.deadline = min(self._room.deadline, trio.current_time() + patience)
+
+    @asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        """No session is open as long as this lasts. Recording goes on, and its transcript follows later."""
+        async with self._streaming.held():
+            yield
 
     def change(self, plan: Plan) -> str:
         """Do something else from now on, and say what of it begins again. The rate cannot be changed so."""
@@ -227,6 +242,17 @@ class Rooms:
             await self.begin(name, plan)
             return "begins again"
         return room.change(plan)
+
+    @asynccontextmanager
+    async def quiet(self, name: str, rate: int) -> AsyncIterator[Spool]:
+        """The spool of a room, open or closed, with no session on it as long as this lasts."""
+        spool = self._around.spools.get(name)
+        if spool is None or name not in self:
+            async with open_spool(self._around.folder / name, rate=rate) as left:
+                yield left
+            return
+        async with self[name].quiet():
+            yield spool
 
     def end(self, name: str) -> None:
         """Close a room that is no more. What it brought may still be transcribed for a while."""

@@ -22,6 +22,8 @@ from roomtone.capture.recovery import check_rate
 from roomtone.commands import Commands
 from roomtone.config import Config, find_key
 from roomtone.control import serve
+from roomtone.erasure import Erasure
+from roomtone.forgetting import Premises, closed, resume
 from roomtone.glance import Glance, watch_events, watch_levels
 from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
@@ -56,6 +58,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
             trio.open_nursery() as watching,
         ):
             await _check_rates(config, journal)
+            await resume(Premises(journal, live, closed(state / SPOOL)))
             watching.start_soon(watch_events, glance, journal)
             watching.start_soon(watch_levels, glance, live)
             async with trio.open_nursery() as delivery:
@@ -74,10 +77,17 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         for name, table in config.rooms.items():
                             await rooms.begin(name, force.plan(table))
                         reloading = Reloading(force, reread, environ, journal=journal, rooms=rooms, outlets=outlets)
+                        erasure = Erasure(
+                            state,
+                            Premises(journal, live, rooms.quiet),
+                            outlets=outlets,
+                            sinks=lambda: force.config.sinks | force.config.disabled,
+                        )
                         commands = Commands(
                             state,
                             force,
                             reloading=reloading,
+                            erasure=erasure,
                             rooms=rooms,
                             spools=surroundings.spools,
                             outlets=outlets,

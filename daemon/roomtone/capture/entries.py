@@ -29,7 +29,8 @@ def key(room: str, name: str) -> str:
 
     `rate`: Hz, by its first sample. `audio`: the position up to which segments are in the journal. `stopped`: where
     and when the last run came to its end, and the cause of the time after it. `file`: the file that is being recorded
-    and where it began. `muted`: that the device is closed, and until when.
+    and where it began. `muted`: that the device is closed, and until when. `forgetting`: the stretch that is being
+    forgotten.
     """
     return f"room/{room}/{name}"
 

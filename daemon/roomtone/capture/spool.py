@@ -14,7 +14,6 @@ The disk is touched in worker threads of the spool's own, so that a slow disk do
 cannot take its threads.
 """
 
-import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
@@ -178,18 +177,9 @@ class Spool:
         self._memory.forget(segment.position, segment.end)
         await self._run(lambda: segment.path.unlink(missing_ok=True))
 
-    def locate(self, since: datetime, until: datetime) -> tuple[int, int] | None:
-        """The positions from the first to the last that were recorded between these times (UTC), rounded outward.
-
-        None where nothing of that time is here.
-        """
-        found = []
-        for segment in (*self._index, *([self._sheet.segment()] if self._sheet else [])):
-            first = max(0, math.floor((since - segment.at).total_seconds() * self.rate))
-            last = min(segment.samples, math.ceil((until - segment.at).total_seconds() * self.rate))
-            if first < last:
-                found.append((segment.position + first, segment.position + last))
-        return (min(first for first, _ in found), max(last for _, last in found)) if found else None
+    def recorded(self) -> tuple[Segment, ...]:
+        """The closed segments and the open one, by position."""
+        return (*self._index, *([self._sheet.segment()] if self._sheet else []))
 
     async def erase(self, start: int, end: int, *, journalled: int) -> None:
         """Leave nothing of what was recorded at these positions. What lies outside stays as it is, at its place.

@@ -18,6 +18,7 @@ COMMANDS = (
     "mute",
     "unmute",
     "rotate",
+    "forget",
     "reload",
     "sinks",
     "coverage",

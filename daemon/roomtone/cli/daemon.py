@@ -10,7 +10,7 @@ import click
 
 from roomtone import control, places
 from roomtone.cli.loaded import find
-from roomtone.control import ControlError, Done, Report, Request
+from roomtone.control import ControlError, Done, Forgot, Report, Request
 
 
 def find_daemon(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -40,12 +40,12 @@ def _state_of(path: Path) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def ask(given: Path | None, request: Request) -> Done | Report:
+def ask(given: Path | None, request: Request) -> Done | Forgot | Report:
     """What the daemon answers. Raises ControlError where there is none, or it refuses."""
     return control.ask(find_daemon(given), request)
 
 
-def tell(answer: Done | Report) -> None:
+def tell(answer: Done | Forgot | Report) -> None:
     """Say what was done."""
     if isinstance(answer, Done):
         for line in answer.lines:
