@@ -217,6 +217,7 @@ def cut_power_again_and_again(folder: Path, url: str) -> dict[str, float]:
         for _ in range(max(3, KILLS // 5)):
             how, _ = mortal.live(folder, config, seconds=random.uniform(0.8, 2.6))
             assert how == "killed", (folder / "log").read_text()
+            aftermath.look()  # what is lost now may have been heard, and its words be known
             lost.append(cut_power(folder))
             aftermath.look()
     with run(folder, config) as daemon:
