@@ -2,7 +2,7 @@
 
 import errno
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +19,7 @@ from roomtone.capture.account import (
     Lost,
     Note,
     Started,
+    Stepped,
     Stopped,
 )
 from roomtone.clock import Instant, NominalClock, RoomClock
@@ -399,17 +400,19 @@ def test_samples_that_never_change_are_a_fault() -> None:
 
 
 def test_a_step_of_utc_closes_the_segment() -> None:
-    """Each segment has one time, so the new time begins a new one."""
+    """Each segment has one time, so the new time begins a new one; the hours that were jumped over are explained."""
     world = World()
     world.talk(2)
     account, now = world.account, world.now
-    cuts = []
+    cuts, steps = [], []
     for count in range(1, 5):
         read = now + count * FRAME / RATE
         instructions = account.block(Heard(FRAME, 0, read, still=False), Instant(read, read, EPOCH + read + 7200))
         cuts += [count for one in instructions if isinstance(one, Cut)]
+        steps += [one for one in instructions if isinstance(one, Stepped)]
         account.kept(FRAME)
     assert cuts == [2]
+    assert steps == [Stepped(11 * FRAME, steps[0].from_, steps[0].from_ + timedelta(hours=2))]
 
 
 def test_a_file_waits_and_loses_nothing() -> None:

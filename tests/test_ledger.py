@@ -135,6 +135,23 @@ def test_a_clock_that_is_set_back_explains_nothing_away() -> None:
     assert summary.unexplained == (Unexplained(10_000, 10_000, rows[0].until + back, rows[1].from_ + back),)
 
 
+def test_a_clock_that_is_set_forward_is_explained() -> None:
+    """The hours that it jumps over are no time that was lost: what was captured around them is one stretch."""
+    hours = timedelta(hours=3)
+    (first,) = (row for row in happen([Piece("silent", 5)]) if row.state == "captured")
+    step = Cover("desk", 5000, 5000, "captured", None, first.until, first.until + hours)
+    after = Cover("desk", 5000, 9000, "captured", None, step.until, step.until + timedelta(seconds=4))
+    rows: list[Cover] = []
+    for row in (first, step, after):
+        rows = kept(rows, row)
+
+    assert len(rows) == 1
+    summary = summarize("desk", RATE, rows)
+    assert summary is not None
+    assert summary.is_explained
+    assert (summary.ratio, summary.captured) == (1.0, 9000)
+
+
 def test_what_is_captured_and_lost_is_a_contradiction() -> None:
     """A sample has one fate."""
     covers = happen([Piece("silent", 5)])

@@ -72,6 +72,14 @@ class Lost(msgspec.Struct, frozen=True):
     cause: Cause
 
 
+class Stepped(msgspec.Struct, frozen=True):
+    """Somebody has set the clock forward: at this position UTC jumps, and no sample is missing."""
+
+    position: int
+    from_: datetime
+    until: datetime
+
+
 class Started(msgspec.Struct, frozen=True):
     """The first samples of this run are here."""
 
@@ -102,7 +110,7 @@ class Leave(msgspec.Struct, frozen=True):
     """Give up this source process: leave its context, back off, open it again."""
 
 
-Instruction: TypeAlias = Cut | Keep | Lost | Started | Stopped | Note | Leave
+Instruction: TypeAlias = Cut | Keep | Lost | Stepped | Started | Stopped | Note | Leave
 
 
 class Heard(NamedTuple):
@@ -178,10 +186,12 @@ class Account:
         if away:
             self.clock.restart(self.position, heard.boottime - (heard.dropped + heard.samples) / self._rate)
         missing = self._measure(read, heard.boottime)
-        steps = self.clock.steps
+        steps, before = self.clock.steps, None if away else self._at()
         self.clock.observe(read + missing, heard.boottime, now.utc - now.boottime + heard.boottime)
         if self.clock.steps != steps:  # one segment has one offset, so that its name tells all of its times
             out.append(Cut())
+            if before is not None and before < (after := self._at()):
+                out.append(Stepped(self.position, before, after))
         if away:
             self._come_back(away, out)
         self._lose(heard.dropped + missing, out)

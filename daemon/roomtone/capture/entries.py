@@ -60,6 +60,11 @@ def audio_entry(room: str, rate: int, segment: Segment) -> list[Fact]:
     ]
 
 
+def step_entry(room: str, position: int, from_: datetime, until: datetime) -> list[Fact]:
+    """Time that nobody has lived through, for somebody has set the clock: it belongs to what was captured around it."""
+    return [Cover(room=room, start=position, end=position, state="captured", cause=None, from_=from_, until=until)]
+
+
 def loss_entry(room: str, lost: Lost) -> list[Fact]:
     """Positions, or only time, are missing."""
     start, end, from_, until, cause = lost.start, lost.end, lost.from_, lost.until, lost.cause

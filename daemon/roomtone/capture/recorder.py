@@ -34,9 +34,10 @@ from roomtone.capture.account import (
     Note,
     Reason,
     Started,
+    Stepped,
     Stopped,
 )
-from roomtone.capture.entries import Stop, audio_entry, key, loss_entry, mute_entry, stop_entry
+from roomtone.capture.entries import Stop, audio_entry, key, loss_entry, mute_entry, step_entry, stop_entry
 from roomtone.capture.feed import (
     Block,
     Command,
@@ -344,6 +345,9 @@ class _Recorder:
                     "audio.lost", room=self.room, samples=instruction.end - instruction.start, **_told(instruction)
                 )
                 return loss_entry(self.room, instruction)
+            case Stepped(position=position, from_=from_, until=until):
+                log.info("clock.stepped", room=self.room, seconds=round((until - from_).total_seconds(), 3))
+                return step_entry(self.room, position, from_, until)
             case Started():
                 return self._started(instruction)
             case Stopped():

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from roomtone.capture.account import Away, Lost
-from roomtone.capture.entries import Stop, audio_entry, key, loss_entry
+from roomtone.capture.entries import Stop, audio_entry, key, loss_entry, step_entry
 from roomtone.capture.feed import File, Source
 from roomtone.capture.segment import Segment
 from roomtone.capture.spool import Spool
@@ -138,6 +138,8 @@ async def _journal_segments(room: str, spool: Spool, journal: Journal) -> None:
                 heard = before.when(before.end, spool.rate) if before else segment.at
                 for one in _unexplained(end, heard, segment, lost, spool.rate):
                     facts += loss_entry(room, one)
+                if segment.position == end and not segment.fresh and segment.at > heard:
+                    facts += step_entry(room, end, heard, segment.at)
             facts += audio_entry(room, spool.rate, segment)
             end = segment.end
         before = segment
