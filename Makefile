@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 CAPTURE_PACKAGES := libportaudio2 libasound2-plugins
 TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox systemd libpam-systemd dbus iproute2
 
-.PHONY: help demo run test crash lint format bench clean
+.PHONY: help soak demo run test crash lint format bench clean
 
 help:
 	@echo "make demo     play a recorded conversation through the whole recorder and watch it"
@@ -15,6 +15,7 @@ help:
 	@echo "make crash    kill the daemon two hundred times, and at every step of its journal"
 	@echo "make lint     linting and types only"
 	@echo "make format   put the code into shape"
+	@echo "make soak     a simulated day of audio, instead of three hours"
 	@echo "make bench    measure, do not judge"
 	@echo "make clean    remove what these targets made"
 
@@ -36,6 +37,9 @@ lint: $(VENV)/dev
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+soak: $(VENV)/dev
+	SOAK_HOURS=24 $(BIN)/python -m pytest --timeout=3600 tests/test_soak.py
 
 bench: $(VENV)/dev
 	for bench in tests/bench/*.py; do $(BIN)/python $$bench || exit 1; done

@@ -82,11 +82,17 @@ def reach(service: Service, *, remote: bool = True, streaming: Streaming | None 
 
 @asynccontextmanager
 async def open_room(
-    folder: Path, endpoint: Endpoint, *, two_finals: bool = False, inline: bool = True
+    folder: Path,
+    endpoint: Endpoint,
+    *,
+    two_finals: bool = False,
+    inline: bool = True,
+    spool_folder: str = "spool",
+    sync_interval: float = 1.0,
 ) -> AsyncIterator[Room]:
     """The room in this folder, as an earlier one has left it; `inline` touches the disk in the loop itself."""
     async with (
-        open_spool(folder / "spool", rate=RATE, inline=inline) as spool,
+        open_spool(folder / spool_folder, rate=RATE, sync_interval=sync_interval, inline=inline) as spool,
         open_journal(folder / "journal.sqlite", inline=inline) as journal,
     ):
         desk = Desk(

@@ -15,6 +15,7 @@ Deciding is pure (`choose`, `Gauge`, `Toll`); `keep_room` looks, removes and tel
 import heapq
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -212,12 +213,19 @@ class Rules(NamedTuple):
     sinks: Callable[[], Mapping[str, Sink]]
 
 
-async def keep_room(state: Path, rules: Rules, journal: Journal, *, measure: Callable[[Path], Space] = measure) -> None:
-    """Look after the disk of the state folder, for ever. Errors: those of the journal.
+async def keep_room(
+    state: Path,
+    rules: Rules,
+    journal: Journal,
+    *,
+    measure: Callable[[Path], Space] = measure,
+    utc: Callable[[], float] = time.time,
+) -> None:
+    """Look after the disk of the state folder, for ever. `utc` is in Unix seconds. Errors: those of the journal.
 
     Contained here: OSError of the file system, which is logged and tried again.
     """
-    keeper = _Keeper(state, rules, journal, measure)
+    keeper = _Keeper(state, rules, journal, measure, utc)
     pruned = -math.inf
     while True:
         await keeper.look()
@@ -228,14 +236,25 @@ async def keep_room(state: Path, rules: Rules, journal: Journal, *, measure: Cal
 
 
 class _Keeper:
-    def __init__(self, state: Path, rules: Rules, journal: Journal, measure: Callable[[Path], Space]) -> None:
+    def __init__(
+        self,
+        state: Path,
+        rules: Rules,
+        journal: Journal,
+        measure: Callable[[Path], Space],
+        utc: Callable[[], float],
+    ) -> None:
         self._state = state
         self._rules = rules
         self._journal = journal
         self._measure = measure
+        self._utc = utc
         self._gauge = Gauge()
         self._tolls: dict[tuple[str, str], Toll] = {}
         self._pending: list[Fact] = []
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._utc(), UTC)
 
     @property
     def is_low(self) -> bool:
@@ -244,7 +263,8 @@ class _Keeper:
 
     async def look(self) -> None:
         """Remove what may and what must go, and say what a person should know."""
-        now, storage, space = datetime.now(UTC), self._rules.storage(), self._space()
+        storage, space = self._rules.storage(), self._space()
+        now = self._now()
         mark = _mark(storage, space)
         shelves = await self._shelves()
         settled, forced = choose(
@@ -266,7 +286,7 @@ class _Keeper:
     async def prune(self) -> None:
         """Forget old events and old coverage, and more of the events where the journal is over its quota."""
         storage = self._rules.storage()
-        before = datetime.now(UTC) - timedelta(days=storage.journal_days)
+        before = self._now() - timedelta(days=storage.journal_days)
         seq = await self._journal.first_since(before)
         oldest, size = await self._journal.extent()
         if size > storage.journal_quota:

@@ -1,0 +1,239 @@
+"""Weeks in a minute, on the virtual clock: rollovers, outages and restarts, and nothing that grows."""
+
+import gc
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from roomtone.capture.segment import Segment
+from roomtone.config import Storage
+from roomtone.delivery import Delivery
+from roomtone.events import Audio, Durable, SessionEnded, SessionStarted, Turn, Word
+from roomtone.facts import Cover, Mark
+from roomtone.retention import Rules, keep_room
+from roomtone.sinks import Context, Sink, hookimpl
+from roomtone.speech.transcriber import transcribe
+from roomtone.testing.faults import Drop, Expire, Fault, Refuse
+from roomtone.testing.service import Service, open_service
+from roomtone.testing.spoken import numbers_in, quiet, speak
+from speaking import BEGAN, RATE, Room, open_room, reach
+
+HOURS = int(os.environ.get("SOAK_HOURS", "3"))
+"""Simulated hours in frames of audio; `make soak` asks for a day."""
+STORAGE = Storage(spool_days=1 / 48, journal_days=1 / 24)
+SECOND = timedelta(seconds=1)
+
+
+class Counting(Sink, frozen=True, tag="counting"):
+    """Keeps the numbers of each turn by its seq; its hook runs in the loop, for the virtual clock knows no threads."""
+
+    said: dict[int, list[int]] = {}  # noqa: RUF012 - a Struct copies its defaults
+
+    @asynccontextmanager
+    async def open(self, context: Context) -> AsyncIterator[object]:
+        yield self
+
+    @hookimpl
+    async def turn(self, event: Turn) -> None:
+        self.said[event.seq] = [number for word in event.words for number in numbers_in(word.text)]
+
+
+class Size(NamedTuple):
+    """What must not grow: objects in memory, files, KiB on disk."""
+
+    objects: int
+    files: int
+    disk: int
+
+
+def measure(folder: Path) -> Size:
+    """What there is now."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    gc.collect()
+    return Size(len(gc.get_objects()), len(files), sum(path.stat().st_size for path in files) >> 10)
+
+
+def weather(connection: int) -> Sequence[Fault]:
+    """Sessions last half an hour, every fifth one breaks, and ten minutes of each ninety nobody answers."""
+    if trio.current_time() % 5400 < 600:
+        return [Refuse(503)]
+    return [Expire(1800.0), *([Drop("reset", seconds=700)] if connection % 5 == 4 else [])]
+
+
+def minute(number: int) -> bytes:
+    """A minute of a room: sixteen words, and silence."""
+    said = speak(range(16 * number, 16 * number + 16), RATE)
+    return said + quiet(60 - len(said) / 2 / RATE, RATE)
+
+
+async def record(room: Room, minutes: range) -> None:
+    """Record a minute after the other in frames of a second, with the facts that the recorder journals."""
+    for number in minutes:
+        audio = minute(number)
+        for start in range(0, len(audio), 2 * RATE):
+            await trio.sleep(1)
+            at = BEGAN + room.spool.end / RATE * SECOND
+            if segment := await room.spool.append(audio[start : start + 2 * RATE], at):
+                await room.journal.commit(*facts_of(segment))
+
+
+def facts_of(segment: Segment) -> tuple[Audio | Cover | Mark, ...]:
+    until = segment.at + segment.samples / RATE * SECOND
+    return (
+        Audio(
+            room="desk",
+            position=segment.position,
+            at=segment.at,
+            samples=segment.samples,
+            rate=RATE,
+            file=str(segment.path),
+        ),
+        Cover(
+            room="desk",
+            start=segment.position,
+            end=segment.end,
+            state="captured",
+            cause=None,
+            from_=segment.at,
+            until=until,
+        ),
+        Mark("room/desk/audio", segment.end),
+    )
+
+
+async def live_on(folder: Path, service: Service, sink: Counting, minutes: range) -> Size:
+    """One run of the daemon's parts, from start to stop, for so many minutes; what there is at its end."""
+    context = Context(name="counting", folder=folder, state=folder, rates={"desk": RATE})
+    async with (
+        open_room(folder, reach(service), spool_folder="spool/desk") as room,
+        trio.open_nursery() as supporting,
+        trio.open_nursery() as rooms,
+    ):
+        desk = room.desk._replace(frame=RATE)
+        closing = trio.Event()
+        delivery = Delivery("counting", sink, journal=room.journal, live=desk.live, context=context, closing=closing)
+        rules = Rules(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
+        supporting.start_soon(delivery.run)
+        supporting.start_soon(partial(keep_room, folder, rules, room.journal, utc=now))
+        rooms.start_soon(partial(transcribe, desk, realtime=True, utc=now))
+        await record(room, minutes)
+        size = measure(folder)
+        rooms.cancel_scope.cancel()
+        supporting.cancel_scope.cancel()
+    return size
+
+
+def now() -> float:
+    return BEGAN.timestamp() + trio.current_time()
+
+
+@pytest.mark.timeout(3000)
+async def test_hours_of_audio(tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through rollovers, outages and restarts each word is delivered once; memory, files and disk stay as they were."""
+    sink = Counting(start="oldest")
+    sizes = []
+    async with open_service(faults=weather, port=None, utc=now) as service:
+        for hour in range(HOURS):
+            sizes.append(await live_on(tmp_path, service, sink, range(60 * hour, 60 * (hour + 1))))
+            service.sessions.clear()
+        async with open_room(tmp_path, reach(service), spool_folder="spool/desk") as room:
+            room.spool.end_of_data()
+            await transcribe(room.desk, realtime=True, utc=now)
+            last = [number for turn in await room.turns() for word in turn.words for number in numbers_in(word.text)]
+    with capsys.disabled():
+        for hour, (objects, files, disk) in enumerate(sizes, 1):
+            print(f"\nafter hour {hour}: {objects} objects, {files} files, {disk} KiB on disk", end="")
+
+    said = {number for numbers in sink.said.values() for number in numbers} | set(last)
+    assert said == set(range(16 * 60 * HOURS))
+    assert sum(map(len, sink.said.values())) == len({number for numbers in sink.said.values() for number in numbers})
+    first, final = sizes[-2], sizes[-1]
+    assert final.objects < 1.1 * first.objects + 2000
+    assert final.files <= first.files + 5
+    assert final.disk < 1.3 * first.disk + 1024
+
+
+async def test_a_month_of_events(
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over thirty days of sessions, turns and segments the journal, the spool and memory stay as large as after two."""
+    monkeypatch.setattr("roomtone.retention.INTERVAL", 1800.0)  # else most of the month is spent on looking
+    sink = Counting(start="oldest")
+    sizes = []
+    async with open_service(port=None) as service:
+        for day in range(30):
+            sizes.append(await live_a_day(tmp_path, service, sink, day))
+            sink.said.clear()
+    with capsys.disabled():
+        for day in (1, 2, 15, 30):
+            objects, files, disk = sizes[day - 1]
+            print(f"\nafter day {day}: {objects} objects, {files} files, {disk} KiB on disk", end="")
+
+    assert sizes[-1].objects < 1.1 * sizes[1].objects + 2000
+    assert sizes[-1].files <= sizes[1].files + 2
+    assert sizes[-1].disk < 1.3 * sizes[1].disk + 256
+
+
+async def live_a_day(folder: Path, service: Service, sink: Counting, day: int) -> Size:
+    """A day's facts, an hour at a time, through the journal, the sink and retention; the daemon starts once a day."""
+    context = Context(name="counting", folder=folder, state=folder, rates={"desk": RATE})
+    async with (
+        open_room(folder, reach(service), spool_folder="spool/desk", sync_interval=1800) as room,
+        trio.open_nursery() as nursery,
+    ):
+        live, closing = room.desk.live, trio.Event()
+        delivery = Delivery("counting", sink, journal=room.journal, live=live, context=context, closing=closing)
+        rules = Rules(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
+        nursery.start_soon(delivery.run)
+        nursery.start_soon(partial(keep_room, folder, rules, room.journal, utc=now))
+        for hour in range(24):
+            at = BEGAN + trio.current_time() * SECOND
+            await room.spool.append(bytes(2 * RATE), at)
+            segment = await room.spool.cut()
+            assert segment is not None
+            silent = Cover("desk", segment.position, segment.end, "silent", None, at, at + SECOND)
+            heard = Mark("room/desk/acknowledged", segment.end)
+            await room.journal.commit(*facts_of(segment), silent, heard, *talk(24 * day + hour, segment))
+            await trio.sleep(3600)
+        size = measure(folder)
+        nursery.cancel_scope.cancel()
+    return size
+
+
+def talk(hour: int, segment: Segment) -> list[Durable]:
+    """A session and twenty turns, as an hour of a quiet room has them."""
+    session, at, position = f"session {hour}", segment.at, segment.position
+    begun = SessionStarted(room="desk", position=position, at=at, session_id=session, endpoint="service")
+    turns = [
+        Turn(
+            room="desk",
+            position=position,
+            at=at,
+            session_id=session,
+            turn_order=order,
+            text="w1 w2",
+            words=(Word("w1", position, position + 9), Word("w2", position + 9, position + 18)),
+        )
+        for order in range(20)
+    ]
+    ended = SessionEnded(
+        room="desk",
+        position=position,
+        at=at,
+        session_id=session,
+        audio_seconds=3600,
+        session_seconds=3600,
+        reason="terminated",
+    )
+    return [begun, *turns, ended]
