@@ -117,10 +117,12 @@ class Killer(Received):
     def __init__(self, seq: int) -> None:
         super().__init__()
         self.killing = seq
+        self.called = trio.Event()
 
     @hookimpl
     async def event(self, event: Durable) -> None:
         if event.seq == self.killing:
+            self.called.set()
             await trio.sleep_forever()
         await super().event(event)
 
@@ -138,8 +140,11 @@ async def test_guilty_is_paused_at_the_third_start_and_the_innocent_is_not(
                 (guilty, innocent),
             ):
                 await around.commit(1)
-                # Long enough for a suspect to have its turn when the other one does not hold it for ever.
-                await trio.sleep(0.5 if start == 0 else 45)
+                if start < 2:
+                    await killer.called.wait()  # the process ends with the call
+                    await trio.testing.wait_all_tasks_blocked()
+                else:
+                    await trio.sleep(45)
                 states = guilty.status().state, innocent.status().state
                 notices = await around.journal.select("", ["notice"], 0, 1)
         path = tmp_path / str(start + 1)
