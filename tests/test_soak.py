@@ -4,7 +4,7 @@ import gc
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +24,14 @@ from roomtone.speech.transcriber import transcribe
 from roomtone.testing.faults import Drop, Expire, Fault, Refuse
 from roomtone.testing.service import Service, open_service
 from roomtone.testing.spoken import numbers_in, quiet, speak
-from speaking import BEGAN, RATE, Room, open_room, reach
+from speaking import RATE, Room, open_room, reach
 
 HOURS = int(os.environ.get("SOAK_HOURS", "3"))
 """Simulated hours in frames of audio; `make soak` asks for a day."""
 STORAGE = Storage(spool_days=1 / 48, journal_days=1 / 24)
 SECOND = timedelta(seconds=1)
+BEGAN = datetime.now(UTC)
+"""Ids carry the real time of a commit, and age is told by them: the simulated time must not lie in their past."""
 
 
 class Counting(Sink, frozen=True, tag="counting"):
