@@ -12,6 +12,7 @@ configuration changes in `reloading.py`.
 import os
 import signal
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 
 import structlog
@@ -24,6 +25,7 @@ from roomtone.config import Config, find_key
 from roomtone.control import serve
 from roomtone.erasure import Erasure
 from roomtone.forgetting import Premises, closed, resume
+from roomtone.events import Notice
 from roomtone.glance import Glance, watch_events, watch_levels
 from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
@@ -68,6 +70,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                 for name, sink in config.sinks.items():
                     outlets.begin(name, sink)
                 watching.start_soon(outlets.watch_orders)
+                await _tell_unloaded(config, journal)
                 async with open_endpoints() as endpoints, trio.open_nursery() as upkeep:
                     surroundings = Surroundings(state / SPOOL, {}, journal, live, endpoints, supervision.health, glance)
                     rules = Rules(lambda: force.config.storage, lambda: surroundings.spools, lambda: force.config.sinks)
@@ -118,6 +121,15 @@ async def _obey_signals(force: InForce, hard: trio.CancelScope, stopping: trio.E
         await anext(signals)
         log.warning("service.leaving", reason="a second signal")
         hard.cancel()
+
+
+async def _tell_unloaded(config: Config, journal: Journal) -> None:
+    """A plugin that an update has broken keeps nothing from starting; and so somebody must be told."""
+    for name, reason in config.unloaded.items():
+        log.error("sink.unloaded", sink=name, reason=reason)
+        text = f"Sink {name} gets nothing: {reason}. Everything else runs without it; repair it and restart."
+        now = datetime.now(UTC)
+        await journal.commit(Notice(room="", position=0, at=now, severity="error", code="sink.unloaded", text=text))
 
 
 async def _obey_reloads(commands: Commands) -> None:
