@@ -27,15 +27,25 @@ def family(path: Path) -> list[Path]:
     return sorted({found for name in names for found in path.parent.glob(name) if found.is_file()})
 
 
-def kept(lines: Iterable[Line], forgotten: Forgotten) -> list[Line]:
-    """The lines that tell nothing of it. Pure."""
-    lines = list(lines)
-    known = {line: event for line in lines if (event := _event(line.text)) is not None}
-    turns = spoken_in(forgotten, known.values())
-    return [line for line in lines if line not in known or not _tells(known[line], forgotten, turns)]
+def turns_in(path: Path, forgotten: Forgotten) -> set[tuple[str, int]]:
+    """The turns that go, as far as this file tells. Errors: OSError that names the file."""
+    if path.suffix == ".new" or _is_older(path, forgotten):
+        return set()
+    with _reading(path) as lines:
+        return spoken_in(forgotten, (event for line in lines if (event := _event(line)) is not None))
 
 
-def rewrite(path: Path, forgotten: Forgotten) -> None:
+def turns_among(lines: Iterable[Line], forgotten: Forgotten) -> set[tuple[str, int]]:
+    """The turns that go, as far as these lines tell. Pure."""
+    return spoken_in(forgotten, (event for line in lines if (event := _event(line.text)) is not None))
+
+
+def kept(lines: Iterable[Line], forgotten: Forgotten, turns: set[tuple[str, int]]) -> list[Line]:
+    """The lines that tell nothing of it, nor of these turns. Pure."""
+    return [line for line in lines if not _tells(line.text, forgotten, turns)]
+
+
+def rewrite(path: Path, forgotten: Forgotten, turns: set[tuple[str, int]]) -> None:
     """Put a file without those lines in the place of this one, if it has any. Errors: OSError that names the file.
 
     What a crash has left half written goes: it may have some of them too.
@@ -43,26 +53,28 @@ def rewrite(path: Path, forgotten: Forgotten) -> None:
     if path.suffix == ".new":
         remove(path)
         return
-    if path.stat().st_mtime < (forgotten.from_ - _SLACK).timestamp():
+    if _is_older(path, forgotten):
         return
     with _reading(path) as lines:
-        events = (event for line in lines if (event := _event(line)) is not None)
-        gone = [event for event in events if forgotten.covers(event)]
-    if not gone:
-        return
-    turns = spoken_in(forgotten, gone)
+        if not any(_tells(line, forgotten, turns) for line in lines):
+            return
     new = path.with_name(path.name + ".new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE)
     with os.fdopen(descriptor, "wb") as file, _reading(path) as lines, _writing(path, file) as target:
         for line in lines:
-            event = _event(line)
-            if event is None or not _tells(event, forgotten, turns):
+            if not _tells(line, forgotten, turns):
                 target.write(line)
     put_in_place(new, path)
 
 
-def _tells(event: Durable, forgotten: Forgotten, turns: set[tuple[str, int]]) -> bool:
-    return forgotten.covers(event) or turn_of(event) in turns
+def _is_older(path: Path, forgotten: Forgotten) -> bool:
+    """Whether it was written for the last time before any of it was said."""
+    return path.stat().st_mtime < (forgotten.from_ - _SLACK).timestamp()
+
+
+def _tells(line: bytes, forgotten: Forgotten, turns: set[tuple[str, int]]) -> bool:
+    event = _event(line)
+    return event is not None and (forgotten.covers(event) or turn_of(event) in turns)
 
 
 def _event(line: bytes) -> Durable | None:

@@ -18,7 +18,7 @@ import structlog
 
 from roomtone import Forgotten
 from roomtone.durable import make_folder, sync_folder
-from roomtone_jsonl.forgetting import family, kept, rewrite
+from roomtone_jsonl.forgetting import family, kept, rewrite, turns_among, turns_in
 from roomtone_jsonl.packer import Packer
 from roomtone_jsonl.rotation import Line, Rotate, closed_name, fitting, is_closed, time_of
 
@@ -88,9 +88,12 @@ class Lines:
         """
         if self._packer:
             self._packer.interrupt()
-        self._pending = kept(self._pending, forgotten)
-        for path in family(self._path):
-            rewrite(path, forgotten)
+        # An answer may stand in another file than its turn.
+        files = family(self._path)
+        turns = turns_among(self._pending, forgotten).union(*(turns_in(path, forgotten) for path in files))
+        self._pending = kept(self._pending, forgotten, turns)
+        for path in files:
+            rewrite(path, forgotten, turns)
 
     def _append(self) -> None:
         """Write what belongs into the file as it is, or close it."""
