@@ -2,6 +2,7 @@
 
 import gzip
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ GONE = Forgotten(room="desk", position=100, at=at(100), start=100, end=200, from
 SAID = (turn(1, 0, 90), turn(2, 90, 101), turn(3, 199, 210), turn(4, 200, 230), answer(1, 0), answer(2, 90))
 
 
-async def write(sink: Jsonl, folder: Path, events: list[Durable], *, flush: bool = True) -> None:
+async def write(sink: Jsonl, folder: Path, events: Sequence[Durable], *, flush: bool = True) -> None:
     """Hand the events to the sink as the daemon does: the hook of a kind before that of all."""
     async with sink.open(context(folder)) as plugin:
         writer: Any = plugin
