@@ -177,6 +177,7 @@ async def test_the_environment_is_filtered(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("ASKED_FOR", "yes")
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     (tmp_path / "token").write_text("hunter2\n")
+    (tmp_path / "token").chmod(0o600)
     sink = shell("env > got", environment=("ASKED_FOR", "NOT_THERE"), environment_files={"TOKEN": "token"})
     await deliver(sink, tmp_path, turns(1))
     seen = dict(line.split("=", 1) for line in (tmp_path / "got").read_text().splitlines())
@@ -209,6 +210,7 @@ async def test_wrong_files_are_named(tmp_path: Path, content: str | bytes | None
     """A file of a secret that is missing or holds something else is named with its key, and not quoted."""
     if content is not None:
         (tmp_path / "token").write_bytes(content if isinstance(content, bytes) else content.encode())
+        (tmp_path / "token").chmod(0o600)
     with pytest.raises((OSError, ValueError), match=r"environment_files: TOKEN.*token"):
         await deliver(shell("true", environment_files={"TOKEN": "token"}), tmp_path, [])
 

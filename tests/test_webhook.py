@@ -81,7 +81,9 @@ async def test_hooks_are_spelt_right(tmp_path: Path) -> None:
 async def test_a_receiver_can_verify(tmp_path: Path, batch: int) -> None:
     """The signature is the one of Standard Webhooks, with the new secret and the old while they change."""
     (tmp_path / "new").write_text(SECRET + "\n")
+    (tmp_path / "new").chmod(0o600)
     (tmp_path / "old").write_text(OLD_SECRET.removeprefix("whsec_"))
+    (tmp_path / "old").chmod(0o600)
     async with open_receiver() as receiver:
         await deliver(Webhook(url=receiver.url, batch=batch, secret_file=("new", "old")), tmp_path, turns(2))
     for post in receiver.accepted:
@@ -260,6 +262,7 @@ async def test_secrets_are_seen_by_the_receiver_only(tmp_path: Path, caplog: pyt
     """User, password and query of the address, and headers from files, arrive; no log or error line has them."""
     caplog.set_level(logging.DEBUG)
     (tmp_path / "token").write_text("Bearer hidden-token\n")
+    (tmp_path / "token").chmod(0o600)
     errors = []
     async with open_receiver() as receiver:
         address = receiver.url.replace("http://", "http://joe:hidden-word@") + "?key=hidden-key"
@@ -286,6 +289,7 @@ async def test_the_address_itself_as_a_secret(tmp_path: Path, caplog: pytest.Log
     caplog.set_level(logging.DEBUG)
     async with open_receiver() as receiver:
         (tmp_path / "address").write_text(receiver.url.replace("/hook", "/services/hidden/path") + "\n")
+        (tmp_path / "address").chmod(0o600)
         sink = Webhook(url_file="address")
         await deliver(sink, tmp_path, turns(1))
         receiver.script(Answer(500))
@@ -375,6 +379,7 @@ async def test_wrong_files_are_named(tmp_path: Path, table: dict[str, Any], cont
     """A file that is missing or holds something else is named with its key when the sink opens, and not quoted."""
     if content is not None:
         (tmp_path / "file").write_text(content)
+        (tmp_path / "file").chmod(0o600)
     sink = msgspec.convert({"kind": "webhook"} | table, Webhook)
     key = list(table)[-1]
     with pytest.raises((OSError, ValueError), match=rf"{key}.*{os.sep}file") as caught:

@@ -6,9 +6,10 @@ file that `[service] api_key_file` names. A plain value in the configuration is 
 into tickets and repositories.
 """
 
+import errno
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -69,6 +70,24 @@ def find_key(api_key_file: Path | None, environ: Mapping[str, str]) -> Secret | 
         return None
     _refuse_readable_by_others(api_key_file)
     return _checked(_read(api_key_file), f"api_key_file {api_key_file}")
+
+
+def take(environ: MutableMapping[str, str]) -> dict[str, str]:
+    """A copy of this process's environment, in which the key is then no more: no child that it starts inherits it."""
+    taken = dict(environ)
+    environ.pop(VARIABLE, None)
+    return taken
+
+
+def refuse_public(key: str, path: Path) -> None:
+    """Raise OSError, which names the key of the table and the file, where every user of this machine can read it.
+
+    Its group may: that is how a service often gets at a secret of somebody else's.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o007:
+        text = f"{key}: is open to every user of this machine (mode {mode:04o}); run: chmod 600"
+        raise PermissionError(errno.EACCES, text, str(path))
 
 
 def is_secret_name(key: str) -> bool:

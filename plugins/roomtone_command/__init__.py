@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from roomtone import Context, Sink, hookimpl
+from roomtone.secret import refuse_public
 from roomtone_command.feeder import Feeder
 from roomtone_command.program import Program
 
@@ -86,6 +87,7 @@ def _value(name: str, path: Path) -> str:
         raise ValueError(f"{key}: {path} is no text") from None
     except OSError as error:
         raise OSError(error.errno, f"{key}: {error.strerror}", str(path)) from None
+    refuse_public(key, path)
     if not value or "\0" in value:
         raise ValueError(f"{key}: {path} must hold the value and nothing else")
     return value

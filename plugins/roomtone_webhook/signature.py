@@ -8,6 +8,8 @@ from pathlib import Path
 
 from standardwebhooks import Webhook
 
+from roomtone.secret import refuse_public
+
 _PREFIX = "whsec_"
 
 
@@ -48,6 +50,7 @@ def read_line(key: str, path: Path) -> str:
         text = ""
     except OSError as error:
         raise OSError(error.errno, f"{key}: {error.strerror}", str(path)) from None
+    refuse_public(key, path)
     if not text or not text.isprintable():  # the HTTP library would show it in its complaint
         raise ValueError(f"{key}: {path} must hold one line of printable ASCII")
     return text

@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 import trio
 
-from roomtone import control, places
+from roomtone import control, places, secret
 from roomtone.cli.duration import DURATION
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, find, load
@@ -114,4 +114,4 @@ def _alone(config: Config | None, wish: Forget) -> Forgot | Refused:
     from roomtone import undertaking  # noqa: PLC0415 - late: who has a daemon needs none of it
 
     os.umask(places.UMASK)
-    return trio.run(partial(undertaking.forget, config, os.environ, wish))
+    return trio.run(partial(undertaking.forget, config, secret.take(os.environ), wish))

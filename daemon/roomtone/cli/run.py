@@ -21,8 +21,9 @@ def command(given: Path | None, *, verbose: bool) -> None:
     """
     import trio  # noqa: PLC0415 - late: `roomtone --help` and errors of the configuration wait for none of it
 
-    from roomtone import logs, service  # noqa: PLC0415 - late, as above
+    from roomtone import logs, places, secret, service  # noqa: PLC0415 - late, as above
 
     config, _ = load(given)
     logs.configure("debug" if verbose else config.service.log_level, sys.stderr)
-    trio.run(service.run, config, os.environ, lambda: load(config.path).config)
+    os.umask(places.UMASK)
+    trio.run(service.run, config, secret.take(os.environ), lambda: load(config.path).config)
