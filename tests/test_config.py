@@ -167,7 +167,7 @@ def test_drop_in() -> None:
             DESK + "frame = 200",
             (
                 '[rooms.desk] frame = 200: unknown key, did you mean "frame_ms"? '
-                'Known are "frame_ms", "rate", "source", "streaming"'
+                'Known are "frame_ms", "gate", "rate", "source", "streaming"'
             ),
         ),
         (
@@ -194,7 +194,7 @@ def test_drop_in() -> None:
         ),
         (
             "[room.desk]",
-            '[room]: unknown table, did you mean "rooms"? Known are "rooms", "service", "sinks", "storage"',
+            '[room]: unknown table, did you mean "rooms"? Known are "budget", "rooms", "service", "sinks", "storage"',
         ),
         (
             "grace = 3\n" + DESK,

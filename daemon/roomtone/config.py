@@ -14,15 +14,17 @@ import msgspec
 
 from roomtone import diagnosis, events, places, secret
 from roomtone.capture.feed import File, Source
+from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.diagnosis import Problem, listing, unknown
 from roomtone.plugins import Plugins
 from roomtone.sinks import Sink
 from roomtone.speech import parameters
+from roomtone.speech.governor import Budget
 from roomtone.speech.parameters import Streaming
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 
-TABLES = ("service", "storage", "rooms", "sinks")
+TABLES = ("service", "storage", "budget", "rooms", "sinks")
 NEEDS_KEY = frozenset(parameters.ENDPOINTS)
 """The endpoints that answer nobody without a key."""
 
@@ -77,6 +79,17 @@ class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return round(self.journal_gb * 1e9)
 
 
+class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A `[rooms.<name>.gate]` table: when sessions of the room are open."""
+
+    mode: Literal["always", "speech"] = "always"
+    """Always, or only while somebody speaks, which a voice detector on this machine decides."""
+    preroll: Annotated[float, msgspec.Meta(ge=0.5, le=30)] = 2.0
+    """Seconds before the first speech that the session hears too."""
+    close_after: Annotated[float, msgspec.Meta(ge=5, le=3600)] = 30.0
+    """Seconds of silence after which the session is ended."""
+
+
 class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A `[rooms.<name>]` table: one source of audio and how its speech is streamed."""
 
@@ -85,6 +98,7 @@ class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Hz, of the recording and of the stream. Fixed by the room's first sample."""
     frame_ms: Annotated[int, msgspec.Meta(ge=50, le=1_000)] = 200
     """Milliseconds in one block: one write to disk, one message to the service."""
+    gate: Gate = Gate()
     streaming: Streaming = msgspec.field(default_factory=Streaming)
 
     @property
@@ -106,6 +120,7 @@ class Config(msgspec.Struct, frozen=True):
     rooms: dict[str, Room]
     sinks: dict[str, Sink]
     storage: Storage = Storage()
+    budget: Budget = Budget()
     disabled: dict[str, Sink] = {}
     """The sinks that the file has and that are not to run."""
     unloaded: dict[str, str] = {}
@@ -173,6 +188,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         *_top(tables),
         *diagnosis.diagnose(tables.get("service", {}), Service, ("service",), _advice),
         *diagnosis.diagnose(tables.get("storage", {}), Storage, ("storage",), _advice),
+        *diagnosis.diagnose(tables.get("budget", {}), Budget, ("budget",), _advice),
         *_rooms(tables.get("rooms", {})),
         *_sinks(tables.get("sinks", {}), tables.get("rooms", {}), plugins),
     ]
@@ -188,6 +204,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         path=path,
         service=_convert(tables.get("service", {}), Service),
         storage=_convert(tables.get("storage", {}), Storage),
+        budget=_convert(tables.get("budget", {}), Budget),
         rooms=rooms,
         sinks={name: sink for name, sink in sinks.items() if not sink.disabled},
         disabled={name: sink for name, sink in sinks.items() if sink.disabled},
@@ -218,6 +235,7 @@ def effective(config: Config, environ: Mapping[str, str]) -> dict[str, Any]:
     tables = {
         "service": msgspec.structs.replace(config.service, state=str(config.state(environ))),
         "storage": config.storage,
+        "budget": config.budget,
         "rooms": config.rooms,
         "sinks": config.sinks | config.disabled,
     }
@@ -243,6 +261,16 @@ def find_key(config: Config, environ: Mapping[str, str]) -> secret.Secret | None
             )
         )
     return key
+
+
+def check_gates(config: Config) -> None:
+    """Raises ConfigError for a room that wants a gate where there is no voice detector."""
+    for name, room in config.rooms.items():
+        if room.gate.mode == "speech":
+            try:
+                open_detector(room.rate)
+            except DetectorMissing as error:
+                raise ConfigError(f"{config.path}: [rooms.{name}.gate] {error}") from None
 
 
 def _refuse(path: Path, problems: Sequence[Problem]) -> None:

@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from roomtone.capture.recovery import RateChanged, check_rate
-from roomtone.config import Config, ConfigError, Room, find_key
+from roomtone.config import Config, ConfigError, Room, check_gates, find_key
 from roomtone.journal import Journal
 from roomtone.outlets import Outlets
 from roomtone.rooms import Plan, Rooms
@@ -99,6 +99,7 @@ class Reloading:
                 # In a thread: reading plugins may take its time, and what runs must not wait for it.
                 config = await trio.to_thread.run_sync(self._reread)
                 key = find_key(config, self._environ)
+                check_gates(config)
                 for name, table in config.rooms.items():
                     await check_rate(name, table.rate, self._journal)
             except (ConfigError, RateChanged) as error:

@@ -19,19 +19,22 @@ from roomtone import config
 from roomtone.capture.account import Reason
 from roomtone.capture.entries import Mute, key
 from roomtone.capture.feed import Source
+from roomtone.capture.gate import Gating
 from roomtone.capture.listening import Listening
 from roomtone.capture.recorder import record
 from roomtone.capture.reins import Reins
 from roomtone.capture.spool import Spool, open_spool
+from roomtone.capture.voice import open_detector
 from roomtone.glance import Glance
 from roomtone.health import Health
 from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.secret import Secret
-from roomtone.speech.endpoint import Endpoints
+from roomtone.speech.endpoint import Endpoint, Endpoints
+from roomtone.speech.governor import FREE, Governor
 from roomtone.speech.minutes import Desk
-from roomtone.speech.parameters import US_MODELS, Streaming
-from roomtone.speech.transcriber import transcribe
+from roomtone.speech.parameters import LOCAL, US_MODELS, Streaming
+from roomtone.speech.transcriber import transcribe, withhold
 
 DRAINING = 15.0
 """Seconds that a room which is closed, or begun again, has for the transcript of what it has brought."""
@@ -49,6 +52,7 @@ class Surroundings(NamedTuple):
     endpoints: Endpoints
     health: Health
     glance: Glance
+    governor: Governor
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -65,9 +69,9 @@ class Plan(msgspec.Struct, frozen=True):
         return self.table.source, self.folder, self.table.frame
 
     @property
-    def speech(self) -> tuple[Streaming, Secret | None, int]:
+    def speech(self) -> tuple[Streaming, config.Gate, Secret | None, int]:
         """What differs where the streaming must begin again."""
-        return self.table.streaming, self.key, self.table.frame
+        return self.table.streaming, self.table.gate, self.key, self.table.frame
 
 
 class Again:
@@ -184,20 +188,48 @@ class OpenRoom:
         )
 
     async def _transcribe(self, spool: Spool) -> None:
+        """Turn what is recorded into text, with the endpoint that the configuration and the budget allow."""
         table, around = self.plan.table, self._around
-        desk = Desk(
+        given = around.endpoints.choose(table.streaming, table.rate, self.plan.key)
+        if not given.remote:
+            await self._transcribe_at(given, spool)
+            return
+
+        async def within_the_budget(is_spent: bool) -> None:
+            if not is_spent:
+                await self._transcribe_at(given, spool)
+            elif around.governor.at_cap == "local":
+                streaming = msgspec.structs.replace(table.streaming, endpoint=LOCAL)
+                await self._transcribe_at(around.endpoints.choose(streaming, table.rate, None), spool)
+            else:
+                await withhold(self._desk(given, spool))
+
+        await around.governor.obey(within_the_budget)
+
+    async def _transcribe_at(self, endpoint: Endpoint, spool: Spool) -> None:
+        gate, rate = self.plan.table.gate, self.plan.table.rate
+        gating = Gating(partial(open_detector, rate), gate.preroll, gate.close_after)
+        await transcribe(
+            self._desk(endpoint, spool),
+            realtime=self.plan.table.realtime,
+            gating=gating if gate.mode == "speech" else None,
+        )
+
+    def _desk(self, endpoint: Endpoint, spool: Spool) -> Desk:
+        table, around = self.plan.table, self._around
+        return Desk(
             room=self.name,
             rate=table.rate,
             frame=table.frame,
             spool=spool,
             journal=around.journal,
             live=around.live,
-            endpoint=around.endpoints.choose(table.streaming, table.rate, self.plan.key),
+            endpoint=endpoint,
             speech_model=table.streaming.speech_model,
             two_finals=_has_two_finals(table.streaming),
             failed=partial(around.glance.failed, self.name),
+            meter=around.governor.meter(self.name, table.streaming) if endpoint.remote else FREE,
         )
-        await transcribe(desk, realtime=table.realtime)
 
 
 class Rooms:

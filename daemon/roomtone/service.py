@@ -21,11 +21,11 @@ import trio
 from roomtone import places
 from roomtone.capture.recovery import check_rate
 from roomtone.commands import Commands
-from roomtone.config import Config, find_key
+from roomtone.config import Config, check_gates, find_key
 from roomtone.control import serve
 from roomtone.erasure import Erasure
-from roomtone.forgetting import Premises, closed, resume
 from roomtone.events import Notice
+from roomtone.forgetting import Premises, closed, resume
 from roomtone.glance import Glance, watch_events, watch_levels
 from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
@@ -35,6 +35,7 @@ from roomtone.reloading import InForce, Reloading
 from roomtone.retention import SPOOL, Rules, keep_room, use_reserve
 from roomtone.rooms import Rooms, Surroundings
 from roomtone.speech.endpoint import open_endpoints
+from roomtone.speech.governor import open_governor
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -50,6 +51,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
     for a person, and nothing is recorded yet. Whatever comes later is contained where it happens.
     """
     state, force = config.state(environ), InForce(config, find_key(config, environ))
+    check_gates(config)
     grounds = Grounds(config.sinks_folder(environ), state / "sinks")
     live, glance, sinks = Live(), Glance(), dict[str, Outlet]()
     with trio.CancelScope() as hard, places.lock(state):
@@ -71,8 +73,14 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                     outlets.begin(name, sink)
                 watching.start_soon(outlets.watch_orders)
                 await _tell_unloaded(config, journal)
-                async with open_endpoints() as endpoints, trio.open_nursery() as upkeep:
-                    surroundings = Surroundings(state / SPOOL, {}, journal, live, endpoints, supervision.health, glance)
+                async with (
+                    open_endpoints() as endpoints,
+                    open_governor(journal, lambda: force.config.budget) as governor,
+                    trio.open_nursery() as upkeep,
+                ):
+                    surroundings = Surroundings(
+                        state / SPOOL, {}, journal, live, endpoints, supervision.health, glance, governor
+                    )
                     rules = Rules(lambda: force.config.storage, lambda: surroundings.spools, lambda: force.config.sinks)
                     upkeep.start_soon(keep_room, state, rules, journal)
                     async with trio.open_nursery() as streaming_and_capture:

@@ -34,7 +34,7 @@ _AWAKE = 8  # windows that Silero hears after the last one that WebRTC took for 
 _CONTEXT = 8  # windows that it is given again when it begins anew
 _DULL = 62  # windows without speech after which it begins anew: 2 s
 
-_INSTALL = 'mode = "speech" needs {}: run  pip install \'roomtone[gate]\'  or set mode = "always"'
+_INSTALL = 'mode = "speech": needs {}; run  pip install \'roomtone[gate]\'  or set mode = "always"'
 
 
 class DetectorMissing(Exception):  # noqa: N818 - it says what is true

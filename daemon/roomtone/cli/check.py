@@ -12,6 +12,7 @@ import trio
 from roomtone import config as configuration
 from roomtone import places
 from roomtone.capture.feed import SourceEnded, SourceFailed, name_of, open_source
+from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import Loaded, config_option, load
 from roomtone.config import Config, Room
@@ -67,6 +68,8 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
     for name, room in config.rooms.items():
         findings.append(await _room(name, room, config, sources=sources))
         findings.append(_streaming(name, room, key))
+        if room.gate.mode == "speech":
+            findings.append(_gate(name, room))
     if any(_endpoint(room, key) == parameters.LOCAL for room in config.rooms.values()):
         findings.append(Finding("recognizer", "on this machine", fault=await recognizer_fault()))
     findings += await _state_and_sinks(config, environ, state)
@@ -143,6 +146,15 @@ def _streaming(name: str, room: Room, key: Secret | None) -> Finding:
     gateway = room.streaming.llm_gateway
     asks = f", each turn to {gateway.model}" if gateway else ""
     return Finding(f"room {name}", f"speech to {endpoint} ({room.streaming.speech_model}){chosen}{asks}")
+
+
+def _gate(name: str, room: Room) -> Finding:
+    what = f"sessions only while somebody speaks, ended after {room.gate.close_after:g} s of silence"
+    try:
+        open_detector(room.rate)
+    except DetectorMissing as error:
+        return Finding(f"room {name}", what, fault=f"[rooms.{name}.gate] {error}")
+    return Finding(f"room {name}", what)
 
 
 def _endpoint(room: Room, key: Secret | None) -> str:

@@ -13,6 +13,7 @@ from roomtone.journal import Cover, Fact, Journal, Mark
 from roomtone.live import Live
 from roomtone.speech.coverage import Ledger, Span
 from roomtone.speech.endpoint import Endpoint
+from roomtone.speech.governor import FREE, Meter
 from roomtone.speech.protocol import LLMGatewayResponse, Termination, TurnMessage
 from roomtone.speech.seam import near, unheard
 from roomtone.speech.track import Track
@@ -34,7 +35,7 @@ def _tell_nobody(reason: str) -> None:
 class Desk(NamedTuple):
     """What every session of a room works with. `frame` is in samples; `two_finals` as TurnBook wants it.
 
-    `failed` is told why a session could not be, or ended before its time.
+    `failed` is told why a session could not be, or ended before its time; `meter` counts what sessions cost.
     """
 
     room: str
@@ -47,6 +48,7 @@ class Desk(NamedTuple):
     speech_model: str | None
     two_finals: bool
     failed: Callable[[str], None] = _tell_nobody
+    meter: Meter = FREE
 
 
 class Minutes:
@@ -239,7 +241,8 @@ class Minutes:
                 endpoint=desk.endpoint.name,
                 speech_model=desk.speech_model,
                 expires_at=expires_at,
-            )
+            ),
+            *desk.meter.begin(self._id),
         )
         log.info("session.started", room=desk.room, session_id=self._id, endpoint=desk.endpoint.name)
 
@@ -252,7 +255,8 @@ class Minutes:
         await self.journal(whatever_comes=True)
         position = self._ledger.sent
         audio = None if termination is None else termination.audio_duration_seconds
-        open_for = None if termination is None else termination.session_duration_seconds
+        told = None if termination is None else termination.session_duration_seconds
+        open_for = round(seconds, 3) if told is None else told
         await self._commit(
             [
                 SessionEnded(
@@ -261,9 +265,10 @@ class Minutes:
                     at=desk.spool.at(position),
                     session_id=self._id,
                     audio_seconds=round(self._track.sent / desk.rate, 3) if audio is None else audio,
-                    session_seconds=round(seconds, 3) if open_for is None else open_for,
+                    session_seconds=open_for,
                     reason=reason,
-                )
+                ),
+                *desk.meter.end(self._id, open_for),
             ]
         )
         log.info("session.ended", room=desk.room, session_id=self._id, reason=reason, seconds=round(seconds, 1))

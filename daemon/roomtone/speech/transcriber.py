@@ -115,7 +115,6 @@ class _Lanes:
         self._again = True
         self._failures = _Failures(desk)
         self._gate: Gate | None = None
-        self._withheld = 0
         self._open: list[Passage] = []
         self._until: int | None = None
 
@@ -244,10 +243,9 @@ class _Lanes:
         return (self._again_from(done) if self._again else done), done
 
     def _again_from(self, done: int) -> int:
-        """Five seconds before a settled position, but nothing of a hole, nor of what was held back."""
+        """Five seconds before a settled position, but not before the end of a hole: what lies there is not settled."""
         edge = max((hole.end for hole in self._holes if hole.end <= done), default=0)
-        withheld = self._withheld if self._withheld <= done else 0
-        return min(done, max(self._desk.spool.first, edge, withheld, done - AGAIN * self._desk.rate))
+        return min(done, max(self._desk.spool.first, edge, done - AGAIN * self._desk.rate))
 
     async def _pause_before(self, head: int) -> int:
         """The last pause within the seconds that a session catches up with, or the head itself."""
@@ -281,7 +279,6 @@ class _Lanes:
         """Everything up to that position is unsent, and settled so."""
         if end > self._acknowledged:
             rows = self._unsent(Spans([(self._acknowledged, end)]))
-            self._withheld = end
             await self._desk.journal.commit(*rows, *self._advance(end))
 
     def _unsent(self, spans: Spans) -> Sequence[Cover]:
