@@ -86,7 +86,9 @@ def kill_again_and_again(folder: Path, url: str, kills: int) -> dict[str, float]
             died.append(time.time())
             daemon.finish()
         aftermath.look()
+    started = len(events(folder, "recording_started"))
     with run(folder, config) as daemon:
+        daemon.wait_for(lambda: len(events(folder, "recording_started")) > started)
         daemon.wait_for(lambda: is_over(aftermath, words), timeout=60 + words)
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log
@@ -220,7 +222,9 @@ def cut_power_again_and_again(folder: Path, url: str) -> dict[str, float]:
             aftermath.look()  # what is lost now may have been heard, and its words be known
             lost.append(cut_power(folder))
             aftermath.look()
+    started = len(events(folder, "recording_started"))
     with run(folder, config) as daemon:
+        daemon.wait_for(lambda: len(events(folder, "recording_started")) > started)
         daemon.wait_for(lambda: is_over(aftermath, words))
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log
