@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from roomtone.events import SessionEnded
 from roomtone.speech.transcriber import transcribe
 from roomtone.testing.conversation import Manner
 from roomtone.testing.faults import (
@@ -178,6 +179,20 @@ async def test_a_session_is_relieved_before_it_expires(tmp_path: Path, autojump_
     assert {session.ended for session in service.sessions} == {"terminated"}
     assert len(service.sessions) >= seconds / 60
     assert sum(session.open_seconds for session in service.sessions) < seconds + 20 * len(service.sessions)
+
+
+async def test_a_session_is_relieved_where_nobody_pauses(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Without a pause both sessions are sent some seconds, and no word is doubled or missing where they meet."""
+    numbers = list(range(1, 801))
+    speech = speak(numbers, RATE, turn=len(numbers))
+    manner = Manner(jitter=0.25, early=1.0, seed=2)
+    heard, unsettled, _ = await listen(tmp_path, lambda _: [Expire(60.0)], audio=speech, manner=manner)
+
+    assert heard == numbers
+    assert unsettled == 0
+    async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
+        ended = await room.journal.select("desk", ["session_ended"], 0, 1 << 60)
+    assert {event.reason for event in ended if isinstance(event, SessionEnded)} == {"terminated"}
 
 
 async def settle(room: Room) -> None:

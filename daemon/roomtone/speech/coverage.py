@@ -98,6 +98,8 @@ class Ledger:
         """Sent from `start` on; everything before `floor` was settled by others and is not reported again."""
         self.start = start
         self.sent = start
+        self.limit: int | None = None
+        """What this session hears from here on counts for another one, which was sent it too."""
         self._answered: deque[tuple[float, int]] = deque()
         self._open: dict[int, int] = {}
         self._settled = start
@@ -116,7 +118,8 @@ class Ledger:
         """The turn is in the journal, or had no words."""
         self._open.pop(turn, None)
         if words:
-            self._finals |= Spans([words])
+            end = words.end if self.limit is None else min(words.end, self.limit)
+            self._finals |= Spans([(words.start, end)])
 
     def terminated(self) -> None:
         """The service has sent Termination: all that this session was sent is heard."""
@@ -127,7 +130,8 @@ class Ledger:
         """Everything before this position is heard, at `now` seconds."""
         while self._answered and self._answered[0][0] + SETTLING <= now:
             self._settled = max(self._settled, self._answered.popleft()[1])
-        return max(self.start, min([self._settled, *self._open.values()]))
+        limits = [] if self.limit is None else [self.limit]
+        return max(self.start, min([self._settled, *self._open.values(), *limits]))
 
     def acknowledged(self, now: float) -> int:
         """The largest position with everything before it, from the session's start, heard or transcribed."""

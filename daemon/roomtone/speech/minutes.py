@@ -129,7 +129,8 @@ class Minutes:
         new = {id(words[index]) for index in unheard(self._old, words, self._desk.rate)}
         turns: list[Turn] = []
         for turn, heard in waiting:
-            kept = tuple(word for word in heard if id(word) in new)
+            limit = self._ledger.limit
+            kept = tuple(word for word in heard if id(word) in new and (limit is None or word.end <= limit))
             if kept or not heard:
                 turns.append(self._turn(turn, kept, whole=len(kept) == len(heard)))
             span = Span(heard[0].start, max(word.end for word in heard)) if heard else None
@@ -253,7 +254,7 @@ class Minutes:
         """
         desk = self._desk
         await self.journal(whatever_comes=True)
-        position = self._ledger.sent
+        position = self._ledger.sent if self._ledger.limit is None else min(self._ledger.sent, self._ledger.limit)
         audio = None if termination is None else termination.audio_duration_seconds
         told = None if termination is None else termination.session_duration_seconds
         open_for = round(seconds, 3) if told is None else told

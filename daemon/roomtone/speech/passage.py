@@ -95,6 +95,11 @@ class Passage:
         if self._outgoing.until is None or until < self._outgoing.until:
             self._until = self._outgoing.until = until
 
+    def share_until(self, position: int, seam: int) -> None:
+        """End the stretch at this position, and leave to another session what is heard behind the seam."""
+        self._ledger.limit = seam
+        self.end_by(position)
+
     @property
     def position(self) -> int:
         """The position that is sent next."""

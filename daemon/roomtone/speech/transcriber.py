@@ -25,7 +25,7 @@ from roomtone.journal import Mark
 from roomtone.speech.coverage import Span, Spans
 from roomtone.speech.minutes import Desk
 from roomtone.speech.outgoing import wait_piece
-from roomtone.speech.passage import Ending, Passage
+from roomtone.speech.passage import LAST_WORDS, Ending, Passage
 from roomtone.speech.pause import ends_quiet, last_pause
 from roomtone.speech.protocol import Verdict
 
@@ -37,6 +37,8 @@ BEHIND = 20
 """Seconds behind the head up to which one session catches up; beyond, the rest is a hole for the repair lane."""
 PAUSE_WITHIN = 60.0
 """Seconds that relieving a session waits for a pause in the speech."""
+SHARED = 6
+"""Seconds that both sessions are sent where no pause comes."""
 LONGEST = 10_200.0
 """Seconds after which a session is relieved where the service names no end: ten minutes before its three hours."""
 MARGIN = 180.0
@@ -323,7 +325,7 @@ class _Lanes:
             with trio.move_on_after(self._failures.next_delay(new.ending)):
                 await old.over.wait()
             return old
-        await self._wait_for_pause(old)
+        paused = await self._wait_for_pause(old)
         if new.over.is_set():
             return old
         if old.over.is_set():
@@ -331,22 +333,29 @@ class _Lanes:
             new.begin_at(self._again_from(done), done)
             settled.set()
         else:
-            end = old.end_at_once()
-            new.begin_at(end, end)
-            nursery.start_soon(self._settle, old, end, settled)
+            begin = seam = old.end_at_once() if paused else old.position
+            if not paused:
+                # Nobody paused. Each session hears its own edge badly, so both are sent this, and the seam is inside.
+                seam = begin + SHARED * self._desk.rate // 2
+                old.share_until(begin + SHARED * self._desk.rate, seam)
+            new.begin_at(begin, seam)
+            nursery.start_soon(self._settle, old, seam, settled)
         may_send.set()
         return new
 
-    async def _wait_for_pause(self, passage: Passage) -> None:
-        """Until the last 300 ms that this session was sent are a pause, or it is over, or no pause comes."""
-        spool, rate = self._desk.spool, self._desk.rate
-        with trio.move_on_after(PAUSE_WITHIN):
+    async def _wait_for_pause(self, passage: Passage) -> bool:
+        """Until the last 300 ms that this session was sent are a pause, or it is over. False: no pause came in time."""
+        spool, rate, patience = self._desk.spool, self._desk.rate, PAUSE_WITHIN
+        if passage.expires_at is not None:
+            patience = min(patience, passage.expires_at.timestamp() - self._utc() - SHARED - LAST_WORDS)
+        with trio.move_on_after(max(0.0, patience)):
             while not passage.over.is_set():
                 begin = max(0, passage.position - 5 * rate)
                 piece = await spool.read(begin, passage.position - begin) if passage.position > begin else None
                 if piece is None or ends_quiet(piece.audio, rate):
-                    return
+                    return True
                 await trio.sleep(self._desk.frame / rate)
+        return passage.over.is_set()
 
     async def _settle(self, old: Passage, end: int, settled: trio.Event) -> None:
         """Let the new session's words into the journal when the old one's are there, or are a hole up to `end`."""
