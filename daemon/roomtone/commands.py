@@ -20,6 +20,7 @@ from roomtone.capture.spool import Spool
 from roomtone.config import ConfigError
 from roomtone.control import Answer, Coverage, Disk, Done, OpenGap, Refused, Report, Request, RoomReport, Session
 from roomtone.erasure import Erasure
+from roomtone.figures import Counting
 from roomtone.glance import Glance
 from roomtone.health import RoomHealth
 from roomtone.journal import Journal
@@ -50,6 +51,7 @@ class Commands:
         spools: Mapping[str, Spool],
         outlets: Outlets,
         glance: Glance,
+        figures: Counting,
         journal: Journal,
         supervision: Supervision,
     ) -> None:
@@ -61,6 +63,7 @@ class Commands:
         self._spools = spools
         self._outlets = outlets
         self._glance = glance
+        self._figures = figures
         self._journal = journal
         self._supervision = supervision
         self._since = datetime.now(UTC)
@@ -73,7 +76,7 @@ class Commands:
         """Do what is asked, and say what was done."""
         match request:
             case control.Status():
-                return await self._report()
+                return await self.report()
             case _ if self._supervision.stopping.is_set():
                 return Refused(("the daemon is stopping",))
             case control.Reload():
@@ -127,7 +130,8 @@ class Commands:
                 nursery.start_soon(act_on, room)
         return Done(tuple(f"{room.name}: {lines[room.name]}" for room in chosen))
 
-    async def _report(self) -> Report:
+    async def report(self) -> Report:
+        """How everything stands."""
         config = self._force.config
         health = {one.name: one for one in self._supervision.health.rooms(trio.current_time())}
         rooms = [await self._room(room, health.get(room.name)) for room in self._rooms]
@@ -162,6 +166,9 @@ class Commands:
             peak=seen.level.peak if seen.level and not cause else None,
             session=Session(session.session_id, session.at, session.endpoint) if session else None,
             session_error=seen.session_error,
+            quiet=None if health is None or ended else round(health.quiet, 3),
+            drift=None if health is None or health.drift is None else round(health.drift, 1),
+            figures=self._figures.of(room.name, datetime.now(UTC)),
             coverage=None if spool is None else await self._coverage(room, spool),
         )
 

@@ -7,6 +7,8 @@ the file, the table, the key and its value, and what to do; several come at once
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,6 +49,38 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sync_interval: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
     """Seconds between two fsyncs of the audio: what a power cut can cost."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    metrics: str | None = None
+    """Where Prometheus is answered, as in "127.0.0.1:9464"; nowhere by default. Needs the extra `metrics`."""
+    metrics_public: bool = False
+    """Whether that may be an address that other machines reach. There is no password: a firewall must stand before."""
+    metrics_textfile: str | None = None
+    """A file of metrics for the node exporter, which must end in .prom; written anew four times a minute."""
+
+    def __post_init__(self) -> None:
+        if self.metrics is not None:
+            host, _ = address_of(self.metrics)
+            if not (self.metrics_public or ip_address(host).is_loopback):
+                raise ValueError(
+                    f"metrics: {self.metrics!r} is open to other machines, without a password; use 127.0.0.1, or say "
+                    "metrics_public = true and let a firewall guard it"
+                )
+        if self.metrics_textfile is not None and not self.metrics_textfile.endswith(".prom"):
+            raise ValueError("metrics_textfile: must end in .prom, or the node exporter does not read it")
+        if (self.metrics or self.metrics_textfile) and find_spec("prometheus_client") is None:
+            raise ValueError("metrics: the package prometheus-client is missing; pip install 'roomtone[metrics]'")
+
+
+def address_of(text: str) -> tuple[str, int]:
+    """Host and port of `127.0.0.1:9464` or `[::1]:9464`. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        ip_address(host)
+        if 0 <= int(port) <= 65_535:
+            return host, int(port)
+    except ValueError:
+        pass
+    raise ValueError(f"metrics: {text!r} is no address; write 127.0.0.1:9464")
 
 
 class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

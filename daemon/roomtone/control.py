@@ -27,6 +27,7 @@ import trio
 from roomtone import events
 from roomtone.delivery import SinkStatus
 from roomtone.events import Cause, Interim, Level
+from roomtone.figures import Figures
 from roomtone.journal import Journal
 from roomtone.live import Live
 
@@ -146,7 +147,8 @@ class Coverage(msgspec.Struct, frozen=True):
 
 class RoomReport(msgspec.Struct, frozen=True, kw_only=True):
     """One room. `since`: when its recording began; `rms` and `peak` in dB below full scale; `session_error`: why the
-    last session could not be, or ended before its time.
+    last session could not be, or ended before its time; `quiet`: seconds since the last sample; `drift`: how much
+    faster than this machine's clock the source runs, in parts per million.
     """
 
     name: str
@@ -161,6 +163,9 @@ class RoomReport(msgspec.Struct, frozen=True, kw_only=True):
     peak: float | None = None
     session: Session | None = None
     session_error: str | None = None
+    quiet: float | None = None
+    drift: float | None = None
+    figures: Figures = Figures()
     coverage: Coverage | None = None
 
 

@@ -1,6 +1,7 @@
 """How each room stands, folded from what the daemon itself says of it: its events, and the live levels."""
 
 from datetime import datetime
+from typing import Protocol
 
 import msgspec
 
@@ -54,7 +55,14 @@ class Glance:
         self._rooms[room] = msgspec.structs.replace(self.at(room), **changes)
 
 
-async def watch_events(glance: Glance, journal: Journal) -> None:
+class Watcher(Protocol):
+    """Who looks at events."""
+
+    def see(self, event: Durable) -> None:
+        """One more event."""
+
+
+async def watch_events(watcher: Watcher, journal: Journal) -> None:
     """Look at every event from now on; until cancelled."""
     seq = journal.tip
     while True:
@@ -62,7 +70,7 @@ async def watch_events(glance: Glance, journal: Journal) -> None:
         tip = journal.tip
         seen = await journal.read(seq)
         for event in seen:
-            glance.see(event)
+            watcher.see(event)
         seq = seen[-1].seq if seen else tip  # rows that cannot be read are left out
 
 

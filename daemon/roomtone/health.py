@@ -25,7 +25,8 @@ the rest is for a slow machine.
 class RoomHealth(msgspec.Struct, frozen=True, kw_only=True):
     """How one room stands. `cause`: why there are no samples, None while there are. `lasting`: seconds of this state;
     `tried`: seconds since its source was last tried, or since its last samples. `settled`: it is known whether there
-    is a source. `ended`: there will be no more samples, and that is right.
+    is a source. `ended`: there will be no more samples, and that is right. `drift`: parts per million by which the
+    source runs faster than this machine's clock, None while nothing is known of it.
     """
 
     name: str
@@ -35,6 +36,12 @@ class RoomHealth(msgspec.Struct, frozen=True, kw_only=True):
     cause: Cause | None
     lasting: float
     tried: float
+    drift: float | None = None
+
+    @property
+    def quiet(self) -> float:
+        """Seconds since the last sample."""
+        return self.lasting if self.cause else self.tried
 
 
 class Health:
@@ -64,17 +71,21 @@ class Health:
         """Samples are written: whatever was missing is over."""
         before = self._rooms[room]
         since = now if before.cause else before.since
-        self._rooms[room] = _Room(cause=None, since=since, tried=now, settled=True)
+        self._rooms[room] = _Room(cause=None, since=since, tried=now, settled=True, drift=before.drift)
 
     def gap(self, room: str, cause: Cause, now: float) -> None:
         """There are no samples, and this is why. Said again of the same gap, it only counts as another try."""
         before = self._rooms[room]
         since = before.since if before.cause == cause else now
-        self._rooms[room] = _Room(cause=cause, since=since, tried=now, settled=True)
+        self._rooms[room] = _Room(cause=cause, since=since, tried=now, settled=True, drift=before.drift)
 
     def ended(self, room: str, now: float) -> None:
         """The source has given all that it had: a file, a command that is done."""
         self._change(room, since=now, settled=True, ended=True)
+
+    def drifts(self, room: str, ppm: float) -> None:
+        """The source runs so much faster than this machine's clock, in parts per million."""
+        self._change(room, drift=ppm)
 
     def rooms(self, now: float) -> tuple[RoomHealth, ...]:
         """How each room stands now."""
@@ -87,6 +98,7 @@ class Health:
                 cause=room.cause,
                 lasting=now - room.since,
                 tried=now - room.tried,
+                drift=room.drift,
             )
             for name, room in self._rooms.items()
         )
@@ -109,6 +121,7 @@ class _Room(msgspec.Struct, frozen=True, kw_only=True):
     tried: float
     settled: bool = False
     ended: bool = False
+    drift: float | None = None
 
     def is_accounted(self, now: float) -> bool:
         # A muted room has no source on purpose: there is nothing to try.

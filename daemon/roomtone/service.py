@@ -25,6 +25,8 @@ from roomtone.config import Config, check_gates, find_key
 from roomtone.control import serve
 from roomtone.erasure import Erasure
 from roomtone.events import Notice
+from roomtone.exposition import expose
+from roomtone.figures import Counting
 from roomtone.forgetting import Premises, closed, resume
 from roomtone.glance import Glance, watch_events, watch_levels
 from roomtone.journal import Journal, open_journal
@@ -53,7 +55,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
     state, force = config.state(environ), InForce(config, find_key(config, environ))
     check_gates(config)
     grounds = Grounds(config.sinks_folder(environ), state / "sinks")
-    live, glance, sinks = Live(), Glance(), dict[str, Outlet]()
+    live, glance, figures, sinks = Live(), Glance(), Counting(), dict[str, Outlet]()
     with trio.CancelScope() as hard, places.lock(state):
         use_reserve(state)
         async with (
@@ -65,6 +67,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
             await resume(Premises(journal, live, closed(state / SPOOL)))
             watching.start_soon(watch_events, glance, journal)
             watching.start_soon(watch_levels, glance, live)
+            watching.start_soon(watch_events, figures, journal)
             async with trio.open_nursery() as delivery:
                 outlets = Outlets(
                     delivery, journal=journal, live=live, grounds=grounds, rates=_rates(config), at_work=sinks
@@ -103,6 +106,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                             spools=surroundings.spools,
                             outlets=outlets,
                             glance=glance,
+                            figures=figures,
                             journal=journal,
                             supervision=supervision,
                         )
@@ -110,6 +114,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         watching.start_soon(_obey_reloads, commands)
                         control = places.control_socket(state, environ)
                         watching.start_soon(partial(serve, control, commands, journal=journal, live=live))
+                        watching.start_soon(expose, config.service, config.folder, commands.report)
                         await rooms.outlast()
                     supervision.stopping.set()
                     upkeep.cancel_scope.cancel()

@@ -100,6 +100,9 @@ class Witness(Protocol):
     def ended(self, room: str, now: float) -> None:
         """There will be no more, and that is right."""
 
+    def drifts(self, room: str, ppm: float) -> None:
+        """So much faster than this machine's clock the source runs, in parts per million."""
+
 
 class Unwatched:
     """Nobody wants to know."""
@@ -108,6 +111,7 @@ class Unwatched:
     def samples(self, room: str, now: float) -> None: ...
     def gap(self, room: str, cause: Cause, now: float) -> None: ...
     def ended(self, room: str, now: float) -> None: ...
+    def drifts(self, room: str, ppm: float) -> None: ...
 
 
 UNWATCHED: Final = Unwatched()
@@ -333,6 +337,8 @@ class _Recorder:
             self.witness.gap(self.room, "disk full", trio.current_time())
             await self.do(self._account.refused(samples, error, self._clocks()))
             return self._account.live
+        if segment:
+            self.witness.drifts(self.room, self._account.clock.ppm)
         await self._commit(audio_entry(self.room, self._spool.rate, segment) if segment else [])
         await self.do(self._account.kept(samples))
         self.witness.samples(self.room, trio.current_time())

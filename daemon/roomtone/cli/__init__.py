@@ -14,6 +14,7 @@ COMMANDS = (
     "devices",
     "service",
     "status",
+    "health",
     "tail",
     "mute",
     "unmute",

@@ -99,6 +99,13 @@ class Spent(NamedTuple):
     money: float
 
 
+class Bill(NamedTuple):
+    """What today and this month have cost (UTC)."""
+
+    day: Spent
+    month: Spent
+
+
 class Running(msgspec.Struct):
     """An open session: what an hour of it costs, and what was charged of it, up to which Unix time.
 
@@ -162,6 +169,10 @@ class Books:
         sums = [sum_ for (day, name), sum_ in self._days.items() if day.startswith(period) and room in {None, name}]
         return Spent(sum(one.seconds for one in sums), sum(one.money for one in sums))
 
+    def bill(self, now: float, room: str | None = None) -> Bill:
+        """What the day and the month of that time have cost, of one room or of all."""
+        return Bill(self.spent(day_of(now), room), self.spent(month_of(now), room))
+
     def changes(self) -> list[Mark]:
         """The marks of the sums that have changed since they were asked for last."""
         changed, self._changed = sorted(self._changed), set()
@@ -211,11 +222,11 @@ class Governor:
         """A meter for the sessions of this room with these parameters, at the price that they have now."""
         return _Meter(self, room, self._budget().price(streaming), TICK + streaming.inactivity_timeout)
 
-    def spent(self, room: str | None = None) -> tuple[Spent, Spent]:
+    def spent(self, room: str | None = None) -> Bill:
         """What today and this month have cost up to now, of one room or of all."""
         now = self._utc()
         self._books.advance(now)
-        return self._books.spent(day_of(now), room), self._books.spent(month_of(now), room)
+        return self._books.bill(now, room)
 
     async def obey(self, work: Callable[[bool], Awaitable[None]]) -> None:
         """Do the work, told whether the budget is spent; anew whenever that changes, until it returns by itself."""

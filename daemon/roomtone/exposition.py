@@ -1,0 +1,198 @@
+"""Metrics for Prometheus: answered over HTTP on this machine, or written into a file for the node exporter.
+
+The library makes the text; its own server is a thread that nothing here would own, so that the few lines of HTTP which
+this needs are h11's and the daemon's loop's.
+"""
+
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import h11
+import structlog
+import trio
+
+from roomtone.config import Service, address_of
+from roomtone.control import Report, RoomReport
+from roomtone.delivery import SinkStatus
+from roomtone.durable import replace
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+Reporting = Callable[[], Awaitable[Report]]
+
+PERIOD = 15.0
+"""Seconds between two writings of the file: the usual interval of a scrape."""
+PATIENCE = 10.0
+"""Seconds that a client may take."""
+CLIENTS = 8
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+async def expose(service: Service, folder: Path, report: Reporting) -> None:
+    """Give the metrics to whoever is configured, until cancelled; nobody by default. Relative paths begin in `folder`.
+
+    Contained here: OSError, of a port that is taken or a file that cannot be written; recording goes on.
+    """
+    async with trio.open_nursery() as nursery:
+        if service.metrics is not None:
+            nursery.start_soon(_serve, *address_of(service.metrics), report)
+        if service.metrics_textfile is not None:
+            nursery.start_soon(_write, folder, service.metrics_textfile, report)
+
+
+async def _write(folder: Path, name: str, report: Reporting) -> NoReturn:
+    path = folder / os.path.expanduser(name)  # noqa: ASYNC240, PTH111 - it asks the environment, and no disk
+    while True:
+        try:
+            text = render(await report())
+            await trio.to_thread.run_sync(replace, path, text)
+        except OSError as error:
+            log.error("metrics.unwritten", path=str(path), error=str(error))  # noqa: TRY400 - the error's text says it all
+        await trio.sleep(PERIOD)
+
+
+async def _serve(host: str, port: int, report: Reporting) -> None:
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        log.error("metrics.unavailable", address=f"{host}:{port}", error=str(error))  # noqa: TRY400 - the error's text says it all
+        return
+    places = trio.CapacityLimiter(CLIENTS)
+    log.info("metrics.served", address=f"{host}:{listeners[0].socket.getsockname()[1]}")
+    await trio.serve_listeners(partial(_answer, places=places, report=report), listeners)
+
+
+async def _answer(stream: trio.abc.Stream, *, places: trio.CapacityLimiter, report: Reporting) -> None:
+    """One request of one client; whatever it does ends here."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16_384)
+    try:
+        with trio.fail_after(PATIENCE):
+            async with stream, places:
+                request = await _request(stream, connection)
+                status, text = await _chosen(request, report)
+                headers = [("content-type", _TYPE), ("content-length", str(len(text))), ("connection", "close")]
+                for event in (
+                    h11.Response(status_code=status, headers=headers),
+                    h11.Data(data=b"" if request.method == b"HEAD" else text),
+                    h11.EndOfMessage(),
+                ):
+                    await stream.send_all(connection.send(event) or b"")
+    except* (h11.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as group:
+        log.debug("client.left", reason=str(group.exceptions[0]))
+
+
+_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def _request(stream: trio.abc.Stream, connection: h11.Connection) -> h11.Request:
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(bytes(await stream.receive_some(4096)))
+        elif isinstance(event, h11.Request):
+            return event
+        else:
+            raise h11.RemoteProtocolError("no request")
+
+
+async def _chosen(request: h11.Request, report: Reporting) -> tuple[int, bytes]:
+    if request.method not in {b"GET", b"HEAD"}:
+        return 405, b"only GET\n"
+    if request.target.partition(b"?")[0] != b"/metrics":
+        return 404, b"see /metrics\n"
+    return 200, render(await report())
+
+
+def render(report: Report) -> bytes:
+    """The metrics of a report in the text format of Prometheus. Pure."""
+    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - late: only who wants it pays
+    from prometheus_client.registry import Collector  # noqa: PLC0415 - late, as above
+
+    class Reported(Collector):
+        def collect(self) -> Iterator["Metric"]:
+            yield from _families(report)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Reported())
+    text: bytes = generate_latest(registry)
+    return text
+
+
+def _families(report: Report) -> Iterator["Metric"]:
+    from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily  # noqa: PLC0415 - late, as above
+
+    yield InfoMetricFamily("roomtone", "The daemon.", {"version": report.version})
+    started = GaugeMetricFamily("roomtone_start_time_seconds", "Unix time of the daemon's start.")
+    started.add_metric([], report.since.timestamp())
+    yield started
+    yield from _rooms(report.rooms)
+    for name, (text, value) in _SINKS.items():
+        family = GaugeMetricFamily(f"roomtone_sink_{name}", text, labels=["sink", "kind"])
+        for sink in report.sinks:
+            family.add_metric([sink.name, sink.kind], value(sink))
+        yield family
+    disk = GaugeMetricFamily("roomtone_disk_bytes", "Bytes on the disk of the state folder.", labels=["what"])
+    for what in ("spool", "journal", "free"):
+        disk.add_metric([what], getattr(report.disk, what))
+    yield disk
+
+
+def _rooms(rooms: tuple[RoomReport, ...]) -> Iterator["Metric"]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415 - late, as above
+
+    for name, text in _COUNTERS.items():
+        counter = CounterMetricFamily(f"roomtone_{name}", text, labels=["room"])
+        for room in rooms:
+            counter.add_metric([room.name], getattr(room.figures, _FIELDS.get(name, name)))
+        yield counter
+    for name, text, field in (
+        ("samples_lost", "Samples that the source produced and that are not recorded.", "lost"),
+        ("missing_seconds", "Seconds without samples, time without a source included.", "missing"),
+    ):
+        counter = CounterMetricFamily(f"roomtone_{name}", text, labels=["room", "cause"])
+        for room in rooms:
+            for cause, value in getattr(room.figures, field).items():
+                counter.add_metric([room.name, cause], value)
+        yield counter
+    for name, (text, value) in _GAUGES.items():
+        gauge = GaugeMetricFamily(f"roomtone_{name}", text, labels=["room"])
+        for room in rooms:
+            if (now := value(room)) is not None:
+                gauge.add_metric([room.name], now)
+        yield gauge
+
+
+_SINKS: dict[str, tuple[str, Callable[[SinkStatus], float]]] = {
+    "behind": ("Events that wait for the sink.", lambda sink: sink.behind),
+    "refused": ("Events that the sink will never accept.", lambda sink: sink.refused),
+    "up": ("1 while events are delivered to the sink.", lambda sink: sink.state == "active"),
+}
+_COUNTERS = {
+    "samples_captured": "Samples on disk.",
+    "sessions": "Streaming sessions that came up.",
+    "reconnects": "Sessions that ended before their time, and were followed by another.",
+    "session_open_seconds": "Seconds that sessions were open: what the service bills.",
+    "session_audio_seconds": "Seconds of audio that sessions were sent.",
+    "turns": "Final turns.",
+    "answers": "Answers of the language model.",
+}
+_FIELDS = {
+    "samples_captured": "captured",
+    "reconnects": "broken",
+    "session_open_seconds": "open_seconds",
+    "session_audio_seconds": "audio_seconds",
+}
+_GAUGES: dict[str, tuple[str, Callable[[RoomReport], float | None]]] = {
+    "recording": ("1 while samples are written.", lambda room: float(room.state == "recording")),
+    "muted": ("1 while the device is closed on somebody's wish.", lambda room: float(room.state == "muted")),
+    "session_age_seconds": ("Seconds that the open sessions have been open.", lambda room: room.figures.open_now),
+    "session_up": ("1 while a streaming session is up.", lambda room: float(room.session is not None)),
+    "last_sample_age_seconds": ("Seconds since the last sample.", lambda room: room.quiet),
+    "drift_ppm": ("How much faster than this machine's clock the source runs.", lambda room: room.drift),
+    "level_dbfs": ("How loud the last block was, in dB below full scale.", lambda room: room.rms),
+}

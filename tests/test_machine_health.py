@@ -1,0 +1,232 @@
+"""Health for machines: figures, complaints, metrics and the exit code, of parts and of the whole daemon."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+from prometheus_client.parser import text_string_to_metric_families
+
+from roomtone import exposition
+from roomtone.checkup import complaints
+from roomtone.config import ConfigError, Service, address_of, decode
+from roomtone.control import Disk, OpenGap, Report, RoomReport
+from roomtone.delivery import SinkStatus
+from roomtone.events import Answer, Audio, Gap, SessionEnded, SessionStarted, Turn
+from roomtone.figures import Counting, Figures
+from roomtone.plugins import Plugins
+from roomtone.testing.spoken import speak
+from running import COMMAND, SINKS, events, run, write_wav
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def at(second: float) -> datetime:
+    return NOON + timedelta(seconds=second)
+
+
+def test_figures_are_what_happened() -> None:
+    """Samples, losses by cause, sessions with their money, and turns, corrections not counted twice; rooms apart."""
+    counting = Counting()
+    said = Turn(room="desk", position=0, at=NOON, session_id="a", turn_order=0, text="hello")
+    gap = Gap(room="desk", position=9, at=NOON, start=9, end=12, from_=NOON, until=at(2), cause="overrun")
+    for event in (
+        Audio(room="desk", position=0, at=NOON, samples=480, rate=16, file=None),
+        Audio(room="hall", position=0, at=NOON, samples=7, rate=16, file=None),
+        gap,
+        gap,
+        SessionStarted(room="desk", position=0, at=NOON, session_id="a", endpoint="x"),
+        said,
+        msgspec.structs.replace(said, supersedes="id"),
+        Answer(room="desk", position=0, at=NOON, session_id="a", turn_order=0, text="yes", response={}),
+        SessionEnded(
+            room="desk", position=0, at=at(9), session_id="a", audio_seconds=8, session_seconds=9, reason="reset"
+        ),
+        SessionStarted(room="desk", position=0, at=at(10), session_id="b", endpoint="x"),
+    ):
+        counting.see(event)
+    assert counting.of("desk", at(15)) == Figures(
+        captured=480,
+        lost={"overrun": 6},
+        missing={"overrun": 4.0},
+        sessions=2,
+        broken=1,
+        open_seconds=9.0,
+        open_now=5.0,
+        audio_seconds=8.0,
+        turns=1,
+        answers=1,
+    )
+    assert counting.of("hall", NOON).captured == 7
+    assert counting.of("cellar", NOON) == Figures()
+
+
+ROOM = RoomReport(name="desk", state="recording", source="file", rate=16_000, position=5)
+SINK = SinkStatus(name="log", kind="jsonl", state="active", behind=3, refused=0, error=None)
+DISK = Disk(spool=10, journal=20, free=30)
+
+
+def report(room: RoomReport = ROOM, sink: SinkStatus = SINK, **changes: Any) -> Report:
+    whole = Report(
+        version="1", pid=1, since=NOON, configuration="c", state="s", rooms=(room,), sinks=(sink,), disk=DISK
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def changed(one: Any, **changes: Any) -> Any:
+    return msgspec.structs.replace(one, **changes)
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (report(), None),
+        (report(changed(ROOM, state="muted", gap=OpenGap("muted", 9e5))), None),
+        (report(changed(ROOM, state="waiting", gap=OpenGap("device", 59))), None),
+        (report(changed(ROOM, state="waiting", gap=OpenGap("device", 61))), "no samples for 61 s"),
+        (report(changed(ROOM, session_error="401")), "no session: 401"),
+        (report(changed(ROOM, state="ended", session_error="401")), None),
+        (report(sink=changed(SINK, state="failing", error="refused")), "failing, 3 events behind: refused"),
+        (report(sink=changed(SINK, state="paused", behind=10**6)), None),
+        (report(sink=changed(SINK, behind=10**6)), "1000000 events behind"),
+        (report(sink=changed(SINK, refused=2)), "refused 2 events"),
+        (report(stopping=True), "is stopping"),
+    ],
+)
+def test_complaints(state: Report, told: str | None) -> None:
+    """What needs a person is told, and what is as somebody wishes it is not."""
+    found = list(complaints(state))
+    assert len(found) == (told is not None)
+    assert told is None or told in found[0]
+
+
+def test_metrics_can_be_read_by_a_parser() -> None:
+    """Each metric has its labels and its value, and what is unknown is left out."""
+    figures = Figures(captured=5, lost={"disk full": 4}, missing={"device": 2.5}, broken=3)
+    text = exposition.render(report(changed(ROOM, figures=figures, drift=-12.5)))
+    found = samples(text)
+    assert found["roomtone_samples_captured_total", "desk"] == 5
+    assert found["roomtone_samples_lost_total", "desk", "disk full"] == 4
+    assert found["roomtone_missing_seconds_total", "desk", "device"] == 2.5
+    assert found["roomtone_reconnects_total", "desk"] == 3
+    assert found["roomtone_drift_ppm", "desk"] == -12.5
+    assert found["roomtone_sink_behind", "jsonl", "log"] == 3
+    assert found["roomtone_disk_bytes", "free"] == 30
+    assert ("roomtone_level_dbfs", "desk") not in found
+
+
+def samples(text: bytes) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
+        (b"GET /metrics?x=1 HTTP/1.0\r\n\r\n", b"200"),
+        (b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+        (b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", b"405"),
+        (b"\x16\x03\x01garbage\r\n\r\n", b""),
+        (b"GET /" + b"x" * 20_000, b""),
+        (b"", b""),
+    ],
+)
+async def test_whatever_is_asked(autojump_clock: trio.testing.MockClock, request_: bytes, status: bytes) -> None:
+    """Metrics are at one address; anything else gets its status or nothing, and a client that is silent is let go."""
+    near, far = trio.testing.memory_stream_pair()
+
+    async def give() -> Report:
+        await trio.lowlevel.checkpoint()
+        return report()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(exposition._answer, far, places=trio.CapacityLimiter(1), report=give))
+        await near.send_all(request_)
+        answer = b"".join([part async for part in near])
+    assert answer.partition(b"\r\n")[0].split(b" ")[1:2] == ([status] if status else [])
+    assert (b"roomtone_recording" in answer) == (status == b"200" and not request_.startswith(b"HEAD"))
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"metrics": "0.0.0.0:9464"}, "open to other machines"),
+        ({"metrics": "[::]:9464"}, "open to other machines"),
+        ({"metrics": "localhost:9464"}, "is no address"),
+        ({"metrics": "127.0.0.1"}, "is no address"),
+        ({"metrics": "127.0.0.1:99999"}, "is no address"),
+        ({"metrics_textfile": "metrics.txt"}, ".prom"),
+    ],
+)
+def test_metrics_are_for_this_machine(table: dict[str, Any], told: str) -> None:
+    """An address that others reach is refused, with what to do; and so is what is none."""
+    room = {"source": {"kind": "file", "path": "talk.wav"}}
+    with pytest.raises(ConfigError) as raised:
+        decode({"service": table, "rooms": {"desk": room}}, Path("roomtone.toml"), Plugins({}, {}, ()))
+    assert "[service]" in str(raised.value)
+    assert told in str(raised.value)
+
+
+def test_metrics_for_others_when_somebody_says_so() -> None:
+    """Loopback needs no word, and any address is allowed with one."""
+    Service(metrics="127.0.0.1:9464")
+    Service(metrics="[::1]:9464")
+    Service(metrics="0.0.0.0:9464", metrics_public=True)
+    assert address_of("[::1]:9464") == ("::1", 9464)
+
+
+def health(folder: Path) -> tuple[int, Any]:
+    command = [*COMMAND, "health", "--json", "--config", str(folder / "roomtone.toml")]
+    environ = os.environ | {"XDG_RUNTIME_DIR": ""}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environ)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_a_daemon_is_looked_after(tmp_path: Path) -> None:
+    """Healthy is 0, a failing sink is 1, no daemon is 69; metrics come by HTTP and as a file, and say the same."""
+    write_wav(tmp_path / "talk.wav", speak(range(200), 16_000))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    service = f'[service]\nstate = "state"\nmetrics = "127.0.0.1:{port}"\nmetrics_textfile = "roomtone.prom"\n'
+    config = f'{service}[rooms.desk]\nsource = {{ kind = "file", path = "talk.wav" }}\n{SINKS}'
+    streaming = '[rooms.desk.streaming]\nendpoint = "ws://127.0.0.1:9"\n'
+    assert health_of_nobody(tmp_path, config)
+    with run(tmp_path, config, env={"XDG_RUNTIME_DIR": ""}) as daemon:
+        daemon.wait_for(lambda: events(tmp_path, "session_started"))
+        code, found = health(tmp_path)
+        assert (code, found["healthy"], found["problems"]) == (0, True, [])
+        assert found["report"]["rooms"][0]["quiet"] < 10
+        got = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read()
+        written = samples((tmp_path / "roomtone.prom").read_bytes())
+        assert samples(got).keys() >= written.keys()
+        assert samples(got)["roomtone_recording", "desk"] == 1
+        assert samples(got)["roomtone_sessions_total", "desk"] == 1
+        daemon.signal(signal.SIGTERM)
+        assert daemon.finish() == 0, daemon.log
+    broken = config.replace('path = "events.jsonl"', 'path = "talk.wav/events.jsonl"') + streaming
+    with run(tmp_path, broken, env={"XDG_RUNTIME_DIR": ""}) as daemon:
+        daemon.wait_for(lambda: "sink.failed" in daemon.log)
+        code, found = health(tmp_path)
+        assert (code, found["healthy"], found["running"]) == (1, False, True)
+        assert any("sink log: failing" in problem for problem in found["problems"])
+
+
+def health_of_nobody(folder: Path, config: str) -> bool:
+    (folder / "roomtone.toml").write_text(config)
+    code, found = health(folder)
+    return (code, found["healthy"], found["running"], found["report"]) == (69, False, False, None)
