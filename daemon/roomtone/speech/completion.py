@@ -1,0 +1,218 @@
+"""Chat completions without any I/O: who is asked, what a body says, and what that cost.
+
+The form is the one that AssemblyAI's LLM Gateway shares with most other providers and with the servers that people run
+themselves. Bodies are somebody else's: `read` finds the words in them or raises Unusable, and nothing else ever.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from roomtone.events import Turn
+from roomtone.speech.parameters import Gateway
+
+ENDPOINTS: Final[Mapping[str, str]] = {
+    "assemblyai": "https://llm-gateway.assemblyai.com/v1/chat/completions",
+    "assemblyai-eu": "https://llm-gateway.eu.assemblyai.com/v1/chat/completions",
+}
+LONGEST_WAIT: Final = 3600.0
+"""Seconds that a `Retry-After` is granted, at most."""
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_FIELD = re.compile(r"\{\{\s*([a-z]+)\s*\}\}")
+_SHOWN = 200
+
+
+class Unusable(Exception):  # noqa: N818 - it says what is true of the body
+    """A body without an answer. Its text says what it has instead: the failure that it reports, or its shape."""
+
+
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model costs, in USD for a million tokens."""
+
+    input: Annotated[float, Meta(ge=0)]
+    output: Annotated[float, Meta(ge=0)]
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The `[gateway]` table: how language models are reached, apart from a streaming session."""
+
+    endpoint: Annotated[str, Meta(min_length=1, max_length=2000)] | None = None
+    """`assemblyai`, `assemblyai-eu`, or the address of any chat completions endpoint. Absent: AssemblyAI's, in the
+    region of the room's streaming endpoint."""
+    key_file: str | None = None
+    """A file with the key of an endpoint that is not AssemblyAI's, and nothing else, readable by its owner only."""
+    timeout: Annotated[float, Meta(gt=0, le=3600)] = 120.0
+    """Seconds that one request may take."""
+    answer_within: Annotated[float, Meta(ge=1, le=3600)] = 20.0
+    """Seconds within which a streaming session answers a turn; then the answer is missing."""
+    ask_again: bool = False
+    """Whether a missing answer is asked for here, once. Else a notice says that answers are missing."""
+    prices: dict[str, Price] = msgspec.field(default_factory=dict)
+    """By model: what the answers cost is told by these, else only their tokens are counted."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """The tokens of one answer or several, as the service counts them, and how many requests it took."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+        )
+
+    def cost(self, price: Price | None) -> float | None:
+        """USD; None where there is no price."""
+        if price is None:
+            return None
+        return round((self.input_tokens * price.input + self.output_tokens * price.output) / 1e6, 6)
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """An answer: its words, the model that gave it where the body says so, its tokens, and the body as it came."""
+
+    text: str
+    model: str | None
+    usage: Usage
+    body: dict[str, Any]
+
+
+def resolve(endpoint: str | None, streaming_endpoint: str | None = None) -> str:
+    """The address of the endpoint. Raises ValueError, with what to do, for what is none.
+
+    Without one: AssemblyAI's, in Europe where the room's speech goes to Europe, for a transcript must not leave it.
+    """
+    if endpoint is None:
+        endpoint = "assemblyai-eu" if streaming_endpoint == "assemblyai-eu" else "assemblyai"
+    if endpoint in ENDPOINTS:
+        return ENDPOINTS[endpoint]
+    choices = f"use {', '.join(map(repr, ENDPOINTS))}, or an address such as http://127.0.0.1:8080/v1/chat/completions"
+    try:
+        parts = urlsplit(endpoint)
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"is no address ({error}): {choices}") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"is no endpoint: {choices}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not contain a user or password: name a file with the key as `key_file`")
+    path = parts.path if parts.path not in {"", "/"} else "/v1/chat/completions"
+    return parts._replace(path=path, fragment="").geturl()
+
+
+def is_assemblyai(url: str) -> bool:
+    """Whether the account's key is for this address."""
+    return url in ENDPOINTS.values()
+
+
+def may_see_key(url: str) -> bool:
+    """A key goes over TLS, or to this machine; nobody on the way may read it."""
+    return urlsplit(url).scheme == "https" or is_loopback(url)
+
+
+def is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in _LOOPBACK
+
+
+def fields(text: str) -> set[str]:
+    """The names that stand in the text as {{name}}."""
+    return set(_FIELD.findall(text))
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """The text with each {{name}} replaced, in one pass: what is put in is never looked at for more."""
+    return _FIELD.sub(lambda found: values.get(found[1], found[0]), text)
+
+
+def question(gateway: Gateway, turn: Turn) -> dict[str, Any]:
+    """The request that asks what the session was to ask about this turn."""
+    values = {"turn": turn.text}
+    body: dict[str, Any] = msgspec.to_builtins(gateway)
+    for asked in (body, *body.get("fallbacks", ())):
+        for message in asked.get("messages", ()):
+            message["content"] = fill(message["content"], values)
+    return body
+
+
+def read(body: Any) -> Completion:
+    """The answer in this body. One that only calls tools has no words, and is one. Raises Unusable."""
+    if fault := _fault(body):
+        raise Unusable(fault)
+    match body:
+        case {"choices": [{"message": {"content": str(text)}}, *_]} if text.strip():
+            return Completion(text, _model(body), _usage(body), body)
+        case {"choices": [{"message": {"tool_calls": [_, *_]}}, *_]}:
+            return Completion("", _model(body), _usage(body), body)
+        case {"choices": [{"finish_reason": "length"}, *_]}:
+            raise Unusable("the model used up max_tokens before it said anything: give it more")
+        case {"choices": [_, *_]}:
+            raise Unusable("the model said nothing")
+        case dict():
+            raise Unusable("the body has no choices")
+    raise Unusable("the body is no object")
+
+
+def _fault(body: Any) -> str | None:
+    """The failure that a body reports; the service is known to use three shapes for that."""
+    match body:
+        case {"error": {"message": str(text)}} | {"error": str(text)}:
+            return _short(text)
+        case {"error": {"code": code}} | {"error": int(code)}:
+            return f"error {code}"
+        case {"message": str(text), "code": _}:
+            return _short(text)
+        case {"llm_status_code": int(status)} | {"http_status_code": int(status)} if status >= 400:
+            return f"the model's provider answered {status}"
+    return None
+
+
+def _short(text: str) -> str:
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())[:_SHOWN] or "an error"
+
+
+def _model(body: Mapping[str, Any]) -> str | None:
+    for place in (body, body.get("request")):
+        if isinstance(place, Mapping) and isinstance(place.get("model"), str):
+            return str(place["model"])
+    return None
+
+
+def _usage(body: Mapping[str, Any]) -> Usage:
+    usage = body.get("usage")
+    counted = usage if isinstance(usage, Mapping) else {}
+    return Usage(
+        1, _count(counted, "input_tokens", "prompt_tokens"), _count(counted, "output_tokens", "completion_tokens")
+    )
+
+
+def _count(usage: Mapping[str, Any], *names: str) -> int:
+    for name in names:
+        value = usage.get(name)
+        if isinstance(value, int) and 0 <= value < 1 << 53:
+            return value
+    return 0
+
+
+def wait_of(retry_after: str | None, now: datetime) -> float:
+    """Seconds to wait by this header (RFC 9110, 10.2.3: seconds or a date); 0 without one or for nonsense."""
+    if retry_after is None:
+        return 0.0
+    if retry_after.strip().isdecimal():
+        return min(float(retry_after), LONGEST_WAIT)
+    try:
+        date = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return 0.0
+    seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
+    return max(0.0, min(seconds, LONGEST_WAIT))

@@ -1,0 +1,181 @@
+"""A client of chat completions: one request, and what became of it.
+
+Whoever asks decides how often. Nothing of a request, which is what somebody said, and nothing of a key is in any error.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, NamedTuple
+
+import httpx2
+import msgspec
+import trio
+
+from roomtone.speech import completion
+from roomtone.speech.completion import Completion, Unusable
+from roomtone.speech.endpoint import Key
+
+LARGEST = 8 << 20
+"""Bytes of an answer that are read; a longer one is no answer."""
+
+
+class Verdict(Enum):
+    """What a failure means for the same question."""
+
+    PASSING = "ask again later"
+    UNUSABLE = "the answer could not be used; another may be"
+    REFUSED = "this question will be refused again"
+    FATAL = "ask a person"
+
+
+class Failed(Exception):  # noqa: N818 - it says what is true of the request
+    """No answer has come. Its text is for a person; `wait` is how many seconds the endpoint wants to be left alone."""
+
+    def __init__(self, text: str, verdict: Verdict, wait: float = 0.0) -> None:
+        super().__init__(text)
+        self.verdict = verdict
+        self.wait = wait
+
+
+class Route(NamedTuple):
+    """Where requests go, and the secret headers that they carry."""
+
+    url: str
+    headers: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"Route({self.url!r})"
+
+
+def route(url: str, *, account: Key | None, own: Key | None) -> Route:
+    """The way to this address: with the account's key, raw, to AssemblyAI, and with the endpoint's own to any other.
+
+    The account's key goes to nobody else, and no key goes where others could read it.
+    """
+    if completion.is_assemblyai(url):
+        return Route(url, {} if account is None else {"authorization": account.reveal()})
+    if own is None or not completion.may_see_key(url):
+        return Route(url, {})
+    return Route(url, {"authorization": f"Bearer {own.reveal()}"})
+
+
+class Gateway:
+    """Asks language models. Made by `open_gateway`."""
+
+    def __init__(self, client: httpx2.AsyncClient, timeout: float) -> None:
+        self._client = client
+        self._timeout = timeout
+
+    async def ask(self, way: Route, request: Mapping[str, Any]) -> Completion:
+        """The answer to one request. Raises Failed, and only that."""
+        status, headers, body = await self._post(way, request)
+        if status == 200:
+            return _read(body)
+        text = f"{way.url} {_describe(status, body, way)}"
+        wait = completion.wait_of(headers.get("retry-after"), datetime.now(UTC))
+        raise Failed(text, _classify(status), wait)
+
+    async def _post(self, way: Route, request: Mapping[str, Any]) -> tuple[int, httpx2.Headers, bytes]:
+        asked = self._client.build_request(
+            "POST",
+            way.url,
+            content=msgspec.json.encode(request),
+            headers={"content-type": "application/json", **way.headers},
+        )
+        try:
+            with trio.fail_after(self._timeout):
+                response = await self._client.send(asked, stream=True)
+                try:
+                    return response.status_code, response.headers, await _content(response)
+                finally:
+                    with contextlib.suppress(httpx2.HTTPError):
+                        await response.aclose()
+        except trio.TooSlowError:
+            raise Failed(f"{way.url}: no answer within {self._timeout:g} s", Verdict.PASSING) from None
+        except httpx2.HTTPError as error:
+            raise Failed(f"{way.url}: {_explain(error)}", Verdict.PASSING) from None
+
+
+@asynccontextmanager
+async def open_gateway(timeout: float, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncIterator[Gateway]:
+    """Resources: the connections. One request may take `timeout` seconds. `transport` stands in for the network."""
+    # A redirect is no answer, and must not carry a key elsewhere; proxies of the environment are not for this machine.
+    async with httpx2.AsyncClient(
+        timeout=None,  # `fail_after` above covers the whole request, name resolution included
+        follow_redirects=False,
+        headers={"accept-encoding": "identity"},
+        transport=transport,
+        mounts={"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None} if transport is None else None,
+    ) as client:
+        yield Gateway(client, timeout)
+
+
+async def _content(response: httpx2.Response) -> bytes:
+    body = b""
+    with trio.CancelScope() as enough:
+        async for part in response.aiter_raw():
+            body += part
+            if len(body) > LARGEST:
+                enough.cancel()  # leaving the loop instead would leave the library's generators half way
+    return body
+
+
+def _read(body: bytes) -> Completion:
+    if len(body) > LARGEST:
+        raise Failed(f"the answer has more than {LARGEST} bytes", Verdict.UNUSABLE)
+    if not body.strip():
+        raise Failed("the answer is empty", Verdict.UNUSABLE)
+    try:
+        return completion.read(msgspec.json.decode(body))
+    except Unusable as error:
+        raise Failed(f"the answer has no words: {error}", Verdict.UNUSABLE) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise Failed("the answer is no JSON", Verdict.UNUSABLE) from None
+
+
+_REMEDIES = {
+    401: "check the key",
+    402: "check the account's balance",
+    403: "check the key, and whether the account has the LLM Gateway",
+    404: "check `endpoint` and `model`",
+    405: "check `endpoint`",
+}
+
+
+def _describe(status: int, body: bytes, way: Route) -> str:
+    """The answer for a person: its status, the failure that it names, and what to do."""
+    try:
+        completion.read(msgspec.json.decode(body[:LARGEST]))
+        text = ""
+    except Unusable as error:
+        text = f": {error}"
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        text = ""  # some proxy's prose
+    for secret in way.headers.values():
+        for part in (secret, *secret.split()):
+            text = text.replace(part, "…")
+    remedy = f" ({_REMEDIES[status]})" if status in _REMEDIES else ""
+    return f"answered {status}{text}{remedy}"
+
+
+def _classify(status: int) -> Verdict:
+    match status:
+        case 400 | 413 | 414 | 422:
+            return Verdict.REFUSED
+        case 408 | 409 | 425 | 429:
+            return Verdict.PASSING
+        case _ if status >= 500:
+            return Verdict.PASSING
+        case _:
+            return Verdict.FATAL
+
+
+def _explain(error: httpx2.HTTPError) -> str:
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    # Of a failed handshake only the innermost error says what is wrong.
+    return f"{type(error).__name__}: {next(filter(None, map(str, reversed(causes))), 'no reason given')}"

@@ -1,0 +1,138 @@
+"""The client of chat completions: one request, and a verdict about whatever comes of it."""
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from roomtone.secret import Secret
+from roomtone.speech import completion
+from roomtone.speech.completion import Unusable, Usage
+from roomtone.speech.gateway import Failed, Route, Verdict, open_gateway, route
+from roomtone.testing import gateway as fake
+from roomtone.testing.gateway import BODIES, Cut, Garbled, Limited, Mishap, Silent, Status
+
+REQUEST = {"model": "one", "messages": [{"role": "user", "content": "Say this."}], "max_tokens": 10}
+
+
+async def ask(*mishaps: Mishap, timeout: float = 20.0) -> Failed | completion.Completion:
+    """What a real request over loopback brings when this happens to it."""
+    async with fake.open_gateway(mishaps=mishaps) as server, open_gateway(timeout) as client:
+        try:
+            return await client.ask(Route(server.url, {"authorization": "topsecret"}), REQUEST)
+        except Failed as failed:
+            return failed
+
+
+async def test_an_answer() -> None:
+    """The words, the model and the tokens of an answer are found in its body, over a real connection."""
+    answer = await ask()
+
+    assert isinstance(answer, completion.Completion)
+    assert (answer.text, answer.model, answer.usage) == ("Say this.", "one", Usage(1, 2, 2))
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_a_body_that_is_no_answer(name: str) -> None:
+    """A body without words, of whatever shape, is unusable: it is no answer with an empty text, and nothing else."""
+    failed = await ask(Garbled(name))
+
+    assert isinstance(failed, Failed)
+    assert failed.verdict is Verdict.UNUSABLE
+    assert "xxxx" not in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("mishap", "verdict"),
+    [
+        (Status(500), Verdict.PASSING),
+        (Status(503), Verdict.PASSING),
+        (Status(408), Verdict.PASSING),
+        (Limited(None), Verdict.PASSING),
+        (Status(400), Verdict.REFUSED),
+        (Status(413), Verdict.REFUSED),
+        (Status(422), Verdict.REFUSED),
+        (Status(401), Verdict.FATAL),
+        (Status(403), Verdict.FATAL),
+        (Status(404), Verdict.FATAL),
+        (Status(302), Verdict.FATAL),
+        (Cut(), Verdict.PASSING),
+    ],
+)
+async def test_a_status(mishap: Mishap, verdict: Verdict) -> None:
+    """Each status says whether to ask again, to ask something else, or to ask a person."""
+    failed = await ask(mishap)
+
+    assert isinstance(failed, Failed)
+    assert failed.verdict is verdict
+
+
+async def test_retry_after() -> None:
+    """The endpoint's wish to be left alone is handed on, and granted for an hour at most."""
+    for said, wait in (("7", 7.0), ("999999", 3600.0), ("soon", 0.0), (None, 0.0)):
+        failed = await ask(Limited(said))
+        assert isinstance(failed, Failed)
+        assert failed.wait == wait
+
+
+async def test_an_error_is_shown_without_the_key() -> None:
+    """What the provider says is in the text, and nothing of the key, even where the provider repeats it."""
+    body = msgspec.json.encode({"error": {"message": "bad key topsecret", "code": 401}})
+    failed = await ask(Status(401, body))
+
+    assert "answered 401: bad key … (check the key)" in str(failed)
+
+
+async def test_nobody_there() -> None:
+    """A refused connection passes, and says so in one line."""
+    async with open_gateway(5.0) as client:
+        with pytest.raises(Failed, match="ConnectError") as caught:
+            await client.ask(Route("http://127.0.0.1:9/v1", {}), REQUEST)
+    assert caught.value.verdict is Verdict.PASSING
+
+
+async def test_a_silent_endpoint(autojump_clock: MockClock) -> None:
+    """An endpoint that never answers is given up when the time of the request is over."""
+    async with (
+        fake.open_gateway(mishaps=[Silent()], port=None) as server,
+        open_gateway(120.0, server.transport) as client,
+    ):
+        begun = trio.current_time()
+        with pytest.raises(Failed, match="no answer within 120 s"):
+            await client.ask(Route(server.url, {}), REQUEST)
+        assert trio.current_time() == begun + 120
+
+
+def test_keys_go_home() -> None:
+    """The account's key goes raw to AssemblyAI and nowhere else; an endpoint's own goes there, never in the open."""
+    account, own = Secret("account"), Secret("own")
+    for name in completion.ENDPOINTS:
+        assert route(completion.resolve(name), account=account, own=own).headers == {"authorization": "account"}
+    for url, headers in {
+        "https://example.org/v1": {"authorization": "Bearer own"},
+        "http://127.0.0.1:8080": {"authorization": "Bearer own"},
+        "http://example.org/v1": {},
+    }.items():
+        assert route(completion.resolve(url), account=account, own=own).headers == headers
+        assert route(completion.resolve(url), account=account, own=None).headers == {}
+    assert "account" not in repr(route(completion.resolve(None), account=account, own=own))
+
+
+def test_a_transcript_stays_in_europe() -> None:
+    """Without an endpoint the region is that of the room's speech."""
+    assert completion.resolve(None, "assemblyai-eu") == completion.ENDPOINTS["assemblyai-eu"]
+    assert completion.resolve(None, "assemblyai") == completion.ENDPOINTS["assemblyai"]
+    assert completion.resolve(None, None) == completion.ENDPOINTS["assemblyai"]
+
+
+def test_tool_calls_are_an_answer() -> None:
+    """A model that only calls tools has no words, and has answered."""
+    answer = completion.read({"choices": [{"message": {"content": None, "tool_calls": [{"id": "x"}]}}]})
+    assert answer.text == ""
+    with pytest.raises(Unusable, match="max_tokens"):
+        completion.read(msgspec.json.decode(BODIES["no room"]))
+
+
+def test_filling_in_is_one_pass() -> None:
+    """What was said is no template: a transcript that says {{turn}} stays as it is."""
+    assert completion.fill("a {{ turn }} {{what}}", {"turn": "{{turn}} {{x}}"}) == "a {{turn}} {{x}} {{what}}"
