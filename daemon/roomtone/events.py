@@ -80,22 +80,31 @@ class Turn(Event, frozen=True, kw_only=True, tag="turn"):
 
 
 class Answer(Event, frozen=True, kw_only=True, tag="answer"):
-    """What the LLM Gateway said to one turn. `response` is its body as it came."""
+    """What the LLM Gateway said to one turn. `turn` is that event's id; `response` is the body as it came."""
 
     session_id: str
     turn_order: int
+    turn: str | None = None
     text: str
     response: dict[str, Any]
 
 
 class Analysis(Event, frozen=True, kw_only=True, tag="analysis"):
-    """What a named prompt made of a conversation between two positions."""
+    """What a named prompt made of a conversation between two positions. `response` is the last body as it came.
+
+    A long conversation takes several requests, whose tokens are summed. `cost` is in USD, None where no price is known.
+    """
 
     name: str
     start: int
     end: int
     text: str
     response: dict[str, Any]
+    model: str | None = None
+    requests: int = 1
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = None
 
 
 class SessionEnded(Event, frozen=True, kw_only=True, tag="session_ended"):

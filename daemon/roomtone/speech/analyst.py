@@ -1,0 +1,195 @@
+"""Asks language models what streaming sessions do not: about conversations that are over, and about turns again."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx2
+import msgspec
+import structlog
+import trio
+
+from roomtone.backoff import Backoff
+from roomtone.events import Answer, Turn
+from roomtone.journal import Fact, Journal, Mark
+from roomtone.speech import analysis, completion
+from roomtone.speech.answers import PREFIX as ANSWERS
+from roomtone.speech.answers import Answers, Policy, Question, Unanswered
+from roomtone.speech.completion import Completion
+from roomtone.speech.errand import MARKS, Errand, Office, Setting, mark_key
+from roomtone.speech.gateway import Failed, Gateway, Verdict, open_gateway
+from roomtone.speech.parameters import Streaming
+from roomtone.speech.spending import load_spending
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+ASKED = 3
+"""Times that a turn's missing answer is asked for, where the failure is a passing one."""
+
+
+class Analyst:
+    """Asks, for as long as it is open. Made by `open_analyst`."""
+
+    def __init__(self, office: Office, setting: Setting, transport: httpx2.AsyncBaseTransport | None) -> None:
+        self._office = office
+        self._setting = setting
+        self._transport = transport
+        self._unanswered = Unanswered()
+        self._answers: dict[str, Answers] = {}
+        self._all = trio.CancelScope()
+        self._work = trio.CancelScope()
+        self._over = trio.Event()
+
+    def answers(self, room: str, streaming: Streaming) -> Answers | None:
+        """The answers of a room whose sessions ask about turns; None for any other."""
+        if streaming.llm_gateway is None:
+            return None
+        answers = Answers(streaming.llm_gateway, _policy(self._setting), self._unanswered, self._office.spending)
+        self._answers[room] = answers
+        return answers
+
+    def change(self, setting: Setting) -> None:
+        """Go on by another configuration. What is pending stays so, as far as its prompt and its room stay."""
+        self._setting = setting
+        for answers in self._answers.values():
+            answers.policy = _policy(setting)
+        self._work.cancel()
+
+    def stop(self, patience: float) -> None:
+        """The daemon is told to stop: what is not done in so many seconds waits for its next start."""
+        self._all.deadline = min(self._all.deadline, trio.current_time() + patience)
+
+    async def finish(self) -> None:
+        """No more will be said: return when all that is over has been asked about, or waits for the next start."""
+        self._office.close()
+        self._unanswered.close()
+        await self._over.wait()
+
+    async def recover(self) -> None:
+        """Take up the answers that an earlier run still expected: no session will bring them."""
+        marks = []
+        for key, value in (await self._office.journal.marks(ANSWERS)).items():
+            question = _question(value)
+            room = None if question is None else self._setting.rooms.get(question.room)
+            if question is None or room is None or self.answers(question.room, room.streaming) is None:
+                marks.append(Mark(key, None))
+            else:
+                self._unanswered.add(question)
+        if marks:
+            await self._office.journal.commit(*marks)
+
+    async def run(self) -> None:
+        """Ask, until `finish`. Errors: those of the journal; the network's are waited out."""
+        try:
+            with self._all:
+                while True:
+                    with self._work as scope:
+                        await self._run(self._setting)
+                    if not scope.cancelled_caught:
+                        return
+                    self._work = trio.CancelScope()
+        finally:
+            self._over.set()
+
+    async def _run(self, setting: Setting) -> None:
+        self._office.spending.prices = setting.access.prices
+        await self._begin_prompts(setting)
+        async with open_gateway(setting.access.timeout, self._transport) as gateway, trio.open_nursery() as nursery:
+            for name, room in setting.pairs():
+                nursery.start_soon(Errand(self._office, setting, gateway, name, room).run)
+            nursery.start_soon(self._ask_again, setting, gateway)
+
+    async def _begin_prompts(self, setting: Setting) -> None:
+        """Begin prompts that are new with what is said from now on, and forget those that are configured no more."""
+        wanted = {mark_key(name, room): room for name, room in setting.pairs()}
+        known = await self._office.journal.marks(MARKS)
+        marks = [Mark(key, None) for key in known if key not in wanted]
+        marks += [Mark(key, await self._office.head(room)) for key, room in wanted.items() if key not in known]
+        if marks:
+            await self._office.journal.commit(*marks)
+
+    # --- turns whose answer did not come ------------------------------------------------------------------------------
+
+    async def _ask_again(self, setting: Setting, gateway: Gateway) -> None:
+        while (question := await self._unanswered.first()) is not None:
+            facts = await self._ask_once_more(question, setting, gateway)
+            if question in self._unanswered:  # else the session's own answer has come after all
+                await self._office.journal.commit(question.done, *facts)
+                self._unanswered.discard(question)
+
+    async def _ask_once_more(self, question: Question, setting: Setting, gateway: Gateway) -> list[Fact]:
+        """What to commit: the answer, or that there is none; nothing where nobody wants to know any more."""
+        answers, turn = self._answers.get(question.room), await self._turn(question)
+        if answers is None or turn is None or question.room not in setting.rooms:
+            return []
+        if not setting.access.ask_again:
+            return answers.give_up(question, turn.at, "the daemon ended before")
+        request = completion.question(answers.gateway, turn)
+        backoff = Backoff(first=2.0)
+        while True:
+            try:
+                async with self._office.places:
+                    answer = await gateway.ask(setting.route(question.room), request)
+            except Failed as failed:
+                is_passing = failed.verdict is Verdict.PASSING and not self._office.has_given_up
+                if is_passing and backoff.failures + 1 < ASKED:
+                    await self._office.wait(max(failed.wait, backoff.next()))
+                    continue
+                log.warning("answer.missing", room=question.room, session_id=question.session_id, reason=str(failed))
+                return answers.give_up(question, turn.at, str(failed))
+            return self._facts(turn, answer, answers)
+
+    async def _turn(self, question: Question) -> Turn | None:
+        """The turn that a question is about, as it was corrected last."""
+        found = await self._office.journal.select(question.room, ["turn"], question.position, question.position + 1)
+        turns = (turn for turn in analysis.current(found) if turn.session_id == question.session_id)
+        return next((turn for turn in turns if turn.turn_order == question.turn_order), None)
+
+    def _facts(self, turn: Turn, answer: Completion, answers: Answers) -> list[Fact]:
+        event = Answer(
+            room=turn.room,
+            position=turn.position,
+            at=turn.at,
+            session_id=turn.session_id,
+            turn_order=turn.turn_order,
+            turn=turn.id,
+            text=answer.text,
+            response=answer.body,
+        )
+        spending = self._office.spending
+        cost = spending.cost(answer, answers.gateway.model)
+        return [event, spending.count(answer.usage, cost, self._office.utc())]
+
+
+@asynccontextmanager
+async def open_analyst(
+    journal: Journal,
+    setting: Setting,
+    heads: Callable[[str], int | None],
+    *,
+    transport: httpx2.AsyncBaseTransport | None = None,
+    utc: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> AsyncIterator[Analyst]:
+    """Ask until the context is left; `finish` before that does what there is left to do.
+
+    `heads` gives the position after a room's last sample, None where unknown. `transport` and `utc` stand in for the
+    network and the clock. Resources: a task and its connections. Errors: those of the journal.
+    """
+    analyst = Analyst(Office(journal, await load_spending(journal), heads, utc), setting, transport)
+    await analyst.recover()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(analyst.run)
+        yield analyst
+        nursery.cancel_scope.cancel()
+
+
+def _policy(setting: Setting) -> Policy:
+    return Policy(setting.access.answer_within, setting.access.ask_again)
+
+
+def _question(value: Any) -> Question | None:
+    try:
+        return msgspec.convert(value, Question)
+    except msgspec.ValidationError:
+        return None

@@ -1,0 +1,374 @@
+"""Each conversation that is over is asked about once, whatever the endpoint, the network and the daemon do."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from roomtone.events import Analysis, Answer, Notice, RecordingStopped, Turn, Word
+from roomtone.journal import Cover, Journal, Mark, open_journal
+from roomtone.speech.analysis import Inquiry
+from roomtone.speech.analyst import Analyst, open_analyst
+from roomtone.speech.answers import Question
+from roomtone.speech.completion import Access, Price
+from roomtone.speech.errand import FINISHING, TRIES, RoomFacts, Setting
+from roomtone.speech.parameters import Gateway, Prompt, Streaming
+from roomtone.testing.gateway import BODIES, FakeGateway, Garbled, Limited, Mishap, Silent, Status, open_gateway
+
+RATE = 100
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+SUMMARY = Inquiry(prompt="Sum up: {{transcript}}", model="one", least_words=1)
+
+
+def utc() -> datetime:
+    return BEGAN + timedelta(seconds=trio.current_time())
+
+
+class Talk:
+    """A room whose turns come by hand, and the analyst who is told of them."""
+
+    def __init__(self, journal: Journal, gateway: FakeGateway, analyst: Analyst) -> None:
+        self.journal = journal
+        self.gateway = gateway
+        self.analyst = analyst
+
+    async def say(self, text: str, *, supersedes: str | None = None) -> Turn:
+        """A turn from now on, a word a second, which is transcribed to its end."""
+        begun = trio.current_time()
+        start = round(begun * RATE)
+        words = tuple(Word(word, start + i * RATE, start + (i + 1) * RATE) for i, word in enumerate(text.split()))
+        await trio.sleep(len(words))
+        turn = Turn(
+            room="desk",
+            position=start,
+            at=BEGAN + timedelta(seconds=begun),
+            session_id="s",
+            turn_order=start,
+            text=text,
+            words=words,
+            supersedes=supersedes,
+        )
+        (event,) = await self.journal.commit(turn, self.cover("transcribed", start, words[-1].end))
+        assert isinstance(event, Turn)
+        return event
+
+    def cover(self, state: Any, start: int, end: int) -> Cover:
+        return Cover("desk", start, end, state, None, BEGAN, BEGAN)
+
+    async def be_quiet(self, minutes: float) -> None:
+        """Silence, transcribed as it passes."""
+        for _ in range(round(minutes * 6)):
+            start = round(trio.current_time() * RATE)
+            await trio.sleep(10)
+            await self.journal.commit(self.cover("silent", start, round(trio.current_time() * RATE)))
+
+    async def stop(self) -> None:
+        position = round(trio.current_time() * RATE)
+        await self.journal.commit(RecordingStopped(room="desk", position=position, at=utc(), reason="stopping"))
+
+    async def events(self, kind: str) -> list[Any]:
+        return [event for event in await self.journal.read(0) if event.__struct_config__.tag == kind]
+
+    async def analyses(self) -> list[Analysis]:
+        return await self.events("analysis")
+
+    async def notices(self) -> list[Notice]:
+        return await self.events("notice")
+
+
+def setting(url: str, prompts: dict[str, Inquiry] | None = None, **access: Any) -> Setting:
+    messages = (Prompt("user", "Reply: {{turn}}"),)
+    streaming = Streaming(llm_gateway=Gateway("one", messages, 10))
+    return Setting(
+        Access(endpoint=url, **access),
+        {"summary": SUMMARY} if prompts is None else prompts,
+        {"desk": RoomFacts(RATE, streaming)},
+    )
+
+
+@asynccontextmanager
+async def talk(
+    folder: Path, *mishaps: Mishap, prompts: dict[str, Inquiry] | None = None, **access: Any
+) -> AsyncIterator[Talk]:
+    async with (
+        open_journal(folder / "journal.sqlite", inline=True) as journal,
+        open_gateway(mishaps=mishaps, port=None) as gateway,
+        open_analyst(
+            journal,
+            setting(gateway.url, prompts, **access),
+            lambda _: round(trio.current_time() * RATE),
+            transport=gateway.transport,
+            utc=utc,
+        ) as analyst,
+    ):
+        await trio.sleep(1)
+        yield Talk(journal, gateway, analyst)
+
+
+async def test_a_conversation_is_asked_about_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """After five silent minutes the transcript of it all is asked about, in one event with what that cost."""
+    prices = {"one": Price(input=1.0, output=10.0)}
+    async with talk(tmp_path, prices=prices) as room:
+        first = await room.say("hello there")
+        await room.be_quiet(4)
+        await room.say("still here")
+        assert await room.analyses() == []
+        await room.be_quiet(6)
+        (analysis,) = await room.analyses()
+
+    assert analysis.text == "Sum up: [00:00:01] hello there\n[00:04:03] still here"
+    assert (analysis.position, analysis.at, analysis.start) == (first.position, first.at, first.position)
+    assert (analysis.model, analysis.requests, analysis.input_tokens, analysis.output_tokens) == ("one", 1, 8, 8)
+    assert analysis.cost == pytest.approx(88e-6)
+    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+        assert await journal.mark("gateway/2026-01-01") == {
+            "requests": 1,
+            "input_tokens": 8,
+            "output_tokens": 8,
+            "usd": pytest.approx(88e-6),
+        }
+
+
+async def test_a_hole_is_waited_for(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """While a stretch behind the words is not transcribed, they are not asked about."""
+    async with talk(tmp_path) as room:
+        await room.say("hello there")
+        start = round(trio.current_time() * RATE)
+        await trio.sleep(3600)
+        assert await room.analyses() == []
+        await room.journal.commit(room.cover("silent", start, start + 400 * RATE))
+        await trio.sleep(10)
+        assert len(await room.analyses()) == 1
+
+
+MISHAPS: dict[str, Sequence[Mishap]] = {
+    "429": [Limited("30")],
+    "429 without a time": [Limited(None)] * 3,
+    "500": [Status(500)] * 6,
+    "503, then 429": [Status(503), Limited("7")],
+    "401": [Status(401)],
+    "404": [Status(404, b'{"error":"no such model","status":404}')],
+    "time-out": [Silent(), Silent()],
+    **{f"garbled: {name}": [Garbled(name)] * (TRIES - 1) for name in BODIES},
+}
+
+
+@pytest.mark.parametrize("name", MISHAPS)
+async def test_a_mishap(name: str, tmp_path: Path, autojump_clock: MockClock) -> None:
+    """After each mishap the conversation has its one analysis, and the next one too."""
+    async with talk(tmp_path, *MISHAPS[name]) as room:
+        await room.say("hello there")
+        await room.be_quiet(6)
+        await trio.sleep(3600)
+        await room.say("and again")
+        await room.be_quiet(6)
+        analyses = await room.analyses()
+
+    assert [analysis.text.split("] ")[1] for analysis in analyses] == ["hello there", "and again"]
+    assert len(room.gateway.requests) == len(MISHAPS[name]) + 2
+
+
+async def test_a_person_is_asked_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A wrong key is one notice, however often it is tried, and one when it works again."""
+    async with talk(tmp_path, *[Status(401)] * 5) as room:
+        await room.say("hello there")
+        await room.be_quiet(6)
+        await trio.sleep(7200)
+        assert [notice.code for notice in await room.notices()] == ["analysis.refused", "analysis.recovered"]
+        assert len(await room.analyses()) == 1
+
+
+@pytest.mark.parametrize("mishaps", [[Status(413)], [Garbled("empty")] * TRIES], ids=["refused", "unusable"])
+async def test_no_conversation_blocks_the_next(
+    mishaps: list[Mishap], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """What no attempt gets an answer for is left with a notice: the next conversation is asked about."""
+    async with talk(tmp_path, *mishaps) as room:
+        await room.say("hello there")
+        await room.be_quiet(6)
+        await trio.sleep(3600)
+        await room.say("and again")
+        await room.be_quiet(6)
+        (analysis,) = await room.analyses()
+        (notice,) = await room.notices()
+
+    assert "and again" in analysis.text
+    assert notice.code == "analysis.failed"
+
+
+async def test_a_wish_to_be_left_alone_is_granted(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Retry-After is waited out."""
+    times = []
+    async with talk(tmp_path, Limited("600")) as room:
+        await room.say("hello there")
+        await room.be_quiet(5)
+        while not await room.analyses():
+            await trio.sleep(1)
+            times.append(len(room.gateway.requests))
+    assert times.count(1) >= 590
+
+
+async def test_fallbacks(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A model that fails is followed at once by the next one, and the event says which has answered."""
+    prompt = msgspec.structs.replace(SUMMARY, fallbacks=("two", "three"))
+    async with talk(tmp_path, Limited("600"), Status(500), prompts={"summary": prompt}) as room:
+        await room.say("hello there")
+        await room.be_quiet(6)
+        (analysis,) = await room.analyses()
+
+    assert [request["model"] for request in room.gateway.requests] == ["one", "two", "three"]
+    assert analysis.model == "three"
+
+
+async def test_a_long_conversation_is_asked_about_in_parts(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Parts that fit, cut at turns, then one answer of their answers; a mishap does not ask for all of them again."""
+    prompt = msgspec.structs.replace(SUMMARY, context=500, max_tokens=20)
+    words = " ".join(["word"] * 40)
+    async with talk(tmp_path, None, Status(500), prompts={"summary": prompt}) as room:
+        for _ in range(12):
+            await room.say(words)
+        await room.be_quiet(6)
+        (analysis,) = await room.analyses()
+
+    asked = [request["messages"][0]["content"] for request in room.gateway.requests]
+    parts = [text for text in dict.fromkeys(asked) if text.startswith("Sum up: (This is part")]
+    assert len(parts) >= 2
+    assert sum(text.count("] word") for text in parts) == 12
+    assert asked.count(parts[0]) == 1
+    assert asked.count(parts[1]) == 2
+    assert "In its place stand the answers" in asked[-1]
+    assert analysis.requests == len(asked) - 1
+    assert analysis.input_tokens == sum(len(text.split()) for text in asked) - len(parts[1].split())
+
+
+async def test_what_is_pending_survives(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A daemon that stops while the endpoint is down asks at its next start, once."""
+    async with talk(tmp_path, *[Status(500)] * 1000) as room:
+        await room.say("hello there")
+        await room.stop()
+        begun = trio.current_time()
+        await room.analyst.finish()
+        assert trio.current_time() - begun <= FINISHING + 1
+        assert await room.analyses() == []
+        assert len(room.gateway.requests) > 1
+    for _ in range(2):
+        async with talk(tmp_path) as room:
+            await room.be_quiet(6)
+            (analysis,) = await room.analyses()
+    assert "hello there" in analysis.text
+
+
+async def test_a_stop_asks_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """When the recording stops, what was said is asked about before the daemon ends, without waiting for silence."""
+    async with talk(tmp_path) as room:
+        await room.say("hello there")
+        await room.stop()
+        with trio.fail_after(1):
+            await room.analyst.finish()
+        assert len(await room.analyses()) == 1
+
+
+async def test_a_signal_bounds_it(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A daemon that is told to stop does not wait for a silent endpoint longer than its share."""
+    async with talk(tmp_path, Silent()) as room:
+        await room.say("hello there")
+        await room.stop()
+        room.analyst.stop(15)
+        with trio.fail_after(15.1):
+            await room.analyst.finish()
+        assert await room.analyses() == []
+
+
+async def test_a_new_prompt_begins_now(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A prompt that is added is not asked about the past, and one that was away has no past either."""
+    async with talk(tmp_path, prompts={}) as room:
+        await room.say("hello there")
+        await room.be_quiet(6)
+        room.analyst.change(setting(room.gateway.url))
+        await room.be_quiet(6)
+        await room.say("and again")
+        await room.be_quiet(6)
+        room.analyst.change(setting(room.gateway.url, {}))
+        await room.be_quiet(1)
+        await room.say("unheard")
+        await room.be_quiet(6)
+        room.analyst.change(setting(room.gateway.url))
+        await room.be_quiet(6)
+        (analysis,) = await room.analyses()
+    assert "and again" in analysis.text
+
+
+async def test_little_is_not_asked_about(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A cough is no conversation."""
+    prompt = msgspec.structs.replace(SUMMARY, least_words=3)
+    async with talk(tmp_path, prompts={"summary": prompt}) as room:
+        await room.say("oh well")
+        await room.be_quiet(6)
+        await room.say("one two three")
+        await room.be_quiet(6)
+        (analysis,) = await room.analyses()
+    assert "one two three" in analysis.text
+
+
+# Turns without an answer
+
+
+async def expect(room: Talk, turn: Turn) -> None:
+    """Leave behind what a session that died has left: an answer that is expected."""
+    await room.journal.commit(Question("desk", turn.session_id, turn.turn_order, turn.position).mark)
+
+
+async def leave(folder: Path, texts: Iterable[str]) -> list[Turn]:
+    async with talk(folder) as room:
+        turns = [await room.say(text) for text in texts]
+        for turn in turns:
+            await expect(room, turn)
+    return turns
+
+
+async def test_an_answer_is_asked_for_after_a_crash(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """An answer that was expected when the daemon died is asked for at its next start, with the turn's own prompt."""
+    first, second = await leave(tmp_path, ["hello there", "good bye"])
+    async with talk(tmp_path, Limited("3"), prompts={}, ask_again=True) as room:
+        await trio.sleep(60)
+        answers = await room.events("answer")
+        assert [(answer.turn, answer.text) for answer in answers] == [
+            (first.id, "Reply: hello there"),
+            (second.id, "Reply: good bye"),
+        ]
+        assert await room.journal.marks("answer/") == {}
+        assert all(isinstance(answer, Answer) for answer in answers)
+
+
+async def test_missing_answers_are_one_notice(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Where nobody asks again, or nobody answers, it is said once."""
+    await leave(tmp_path, ["hello there", "good bye"])
+    async with talk(tmp_path, prompts={}) as room:
+        await trio.sleep(60)
+        assert [notice.code for notice in await room.notices()] == ["answer.missing"]
+        assert room.gateway.requests == []
+        assert await room.journal.marks("answer/") == {}
+
+
+async def test_an_account_without_access(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A refusal is not asked for again: one request for each turn, and one notice for all."""
+    await leave(tmp_path, ["hello there", "good bye"])
+    async with talk(tmp_path, Status(403), Status(403), prompts={}, ask_again=True) as room:
+        await trio.sleep(60)
+        (notice,) = await room.notices()
+        assert "answered 403" in notice.text
+        assert len(room.gateway.requests) == 2
+
+
+async def test_marks_of_others_harm_nothing(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A mark that cannot be read, and one of a room that is no more, are removed."""
+    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+        await journal.commit(Mark("answer/x", 5), Question("attic", "s", 1, 2).mark)
+    async with talk(tmp_path) as room:
+        assert await room.journal.marks("answer/") == {}
