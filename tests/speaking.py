@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import trio
 
@@ -18,6 +18,7 @@ from roomtone.speech.connection import open_session
 from roomtone.speech.endpoint import Endpoint
 from roomtone.speech.minutes import Desk
 from roomtone.speech.parameters import Streaming
+from roomtone.speech.terms import Terms
 from roomtone.testing.service import Service
 from roomtone.testing.spoken import numbers_in
 
@@ -89,8 +90,13 @@ async def open_room(
     inline: bool = True,
     spool_folder: str = "spool",
     sync_interval: float = 1.0,
+    terms: Terms | None = None,
+    **more: Any,
 ) -> AsyncIterator[Room]:
-    """The room in this folder, as an earlier one has left it; `inline` touches the disk in the loop itself."""
+    """The room in this folder, as an earlier one has left it; `inline` touches the disk in the loop itself.
+
+    `terms` are those of its sessions, `more` is the desk's.
+    """
     async with (
         open_spool(folder / spool_folder, rate=RATE, sync_interval=sync_interval, inline=inline) as spool,
         open_journal(folder / "journal.sqlite", inline=inline) as journal,
@@ -103,7 +109,9 @@ async def open_room(
             journal=journal,
             live=Live(),
             endpoint=endpoint,
+            terms=terms or Terms(Streaming()),
             speech_model=None,
             two_finals=two_finals,
+            **more,
         )
         yield Room(spool, journal, desk)

@@ -18,6 +18,8 @@ from roomtone.config import Broken, Config, ConfigError, Room, Service, decode, 
 from roomtone.plugins import Plugins, Problem, load_plugins
 from roomtone.secret import Secret
 from roomtone.sinks import Module, Sink
+from roomtone.speech.analysis import Inquiry
+from roomtone.speech.completion import Access, Price
 from roomtone.speech.parameters import Fallback, FallbackPolicy, Gateway, Prompt, Streaming
 
 ROOT = Path(__file__).parent.parent
@@ -167,7 +169,7 @@ def test_drop_in() -> None:
             DESK + "frame = 200",
             (
                 '[rooms.desk] frame = 200: unknown key, did you mean "frame_ms"? '
-                'Known are "frame_ms", "gate", "rate", "source", "streaming"'
+                'Known are "frame_ms", "gate", "rate", "source", "speakers", "streaming"'
             ),
         ),
         (
@@ -194,7 +196,10 @@ def test_drop_in() -> None:
         ),
         (
             "[room.desk]",
-            '[room]: unknown table, did you mean "rooms"? Known are "budget", "rooms", "service", "sinks", "storage"',
+            (
+                '[room]: unknown table, did you mean "rooms"? '
+                'Known are "analysis", "budget", "gateway", "rooms", "service", "sinks", "storage"'
+            ),
         ),
         (
             "grace = 3\n" + DESK,
@@ -466,7 +471,7 @@ def fields_of(*structs: type[msgspec.Struct]) -> Iterator[Any]:
     ("struct", "field"),
     [
         *fields_of(Service, Room, Microphone, File, Command),
-        *fields_of(Streaming, Gateway, Prompt, Fallback, FallbackPolicy),
+        *fields_of(Access, Inquiry, Price, Streaming, Gateway, Prompt, Fallback, FallbackPolicy),
         *fields_of(*load_plugins(()).kinds.values()),
     ],
 )
@@ -477,7 +482,7 @@ def test_reference_is_complete(struct: type, field: str) -> None:
     assert re.search(rf"^#?{field} = |[{{ ,]{field} = |^#?\[.*\.{field}\]", text, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("struct", [Service, Room, Streaming, *load_plugins(()).kinds.values()])
+@pytest.mark.parametrize("struct", [Service, Room, Access, Streaming, *load_plugins(()).kinds.values()])
 def test_reference_says_the_defaults(struct: type) -> None:
     """Where the reference calls a value the default, it is the default."""
     text = REFERENCE.read_text()

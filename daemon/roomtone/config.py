@@ -20,13 +20,16 @@ from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.diagnosis import Problem, listing, unknown
 from roomtone.plugins import Plugins
 from roomtone.sinks import Sink
-from roomtone.speech import parameters
+from roomtone.speech import completion, parameters
+from roomtone.speech.analysis import Inquiry
+from roomtone.speech.completion import Access
 from roomtone.speech.governor import Budget
 from roomtone.speech.parameters import Streaming
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 
-TABLES = ("service", "storage", "budget", "rooms", "sinks")
+TABLES = ("service", "storage", "budget", "rooms", "gateway", "analysis", "sinks")
 NEEDS_KEY = frozenset(parameters.ENDPOINTS)
 """The endpoints that answer nobody without a key."""
 
@@ -134,6 +137,8 @@ class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Milliseconds in one block: one write to disk, one message to the service."""
     gate: Gate = Gate()
     streaming: Streaming = msgspec.field(default_factory=Streaming)
+    speakers: dict[Name, Name] = msgspec.field(default_factory=dict)
+    """Names for the labels of speakers, which are of one session each; "*" names everybody in the room."""
 
     @property
     def frame(self) -> int:
@@ -155,6 +160,8 @@ class Config(msgspec.Struct, frozen=True):
     sinks: dict[str, Sink]
     storage: Storage = Storage()
     budget: Budget = Budget()
+    gateway: Access = msgspec.field(default_factory=Access)
+    analysis: dict[str, Inquiry] = {}
     disabled: dict[str, Sink] = {}
     """The sinks that the file has and that are not to run."""
     unloaded: dict[str, str] = {}
@@ -224,6 +231,8 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         *diagnosis.diagnose(tables.get("storage", {}), Storage, ("storage",), _advice),
         *diagnosis.diagnose(tables.get("budget", {}), Budget, ("budget",), _advice),
         *_rooms(tables.get("rooms", {})),
+        *diagnosis.diagnose(tables.get("gateway", {}), Access, ("gateway",), _advice),
+        *_analysis(tables.get("analysis", {}), tables.get("rooms", {})),
         *_sinks(tables.get("sinks", {}), tables.get("rooms", {}), plugins),
     ]
     _refuse(path, problems)
@@ -239,6 +248,8 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         service=_convert(tables.get("service", {}), Service),
         storage=_convert(tables.get("storage", {}), Storage),
         budget=_convert(tables.get("budget", {}), Budget),
+        gateway=_gateway(tables.get("gateway", {}), path),
+        analysis={name: _convert(table, Inquiry) for name, table in tables.get("analysis", {}).items()},
         rooms=rooms,
         sinks={name: sink for name, sink in sinks.items() if not sink.disabled},
         disabled={name: sink for name, sink in sinks.items() if sink.disabled},
@@ -271,6 +282,8 @@ def effective(config: Config, environ: Mapping[str, str]) -> dict[str, Any]:
         "storage": config.storage,
         "budget": config.budget,
         "rooms": config.rooms,
+        "gateway": config.gateway,
+        "analysis": config.analysis,
         "sinks": config.sinks | config.disabled,
     }
     masked: dict[str, Any] = secret.mask(_plain(tables))
@@ -307,6 +320,25 @@ def check_gates(config: Config) -> None:
                 raise ConfigError(f"{config.path}: [rooms.{name}.gate] {error}") from None
 
 
+def find_gateway_key(config: Config, key: secret.Secret | None) -> secret.Secret | None:
+    """The key of an endpoint of language models that is not AssemblyAI's, or None. `key` is the speech service's.
+
+    Raises ConfigError for one that cannot be used, and for conversations to be analyzed at AssemblyAI without a key.
+    """
+    named = config.gateway.key_file
+    try:
+        own = secret.find_file(config.folder / Path(named).expanduser()) if named else None
+    except secret.SecretError as error:
+        raise ConfigError(f"{config.path}: [gateway] {error}") from None
+    at_home = config.gateway.endpoint is None or config.gateway.endpoint in completion.ENDPOINTS
+    if key is None and at_home and config.analysis:
+        raise ConfigError(
+            f"{config.path}: [analysis.{next(iter(config.analysis))}]: AssemblyAI's LLM Gateway needs a key; set "
+            f"${secret.VARIABLE} or [service] api_key_file, or name another endpoint in [gateway]"
+        )
+    return own
+
+
 def _refuse(path: Path, problems: Sequence[Problem]) -> None:
     if problems:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
@@ -333,6 +365,42 @@ def _rooms(rooms: Any) -> Iterator[Problem]:
             continue
         yield from _name(("rooms", name), name)
         yield from diagnosis.diagnose(table, Room, ("rooms", name), _advice)
+
+
+def _gateway(table: Any, path: Path) -> Access:
+    access: Access = _convert(table, Access)
+    try:
+        url = completion.resolve(access.endpoint)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {Problem(('gateway',), str(error), 'endpoint', access.endpoint)}") from None
+    if access.key_file is not None and completion.is_assemblyai(url):
+        text = "is for an endpoint of another's: AssemblyAI's takes the key of the speech service"
+        raise ConfigError(f"{path}: {Problem(('gateway',), text, 'key_file', access.key_file)}")
+    if access.key_file is not None and not completion.may_see_key(url):
+        text = "would go over the network in the open: use https://, or no key"
+        raise ConfigError(f"{path}: {Problem(('gateway',), text, 'key_file', access.key_file)}")
+    return access
+
+
+def _analysis(prompts: Any, rooms: Any) -> Iterator[Problem]:
+    if not isinstance(prompts, dict):
+        yield Problem((), "must be tables: [analysis.<name>]", "analysis", prompts)
+        return
+    for name, table in prompts.items():
+        where = ("analysis", name)
+        if name in Inquiry.__struct_fields__ and not isinstance(table, dict):
+            yield Problem(("analysis",), "a prompt has a name: write [analysis.summary]", name, table)
+            continue
+        yield from _name(where, name)
+        yield from diagnosis.diagnose(table, Inquiry, where, _advice)
+        if not isinstance(table, dict):
+            continue
+        prompt = table.get("prompt")
+        if isinstance(prompt, str) and "transcript" not in completion.fields(prompt):
+            yield Problem(where, "has no {{transcript}}, which becomes what was said", "prompt", prompt)
+        for chosen in _texts(table.get("rooms")):
+            if isinstance(rooms, dict) and chosen not in rooms:
+                yield Problem(where, unknown(f'room "{chosen}"', chosen, rooms), "rooms", table["rooms"])
 
 
 def _doubted(name: str, room: Room, doubt: parameters.Problem) -> Problem:

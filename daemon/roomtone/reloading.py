@@ -10,12 +10,14 @@ import structlog
 import trio
 
 from roomtone.capture.recovery import RateChanged, check_rate
-from roomtone.config import Config, ConfigError, Room, check_gates, find_key
+from roomtone.config import Config, ConfigError, Room, check_gates, find_gateway_key, find_key
 from roomtone.journal import Journal
 from roomtone.outlets import Outlets
 from roomtone.rooms import Plan, Rooms
 from roomtone.secret import Secret
 from roomtone.sinks import Module, Sink
+from roomtone.speech.analyst import Analyst
+from roomtone.speech.errand import RoomFacts, Setting
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -28,6 +30,16 @@ class InForce(msgspec.Struct):
 
     config: Config
     key: Secret | None
+    own: Secret | None = None
+    """The key of an endpoint of language models that is not AssemblyAI's."""
+
+    def setting(self) -> Setting:
+        """What language models are asked, and where."""
+        rooms = {
+            name: RoomFacts(room.rate, room.streaming, room.gate.mode == "speech")
+            for name, room in self.config.rooms.items()
+        }
+        return Setting(self.config.gateway, self.config.analysis, rooms, self.key, self.own)
 
     def plan(self, room: Room) -> Plan:
         """What a room is to do."""
@@ -80,6 +92,7 @@ class Reloading:
         journal: Journal,
         rooms: Rooms,
         outlets: Outlets,
+        analyst: Analyst,
     ) -> None:
         self._force = force
         self._reread = reread
@@ -87,6 +100,7 @@ class Reloading:
         self._journal = journal
         self._rooms = rooms
         self._outlets = outlets
+        self._analyst = analyst
         self._turn = trio.Lock()
 
     async def reload(self) -> list[str]:
@@ -100,6 +114,7 @@ class Reloading:
                 config = await trio.to_thread.run_sync(self._reread)
                 key = find_key(config, self._environ)
                 check_gates(config)
+                own = find_gateway_key(config, key)
                 for name, table in config.rooms.items():
                     await check_rate(name, table.rate, self._journal)
             except (ConfigError, RateChanged) as error:
@@ -108,15 +123,19 @@ class Reloading:
             if self._rooms.closed:
                 raise ConfigError("the daemon is ending")
             with trio.CancelScope(shield=True), self._rooms.held():
-                lines = await self._put_into_force(InForce(config, key))
+                lines = await self._put_into_force(InForce(config, key, own))
             log.info("configuration.reloaded", changes=len(lines))
             return lines
 
     async def _put_into_force(self, after: InForce) -> list[str]:
-        before = InForce(self._force.config, self._force.key)
+        before = InForce(self._force.config, self._force.key, self._force.own)
         changes = compare(before.config, after.config)
-        self._force.config, self._force.key = after.config, after.key
+        self._force.config, self._force.key, self._force.own = after.config, after.key, after.own
         lines = list(_left_for_later(before.config, after.config))
+        if before.setting() != after.setting():
+            self._analyst.change(after.setting())
+        if (before.config.gateway, before.config.analysis) != (after.config.gateway, after.config.analysis):
+            lines.append("language models are asked by the new tables")
         self._outlets.rates.update({name: table.rate for name, table in after.config.rooms.items()})
         for name in changes.sinks_gone:
             self._outlets.end(name)

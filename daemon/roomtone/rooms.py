@@ -30,10 +30,12 @@ from roomtone.health import Health
 from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.secret import Secret
+from roomtone.speech.analyst import Analyst
 from roomtone.speech.endpoint import Endpoint, Endpoints
 from roomtone.speech.governor import FREE, Governor
 from roomtone.speech.minutes import Desk
 from roomtone.speech.parameters import LOCAL, US_MODELS, Streaming
+from roomtone.speech.terms import Terms
 from roomtone.speech.transcriber import transcribe, withhold
 
 DRAINING = 15.0
@@ -53,6 +55,7 @@ class Surroundings(NamedTuple):
     health: Health
     glance: Glance
     governor: Governor
+    analyst: Analyst
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -69,9 +72,9 @@ class Plan(msgspec.Struct, frozen=True):
         return self.table.source, self.folder, self.table.frame
 
     @property
-    def speech(self) -> tuple[Streaming, config.Gate, Secret | None, int]:
-        """What differs where the streaming must begin again."""
-        return self.table.streaming, self.table.gate, self.key, self.table.frame
+    def speech(self) -> tuple[config.Gate, Secret | None, int, dict[str, str]]:
+        """What differs where the streaming must begin again, apart from the terms of its sessions."""
+        return self.table.gate, self.key, self.table.frame, self.table.speakers
 
 
 class Again:
@@ -114,6 +117,7 @@ class OpenRoom:
         self._room = trio.CancelScope()
         self._capture = trio.CancelScope()
         self._streaming = Again()
+        self._terms = Terms(plan.table.streaming)
 
     async def run(self) -> None:
         """Record and transcribe. Resources: the spool, which is closed when all in it is settled.
@@ -155,8 +159,9 @@ class OpenRoom:
         if before.source != plan.source:
             begun.append("source")
             self.listening.begin_again()
-        if before.speech != plan.speech:
+        if before.speech != plan.speech or not self._terms.change(plan.table.streaming):
             begun.append("streaming")
+            self._terms = Terms(plan.table.streaming)
             self._streaming.begin_again()
         return f"{' and '.join(begun)} begins again" if begun else "goes on"
 
@@ -190,7 +195,7 @@ class OpenRoom:
     async def _transcribe(self, spool: Spool) -> None:
         """Turn what is recorded into text, with the endpoint that the configuration and the budget allow."""
         table, around = self.plan.table, self._around
-        given = around.endpoints.choose(table.streaming, table.rate, self.plan.key)
+        given = around.endpoints.choose(self._terms, table.rate, self.plan.key)
         if not given.remote:
             await self._transcribe_at(given, spool)
             return
@@ -199,8 +204,7 @@ class OpenRoom:
             if not is_spent:
                 await self._transcribe_at(given, spool)
             elif around.governor.at_cap == "local":
-                streaming = msgspec.structs.replace(table.streaming, endpoint=LOCAL)
-                await self._transcribe_at(around.endpoints.choose(streaming, table.rate, None), spool)
+                await self._transcribe_at(around.endpoints.choose(self._terms, table.rate, None, instead=LOCAL), spool)
             else:
                 await withhold(self._desk(given, spool))
 
@@ -225,10 +229,13 @@ class OpenRoom:
             journal=around.journal,
             live=around.live,
             endpoint=endpoint,
+            terms=self._terms,
             speech_model=table.streaming.speech_model,
             two_finals=_has_two_finals(table.streaming),
             failed=partial(around.glance.failed, self.name),
             meter=around.governor.meter(self.name, table.streaming) if endpoint.remote else FREE,
+            answers=around.analyst.answers(self.name, table.streaming, remote=endpoint.remote),
+            speakers=table.speakers,
         )
 
 

@@ -90,6 +90,12 @@ def refuse_public(key: str, path: Path) -> None:
         raise PermissionError(errno.EACCES, text, str(path))
 
 
+def find_file(path: Path) -> Secret:
+    """The secret in this file, which must be its owner's alone. Raises SecretError for one that cannot be used."""
+    _refuse_readable_by_others(path)
+    return _checked(_read(path), f"key_file {path}")
+
+
 def is_secret_name(key: str) -> bool:
     """Whether the value of a key of this name is to be masked wherever it would be shown."""
     return _SECRET_KEY.search(key) is not None

@@ -20,8 +20,9 @@ import trio
 
 from roomtone import places
 from roomtone.capture.recovery import check_rate
+from roomtone.capture.spool import Spool
 from roomtone.commands import Commands
-from roomtone.config import Config, check_gates, find_key
+from roomtone.config import Config, check_gates, find_gateway_key, find_key
 from roomtone.control import serve
 from roomtone.erasure import Erasure
 from roomtone.events import Notice
@@ -36,6 +37,7 @@ from roomtone.outlets import Grounds, Outlet, Outlets
 from roomtone.reloading import InForce, Reloading
 from roomtone.retention import SPOOL, Rules, keep_room, use_reserve
 from roomtone.rooms import Rooms, Surroundings
+from roomtone.speech.analyst import Analyst, open_analyst
 from roomtone.speech.endpoint import open_endpoints
 from roomtone.speech.governor import open_governor
 
@@ -52,7 +54,8 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
     Errors: a state folder that is in use or not writable, a room whose rate has changed, a broken journal: these are
     for a person, and nothing is recorded yet. Whatever comes later is contained where it happens.
     """
-    state, force = config.state(environ), InForce(config, find_key(config, environ))
+    state, key = config.state(environ), find_key(config, environ)
+    force = InForce(config, key, find_gateway_key(config, key))
     check_gates(config)
     grounds = Grounds(config.sinks_folder(environ), state / "sinks")
     live, glance, figures, sinks = Live(), Glance(), Counting(), dict[str, Outlet]()
@@ -76,13 +79,15 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                     outlets.begin(name, sink)
                 watching.start_soon(outlets.watch_orders)
                 await _tell_unloaded(config, journal)
+                spools = dict[str, Spool]()
                 async with (
+                    open_analyst(journal, force.setting(), partial(_head, spools)) as analyst,
                     open_endpoints() as endpoints,
                     open_governor(journal, lambda: force.config.budget) as governor,
                     trio.open_nursery() as upkeep,
                 ):
                     surroundings = Surroundings(
-                        state / SPOOL, {}, journal, live, endpoints, supervision.health, glance, governor
+                        state / SPOOL, spools, journal, live, endpoints, supervision.health, glance, governor, analyst
                     )
                     rules = Rules(lambda: force.config.storage, lambda: surroundings.spools, lambda: force.config.sinks)
                     upkeep.start_soon(keep_room, state, rules, journal)
@@ -90,7 +95,9 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         rooms = Rooms(streaming_and_capture, surroundings)
                         for name, table in config.rooms.items():
                             await rooms.begin(name, force.plan(table))
-                        reloading = Reloading(force, reread, environ, journal=journal, rooms=rooms, outlets=outlets)
+                        reloading = Reloading(
+                            force, reread, environ, journal=journal, rooms=rooms, outlets=outlets, analyst=analyst
+                        )
                         erasure = Erasure(
                             state,
                             Premises(journal, live, rooms.quiet),
@@ -110,19 +117,22 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                             journal=journal,
                             supervision=supervision,
                         )
-                        watching.start_soon(_obey_signals, force, hard, supervision.stopping, rooms)
+                        watching.start_soon(_obey_signals, force, hard, supervision.stopping, rooms, analyst)
                         watching.start_soon(_obey_reloads, commands)
                         control = places.control_socket(state, environ)
                         watching.start_soon(partial(serve, control, commands, journal=journal, live=live))
                         watching.start_soon(expose, config.service, config.folder, commands.report)
                         await rooms.outlast()
                     supervision.stopping.set()
+                    await analyst.finish()
                     upkeep.cancel_scope.cancel()
                 outlets.finish()
             watching.cancel_scope.cancel()
 
 
-async def _obey_signals(force: InForce, hard: trio.CancelScope, stopping: trio.Event, rooms: Rooms) -> None:
+async def _obey_signals(
+    force: InForce, hard: trio.CancelScope, stopping: trio.Event, rooms: Rooms, analyst: Analyst
+) -> None:
     """The first signal ends capture and gives the rest its time; the second one ends everything."""
     with trio.open_signal_receiver(*_ENDING, *([signal.SIGHUP] if _is_in_terminal() else [])) as signals:
         number = await anext(signals)
@@ -131,6 +141,7 @@ async def _obey_signals(force: InForce, hard: trio.CancelScope, stopping: trio.E
         stopping.set()
         hard.deadline = trio.current_time() + grace
         rooms.stop(grace * STREAMING_SHARE)
+        analyst.stop(grace * STREAMING_SHARE)
         await anext(signals)
         log.warning("service.leaving", reason="a second signal")
         hard.cancel()
@@ -167,6 +178,10 @@ async def _check_rates(config: Config, journal: Journal) -> None:
 
 def _rates(config: Config) -> dict[str, int]:
     return {name: table.rate for name, table in config.rooms.items()}
+
+
+def _head(spools: Mapping[str, Spool], room: str) -> int | None:
+    return spools[room].end if room in spools else None
 
 
 def _measure_progress(sinks: Mapping[str, Outlet]) -> Progress:

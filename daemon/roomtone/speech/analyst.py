@@ -41,11 +41,16 @@ class Analyst:
         self._work = trio.CancelScope()
         self._over = trio.Event()
 
-    def answers(self, room: str, streaming: Streaming) -> Answers | None:
-        """The answers of a room whose sessions ask about turns; None for any other."""
-        if streaming.llm_gateway is None:
+    def answers(self, room: str, streaming: Streaming, *, remote: bool = True) -> Answers | None:
+        """The answers of a room whose sessions ask about turns; None for any other.
+
+        The recognizer, which is not `remote`, asks nobody: its turns are asked about here, or not at all.
+        """
+        access = self._setting.access
+        if streaming.llm_gateway is None or not (remote or access.ask_again):
             return None
-        answers = Answers(streaming.llm_gateway, _policy(self._setting), self._unanswered, self._office.spending)
+        policy = Policy(access.answer_within if remote else 0.0, access.ask_again)
+        answers = Answers(streaming.llm_gateway, policy, self._unanswered, self._office.spending)
         self._answers[room] = answers
         return answers
 
@@ -53,7 +58,8 @@ class Analyst:
         """Go on by another configuration. What is pending stays so, as far as its prompt and its room stay."""
         self._setting = setting
         for answers in self._answers.values():
-            answers.policy = _policy(setting)
+            within = setting.access.answer_within if answers.policy.within else 0.0
+            answers.policy = Policy(within, setting.access.ask_again)
         self._work.cancel()
 
     def stop(self, patience: float) -> None:
@@ -182,10 +188,6 @@ async def open_analyst(
         nursery.start_soon(analyst.run)
         yield analyst
         nursery.cancel_scope.cancel()
-
-
-def _policy(setting: Setting) -> Policy:
-    return Policy(setting.access.answer_within, setting.access.ask_again)
 
 
 def _question(value: Any) -> Question | None:

@@ -11,8 +11,9 @@ import trio
 from roomtone.speech import parameters
 from roomtone.speech.connection import Session, SessionOver, open_session
 from roomtone.speech.local import Recognizer, RecognizerUnavailable, open_recognizer
-from roomtone.speech.parameters import LOCAL, Streaming
+from roomtone.speech.parameters import LOCAL
 from roomtone.speech.protocol import Verdict
+from roomtone.speech.terms import Terms
 
 
 class Key(Protocol):
@@ -42,16 +43,16 @@ class Endpoints:
         self._recognizer = recognizer
         self._wanted = wanted
 
-    def choose(self, streaming: Streaming, rate: int, key: Key | None) -> Endpoint:
-        """The endpoint of a room, given its streaming table and its rate in Hz.
+    def choose(self, terms: Terms, rate: int, key: Key | None, *, instead: str | None = None) -> Endpoint:
+        """The endpoint of a room, given the terms of its sessions and its rate in Hz; or the one named `instead`.
 
-        The first room that wants the recognizer starts it.
+        Each session is opened under the terms that then hold. The first room that wants the recognizer starts it.
         """
-        url = parameters.resolve(streaming.endpoint, has_key=key is not None)
+        url = parameters.resolve(instead or terms.streaming.endpoint, has_key=key is not None)
         if url != LOCAL:
-            return _remote(url, streaming, rate, key)
+            return _remote(url, terms, rate, key)
         self._wanted.set()
-        return _local(self._recognizer, streaming, rate)
+        return _local(self._recognizer, terms, rate)
 
 
 @asynccontextmanager
@@ -62,10 +63,13 @@ async def open_endpoints() -> AsyncIterator[Endpoints]:
         yield Endpoints(recognizer, wanted)
 
 
-def _remote(url: str, streaming: Streaming, rate: int, key: Key | None) -> Endpoint:
+def _remote(url: str, terms: Terms, rate: int, key: Key | None) -> Endpoint:
     headers = [("Authorization", key.reveal())] if key is not None and _may_see_key(url) else []
-    address = f"{url}?{parameters.query(streaming, rate)}"
-    return Endpoint(name=_show(url), remote=True, patience=10.0, open=lambda: open_session(address, headers=headers))
+
+    def open_remote() -> AbstractAsyncContextManager[Session]:
+        return open_session(f"{url}?{parameters.query(terms.streaming, rate)}", headers=headers)
+
+    return Endpoint(name=_show(url), remote=True, patience=10.0, open=open_remote)
 
 
 def _may_see_key(url: str) -> bool:
@@ -78,7 +82,7 @@ def _show(url: str) -> str:
     return next((name for name, address in parameters.ENDPOINTS.items() if address == url), url)
 
 
-def _local(recognizer: Recognizer, streaming: Streaming, rate: int) -> Endpoint:
+def _local(recognizer: Recognizer, terms: Terms, rate: int) -> Endpoint:
     @asynccontextmanager
     async def open_local() -> AsyncIterator[Session]:
         try:
@@ -86,7 +90,7 @@ def _local(recognizer: Recognizer, streaming: Streaming, rate: int) -> Endpoint:
         except RecognizerUnavailable as unavailable:
             # Waiting mends it only where a person does: the room is recorded, and is transcribed when there is one.
             raise SessionOver(None, str(unavailable), Verdict.FATAL, refused=True) from None
-        async with open_session(f"{url}?{parameters.query(streaming, rate)}", headers=headers) as session:
+        async with open_session(f"{url}?{parameters.query(terms.streaming, rate)}", headers=headers) as session:
             yield session
 
     return Endpoint(name=LOCAL, remote=False, patience=120.0, open=open_local)

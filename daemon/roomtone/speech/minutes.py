@@ -1,21 +1,27 @@
 """What one session has said, on its way into the journal: turns with their seam, answers, and what they settle."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
+import msgspec
 import structlog
 import trio
 
 from roomtone.capture.spool import Spool
-from roomtone.events import Answer, Durable, Interim, SessionEnded, SessionStarted, Turn, Word
+from roomtone.events import Durable, Interim, SessionEnded, SessionStarted, Turn, Word
 from roomtone.journal import Cover, Fact, Journal, Mark
 from roomtone.live import Live
+from roomtone.speech.answers import Answers
 from roomtone.speech.coverage import Ledger, Span
 from roomtone.speech.endpoint import Endpoint
 from roomtone.speech.governor import FREE, Meter
 from roomtone.speech.protocol import LLMGatewayResponse, Termination, TurnMessage
+from roomtone.speech.replies import Replies
 from roomtone.speech.seam import near, unheard
+from roomtone.speech.speakers import Speakers
+from roomtone.speech.terms import Terms
 from roomtone.speech.track import Track
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -35,7 +41,9 @@ def _tell_nobody(reason: str) -> None:
 class Desk(NamedTuple):
     """What every session of a room works with. `frame` is in samples; `two_finals` as TurnBook wants it.
 
-    `failed` is told why a session could not be, or ended before its time; `meter` counts what sessions cost.
+    `failed` is told why a session could not be, or ended before its time; `meter` counts what sessions cost; `answers`
+    is None where no language model is asked about turns; `speakers` are the names for them; `terms` are those that
+    `endpoint` opens sessions under.
     """
 
     room: str
@@ -45,10 +53,23 @@ class Desk(NamedTuple):
     journal: Journal
     live: Live
     endpoint: Endpoint
+    terms: Terms
     speech_model: str | None
     two_finals: bool
     failed: Callable[[str], None] = _tell_nobody
     meter: Meter = FREE
+    answers: Answers | None = None
+    speakers: Mapping[str, str] = MappingProxyType({})
+
+
+class _Kept(NamedTuple):
+    """Of so many words of a turn, those that no older session has said."""
+
+    of: int
+    indexes: tuple[int, ...]
+
+
+_NONE = _Kept(-1, ())
 
 
 class Minutes:
@@ -85,7 +106,10 @@ class Minutes:
         self._waiting_since = 0.0
         self._reported_at = trio.current_time()
         self._begun: dict[int, int] = {}
+        self._speakers = Speakers(session_id, desk.speakers)
         self._ids: dict[int, str] = {}
+        self._kept: dict[int, _Kept] = {}
+        self._replies = Replies(desk.room, session_id, desk.spool.at, desk.answers)
 
     def show(self, turn: TurnMessage) -> None:
         """Publish a turn that is still being said."""
@@ -101,11 +125,22 @@ class Minutes:
             )
         )
 
-    def add(self, turn: TurnMessage) -> None:
-        """Take a final turn; `journal` decides when it is written."""
+    def add(self, turn: TurnMessage, *, corrects: bool = False, is_answered: bool = False) -> None:
+        """Take a final turn; `journal` decides when it is written. One that `corrects` replaces what was said before.
+
+        `is_answered`: the service asks the language model about it.
+        """
         self._open(turn)
-        self._waiting_since = self._waiting_since if self._waiting else trio.current_time()
-        self._waiting.append((turn, self._track.words(turn.words or ())))
+        now = trio.current_time()
+        self._waiting_since = self._waiting_since if self._waiting else now
+        entry = (turn, self._track.words(turn.words or ()))
+        waiting = next((i for i, (other, _) in enumerate(self._waiting) if other.turn_order == turn.turn_order), None)
+        if corrects and waiting is not None:
+            self._waiting[waiting] = entry
+        else:
+            self._waiting.append(entry)
+        if is_answered:
+            self._replies.expect(turn.turn_order, now)
 
     def _open(self, turn: TurnMessage) -> int:
         """The position of the turn's first word; nothing behind it counts as heard before the turn is journalled."""
@@ -117,6 +152,7 @@ class Minutes:
     async def report(self) -> None:
         """Write what has become due: turns whose seam is decided now, and coverage once in REPORT_EVERY seconds."""
         await self.journal()
+        await self._journal_answers()
         if trio.current_time() >= self._reported_at + REPORT_EVERY and self._settled.is_set():
             await self._commit(())
 
@@ -125,19 +161,34 @@ class Minutes:
         if not self._waiting or not (await self._decided() or whatever_comes):
             return
         waiting, self._waiting = self._waiting, []
-        words = [word for _, heard in waiting for word in heard]
-        new = {id(words[index]) for index in unheard(self._old, words, self._desk.rate)}
+        self._keep(waiting)
         turns: list[Turn] = []
         for turn, heard in waiting:
             limit = self._ledger.limit
-            kept = tuple(word for word in heard if id(word) in new and (limit is None or word.end <= limit))
+            kept = [i for i in self._kept[turn.turn_order].indexes if limit is None or heard[i].end <= limit]
             if kept or not heard:
-                turns.append(self._turn(turn, kept, whole=len(kept) == len(heard)))
+                turns.append(self._turn(turn, tuple(heard[i] for i in kept), whole=len(kept) == len(heard)))
             span = Span(heard[0].start, max(word.end for word in heard)) if heard else None
             self._ledger.closed(turn.turn_order, span)
-        for event in await self._commit(turns):
-            if isinstance(event, Turn):
-                self._ids[event.turn_order] = event.id
+        events = await self._commit([*turns, *self._replies.marks(turns)])
+        written = {event.turn_order: event for event in events if isinstance(event, Turn)}
+        self._ids.update((order, turn.id) for order, turn in written.items())
+        self._replies.written((turn.turn_order for turn, _ in waiting), written)
+        await self._journal_answers()
+
+    def _keep(self, waiting: Sequence[tuple[TurnMessage, tuple[Word, ...]]]) -> None:
+        """Decide which words of these turns are new. A correction of the same words keeps those that were kept before:
+        who speaks is revised, and nothing is said anew.
+        """
+        undecided = [
+            (turn.turn_order, heard)
+            for turn, heard in waiting
+            if self._kept.get(turn.turn_order, _NONE).of != len(heard)
+        ]
+        words = [word for _, heard in undecided for word in heard]
+        new = {id(words[index]) for index in unheard(self._old, words, self._desk.rate)}
+        for order, heard in undecided:
+            self._kept[order] = _Kept(len(heard), tuple(i for i, word in enumerate(heard) if id(word) in new))
 
     async def _decided(self) -> bool:
         """Whether all that older sessions have said, and that these turns may repeat, can be told from what is new."""
@@ -165,10 +216,12 @@ class Minutes:
         desk = self._desk
         begin = self._start - LONGEST_TURN * desk.rate
         known = await desk.journal.select(desk.room, ["turn"], begin, desk.spool.end)
+        said = [event for event in known if isinstance(event, Turn) and event.session_id != self._id]
+        superseded = {event.supersedes for event in said}
         turns = [
             tuple(word for word in event.words if word.end > self._start - self._margin)
-            for event in known
-            if isinstance(event, Turn) and event.session_id != self._id
+            for event in said
+            if event.id not in superseded
         ]
         return [turn for turn in turns if turn]
 
@@ -181,9 +234,9 @@ class Minutes:
             session_id=self._id,
             turn_order=turn.turn_order,
             text=turn.text if whole else " ".join(word.text for word in words),
-            words=words,
+            words=tuple(msgspec.structs.replace(word, speaker=self._speakers.name(word.speaker)) for word in words),
             language=turn.language_code,
-            speaker=turn.speaker_label,
+            speaker=self._speakers.name(turn.speaker_label),
             supersedes=self._ids.get(turn.turn_order),
         )
 
@@ -211,24 +264,19 @@ class Minutes:
             return ()
         return await desk.journal.commit(*facts, *covers, *marks)
 
+    @property
+    def is_expecting(self) -> bool:
+        """Whether the language model has not yet answered a turn that it was asked about."""
+        return self._replies.is_expecting
+
     async def answer(self, message: LLMGatewayResponse) -> None:
-        """Journal what the language model said to a turn, behind the turn."""
-        text = message.text
-        position = self._begun.get(message.turn_order, self._start)
-        await self.journal(whatever_comes=self._settled.is_set())
-        await self._desk.journal.commit(
-            Answer(
-                room=self._desk.room,
-                position=position,
-                at=self._desk.spool.at(position),
-                session_id=self._id,
-                turn_order=message.turn_order,
-                text=text or "",
-                response=message.data if isinstance(message.data, dict) else {"data": message.data},
-            )
-        )
-        if text is None:
-            log.warning("answer.empty", room=self._desk.room, session_id=self._id, turn_order=message.turn_order)
+        """Take what the language model said to a turn; it is journalled behind the turn."""
+        self._replies.take(message)
+        await self._journal_answers()
+
+    async def _journal_answers(self, *, is_last: bool = False) -> None:
+        if facts := self._replies.facts(trio.current_time(), is_last=is_last):
+            await self._desk.journal.commit(*facts)
 
     async def begin(self, expires_at: datetime | None) -> None:
         """Journal that the session is up."""
@@ -254,6 +302,7 @@ class Minutes:
         """
         desk = self._desk
         await self.journal(whatever_comes=True)
+        await self._journal_answers(is_last=True)
         position = self._ledger.sent if self._ledger.limit is None else min(self._ledger.sent, self._ledger.limit)
         audio = None if termination is None else termination.audio_duration_seconds
         told = None if termination is None else termination.session_duration_seconds

@@ -4,9 +4,10 @@ A passage sends what it reads and journals what comes back. It never repairs its
 how far everything is settled, and the transcriber decides what follows.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 import trio
@@ -25,6 +26,10 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 PING_EVERY = 5.0
 """Seconds between pings: a half-open socket is noticed within this and the endpoint's patience."""
+LAST_ANSWERS = 10.0
+"""Seconds that the language model has for the last turns before Terminate, after which no answer comes."""
+LAST_TURN = 1.5
+"""Seconds in which the service says what it has heard at last, when it is asked to end the turn."""
 LAST_WORDS = 10.0
 """Seconds that Termination may take after Terminate."""
 
@@ -66,6 +71,8 @@ class Passage:
         self._may_send = may_send
         self._book = TurnBook(two_finals=desk.two_finals)
         self._asked = False
+        self._changes: dict[str, Any] = {}
+        self._changed = trio.Event()
         self.begin_at(start, floor)
 
     def begin_at(self, start: int, floor: int) -> None:
@@ -111,11 +118,14 @@ class Passage:
         Errors: those of the journal and the spool. Everything of the network and the service is an Ending.
         """
         begun = False
+        terms = self._desk.terms
+        asked = terms.streaming
         try:
             async with self._desk.endpoint.open() as session:
                 begun = True
                 task_status.started(begun)
-                await self._converse(session)
+                with terms.told(self._tell, asked=asked):
+                    await self._converse(session)
         except SessionOver as over:
             if not begun:
                 self.ending = Ending(complete=False, verdict=over.verdict, text=str(over))
@@ -129,8 +139,9 @@ class Passage:
         termination: protocol.Termination | None = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send, session, nursery.cancel_scope)
+                nursery.start_soon(self._send, session, minutes, nursery.cancel_scope)
                 nursery.start_soon(self._ping, session, nursery.cancel_scope)
+                nursery.start_soon(self._update, session)
                 nursery.start_soon(_report_for_ever, minutes)
                 try:
                     termination = await self._receive(session, minutes)
@@ -164,8 +175,8 @@ class Passage:
     async def _close(self, minutes: Minutes, termination: protocol.Termination | None) -> None:
         for outcome in self._book.close():
             match outcome:
-                case FinalTurn(turn=turn):
-                    minutes.add(turn)
+                case FinalTurn(turn=turn, corrects=corrects):
+                    minutes.add(turn, corrects=corrects)
                 case Abandoned(turn=turn) if self.ending.complete:
                     minutes.add(turn)
         if self.ending.complete:
@@ -174,13 +185,36 @@ class Passage:
         await minutes.end(self.ending.text, termination, trio.current_time() - self.begun_at)
         self.acknowledged = minutes.acknowledged
 
-    async def _send(self, session: Session, conversation: trio.CancelScope) -> None:
+    async def _send(self, session: Session, minutes: Minutes, conversation: trio.CancelScope) -> None:
         if not await self._outgoing.send(session):
             return  # over: the receiver says how
+        if self._desk.answers is not None:
+            await self._hear_answers(session, minutes)
         self._asked = True
         await session.send(protocol.terminate())
         await trio.sleep(LAST_WORDS)
         self._give_up(conversation, f"no Termination within {LAST_WORDS:.0f} s")
+
+    def _tell(self, changes: Mapping[str, Any]) -> None:
+        """Have the session told of other terms. What does not fit is merged: the last value of each counts."""
+        self._changes.update(changes)
+        self._changed.set()
+
+    async def _update(self, session: Session) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            changes, self._changes = self._changes, {}
+            await session.send(protocol.update_configuration(changes))
+            log.info("session.updated", room=self._desk.room, parameters=sorted(changes))
+
+    async def _hear_answers(self, session: Session, minutes: Minutes) -> None:
+        """Wait for the answers to the last turns: nothing follows Termination, and what is then missing is lost."""
+        with trio.move_on_after(LAST_ANSWERS):
+            await session.send(protocol.force_endpoint())
+            await trio.sleep(LAST_TURN)
+            while minutes.is_expecting or self._book.open_since() != math.inf:  # noqa: ASYNC110 - two books, no event
+                await trio.sleep(0.1)
 
     async def _ping(self, session: Session, conversation: trio.CancelScope) -> None:
         patience = self._desk.endpoint.patience
@@ -224,7 +258,9 @@ class Passage:
                     minutes.show(turn)
                 case EmptyFinal(turn_order=order):
                     self._ledger.closed(order, None)
-                case FinalTurn(turn=turn) | Abandoned(turn=turn):
+                case FinalTurn(turn=turn, corrects=corrects):
+                    minutes.add(turn, corrects=corrects, is_answered=not corrects)
+                case Abandoned(turn=turn):
                     # An abandoned turn is taken at its last word: the service went on without it, its speech was heard.
                     minutes.add(turn)
         await minutes.journal()

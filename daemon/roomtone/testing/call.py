@@ -2,6 +2,7 @@
 
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -116,6 +117,8 @@ class Call:
         self._rules = rules
         self._sent = trio.Event()
         self._waiting: list[tuple[int, trio.Event]] = []
+        self._thoughts: deque[tuple[float, str]] = deque()
+        self._thinking = trio.Event()
         # Bounded, and full is no loss: the reader waits, as a service does that cannot keep up.
         self._send, self._outbox = trio.open_memory_channel[tuple[float, str | bytes | None]](1000)
 
@@ -141,6 +144,7 @@ class Call:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
+                nursery.start_soon(self._think)
                 nursery.start_soon(self._expire, lifetime)
                 if conversation.settings.heartbeat:
                     nursery.start_soon(self._beat)
@@ -235,7 +239,21 @@ class Call:
     async def _say(self, *messages: protocol.Message) -> None:
         due = trio.current_time() + self._rules.manner.latency
         for message in messages:
-            await self._send.send((due, protocol.encode(message)))
+            if isinstance(message, protocol.LLMGatewayResponse) and self._rules.manner.thinking:
+                self._thoughts.append((due + self._rules.manner.thinking, protocol.encode(message)))
+                self._thinking.set()
+            else:
+                await self._send.send((due, protocol.encode(message)))
+
+    async def _think(self) -> None:
+        """Answers of the language model come late, and never after Termination."""
+        while True:
+            await self._thinking.wait()
+            self._thinking = trio.Event()
+            while self._thoughts:
+                due, text = self._thoughts.popleft()
+                await trio.sleep_until(due)
+                await self._send.send((due, text))
 
     async def _write(self) -> None:
         async for due, text in self._outbox:

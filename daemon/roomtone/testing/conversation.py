@@ -31,7 +31,8 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True):
     `latency` is the seconds between audio and its text. `jitter` moves the times of words by up to so many seconds,
     `early` lets the first word of a turn begin up to so much too early, `misheard` is the share of words, 0 to 1, that
     become others; all three depend on seed, word and session. `pause` ends a turn, in seconds. `two_finals`: US models
-    with `format_turns` send an unformatted final before the formatted one. `gateway`: whether the account has one.
+    with `format_turns` send an unformatted final before the formatted one. `gateway`: whether the account has one;
+    `thinking` is how many seconds its language model takes, and `failure` the body that comes instead of every answer.
     """
 
     seed: int = 0
@@ -42,6 +43,8 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True):
     pause: float = 0.7
     two_finals: bool = False
     gateway: bool = True
+    thinking: float = 0.0
+    failure: dict[str, Any] | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +146,7 @@ class Conversation:
         final = self._message(words, final=True, formatted=self.settings.formatted)
         yield final
         if self.settings.gateway is not None and self._manner.gateway:
-            yield _answer(self.settings.gateway, final)
+            yield _answer(self.settings.gateway, final, self._manner.failure)
 
     def finish(self) -> Iterator[protocol.Message]:
         """What comes between Terminate and Termination."""
@@ -225,8 +228,12 @@ class Conversation:
             self._silent_until = now
 
 
-def _answer(gateway: Mapping[str, Any], final: TurnMessage) -> protocol.LLMGatewayResponse:
+def _answer(
+    gateway: Mapping[str, Any], final: TurnMessage, failure: Mapping[str, Any] | None
+) -> protocol.LLMGatewayResponse:
     """The language model repeats what it is asked last, so that a test sees what it was asked."""
+    if failure is not None:
+        return protocol.LLMGatewayResponse(final.turn_order, final.transcript, failure)
     asked = str(gateway["messages"][-1]["content"]).replace("{{turn}}", final.transcript)
     message = {"role": "assistant", "content": asked}
     body = {

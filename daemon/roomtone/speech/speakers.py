@@ -1,0 +1,28 @@
+"""Who speaks: labels that are of one session each, and the names that a configuration gives them. Pure.
+
+The service begins with "A" in every session, whoever that is. So a label carries its session: "A.de5d9927", and two
+people are never one by accident. A name is given on purpose, by who knows the room.
+"""
+
+from collections.abc import Mapping
+
+EVERYBODY = "*"
+"""The label that stands for every speaker, labelled or not."""
+_NOBODY = frozenset({"", "UNKNOWN", "PENDING"})
+"""What the service says where it does not know: two of them are not one person."""
+
+
+class Speakers:
+    """The speakers of one session. `names` are the room's: by the service's label, or one for EVERYBODY."""
+
+    def __init__(self, session_id: str, names: Mapping[str, str]) -> None:
+        self._session = session_id[:8]
+        self._names = names
+
+    def name(self, label: str | None) -> str | None:
+        """The name for this label, else the label with its session; None for nobody known."""
+        if EVERYBODY in self._names:
+            return self._names[EVERYBODY]
+        if label is None or label in _NOBODY:
+            return None
+        return self._names.get(label) or f"{label}.{self._session}"
