@@ -23,6 +23,7 @@ COMMANDS = (
     "reload",
     "sinks",
     "coverage",
+    "analyze",
     "config",
     "events",
 )

@@ -2,17 +2,21 @@
 
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from roomtone.cli.loaded import config_option, load
+from roomtone.config import Config
+from roomtone.sinks import Sink
 
 
 @click.command(short_help="Record, transcribe and deliver.")
 @config_option
+@click.option("--print", "is_printing", is_flag=True, help="Print what is heard and answered; log only what is wrong.")
 @click.option("--verbose", "-v", is_flag=True, help="Log everything, whatever [service] log_level says.")
-def command(given: Path | None, *, verbose: bool) -> None:
+def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
     """Record, transcribe and deliver until SIGTERM or Ctrl-C.
 
     A first SIGTERM or Ctrl-C finishes what was heard: the last turns arrive and every sink is finished, within
@@ -22,8 +26,23 @@ def command(given: Path | None, *, verbose: bool) -> None:
     import trio  # noqa: PLC0415 - late: `roomtone --help` and errors of the configuration wait for none of it
 
     from roomtone import logs, places, secret, service  # noqa: PLC0415 - late, as above
+    from roomtone.cli import printing  # noqa: PLC0415 - late, as above
 
     config, _ = load(given)
-    logs.configure("debug" if verbose else config.service.log_level, sys.stderr)
+    since = datetime.now(UTC)
+    extra: dict[str, Sink] = {printing.NAME: printing.Print(write=click.echo, since=since)} if is_printing else {}
+
+    def reread() -> Config:
+        again = load(config.path).config
+        again.sinks.update(extra)
+        return again
+
+    level = "warning" if is_printing else config.service.log_level
+    logs.configure("debug" if verbose else level, sys.stderr)
+    config.sinks.update(extra)
     os.umask(places.UMASK)
-    trio.run(service.run, config, secret.take(os.environ), lambda: load(config.path).config)
+    environ = secret.take(os.environ)
+    trio.run(service.run, config, environ, reread)
+    if is_printing:
+        for line in printing.recordings(config, environ, since):
+            click.echo(line)

@@ -14,6 +14,8 @@ from roomtone import diagnosis
 from roomtone.config import Room, Service, Storage
 from roomtone.plugins import load_plugins
 from roomtone.sinks import Sink
+from roomtone.speech.analysis import Inquiry
+from roomtone.speech.completion import Access
 from roomtone.speech.governor import Budget
 
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
@@ -27,8 +29,8 @@ def schema_text() -> str:
 def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
     """The schema of a configuration whose sinks are of these kinds, or of kinds unknown here."""
     known = [kinds[kind] for kind in sorted(kinds)]
-    (service, storage, budget, room, *sinks), components = msgspec.json.schema_components(
-        (Service, Storage, Budget, Room, *known), schema_hook=_schema_of, ref_template="#/$defs/{name}"
+    (service, storage, budget, gateway, inquiry, room, *sinks), components = msgspec.json.schema_components(
+        (Service, Storage, Budget, Access, Inquiry, Room, *known), schema_hook=_schema_of, ref_template="#/$defs/{name}"
     )
     other = {
         "type": "object",
@@ -46,6 +48,8 @@ def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
             "storage": storage,
             "budget": budget,
             "rooms": _named(room) | {"minProperties": 1},
+            "gateway": gateway,
+            "analysis": _named(inquiry),
             "sinks": _named({"anyOf": [*sinks, other]}),
         },
         "$defs": components,

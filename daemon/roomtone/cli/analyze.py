@@ -1,0 +1,209 @@
+"""`roomtone analyze`: ask a language model about any stretch of the past."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import msgspec
+import trio
+
+from roomtone.backoff import Backoff
+from roomtone.cli.coverage import Since
+from roomtone.cli.exits import Exit, Failure
+from roomtone.cli.loaded import config_option, load
+from roomtone.cli.sinks import reading
+from roomtone.config import Config, find_gateway_key, find_key
+from roomtone.database import Database
+from roomtone.diagnosis import unknown
+from roomtone.facts import Cover
+from roomtone.speech import analysis
+from roomtone.speech.analysis import Conversation, Inquiry, Progress
+from roomtone.speech.completion import Completion
+from roomtone.speech.errand import Result, RoomFacts, Setting, analyze
+from roomtone.speech.gateway import Failed, Gateway, Verdict, open_gateway
+from roomtone.speech.spending import Spending
+
+TRIES = 6
+"""Requests for one answer, where the failure is a passing one."""
+LONGEST_WAIT = 120.0
+"""Seconds that a person is kept waiting between two of them."""
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """What `--json` gives, one line for each room. Times are UTC, `cost` is in USD, or null without a price."""
+
+    room: str
+    prompt: str
+    start: datetime
+    end: datetime
+    text: str
+    model: str | None
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost: float | None
+
+
+class Job(NamedTuple):
+    """What to ask about one room."""
+
+    room: str
+    prompt: Inquiry
+    conversation: Conversation
+    setting: Setting
+
+
+@click.command(short_help="Ask a language model about any stretch of the past.")
+@config_option
+@click.option(
+    "--from", "since", type=Since(), metavar="TIME", required=True, help="A time, or a duration like 2h or 7d."
+)
+@click.option("--to", "until", type=Since(), metavar="TIME", help="A time, or how long ago. Default: now.")
+@click.option("--prompt", "name", metavar="NAME", required=True, help="The table [analysis.NAME] to ask by.")
+@click.option("--room", "chosen", metavar="NAME", multiple=True, help="Only this room; may be given several times.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, one line for each room.")
+def command(
+    given: Path | None, since: datetime, until: datetime | None, name: str, chosen: tuple[str, ...], *, as_json: bool
+) -> None:
+    """Ask a language model, by a prompt of the configuration, about everything that was said in a stretch of time.
+
+    The journal is only looked at, so that the daemon may run meanwhile; the answer is printed and no event is made of
+    it. What it will cost at most is said before it is asked.
+    """
+    config, _ = load(given)
+    jobs = list(jobs_of(config, name, chosen, since, until or datetime.now(UTC)))
+    if not jobs:
+        raise Failure("nothing was said there that is in the journal")
+    for job in jobs:
+        with _progress(job.room) as progress:
+            _tell(expected(job))
+            result = trio.run(_ask, job, progress)
+        answered = Answered(
+            room=job.room,
+            prompt=name,
+            start=job.conversation.turns[0].at,
+            end=job.conversation.until,
+            text=result.completion.text,
+            model=result.completion.model,
+            requests=result.usage.requests,
+            input_tokens=result.usage.input_tokens,
+            output_tokens=result.usage.output_tokens,
+            cost=result.cost,
+        )
+        if as_json:
+            click.echo(msgspec.json.encode(answered))
+            continue
+        if len(jobs) > 1:
+            click.echo(f"[{job.room}]")
+        click.echo(answered.text)
+        cost = "" if answered.cost is None else f", {answered.cost:.4f} USD"
+        _tell(f"{answered.requests} requests, {answered.input_tokens} + {answered.output_tokens} tokens{cost}")
+
+
+def jobs_of(config: Config, name: str, chosen: Sequence[str], since: datetime, until: datetime) -> Iterator[Job]:
+    """What there is to ask about, room by room. Raises Failure and ConfigError with what is wrong."""
+    if name not in config.analysis:
+        raise Failure(f"{config.path}: {unknown(f'prompt [analysis.{name}]', name, config.analysis)}", Exit.USAGE)
+    if wrong := [room for room in chosen if room not in config.rooms]:
+        raise Failure(f"{config.path}: {unknown(f'room {wrong[0]}', wrong[0], config.rooms)}", Exit.USAGE)
+    if since >= until:
+        raise Failure("--from must be before --to", Exit.USAGE)
+    key = find_key(config, os.environ)
+    facts = {room: RoomFacts(table.rate, table.streaming) for room, table in config.rooms.items()}
+    setting = Setting(config.gateway, config.analysis, facts, key, find_gateway_key(config, key))
+    path = config.state(os.environ) / "journal.sqlite"
+    if not path.exists():
+        raise Failure(f"{path}: nothing was recorded with this configuration yet")
+    prompt = config.analysis[name]
+    with reading(path) as database:
+        for room in chosen or prompt.rooms or config.rooms:
+            if conversation := said(database, room, facts[room].rate, since, until):
+                yield Job(room, prompt, conversation, setting)
+
+
+def said(database: Database, room: str, rate: int, since: datetime, until: datetime) -> Conversation | None:
+    """All that was said in the room in this time, as one conversation."""
+    spans = list(positions(database.covers(room, 0), rate, since, until))
+    events = [event for start, end in spans for event in database.select(room, ["turn", "forgotten"], start, end)]
+    turns = analysis.current(events)
+    if not turns:
+        return None
+    ends = [max((word.end for word in turn.words), default=turn.position) for turn in turns]
+    last = max(turn.at + timedelta(seconds=(end - turn.position) / rate) for turn, end in zip(turns, ends, strict=True))
+    return Conversation(turns[0].position, max(ends), last, tuple(turns))
+
+
+def positions(covers: Sequence[Cover], rate: int, since: datetime, until: datetime) -> Iterator[tuple[int, int]]:
+    """The stretches of positions that were captured in this time. Pure."""
+    for cover in covers:
+        if cover.state != "captured" or cover.until <= since or cover.from_ >= until:
+            continue
+        start = cover.start + max(0, round((since - cover.from_).total_seconds() * rate))
+        end = cover.end - max(0, round((cover.until - until).total_seconds() * rate))
+        if start < end:
+            yield start, end
+
+
+def expected(job: Job) -> str:
+    """What asking will take, for a person."""
+    parts = analysis.cut(analysis.lines(job.conversation.turns), job.prompt.context)
+    sent, got = analysis.estimate(job.prompt, parts)
+    price = job.setting.access.prices.get(job.prompt.model)
+    cost = "" if price is None else f", at most {(sent * price.input + got * price.output) / 1e6:.4f} USD"
+    return (
+        f"{job.room}: {len(job.conversation.turns)} turns, {job.conversation.words} words, "
+        f"about {sent} tokens to {job.prompt.model}{cost}"
+    )
+
+
+async def _ask(job: Job, progress: Progress) -> Result:
+    access = job.setting.access
+    spending = Spending({})
+    spending.prices = access.prices
+    async with open_gateway(access.timeout) as gateway:
+
+        async def ask(request: Mapping[str, Any]) -> Completion:
+            return await _ask_patiently(gateway, job, request)
+
+        try:
+            return await analyze(job.prompt, job.room, job.conversation, ask, spending=spending, progress=progress)
+        except Failed as failed:
+            error = str(failed)
+    raise Failure(f"no answer: {error}")
+
+
+async def _ask_patiently(gateway: Gateway, job: Job, request: Mapping[str, Any]) -> Completion:
+    backoff = Backoff(first=2.0)
+    while True:
+        try:
+            return await gateway.ask(job.setting.route(job.room), request)
+        except Failed as failed:
+            delay = max(failed.wait, backoff.next())
+            if failed.verdict is not Verdict.PASSING or backoff.failures >= TRIES or delay > LONGEST_WAIT:
+                raise
+            _tell(f"{failed}; again in {delay:.0f} s")
+        await trio.sleep(delay)
+
+
+def _tell(text: str) -> None:
+    """Beside the answer, which alone is on stdout."""
+    click.echo(text, err=True)
+
+
+@contextmanager
+def _progress(room: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, and nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield analysis.untold
+        return
+    from rich.console import Console  # noqa: PLC0415 - late: only a terminal wants it
+    from rich.progress import Progress as Bar  # noqa: PLC0415 - late, as above
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"asking about {room}", total=None)
+        yield lambda done, count: bar.update(task, completed=done, total=count)
