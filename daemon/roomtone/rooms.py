@@ -231,7 +231,7 @@ class OpenRoom:
             endpoint=endpoint,
             terms=self._terms,
             speech_model=table.streaming.speech_model,
-            two_finals=_has_two_finals(table.streaming),
+            two_finals=has_two_finals(table.streaming),
             failed=partial(around.glance.failed, self.name),
             meter=around.governor.meter(self.name, table.streaming) if endpoint.remote else FREE,
             answers=around.analyst.answers(self.name, table.streaming, remote=endpoint.remote),
@@ -329,6 +329,6 @@ class Rooms:
                 self._changed.unpark_all()
 
 
-def _has_two_finals(streaming: Streaming) -> bool:
+def has_two_finals(streaming: Streaming) -> bool:
     """Whether the model can send an unformatted and then a formatted final of one turn: see `speech/turns.py`."""
     return bool(streaming.format_turns) and streaming.speech_model in US_MODELS

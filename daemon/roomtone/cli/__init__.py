@@ -23,6 +23,7 @@ COMMANDS = (
     "reload",
     "sinks",
     "coverage",
+    "transcribe",
     "analyze",
     "config",
     "events",

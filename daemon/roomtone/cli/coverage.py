@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from roomtone.cli.sinks import reading
 from roomtone.database import Database
 from roomtone.facts import Cover
 from roomtone.ledger import State, Summary, draw, summarize
+from roomtone.speech.governor import Bill, Books
 
 WIDTH = 72
 """Characters of the timeline."""
@@ -61,10 +63,13 @@ class Since(click.ParamType):  # type: ignore[type-arg]  # generic in newer vers
             )
 
 
+SINCE = Since()
+
+
 @click.command(short_help="Say what became of every sample and every second.")
 @config_option
 @click.option("--room", "chosen", metavar="NAME", multiple=True, help="Only this room; may be given several times.")
-@click.option("--since", type=Since(), metavar="TIME", help="Only from then on: a time, or a duration like 2h or 7d.")
+@click.option("--since", type=SINCE, metavar="TIME", help="Only from then on: a time, or a duration like 2h or 7d.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: explained, and rooms with positions and times.")
 def command(given: Path | None, *, chosen: tuple[str, ...], since: datetime | None, as_json: bool) -> None:
     """Say of every room what was captured, what was lost and why, and what is transcribed.
@@ -73,12 +78,19 @@ def command(given: Path | None, *, chosen: tuple[str, ...], since: datetime | No
     yet. The exit code is 1 when there is a position or a second that nothing explains, which is a fault of Roomtone.
     """
     config, _ = load(given)
-    accounts = _accounts(config.state(os.environ) / "journal.sqlite", chosen, since)
+    journal = config.state(os.environ) / "journal.sqlite"
+    accounts = _accounts(journal, chosen, since)
+    bills = _bills(journal, [account.summary.room for account in accounts])
     if as_json:
         explained = all(account.summary.is_explained for account in accounts)
-        click.echo(msgspec.json.encode({"explained": explained, "rooms": [one.summary for one in accounts]}))
+        rooms = [one.summary for one in accounts]
+        spent = {"currency": config.budget.currency, "rooms": bills}
+        click.echo(msgspec.json.encode({"explained": explained, "rooms": rooms, "spent": spent}))
     else:
         _print(accounts, since)
+        for room, bill in bills.items():
+            if bill.month.seconds:
+                click.echo(f"{room}   {_cost(bill, config.budget.currency)}")
     if faults := [one.summary.room for one in accounts if not one.summary.is_explained]:
         raise Failure(f"not everything is explained in {', '.join(faults)}: please report this")
 
@@ -94,6 +106,18 @@ def _accounts(journal: Path, chosen: Sequence[str], since: datetime | None) -> l
         covers = {room: database.covers(room, 0) for room in (chosen or rates)}
     summaries = {room: summarize(room, rates[room], rows, since=since) for room, rows in covers.items()}
     return [Account(summary, covers[room]) for room, summary in summaries.items() if summary]
+
+
+def _bills(journal: Path, rooms: Sequence[str]) -> dict[str, Bill]:
+    """What the sessions of each room have cost today and this month; one that is open, up to ten seconds ago."""
+    with reading(journal) as database:
+        books = Books(database.marks("spent/"))
+    return {room: books.bill(time.time(), room) for room in rooms}
+
+
+def _cost(bill: Bill, currency: str) -> str:
+    today, month = (f"{one.money:.2f} {currency} ({_duration(one.seconds)})" for one in (bill.day, bill.month))
+    return f"sessions cost {today} today, {month} this month (UTC)"
 
 
 def _rates(database: Database) -> dict[str, int]:

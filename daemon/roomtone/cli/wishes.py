@@ -118,7 +118,7 @@ def ordering(name: str, given: Path | None) -> Iterator[tuple[Database, int]]:
     if not journal.exists():
         raise Failure(f"{journal}: there is no journal yet: no sink has run. Start the daemon first", Exit.FAILED)
     try:
-        with _opened(journal) as database:
+        with writing(journal) as database:
             cursors = database.cursors()
             if name not in cursors:
                 raise Failure(_unknown(name, cursors, tables, path))
@@ -137,7 +137,7 @@ def state_of(tables: Mapping[str, Any], path: Path) -> Path:
 
 
 @contextmanager
-def _opened(journal: Path) -> Iterator[Database]:
+def writing(journal: Path) -> Iterator[Database]:
     """A second writer beside the daemon: short statements, each its own transaction, and no events."""
     address = f"file:{quote(str(journal))}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=10, isolation_level=None)) as connection:
