@@ -194,7 +194,7 @@ def test_a_reload_touches_only_what_has_changed(folder: Path) -> None:
         assert daemon.finish() == 0, daemon.log
 
     samples = spooled(folder, "desk")
-    assert len(samples) > 5 * RATE
+    assert len(samples) > RATE
     assert breaks(samples) == []
     assert samples[0] == 0
     assert not [event for event in events(folder, "gap") if event["room"] == "desk"]

@@ -95,9 +95,9 @@ async def open_server(engine: Engine, options: Options) -> AsyncIterator["Server
 
 
 class Server:
-    """Its address, and the sessions that it has now."""
+    """Its address, and the sessions that it has now. `inline` calls the engine in the loop itself, for virtual time."""
 
-    def __init__(self, engine: Engine, options: Options, port: int) -> None:
+    def __init__(self, engine: Engine, options: Options, port: int, *, inline: bool = False) -> None:
         host = f"[{options.host}]" if ":" in options.host else options.host
         self.url = f"ws://{host}:{port}/v3/ws"
         self.sessions = 0
@@ -105,6 +105,7 @@ class Server:
         self._left = trio.lowlevel.ParkingLot()
         self._engine = engine
         self._options = options
+        self._inline = inline
         self._limiter = trio.CapacityLimiter(options.sessions)
 
     async def drained(self) -> None:
@@ -181,6 +182,8 @@ class Server:
         """
         with trio.CancelScope(shield=True), trio.move_on_after(self._options.patience):
             try:
+                if self._inline:
+                    return function()
                 return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._limiter)
             except Refused:
                 raise
