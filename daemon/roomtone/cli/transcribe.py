@@ -27,6 +27,7 @@ from roomtone.speech.coverage import Spans
 from roomtone.speech.endpoint import Endpoints, open_endpoints
 from roomtone.speech.governor import FREE, Governor, open_governor
 from roomtone.speech.minutes import Desk
+from roomtone.speech.terms import Terms
 from roomtone.speech.transcriber import repair, wish_mark
 
 
@@ -136,7 +137,8 @@ async def _repair(
     endpoints: Endpoints,
     governor: Governor,
 ) -> None:
-    endpoint = endpoints.choose(room.streaming, room.rate, find_key(config, environ))
+    terms = Terms(room.streaming)
+    endpoint = endpoints.choose(terms, room.rate, find_key(config, environ))
     if endpoint.remote and governor.is_spent:
         raise Failure("the budget is spent: try again in the next period, or raise it in [budget]; nothing was sent")
     async with open_spool(config.state(environ) / SPOOL / name, rate=room.rate) as spool:
@@ -149,8 +151,10 @@ async def _repair(
             journal=journal,
             live=Live(),
             endpoint=endpoint,
+            terms=terms,
             speech_model=room.streaming.speech_model,
             two_finals=has_two_finals(room.streaming),
             meter=governor.meter(name, room.streaming) if endpoint.remote else FREE,
+            speakers=room.speakers,
         )
         await repair(desk)
