@@ -8,7 +8,7 @@ import trio
 from roomtone.batch import Batch, SinkFailed
 from roomtone.delivery import opened
 from roomtone.events import Durable
-from roomtone.failure import explain
+from roomtone.failure import explain, innermost
 from roomtone.hooks import Implementation, bind
 from roomtone.sinks import Context, Sink
 from roomtone.worker import Worker
@@ -43,7 +43,7 @@ async def rehearse(sink: Sink, context: Context, choose: Callable[[Implementatio
         if patience.cancelled_caught:
             return Outcome(error=f"opening or leaving took longer than {sink.timeout:g} s")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary: all of it runs the sink's code
-        return Outcome(error=explain(error))
+        return Outcome(error=explain(innermost(error)))
     return outcome
 
 
