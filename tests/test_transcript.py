@@ -18,6 +18,7 @@ from journalled import Numbering, accept, context, deliver_all
 from roomtone import Analysis, Answer, Durable, Forgotten, Gap, SessionStarted, Turn, Word
 from roomtone_transcript import TranscriptSink
 from roomtone_transcript.captions import Cue, render
+from roomtone_transcript.scribe import Scribe
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
 RATE = 16_000
@@ -262,6 +263,31 @@ async def test_what_is_forgotten_is_gone(tmp_path: Path) -> None:
     assert b"Secret" not in (tmp_path / "state/archive/transcript.sqlite").read_bytes()
     await deliver(sink, tmp_path, [msgspec.structs.replace(gone, start=0)])
     assert pages(tmp_path / "pages") == {}
+
+
+async def test_what_is_forgotten_is_gone_over_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the store and the pages, the wish that comes again writes them; the store's log has nothing."""
+    sink = TranscriptSink(directory="pages", format="text")
+    await deliver(sink, tmp_path, committed(said(1, "Keep."), said(5, "Secret word.", order=1)))
+    position, end = RATE * 5, RATE * 9
+    gone = Forgotten(room="desk", position=position, at=NOON, start=position, end=end, from_=NOON, until=NOON)
+    writing = Scribe._write
+
+    def die(*_: object) -> None:
+        raise OSError(5, "died")
+
+    monkeypatch.setattr(Scribe, "_write", die)
+    with pytest.raises(OSError, match="died"):
+        await deliver(sink, tmp_path, [gone])
+    monkeypatch.setattr(Scribe, "_write", writing)
+    assert "Secret" in pages(tmp_path / "pages")["desk/desk_2025-03-01.txt"]
+    async with sink.open(context(tmp_path)) as plugin:
+        scribe: Any = plugin
+        scribe.forgotten(gone)
+        scribe.flush()
+        assert "Secret" not in pages(tmp_path / "pages")["desk/desk_2025-03-01.txt"]
+        for path in (tmp_path / "state/archive").iterdir():
+            assert b"Secret" not in path.read_bytes(), path
 
 
 async def test_private(tmp_path: Path) -> None:

@@ -348,6 +348,31 @@ async def test_forgotten_audio_is_zero(tmp_path: Path) -> None:
     ]
 
 
+async def test_what_was_forgotten_before_it_came_is_noted(tmp_path: Path) -> None:
+    """A wish can come before the segment that it silences: the sidecar accounts for those zeros too."""
+    room = Room(tmp_path)
+    room.says(300)
+    room.forgets(200, 450)
+    room.says(300)
+    room.says(300)
+    await deliver(Wav(directory="wav"), tmp_path, room.events)
+    (sidecar,) = (msgspec.json.decode(path.read_bytes()) for path in (tmp_path / "wav").rglob("*.json"))
+    assert sidecar["forgotten"] == [{"start": 200, "end": 450}]
+
+
+async def test_half_written_files_go_with_what_is_forgotten(tmp_path: Path) -> None:
+    """What a crash has left of a sidecar, or of compressing, may have it too."""
+    room = Room(tmp_path)
+    room.says(300)
+    await deliver(Wav(directory="wav"), tmp_path, room.events)
+    (path,) = (tmp_path / "wav").rglob("*.wav")
+    for name in (f"{path.stem}.flac.new", f"{path.stem}.json.new"):
+        path.with_name(name).write_bytes(b"half")
+    room.forgets(0, 100)
+    await deliver(Wav(directory="wav"), tmp_path, room.events[-1:])
+    assert not list((tmp_path / "wav").rglob("*.new"))
+
+
 async def test_forgetting_is_done_years_later(tmp_path: Path) -> None:
     """The catalog finds old files, passes over those that were deleted since, and erases across a silence."""
     room = Room(tmp_path)
