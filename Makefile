@@ -24,7 +24,7 @@ demo: $(VENV)/run
 
 test: $(VENV)/dev packages
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 crash: $(VENV)/dev
 	ROOMTONE_KILLS=200 $(BIN)/python -m pytest -s --timeout=1800 tests/test_crashes.py tests/test_disk_full.py

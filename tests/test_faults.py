@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
 import trio
 
+from conftest import Report
 from roomtone.events import Event, SessionStarted
 from roomtone.speech.transcriber import transcribe
 from roomtone.testing.faults import (
@@ -110,17 +110,16 @@ def committed_at(event: Event) -> float:
     return (uuid.UUID(event.id).int >> 80) / 1000
 
 
-async def test_each_fault_costs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_each_fault_costs_nothing(tmp_path: Path, report: Report) -> None:
     """After each fault no sample is lost, and no word is missing or doubled; all at once, each in its own room."""
     rows: list[Row] = []
     with trio.fail_after(110):
         async with trio.open_nursery() as nursery:
             for number, name in enumerate(FAULTS):
                 nursery.start_soon(suffer, tmp_path / str(number), name, rows)
-    with capsys.disabled():
-        print(f"\n{'fault':32}{'seconds until a session is up':>30}{'samples lost':>14}{'missing':>9}{'doubled':>9}")
-        for row in sorted(rows):
-            print(f"{row.fault:32}{row.recovery:30.1f}{row.lost:14}{row.missing:9}{row.doubled:9}")
+    table = [f"\n{'fault':32}{'seconds until a session is up':>30}{'samples lost':>14}{'missing':>9}{'doubled':>9}"]
+    table += [f"{row.fault:32}{row.recovery:30.1f}{row.lost:14}{row.missing:9}{row.doubled:9}" for row in sorted(rows)]
+    report("\n".join(table))
 
     assert len(rows) == len(FAULTS)
     assert [row for row in rows if (row.lost, row.missing, row.doubled) != (0, 0, 0)] == []

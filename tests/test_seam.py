@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 
+from conftest import Report
 from roomtone.events import Word
 from roomtone.speech.seam import unheard
 
@@ -72,15 +73,14 @@ def _quiet(turns: list[list[Word]], death: float) -> int:
 
 
 @pytest.mark.parametrize(("differently", "allowed"), [(0.0, 0.001), (0.03, 0.005)])
-def test_kills(differently: float, allowed: float, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kills(differently: float, allowed: float, report: Report) -> None:
     """Over a thousand kills, words are missing or doubled in at most 0.1 % of them, 0.5 % when some are misheard."""
     kills = 1000
     results = [kill(random.Random(seed), differently) for seed in range(kills)]
     bad = [result for result in results if result != (0, 0)]
-    with capsys.disabled():
-        print(
-            f"\nseams: {kills} kills, {differently:.0%} heard differently: {len(bad)} bad "
-            f"({sum(m for m, _ in bad)} words missing, {sum(d for _, d in bad)} doubled)"
-        )
+    report(
+        f"seams: {kills} kills, {differently:.0%} heard differently: {len(bad)} bad "
+        f"({sum(m for m, _ in bad)} words missing, {sum(d for _, d in bad)} doubled)"
+    )
 
     assert len(bad) <= allowed * kills

@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from conftest import Report
 from roomtone.capture.segment import Segment
 from roomtone.config import Storage
 from roomtone.delivery import Delivery
@@ -138,7 +139,7 @@ def now() -> float:
 
 
 @pytest.mark.timeout(3000)
-async def test_hours_of_audio(tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_hours_of_audio(tmp_path: Path, autojump_clock: MockClock, report: Report) -> None:
     """Through rollovers, outages and restarts each word is delivered once; memory, files and disk stay as they were."""
     sink = Counting(start="oldest")
     sizes = []
@@ -150,9 +151,8 @@ async def test_hours_of_audio(tmp_path: Path, autojump_clock: MockClock, capsys:
             room.spool.end_of_data()
             await transcribe(room.desk, realtime=True, utc=now)
             last = [number for turn in await room.turns() for word in turn.words for number in numbers_in(word.text)]
-    with capsys.disabled():
-        for hour, (objects, files, disk) in enumerate(sizes, 1):
-            print(f"\nafter hour {hour}: {objects} objects, {files} files, {disk} KiB on disk", end="")
+    for hour, (objects, files, disk) in enumerate(sizes, 1):
+        report(f"after hour {hour}: {objects} objects, {files} files, {disk} KiB on disk")
 
     said = {number for numbers in sink.said.values() for number in numbers} | set(last)
     assert said == set(range(16 * 60 * HOURS))
@@ -166,7 +166,7 @@ async def test_hours_of_audio(tmp_path: Path, autojump_clock: MockClock, capsys:
 async def test_a_month_of_events(
     tmp_path: Path,
     autojump_clock: MockClock,
-    capsys: pytest.CaptureFixture[str],
+    report: Report,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Over thirty days of sessions, turns and segments the journal, the spool and memory stay as large as after two."""
@@ -177,10 +177,9 @@ async def test_a_month_of_events(
         for day in range(30):
             sizes.append(await live_a_day(tmp_path, service, sink, day))
             sink.said.clear()
-    with capsys.disabled():
-        for day in (1, 2, 15, 30):
-            objects, files, disk = sizes[day - 1]
-            print(f"\nafter day {day}: {objects} objects, {files} files, {disk} KiB on disk", end="")
+    for day in (1, 2, 15, 30):
+        objects, files, disk = sizes[day - 1]
+        report(f"after day {day}: {objects} objects, {files} files, {disk} KiB on disk")
 
     assert sizes[-1].objects < 1.1 * sizes[1].objects + 2000
     assert sizes[-1].files <= sizes[1].files + 2

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import pytest
 
+from conftest import Report
 from guests import LOG, PREFIX, PROGRAM, ROOM, Installed, booted, installed
 from systemd_lab import Guest
 
@@ -74,7 +75,7 @@ def lasting(gap: dict[str, str]) -> float:
     return (datetime.fromisoformat(gap["until"]) - datetime.fromisoformat(gap["from"])).total_seconds()
 
 
-def test_a_cold_start_records(roomtone: Installed, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cold_start_records(roomtone: Installed, report: Report) -> None:
     """`systemctl start` returns when samples are on disk; the status says what records; the state is private."""
     roomtone.install()
     assert roomtone.recorded() > 0
@@ -84,11 +85,10 @@ def test_a_cold_start_records(roomtone: Installed, capsys: pytest.CaptureFixture
     assert entry["_SYSTEMD_UNIT"] == "roomtone.service"
     modes = roomtone.guest.run("find", "/var/lib/private/roomtone", "-perm", "/077").stdout
     assert modes == ""
-    with capsys.disabled():
-        print(f"\nstart to first recorded sample: {first_sample(roomtone):.2f} s")
+    report(f"start to first recorded sample: {first_sample(roomtone):.2f} s")
 
 
-def test_a_kill_costs_a_gap_and_no_more(roomtone: Installed, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kill_costs_a_gap_and_no_more(roomtone: Installed, report: Report) -> None:
     """Killed, it is started again; what is missing is one gap with its cause, and recording goes on behind it."""
     roomtone.install()
     pid = roomtone.show("MainPID")["MainPID"]
@@ -98,11 +98,10 @@ def test_a_kill_costs_a_gap_and_no_more(roomtone: Installed, capsys: pytest.Capt
 
     assert gap["cause"] == "daemon down"
     assert roomtone.show("NRestarts")["NRestarts"] == "1"
-    with capsys.disabled():
-        print(f"\naudio lost by SIGKILL: {lasting(gap):.2f} s")
+    report(f"audio lost by SIGKILL: {lasting(gap):.2f} s")
 
 
-def test_a_restart_costs_a_gap(roomtone: Installed, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_restart_costs_a_gap(roomtone: Installed, report: Report) -> None:
     """`systemctl restart` ends cleanly, and what it costs is one gap."""
     roomtone.install()
     roomtone.guest.run("systemctl", "restart", "roomtone")
@@ -111,8 +110,7 @@ def test_a_restart_costs_a_gap(roomtone: Installed, capsys: pytest.CaptureFixtur
     assert gap["cause"] == "daemon down"
     assert gap["start"] == gap["end"]
     assert roomtone.show("NRestarts")["NRestarts"] == "0"
-    with capsys.disabled():
-        print(f"\naudio lost by systemctl restart: {lasting(gap):.2f} s")
+    report(f"audio lost by systemctl restart: {lasting(gap):.2f} s")
 
 
 HANGS_ONCE = """

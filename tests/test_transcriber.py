@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from conftest import Report
 from roomtone.events import SessionEnded
 from roomtone.speech.transcriber import transcribe
 from roomtone.testing.conversation import Manner
@@ -260,7 +261,7 @@ async def test_the_daemon_dies_and_comes_back(tmp_path: Path, autojump_clock: Mo
 
 @pytest.mark.parametrize(("differently", "allowed"), [(0.0, 0), (0.03, 0.005)])
 async def test_random_kills(
-    differently: float, allowed: float, tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+    differently: float, allowed: float, tmp_path: Path, autojump_clock: MockClock, report: Report
 ) -> None:
     """Over dozens of kills at random moments, with times that jitter, hardly a word is missing or doubled."""
     rng = random.Random(3)
@@ -277,8 +278,7 @@ async def test_random_kills(
         ended = await room.journal.select("desk", ["session_ended"], 0, 1 << 60)
     missing = set(range(1, 601)) - set(numbers)
     doubled = len(numbers) - len(set(numbers))
-    with capsys.disabled():
-        print(f"\n{len(ended)} kills, {differently:.0%} heard differently: {len(missing)} missing, {doubled} doubled")
+    report(f"{len(ended)} kills, {differently:.0%} heard differently: {len(missing)} missing, {doubled} doubled")
 
     assert unsettled == 0
     assert len(missing) + doubled <= allowed * len(ended)

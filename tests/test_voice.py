@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from conftest import Report
 from conversing import converse, judge, listen, noise, sentences_in
 from hearing import RATE, demo_audio
 from roomtone.capture import voice
@@ -12,14 +13,13 @@ from roomtone.capture.voice import Cascade, DetectorMissing, open_detector
 
 
 @pytest.mark.parametrize(("decibels", "slope"), [(20.0, 2.0), (5.0, 1.0)])
-def test_conversations_over_noise(decibels: float, slope: float, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversations_over_noise(decibels: float, slope: float, report: Report) -> None:
     """In minutes of conversation now and then no first word is lost, nothing is opened for noise, and the time that
     sessions are open is close to the ideal.
     """
     talk = converse(sentences_in(demo_audio()), seconds=210, decibels=decibels, slope=slope)
     verdict = judge(talk, listen(talk.audio, open_detector(RATE), close_after=10), close_after=10)
-    with capsys.disabled():
-        print(f"\n{decibels:g} dB: {verdict}")
+    report(f"{decibels:g} dB: {verdict}")
 
     assert (verdict.lost, verdict.false) == (0, 0)
     assert verdict.seconds < verdict.ideal * 1.1

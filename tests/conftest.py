@@ -1,0 +1,34 @@
+"""What all tests share: the figures that some of them print stand at the end of a run, whatever runs them."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+
+Report: TypeAlias = Callable[[str], None]
+
+
+@pytest.fixture
+def report(record_property: Callable[[str, object], None]) -> Report:
+    """Print a line, or several, at the end of the run: a figure that this test has measured."""
+
+    def note(text: str) -> None:
+        record_property("figures", text)
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures of all tests, test by test. With several workers their own output would be lost."""
+    lines = [
+        f"{report.nodeid.rpartition('::')[2]}: {text}"
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, text in report.user_properties
+        if name == "figures"
+    ]
+    if lines:
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.write_line(line)
