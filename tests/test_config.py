@@ -176,6 +176,21 @@ def test_drop_in() -> None:
             DESK + 'device = "x"',
             '[rooms.desk] device = "x": belongs into the source, as in source = { kind = "microphone", device = ... }',
         ),
+        (
+            '[rooms.desk]\nsource = { kind = "microphone", device = 0 }',
+            "[rooms.desk.source] device = 0: must be text (at least 1 character); `roomtone devices` lists the names",
+        ),
+        (
+            DESK + '[rooms.desk.streaming]\nendpoint = "asemblyai"',
+            (
+                '[rooms.desk.streaming] endpoint = "asemblyai": is no endpoint: use one of "assemblyai", '
+                '"assemblyai-us", "assemblyai-eu", "local", or an address that begins with ws:// or wss://'
+            ),
+        ),
+        (
+            DESK + '[service]\nmetrics = "localhost"',
+            '[service] metrics = "localhost": is no address; write 127.0.0.1:9464',
+        ),
         (DESK + "format_turns = true", "[rooms.desk] format_turns = true: belongs into [rooms.desk.streaming]"),
         (DESK + "sample_rate = 8000", "[rooms.desk] sample_rate = 8000: is called rate here"),
         (
@@ -359,6 +374,18 @@ def test_doubts() -> None:
         (b"[rooms", "end of document"),
         (b"a = 1\na = 2\n", "line 2, column 6: Cannot overwrite a value"),
         (b"a = 1\nb = '\xff'\n", "line 2: not UTF-8"),
+        (
+            b"[rooms.desk]\nrate = 8000\n[rooms.desk]\n",
+            "line 3, column 12: [rooms.desk] stands here a second time; write all its keys into one table",
+        ),
+        (
+            b"[service]\ngrace = 4,5\n",
+            (
+                "line 2, column 10: Expected newline or end of document after a statement; "
+                "one key = value a line, text in quotes, 4.5 and not 4,5"
+            ),
+        ),
+        (b"[service]\nlog_level = debug\n", "line 2, column 13: Invalid value; text stands in quotes"),
     ],
 )
 def test_no_toml(tmp_path: Path, content: bytes, says: str) -> None:

@@ -64,7 +64,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             host, _ = address_of(self.metrics)
             if not (self.metrics_public or ip_address(host).is_loopback):
                 raise ValueError(
-                    f"metrics: {self.metrics!r} is open to other machines, without a password; use 127.0.0.1, or say "
+                    "metrics: is open to other machines, without a password; use 127.0.0.1, or say "
                     "metrics_public = true and let a firewall guard it"
                 )
         if self.metrics_textfile is not None and not self.metrics_textfile.endswith(".prom"):
@@ -83,7 +83,7 @@ def address_of(text: str) -> tuple[str, int]:
             return host, int(port)
     except ValueError:
         pass
-    raise ValueError(f"metrics: {text!r} is no address; write 127.0.0.1:9464")
+    raise ValueError("metrics: is no address; write 127.0.0.1:9464")
 
 
 class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -364,7 +364,10 @@ def _rooms(rooms: Any) -> Iterator[Problem]:
             yield Problem(("rooms",), "a room has a name: write [rooms.desk] instead of [rooms]", name, table)
             continue
         yield from _name(("rooms", name), name)
-        yield from diagnosis.diagnose(table, Room, ("rooms", name), _advice)
+        for problem in diagnosis.diagnose(table, Room, ("rooms", name), _advice):
+            of_device = problem.key == "device" and problem.table[-1] == "source"
+            hint = "; `roomtone devices` lists the names" if of_device else ""
+            yield msgspec.structs.replace(problem, text=problem.text + hint)
 
 
 def _gateway(table: Any, path: Path) -> Access:
@@ -523,6 +526,26 @@ def _plain(value: Any) -> Any:
 
 
 def _place(message: str) -> str:
-    """The place comes last from tomllib; a person looks for it first."""
+    """What tomllib says, with the place first, where a person looks for it, and with what to do where that is known."""
     found = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", message, re.DOTALL)
-    return f"{found[2]}: {found[1]}; this is no TOML" if found else f"{message}; this is no TOML"
+    what, place = (found[1], f"{found[2]}: ") if found else (message, "")
+    if twice := re.fullmatch(r"Cannot declare \((.*?),?\) twice", what):
+        table = ".".join(re.findall(r"""['"](.*?)['"]""", twice[1]))
+        return f"{place}[{table}] stands here a second time; write all its keys into one table"
+    hint = next((hint for beginning, hint in _TOML_HINTS.items() if what.startswith(beginning)), None)
+    return f"{place}{what}; {hint or 'this is no TOML'}"
+
+
+_TOML_HINTS = {
+    "Cannot overwrite": "this key or table is there already: leave one of the two",
+    "Expected '=' after a key": "write key = value; a name with spaces is no key",
+    "Expected ']' at the end": "write [rooms.desk]; names have no spaces",
+    "Expected newline": "one key = value a line, text in quotes, 4.5 and not 4,5",
+    "Invalid initial character for a key part": "a table in braces stands in one line, without a comma at its end",
+    "Invalid value": "text stands in quotes, and it is true and false",
+    "Unclosed array": "write [1, 2], with commas between",
+    "Unclosed inline table": "write { kind = ..., path = ... } in one line, with commas between",
+    "Unescaped": "in single quotes a backslash is a backslash",
+    "Unterminated string": "a quote is missing at its end",
+}
+"""What to do, by how a message of tomllib begins; its words are the same in Python 3.11 to 3.13."""

@@ -148,8 +148,13 @@ def _in_table(
         yield Problem(table, unknown(tag_field or "", str(tag), map(str, structs)), tag_field, tag)
         return
     found = list(_in_fields(value, structs[tag], table, tag_field, advice))
-    # Each field is fine by itself: then it is a rule over several of them, whose text is the Struct's own.
-    yield from found or [Problem(table, refusal.partition(" - at `")[0])]
+    # Each field is fine by itself: then it is a rule of the Struct's own, whose text may begin with the field.
+    yield from found or [_ruled(value, table, refusal.partition(" - at `")[0])]
+
+
+def _ruled(value: dict[str, Any], table: tuple[str, ...], text: str) -> Problem:
+    key, _, rest = text.partition(": ")
+    return Problem(table, rest, key, value[key]) if key in value else Problem(table, text)
 
 
 def _in_fields(

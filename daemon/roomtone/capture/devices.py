@@ -208,7 +208,8 @@ def list_sources(complain: Callable[[str], None]) -> tuple[Source, ...]:
     except subprocess.TimeoutExpired:
         complain("the sound server does not answer")
     except subprocess.CalledProcessError as error:
-        complain(f"the sound server cannot be asked: {error.stderr.strip()}")
+        said = error.stderr.strip().partition("\n")[0]  # pactl says it twice
+        complain(f"the sound server cannot be asked: {said}")
     else:
         # A server elsewhere counts its own cards, so its numbers mean nothing here.
         elsewhere = os.environ.get("PULSE_SERVER", "").startswith(("tcp:", "tcp4:", "tcp6:"))

@@ -97,7 +97,8 @@ def resolve(endpoint: str | None, streaming_endpoint: str | None = None) -> str:
         endpoint = "assemblyai-eu" if streaming_endpoint == "assemblyai-eu" else "assemblyai"
     if endpoint in ENDPOINTS:
         return ENDPOINTS[endpoint]
-    choices = f"use {', '.join(map(repr, ENDPOINTS))}, or an address such as http://127.0.0.1:8080/v1/chat/completions"
+    names = ", ".join(f'"{name}"' for name in ENDPOINTS)
+    choices = f"use {names}, or an address such as http://127.0.0.1:8080/v1/chat/completions"
     try:
         parts = urlsplit(endpoint)
         _ = parts.port

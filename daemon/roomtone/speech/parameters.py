@@ -220,7 +220,8 @@ def query(streaming: Streaming, rate: int) -> str:
 
 
 def _address(endpoint: str) -> str:
-    choices = f"use one of {', '.join(map(repr, (*ENDPOINTS, LOCAL)))}, or an address that begins with ws:// or wss://"
+    names = ", ".join(f'"{name}"' for name in (*ENDPOINTS, LOCAL))
+    choices = f"use one of {names}, or an address that begins with ws:// or wss://"
     try:
         parts = urlsplit(endpoint)
         _ = parts.port
