@@ -366,6 +366,17 @@ def test_check_faults(home: Path) -> None:
     assert done.stderr == "roomtone: 3 of these would not run\n"
 
 
+def test_check_opens_files(home: Path) -> None:
+    """A file that is a source is opened unasked, for that disturbs nobody; the line names it."""
+    write_config(home, log=LOG)
+    (home / "talk.wav").unlink()
+
+    done = run("check")
+
+    assert done.returncode == Exit.FAILED
+    assert f"file {home / 'talk.wav'} is not there" in done.stdout
+
+
 def test_check_beside_the_daemon(home: Path) -> None:
     """While the daemon runs its sinks are left alone."""
     write_config(home, log=LOG)

@@ -11,7 +11,7 @@ import trio
 
 from roomtone import config as configuration
 from roomtone import places
-from roomtone.capture.feed import SourceEnded, SourceFailed, name_of, open_source
+from roomtone.capture.feed import File, SourceEnded, SourceFailed, name_of, open_source
 from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import Loaded, config_option, load
@@ -38,14 +38,15 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @click.command(short_help="Say what would run, and whether it can.")
 @config_option
-@click.option("--sources", is_flag=True, help="Open every source too, and wait for its first samples.")
+@click.option("--sources", is_flag=True, help="Open microphones and commands too, and wait for samples.")
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object: ok, and findings [{subject, what, fault, note}]."
 )
 def command(given: Path | None, *, sources: bool, as_json: bool) -> None:
     """Load the configuration and the plugins, open and close every sink, and say what would run.
 
-    Nothing is recorded and nobody is told anything. While the daemon runs with this state its sinks are left alone.
+    A source that is a file is opened too. Nothing is recorded and nobody is told anything. While the daemon runs with
+    this state its sinks are left alone.
     The exit code is 0 when all of it would run, 1 when something would not, 78 when the configuration is wrong.
     """
     loaded = load(given)
@@ -90,7 +91,7 @@ async def _state_and_sinks(config: Config, environ: Mapping[str, str], state: Pa
             *(Finding(f"sink {name}", _kind(sink)) for name, sink in config.sinks.items()),
         ]
     except places.StateError as error:
-        return [Finding("state", str(state), fault=str(error))]
+        return [Finding("state", str(state), fault=str(error).removeprefix(f"{state}: "))]
     return [Finding("state", str(state)), *opened]
 
 
@@ -114,7 +115,7 @@ async def _sink(name: str, sink: Sink, config: Config, environ: Mapping[str, str
 
 async def _room(name: str, room: Room, config: Config, *, sources: bool) -> Finding:
     what = f"{name_of(room.source)}, {room.rate} Hz, blocks of {room.frame_ms} ms"
-    if not sources:
+    if not sources and not isinstance(room.source, File):
         return Finding(f"room {name}", what)
     try:
         with trio.fail_after(PATIENCE):
