@@ -1,4 +1,4 @@
-"""What a plugin's author imports. Loaded lazily (PEP 562), for the capture process wants the package and nothing of it."""
+"""What a plugin's author imports. Loaded lazily (PEP 562): the capture process wants the package, and nothing of it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -25,8 +25,8 @@ class Cover(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """What became of a room's positions `start` to `end`, which are the times `from` to `until` (UTC).
 
     *unsent* is what no session was given: the gate heard nobody speak, or the budget was spent. *removed* is what was
-    captured and had to go before it was transcribed, *forgotten* what was captured and went on somebody's wish. Adjacent
-    stretches of the same state and cause are kept as one.
+    captured and had to go before it was transcribed, *forgotten* what was captured and went on somebody's wish.
+    Adjacent stretches of the same state and cause are kept as one.
     """
 
     room: str

@@ -1,8 +1,8 @@
 """What has become of every sample: spans of positions, and what one session has heard of what it was sent. Pure.
 
 The words, as the journal and `roomtone coverage` use them: a position is *captured* or *lost*; what is captured is
-*transcribed* (inside the words of a final turn), *silent* (heard, and no word there), *unsent* (held back by the gate or
-the budget) or *pending* (anything else).
+*transcribed* (inside the words of a final turn), *silent* (heard, and no word there), *unsent* (held back by the gate
+or the budget) or *pending* (anything else).
 """
 
 from bisect import bisect_right
