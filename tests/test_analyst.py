@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from roomtone.events import Analysis, Answer, Notice, RecordingStopped, Turn, Word
+from roomtone.events import Analysis, Answer, Forgotten, Notice, RecordingStopped, Turn, Word
 from roomtone.journal import Cover, Journal, Mark, open_journal
 from roomtone.speech.analysis import Inquiry
 from roomtone.speech.analyst import Analyst, open_analyst
@@ -372,3 +372,24 @@ async def test_marks_of_others_harm_nothing(tmp_path: Path, autojump_clock: Mock
         await journal.commit(Mark("answer/x", 5), Question("attic", "s", 1, 2).mark)
     async with talk(tmp_path) as room:
         assert await room.journal.marks("answer/") == {}
+
+
+async def test_what_is_forgotten_while_it_is_held_is_never_told(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Held, it has nothing under way and asks nothing; then it knows no more than the journal does."""
+    async with talk(tmp_path, Silent()) as room:
+        turn = await room.say("hello there")
+        await room.be_quiet(5.5)
+        assert len(room.gateway.requests) == 1, "it is under way"
+        async with room.analyst.held():
+            gone = Forgotten(
+                room="desk", position=0, at=BEGAN, start=0, end=turn.words[-1].end, from_=BEGAN, until=utc()
+            )
+            await trio.sleep(60)
+            await room.journal.forget(gone, 600 * RATE, gone)
+        await room.be_quiet(20)
+        assert len(room.gateway.requests) == 1
+        assert await room.analyses() == []
+        await room.say("another time")
+        await room.be_quiet(6)
+        (analysis,) = await room.analyses()
+    assert "hello" not in analysis.text

@@ -284,13 +284,13 @@ class Rooms:
 
     @asynccontextmanager
     async def quiet(self, name: str, rate: int) -> AsyncIterator[Spool]:
-        """The spool of a room, open or closed, with no session on it as long as this lasts."""
+        """The spool of a room, open or closed. As long as this lasts no session is on it, and no model is asked."""
         spool = self._around.spools.get(name)
         if spool is None or name not in self:
-            async with open_spool(self._around.folder / name, rate=rate) as left:
+            async with self._around.analyst.held(), open_spool(self._around.folder / name, rate=rate) as left:
                 yield left
             return
-        async with self[name].quiet():
+        async with self[name].quiet(), self._around.analyst.held():
             yield spool
 
     def end(self, name: str) -> None:

@@ -39,6 +39,7 @@ class Analyst:
         self._answers: dict[str, Answers] = {}
         self._all = trio.CancelScope()
         self._work = trio.CancelScope()
+        self._at_work = trio.Lock()
         self._over = trio.Event()
 
     def answers(self, room: str, streaming: Streaming, *, remote: bool = True) -> Answers | None:
@@ -61,6 +62,13 @@ class Analyst:
             within = setting.access.answer_within if answers.policy.within else 0.0
             answers.policy = Policy(within, setting.access.ask_again)
         self._work.cancel()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Nothing is asked, and no answer comes, as long as this lasts; then all that is pending is read anew."""
+        self._work.cancel()
+        async with self._at_work:
+            yield
 
     def stop(self, patience: float) -> None:
         """The daemon is told to stop: what is not done in so many seconds waits for its next start."""
@@ -90,9 +98,10 @@ class Analyst:
         try:
             with self._all:
                 while True:
-                    with self._work as scope:
-                        await self._run(self._setting)
-                    if not scope.cancelled_caught:
+                    async with self._at_work:
+                        with self._work as scope:
+                            await self._run(self._setting)
+                    if not scope.cancel_called:
                         return
                     self._work = trio.CancelScope()
         finally:
