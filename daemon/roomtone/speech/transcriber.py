@@ -17,12 +17,12 @@ from typing import Literal
 import structlog
 import trio
 
-from roomtone.backoff import Backoff
 from roomtone.capture.gate import Gate, Gating
 from roomtone.events import Notice
 from roomtone.facts import Cover
 from roomtone.journal import Mark
 from roomtone.speech.coverage import Span, Spans
+from roomtone.speech.failures import Failures
 from roomtone.speech.minutes import Desk
 from roomtone.speech.outgoing import wait_piece
 from roomtone.speech.passage import LAST_WORDS, Ending, Passage
@@ -45,8 +45,6 @@ MARGIN = 180.0
 """Seconds before the end that the service names at which the next session is opened, a quarter of short ones."""
 REPORT_EVERY = 10.0
 """Seconds between commits of what the gate, or the budget, holds back."""
-REFUSED = 300.0
-"""Seconds between attempts that only a person can make succeed."""
 
 
 _NEVER = 1 << 62  # no position
@@ -115,7 +113,7 @@ class _Lanes:
         self._acknowledged = 0
         self._holes = Spans()
         self._again = True
-        self._failures = _Failures(desk)
+        self._failures = Failures(desk)
         self._gate: Gate | None = None
         self._open: list[Passage] = []
         self._until: int | None = None
@@ -438,56 +436,6 @@ class _Lanes:
             severity="warning",
             code="transcript.missing",
             text=f"{seconds:.0f} s of audio were removed before they could be transcribed.",
-        )
-
-
-class _Failures:
-    """How a room waits after a session's end, and when it tells somebody. Its lanes share it: they meet one service."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._backoff = Backoff()
-        self._count = 0
-        self._told = ""
-
-    def next_delay(self, ending: Ending) -> float:
-        match ending.verdict:
-            case Verdict.RETRY | Verdict.BACK_OFF:
-                return self._backoff.next()
-            case Verdict.BACK_OFF_A_MINUTE:
-                return 60.0 + self._backoff.next()
-            case Verdict.FATAL:
-                return REFUSED + self._backoff.next()
-
-    async def wait_out(self, ending: Ending, lasted: float) -> None:
-        """Wait as long as this ending asks for; a session that lived, not one that spoke, resets the back-off."""
-        self._backoff.healthy_for(lasted)
-        if ending.complete:
-            await self._tell_recovered()
-            return
-        self._count += 1
-        self._desk.failed(ending.text)
-        delay = self.next_delay(ending)
-        if self._count & (self._count - 1) == 0:
-            log.warning("session.failed", room=self._desk.room, reason=ending.text, failures=self._count, next_in=delay)
-        if ending.verdict is Verdict.FATAL and ending.text != self._told:
-            self._told = ending.text
-            await self._tell("error", "session.refused", f"The speech service refuses sessions: {ending.text}")
-        await trio.sleep(delay)
-
-    async def _tell_recovered(self) -> None:
-        if self._told:
-            self._told = ""
-            await self._tell("info", "session.recovered", "The speech service accepts sessions again.")
-        self._count = 0
-
-    async def _tell(self, severity: Literal["info", "warning", "error"], code: str, text: str) -> None:
-        desk = self._desk
-        position = desk.spool.end
-        await desk.journal.commit(
-            Notice(
-                room=desk.room, position=position, at=desk.spool.at(position), severity=severity, code=code, text=text
-            )
         )
 
 

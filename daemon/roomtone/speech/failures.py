@@ -1,0 +1,67 @@
+"""How a room waits after a session has failed, and when a person hears of it."""
+
+from typing import Literal
+
+import structlog
+import trio
+
+from roomtone.backoff import Backoff
+from roomtone.events import Notice
+from roomtone.speech.minutes import Desk
+from roomtone.speech.passage import Ending
+from roomtone.speech.protocol import Verdict
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+REFUSED = 300.0
+"""Seconds between attempts that only a person can make succeed."""
+
+
+class Failures:
+    """How a room waits after a session's end, and when it tells somebody. Its lanes share it: they meet one service."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._backoff = Backoff()
+        self._count = 0
+        self._told = ""
+
+    def next_delay(self, ending: Ending) -> float:
+        match ending.verdict:
+            case Verdict.RETRY | Verdict.BACK_OFF:
+                return self._backoff.next()
+            case Verdict.BACK_OFF_A_MINUTE:
+                return 60.0 + self._backoff.next()
+            case Verdict.FATAL:
+                return REFUSED + self._backoff.next()
+
+    async def wait_out(self, ending: Ending, lasted: float) -> None:
+        """Wait as long as this ending asks for; a session that lived, not one that spoke, resets the back-off."""
+        self._backoff.healthy_for(lasted)
+        if ending.complete:
+            await self._tell_recovered()
+            return
+        self._count += 1
+        self._desk.failed(ending.text)
+        delay = self.next_delay(ending)
+        if self._count & (self._count - 1) == 0:
+            log.warning("session.failed", room=self._desk.room, reason=ending.text, failures=self._count, next_in=delay)
+        if ending.verdict is Verdict.FATAL and ending.text != self._told:
+            self._told = ending.text
+            await self._tell("error", "session.refused", f"The speech service refuses sessions: {ending.text}")
+        await trio.sleep(delay)
+
+    async def _tell_recovered(self) -> None:
+        if self._told:
+            self._told = ""
+            await self._tell("info", "session.recovered", "The speech service accepts sessions again.")
+        self._count = 0
+
+    async def _tell(self, severity: Literal["info", "warning", "error"], code: str, text: str) -> None:
+        desk = self._desk
+        position = desk.spool.end
+        await desk.journal.commit(
+            Notice(
+                room=desk.room, position=position, at=desk.spool.at(position), severity=severity, code=code, text=text
+            )
+        )
