@@ -102,7 +102,7 @@ async def test_the_last_answer_is_waited_for(tmp_path: Path, autojump_clock: Moc
 async def test_no_session_waits_for_ever(tmp_path: Path, autojump_clock: MockClock) -> None:
     """An answer that does not come holds the session for ten seconds, and is then a notice."""
     begun = trio.current_time()
-    came, _ = await talk(tmp_path, manner=Manner(gateway=False))
+    came, _ = await talk(tmp_path, manner=Manner(gateway=False), answer_within=3600.0)
 
     seconds = len(speak(range(1, 25), RATE)) / 2 / RATE
     assert trio.current_time() - begun < seconds + 10 + 10 + 5

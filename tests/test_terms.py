@@ -146,6 +146,31 @@ async def test_speakers_are_revised(two_finals: bool, tmp_path: Path, autojump_c
     assert len({str(label).partition(".")[2] for label in labels}) == 2
 
 
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_revision_says_nothing_anew(seed: int, tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Of a turn that an older session had begun to say, a revision keeps the same words, however alike they are."""
+    streaming = Streaming(speaker_labels=True)
+    manner = Manner(seed=seed, jitter=0.25, early=1.0, misheard=0.3)
+    async with (
+        open_service(
+            manner=manner, faults=lambda n: [Drop(words=11 + seed)] if n < 3 else (), port=None, utc=trio.current_time
+        ) as service,
+        open_room(tmp_path, reach(service, streaming=streaming)) as room,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            await room.record(speak([number % 3 for number in range(60)], RATE, turn=3))
+            room.spool.end_of_data()
+        found = await room.journal.select("desk", ["turn"], 0, 1 << 60)
+    by_id = {event.id: event for event in found}
+    revised = [event for event in found if isinstance(event, Turn) and event.supersedes]
+    assert revised
+    for event in revised:
+        before = by_id[event.supersedes or ""]
+        assert isinstance(before, Turn)
+        assert (before.text, len(before.words)) == (event.text, len(event.words))
+
+
 async def test_names_stand_in_the_turns(tmp_path: Path, autojump_clock: MockClock) -> None:
     """The names of the configuration are in the events that every sink gets, those of a revision too."""
     events = await converse(tmp_path, names={"A": "A.nna", "B": "B.ob"})

@@ -23,8 +23,9 @@ SAID = speak(range(1, 9), RATE, turn=4) + quiet(0.5, RATE)
 
 def tables(service: str, gateway: str) -> dict[str, Any]:
     """The README's configuration of this, whose source and endpoints are those of the test."""
-    blocks = re.findall(r"```toml\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    found = tomllib.loads("\n".join(blocks))
+    block = re.search(r"```toml\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert block is not None
+    found = tomllib.loads(block[1])
     desk = found["rooms"]["desk"]
     assert desk["streaming"]["llm_gateway"]["model"] == "claude-sonnet-4-6"
     desk |= {"source": {"kind": "file", "path": "talk.wav", "pace": "fast"}, "frame_ms": 50}
