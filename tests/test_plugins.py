@@ -174,7 +174,9 @@ def test_misspelt_hook_is_explained(write: Callable[[str, str], Path], folder: P
     file = write("hello.py", "from roomtone import hookimpl\n\n@hookimpl\ndef trun(event):\n    pass\n")
 
     assert problem(load_plugins([folder])) == Problem(
-        "hello", "hooks", f"{file}:3: there is no hook trun; did you mean turn? (a helper function needs no @hookimpl)"
+        "hello",
+        "hooks",
+        f"{file}:3: there is no hook trun; did you mean turn? (a function of your own needs no @hookimpl)",
     )
 
 

@@ -120,7 +120,7 @@ def _without_event(function: Callable[..., Any]) -> Callable[..., Any]:
 def _unknown(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    return f"there is no hook {name}; {hint} (a helper function needs no @hookimpl)"
+    return f"there is no hook {name}; {hint} (a function of your own needs no @hookimpl)"
 
 
 def _explain(plugin: object, manager: pluggy.PluginManager, error: pluggy.PluginValidationError) -> str:
