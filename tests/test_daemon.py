@@ -57,7 +57,7 @@ async def test_a_microphone_is_recorded_transcribed_and_delivered(tmp_path: Path
 
     ((_, rate, recorded),) = recordings(tmp_path)
     assert rate == RATE
-    assert match(spoken, recorded) > 0.9
+    assert match(spoken, recorded) > 0.8
     said = SAID[: len(SAID) * 14 // 32]
     heard = words(" ".join(event["text"] for event in events(tmp_path, "turn")))
     assert sum(word in heard for word in said) > 0.7 * len(said)
@@ -88,16 +88,31 @@ url = "{url}"
 
 
 def match(spoken: bytes, recorded: bytes) -> float:
-    """The correlation of what was played with what was recorded, where they agree best: 1 is the same."""
+    """The share of the seconds played that are found in the recording, each by its correlation, and in their order.
+
+    Second by second, for a sound server on a busy machine may put a pause between two of them.
+    """
     import numpy as np
 
-    a = np.frombuffer(spoken, dtype="<i2").astype(float)
-    b = np.frombuffer(recorded, dtype="<i2").astype(float)
-    size = 1 << (len(a) + len(b)).bit_length()
-    correlation = np.fft.irfft(np.fft.rfft(b, size) * np.conj(np.fft.rfft(a, size)), size)
-    lag = int(np.argmax(correlation[: len(b)]))
-    window = b[lag : lag + len(a)]
-    return float(np.dot(a[: len(window)], window) / np.sqrt(np.dot(a, a) * np.dot(window, window)))
+    played = np.frombuffer(spoken, dtype="<i2").astype(float)
+    heard = np.frombuffer(recorded, dtype="<i2").astype(float)
+    size = 1 << (RATE + len(heard)).bit_length()
+    spectrum = np.fft.rfft(heard, size)
+    energy = np.concatenate(([0.0], np.cumsum(heard**2)))
+    places = []
+    seconds = [
+        part
+        for start in range(0, len(played) - RATE, RATE)
+        if np.abs(part := played[start : start + RATE]).max() > 1000
+    ]
+    for part in seconds:
+        products = np.fft.irfft(spectrum * np.conj(np.fft.rfft(part, size)), size)[: len(heard) - RATE]
+        norms = np.sqrt(np.dot(part, part) * (energy[RATE:-1] - energy[: -RATE - 1])) + 1.0
+        place = int(np.argmax(products / norms))
+        if products[place] / norms[place] > 0.9:
+            places.append(place)
+    assert places == sorted(places)
+    return len(places) / len(seconds)
 
 
 def test_a_command_that_ends(tmp_path: Path) -> None:
