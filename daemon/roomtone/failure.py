@@ -1,5 +1,6 @@
 """What a sink has raised, made fit for a log, a notice and the next attempt. Pure."""
 
+import sysconfig
 import traceback
 
 from roomtone.batch import SinkFailed
@@ -26,6 +27,16 @@ def explain(error: BaseException) -> str:
     text = " ".join(str(error).split())[:300]
     if isinstance(error, SinkFailed | Misfit):
         return text
-    frames = traceback.extract_tb(error.__traceback__)
+    # Where the sink's own code was: a line of pathlib tells nobody anything.
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}{place}"
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
+
+
+def _is_library(file: str) -> bool:
+    """Whether this is Python's own, and not what is installed beside it."""
+    return file.startswith((sysconfig.get_path("stdlib"), "<frozen")) and not file.startswith(
+        (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    )
