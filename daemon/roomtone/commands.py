@@ -18,7 +18,7 @@ from roomtone.capture.feed import name_of
 from roomtone.capture.recovery import RateChanged
 from roomtone.capture.spool import Spool
 from roomtone.config import ConfigError
-from roomtone.control import Answer, Coverage, Disk, Done, OpenGap, Refused, Report, Request, RoomReport, Session
+from roomtone.control import Answer, Cost, Coverage, Disk, Done, OpenGap, Refused, Report, Request, RoomReport, Session
 from roomtone.erasure import Erasure
 from roomtone.figures import Counting
 from roomtone.glance import Glance
@@ -29,6 +29,7 @@ from roomtone.notify import Supervision
 from roomtone.outlets import Outlets
 from roomtone.reloading import InForce, Reloading
 from roomtone.rooms import OpenRoom, Rooms
+from roomtone.speech.governor import Governor
 
 PATIENCE = 30.0
 """Seconds that a device may take to close, with its facts in the journal, before the answer says that it still does."""
@@ -54,6 +55,7 @@ class Commands:
         figures: Counting,
         journal: Journal,
         supervision: Supervision,
+        governor: Governor,
     ) -> None:
         self._state = state
         self._force = force
@@ -66,6 +68,7 @@ class Commands:
         self._figures = figures
         self._journal = journal
         self._supervision = supervision
+        self._governor = governor
         self._since = datetime.now(UTC)
 
     def has_room(self, name: str) -> bool:
@@ -144,7 +147,15 @@ class Commands:
             rooms=tuple(rooms),
             sinks=tuple(outlet.status() for outlet in self._outlets),
             disk=self._disk(),
+            cost=self._cost(),
             stopping=self._supervision.stopping.is_set(),
+        )
+
+    def _cost(self) -> Cost:
+        day, month = self._governor.spent()
+        currency = self._force.config.budget.currency
+        return Cost(
+            currency, round(day.seconds, 1), round(day.money, 4), round(month.seconds, 1), round(month.money, 4)
         )
 
     async def _room(self, room: OpenRoom, health: RoomHealth | None) -> RoomReport:

@@ -177,6 +177,16 @@ class Disk(msgspec.Struct, frozen=True):
     free: int
 
 
+class Cost(msgspec.Struct, frozen=True):
+    """Seconds of sessions, and what they cost, today and this month (UTC), all rooms together."""
+
+    currency: str
+    day_seconds: float
+    day: float
+    month_seconds: float
+    month: float
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="answer", tag="report"):
     """How everything stands. `since` is the daemon's start."""
 
@@ -188,6 +198,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="answer", tag=
     rooms: tuple[RoomReport, ...]
     sinks: tuple[SinkStatus, ...]
     disk: Disk
+    cost: Cost | None = None
     stopping: bool = False
 
 

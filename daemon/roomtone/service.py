@@ -116,6 +116,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                             figures=figures,
                             journal=journal,
                             supervision=supervision,
+                            governor=governor,
                         )
                         watching.start_soon(_obey_signals, force, hard, supervision.stopping, rooms, analyst)
                         watching.start_soon(_obey_reloads, commands)

@@ -66,6 +66,12 @@ def lines(report: Report, now: datetime) -> Iterator[str]:
         yield "sinks"
         yield from map(_sink, report.sinks)
     disk = report.disk
+    if report.cost is not None and report.cost.month_seconds:
+        cost = report.cost
+        yield (
+            f"cost     today {cost.day:.2f} {cost.currency} ({cost.day_seconds / 60:.0f} min of sessions), "
+            f"this month {cost.month:.2f} {cost.currency} ({cost.month_seconds / 60:.0f} min)"
+        )
     yield f"disk     spool {size(disk.spool)}, journal {size(disk.journal)}, free {size(disk.free)} in {report.state}"
 
 
