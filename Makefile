@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 
 # Debian's names. The demo needs none of them: it plays a file.
 CAPTURE_PACKAGES := libportaudio2 libasound2-plugins
-TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox systemd libpam-systemd dbus iproute2
+TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox systemd libpam-systemd dbus iproute2 \
+	procps libnss-myhostname
 
 .PHONY: help soak demo run test crash lint format bench clean
 

@@ -74,6 +74,7 @@ async def test_a_receiver_that_fails_in_every_manner(tmp_path: Path, batch: int)
     receiver's own library, and not one accepted twice, for no answer that was given was lost.
     """
     (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "secret").chmod(0o600)
     async with open_receiver() as first:
         url, port = first.url, first.port
     sink = Webhook(
