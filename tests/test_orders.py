@@ -339,7 +339,7 @@ def test_commands_alone(tmp_path: Path) -> None:
         ('kind = "jsonl"\npath = "out.jsonl"', "has acknowledged the test: notice"),
         ('kind = "jsonl"\npath = "out.jsonl"\nkinds = ["turn"]', "has acknowledged the test: turn"),
         ('kind = "jsonl"\npath = "out.jsonl"\nkinds = ["gap"]', "nothing was sent"),
-        ('kind = "jsonl"\npath = "plugins"', "sink mine failed: IsADirectoryError"),
+        ('kind = "jsonl"\npath = "plugins"', "plugins: Is a directory"),
         ('kind = "picky"', "has refused the test"),
         ('kind = "jsnl"\npath = "x"', "did you mean"),
     ],
