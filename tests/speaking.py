@@ -112,6 +112,7 @@ async def open_room(
             terms=terms or Terms(Streaming()),
             speech_model=None,
             two_finals=two_finals,
+            seam=trio.Lock(),
             **more,
         )
         yield Room(spool, journal, desk)

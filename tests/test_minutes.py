@@ -91,3 +91,33 @@ async def test_a_correction_keeps_its_words(tmp_path: Path, autojump_clock: Mock
 
     assert (first_again.supersedes, last_again.supersedes) == (first.id, last.id)
     assert (first_again.text, first_again.position, first_again.speaker) == (first.text, first.position, "B.new")
+
+
+async def test_two_tasks_journal_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What arrives and what has become due may be written at the same moment: neither goes past what was said before."""
+    async with take_minutes(tmp_path, [2.0, 3.0]) as (minutes, room):
+        minutes.add(heard(0, 2.0, 3.0, 6.0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(minutes.journal)
+            nursery.start_soon(minutes.report)
+
+        (turn,) = await new_turns(room)
+        assert [word.end / RATE for word in turn.words] == [6.0]
+
+
+async def test_a_session_beside_this_one_has_said_more(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A repair runs beside the live session: what it said since the last turn was journalled is not said again."""
+    async with take_minutes(tmp_path, [2.0]) as (minutes, room):
+        minutes.add(heard(0, 2.0, 4.0))
+        await minutes.journal()
+        words = (Word("yes", round(5.8 * RATE), 6 * RATE),)
+        await room.journal.commit(
+            Turn(
+                room="desk", position=words[0].start, at=BEGAN, session_id="old", turn_order=1, text="yes", words=words
+            )
+        )
+        minutes.add(heard(1, 6.0, 8.0))
+        await minutes.journal(whatever_comes=True)
+
+        turns = await new_turns(room)
+        assert [[word.end / RATE for word in turn.words] for turn in turns] == [[4.0], [8.0]]

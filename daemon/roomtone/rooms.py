@@ -232,6 +232,7 @@ class OpenRoom:
             terms=self._terms,
             speech_model=table.streaming.speech_model,
             two_finals=has_two_finals(table.streaming),
+            seam=trio.Lock(),
             failed=partial(around.glance.failed, self.name),
             meter=around.governor.meter(self.name, table.streaming) if endpoint.remote else FREE,
             answers=around.analyst.answers(self.name, table.streaming, remote=endpoint.remote),

@@ -154,6 +154,7 @@ async def _repair(
             terms=terms,
             speech_model=room.streaming.speech_model,
             two_finals=has_two_finals(room.streaming),
+            seam=trio.Lock(),
             meter=governor.meter(name, room.streaming) if endpoint.remote else FREE,
             speakers=room.speakers,
         )

@@ -31,7 +31,7 @@ REPORT_EVERY = 10.0
 UNDECIDED = 10.0
 """Seconds that a turn may wait for what tells whether an older session has said it already."""
 LONGEST_TURN = 120
-"""Seconds that a turn of an older session may have begun before the stretch that is sent again."""
+"""Seconds that a turn of another session may have begun before the words that are compared with it."""
 
 
 def _tell_nobody(reason: str) -> None:
@@ -43,7 +43,8 @@ class Desk(NamedTuple):
 
     `failed` is told why a session could not be, or ended before its time; `meter` counts what sessions cost; `answers`
     is None where no language model is asked about turns; `speakers` are the names for them; `terms` are those that
-    `endpoint` opens sessions under.
+    `endpoint` opens sessions under. `seam` is held from reading what was said to committing what is new: two sessions
+    beside each other, or two tasks of one, would both find the same word unsaid.
     """
 
     room: str
@@ -56,6 +57,7 @@ class Desk(NamedTuple):
     terms: Terms
     speech_model: str | None
     two_finals: bool
+    seam: trio.Lock
     failed: Callable[[str], None] = _tell_nobody
     meter: Meter = FREE
     answers: Answers | None = None
@@ -100,8 +102,6 @@ class Minutes:
         self._margin = desk.rate if start < floor else 0
         self._marks = marks
         self._settled = settled
-        self._recalled = False
-        self._old: list[tuple[Word, ...]] = []
         self._waiting: list[tuple[TurnMessage, tuple[Word, ...]]] = []
         self._waiting_since = 0.0
         self._reported_at = trio.current_time()
@@ -158,10 +158,16 @@ class Minutes:
 
     async def journal(self, *, whatever_comes: bool = False) -> None:
         """Write the turns whose seam is decided, or all of them, and what they settle, in one transaction."""
-        if not self._waiting or not (await self._decided() or whatever_comes):
+        async with self._desk.seam:
+            if self._waiting and (self._settled.is_set() or whatever_comes):
+                await self._journal(whatever_comes=whatever_comes)
+
+    async def _journal(self, *, whatever_comes: bool) -> None:
+        old = await self._recall()
+        if not (self._decided(old) or whatever_comes):
             return
         waiting, self._waiting = self._waiting, []
-        self._keep(waiting)
+        self._keep(waiting, old)
         turns: list[Turn] = []
         for turn, heard in waiting:
             limit = self._ledger.limit
@@ -176,7 +182,7 @@ class Minutes:
         self._replies.written((turn.turn_order for turn, _ in waiting), written)
         await self._journal_answers()
 
-    def _keep(self, waiting: Sequence[tuple[TurnMessage, tuple[Word, ...]]]) -> None:
+    def _keep(self, waiting: Sequence[tuple[TurnMessage, tuple[Word, ...]]], old: Sequence[Sequence[Word]]) -> None:
         """Decide which words of these turns are new. A correction of the same words keeps those that were kept before:
         who speaks is revised, and nothing is said anew.
         """
@@ -186,22 +192,17 @@ class Minutes:
             if self._kept.get(turn.turn_order, _NONE).of != len(heard)
         ]
         words = [word for _, heard in undecided for word in heard]
-        new = {id(words[index]) for index in unheard(self._old, words, self._desk.rate)}
+        new = {id(words[index]) for index in unheard(old, words, self._desk.rate)}
         for order, heard in undecided:
             self._kept[order] = _Kept(len(heard), tuple(i for i, word in enumerate(heard) if id(word) in new))
 
-    async def _decided(self) -> bool:
+    def _decided(self, old: Sequence[Sequence[Word]]) -> bool:
         """Whether all that older sessions have said, and that these turns may repeat, can be told from what is new."""
-        if not self._settled.is_set():
-            return False
-        if not self._recalled:
-            self._recalled = True
-            self._old = await self._recall()
         words = [word for _, heard in self._waiting for word in heard]
-        old = near(self._old, words, self._desk.rate)
-        if not old:
+        common = near(old, words, self._desk.rate)
+        if not common:
             return True
-        edge = max(turn[-1].end for turn in old) + self._desk.rate
+        edge = max(turn[-1].end for turn in common) + self._desk.rate
         return (
             words[-1].end > edge
             or self._ledger.sent > edge + UNDECIDED * self._desk.rate
@@ -209,13 +210,18 @@ class Minutes:
         )
 
     async def _recall(self) -> list[tuple[Word, ...]]:
-        """The words of this stretch that are in the journal already, turn by turn.
+        """What other sessions have said where the waiting turns are, turn by turn: as it stands in the journal now, for
+        a session beside this one may have said more since the last time.
 
         Where nothing is sent again, the words of the session that was relieved end before this one's first sample.
         """
         desk = self._desk
-        begin = self._start - LONGEST_TURN * desk.rate
-        known = await desk.journal.select(desk.room, ["turn"], begin, desk.spool.end)
+        words = [word for _, heard in self._waiting for word in heard]
+        if not words:
+            return []
+        begin = min(word.start for word in words) - LONGEST_TURN * desk.rate
+        end = max(word.end for word in words) + desk.rate
+        known = await desk.journal.select(desk.room, ["turn"], begin, end)
         said = [event for event in known if isinstance(event, Turn) and event.session_id != self._id]
         superseded = {event.supersedes for event in said}
         turns = [
