@@ -3,13 +3,14 @@
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 import wave
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -211,21 +212,38 @@ def test_errors_of_ours(error: Exception) -> None:
         raise error
 
 
+@contextmanager
+def at_terminal(*arguments: str, terminal: int, output: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """A command of ours, which does not outlive a test that fails: leaving would wait for it, for ever."""
+    command = [sys.executable, "-m", "roomtone", *arguments]
+    with subprocess.Popen(command, stdin=terminal, stdout=output, stderr=output) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
 def test_interrupted(home: Path) -> None:
     """Ctrl-C at a question ends without a traceback, with 130."""
+    # A shell starts what runs in the background with Ctrl-C ignored, and every program hands that on to its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     primary, secondary = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "roomtone", "init"], stdin=secondary, stdout=secondary, stderr=secondary
-    ) as process:
-        os.close(secondary)
-        shown = os.read(primary, 4096)  # the question
-        while process.poll() is None:
-            # Again and again, as a person would: the first one may come a moment before the read that it should end.
+    try:
+        with at_terminal("init", terminal=secondary, output=secondary) as process:
+            os.close(secondary)
+            shown = os.read(primary, 4096)  # the question
             process.send_signal(signal.SIGINT)
-            time.sleep(0.2)
-        os.set_blocking(primary, False)
-        shown += os.read(primary, 4096)
-    os.close(primary)
+            # One that comes a moment before the read that it should end does nothing; one too many ends the ending.
+            while not select.select([primary], [], [], 5)[0]:
+                process.send_signal(signal.SIGINT)
+            with suppress(OSError):  # EIO: nobody has the terminal any more
+                while part := os.read(primary, 4096):
+                    shown += part
+            process.wait(60)
+    finally:
+        os.close(primary)
+        signal.signal(signal.SIGINT, before)
 
     assert process.returncode == Exit.INTERRUPTED
     assert b"Traceback" not in shown
@@ -273,12 +291,7 @@ def test_init_flags(home: Path) -> None:
 def test_init_asks(home: Path) -> None:
     """On a terminal it asks for what no flag gives."""
     primary, secondary = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "roomtone", "init", "--device", "default"],
-        stdin=secondary,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
+    with at_terminal("init", "--device", "default", terminal=secondary, output=subprocess.PIPE) as process:
         os.close(secondary)
         os.write(primary, b"kitchen\nlocal\ntapes\n\n")
         output, errors = process.communicate(timeout=60)

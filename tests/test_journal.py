@@ -135,6 +135,14 @@ async def test_is_private(path: Path) -> None:
         assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
 
 
+async def test_what_is_committed_is_on_the_disk(path: Path) -> None:
+    """Each commit waits for the disk: only a power cut would show otherwise, so SQLite is asked what it was told."""
+    async with open_journal(path) as journal:
+        writer = journal._database._writer
+        settings = {name: writer.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")}
+    assert settings == {"journal_mode": "wal", "synchronous": 2}  # 2 is FULL
+
+
 async def test_commit_once_begun_ends(path: Path) -> None:
     """Cancelling a commit that has begun neither tears it nor hides it: it is there."""
     async with open_journal(path) as journal:

@@ -65,9 +65,10 @@ def test_every_sample_is_delivered_or_counted_where_it_is_missing(
     assert counted == position
 
 
-def test_the_oldest_whole_block_gives_way_to_the_newest() -> None:
-    """A full ring keeps what is newest: the next header counts what went."""
-    ring = Ring(30)
+@pytest.mark.parametrize("limit", [30, 39])
+def test_the_oldest_whole_block_gives_way_to_the_newest(limit: int) -> None:
+    """A full ring keeps what is newest, as many whole blocks as it has room for: the next header counts what went."""
+    ring = Ring(limit)
     for number in range(5):
         ring.put(bytes([number]) * 20, float(number))
     ring.close(ENDED, "", "", 9.0)
@@ -99,7 +100,7 @@ def test_who_has_patience_loses_nothing() -> None:
             ring.put(number.to_bytes(2, "little") * 10, 0.0, patience=None)
         ring.close(ENDED, "", "", 0.0)
 
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=write, daemon=True)
     writer.start()
     blocks = read_all(ring, limit=1)[:-1]
     writer.join()

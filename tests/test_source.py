@@ -34,8 +34,10 @@ def capture(source: dict[str, Any], **options: Any) -> Iterator[tuple["subproces
         assert process.stdout is not None
         process.stdin.write(json.dumps(config | options).encode() + b"\n")
         process.stdin.flush()
-        yield process, process.stdin, process.stdout
-        process.kill()
+        try:
+            yield process, process.stdin, process.stdout
+        finally:
+            process.kill()
 
 
 def read_frame(stream: IO[bytes]) -> Frame:
