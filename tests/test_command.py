@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from listening import FRAME, RATE, drain, listen, noise, write_wav
-from roomtone.capture.feed import Command, SourceEnded, SourceFailed, open_source
+from roomtone.capture.feed import RING_SECONDS, Command, SourceEnded, SourceFailed, open_source
 
 
 def python(code: str) -> Command:
@@ -115,7 +115,7 @@ async def test_a_program_faster_than_real_time_is_waited_for(tmp_path: Path) -> 
 LIVE = """
 import time
 block, due = 20_000, time.monotonic()
-for first in range(0, 2_000_000, block):
+for first in range(0, 1_200_000, block):
     for n in range(first, first + block, 5000):
         out = b"".join((m % 65536).to_bytes(2, "little") for m in range(n, n + 5000))
         os.write(1, out)
@@ -130,7 +130,7 @@ async def test_a_live_program_is_dropped_from_and_every_sample_is_counted(tmp_pa
     """
     async with open_source(python(LIVE), rate=1_000_000, frame=10_000, folder=tmp_path, ring_seconds=0.1) as feed:
         await feed.receive()
-        await trio.sleep(2.5)
+        await trio.sleep(1.7)
         heard = await drain(feed)
     assert isinstance(heard.over, SourceEnded)
     assert heard.dropped > 0
@@ -139,7 +139,19 @@ async def test_a_live_program_is_dropped_from_and_every_sample_is_counted(tmp_pa
         position += block.dropped
         assert int.from_bytes(block.audio[:2], "little") == position % 65536
         position += len(block.audio) // 2
-    assert position == 2_000_000
+    assert position == 1_200_000
+
+
+async def test_a_daemon_that_stands_still_has_a_minute(tmp_path: Path) -> None:
+    """By default 60 s of a live source wait in the process: nothing is dropped of what comes meanwhile."""
+    assert RING_SECONDS == 60
+    async with open_source(python(LIVE), rate=1_000_000, frame=10_000, folder=tmp_path) as feed:
+        await feed.receive()
+        await trio.sleep(1.7)
+        heard = await drain(feed)
+    assert isinstance(heard.over, SourceEnded)
+    assert heard.dropped == 0
+    assert len(heard.audio) == 2 * 1_190_000
 
 
 async def test_the_program_ends_with_the_context_and_so_does_what_it_started(tmp_path: Path) -> None:

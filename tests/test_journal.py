@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -136,10 +137,15 @@ async def test_is_private(path: Path) -> None:
 
 
 async def test_what_is_committed_is_on_the_disk(path: Path) -> None:
-    """Each commit waits for the disk: only a power cut would show otherwise, so SQLite is asked what it was told."""
+    """Each commit waits for the disk: only a power cut would show otherwise, so SQLite is asked what it was told.
+
+    And what reads can only read.
+    """
     async with open_journal(path) as journal:
         writer = journal._database._writer
         settings = {name: writer.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")}
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            journal._database._reader.execute("DELETE FROM events")
     assert settings == {"journal_mode": "wal", "synchronous": 2}  # 2 is FULL
 
 
@@ -444,6 +450,24 @@ async def test_damaged_file_is_moved_aside(tmp_path: Path, path: Path, where: tu
         assert not journal.renewed
 
 
+async def test_the_log_goes_aside_with_the_file(tmp_path: Path, path: Path) -> None:
+    """A damaged file that somebody else has open keeps its log, and SQLite would take that for the new file's."""
+    async with open_journal(path) as journal:
+        for _ in range(300):
+            await journal.commit(notice("x" * 200))
+        path = crash(path, tmp_path / "crashed")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        other.execute("INSERT INTO marks VALUES ('theirs', '1')")
+        damage(path, 60_000, 90_000)
+        with structlog.testing.capture_logs():
+            async with open_journal(path) as journal:
+                assert journal.renewed
+                assert await journal.mark("theirs") is None
+                moved = [name.partition(".corrupt-")[2][-4:] for name in names_in(path.parent) if ".corrupt-" in name]
+    assert {"-wal", "-shm"} < set(moved)
+
+
 async def test_damage_found_while_running_is_seen_at_the_next_start(path: Path) -> None:
     """Damage met by a read ends the daemon with an error, and the next start moves the file aside, however it ended."""
     async with open_journal(path) as journal:
@@ -458,6 +482,20 @@ async def test_damage_found_while_running_is_seen_at_the_next_start(path: Path) 
     with structlog.testing.capture_logs():
         async with open_journal(path) as journal:
             assert journal.renewed
+
+
+async def test_a_crash_after_a_clean_stop_is_known_as_one(tmp_path: Path, path: Path) -> None:
+    """The first commit of a run says that the run has not ended in order, until it has: the next start checks."""
+    async with open_journal(path) as journal:
+        assert journal.interrupted  # there was no run before
+    async with open_journal(path) as journal:
+        assert not journal.interrupted
+        await journal.commit(notice())
+        crashed = crash(path, tmp_path / "crashed")
+    async with open_journal(crashed) as journal:
+        assert journal.interrupted
+    async with open_journal(path) as journal:
+        assert not journal.interrupted
 
 
 def fill_disk(journal: Journal) -> Callable[[], None]:
