@@ -157,6 +157,28 @@ async def test_a_defect_is_told_with_its_last_line() -> None:
     assert str(heard.over).endswith("KeyError: 'rate'")
 
 
+async def test_a_process_that_ends_before_it_was_told_anything_says_why() -> None:
+    """Its words are heard though nobody was there to read what it is to do."""
+    async with open_child("this", {"more": "than a pipe holds" * 100_000}) as child:
+        assert b"Beautiful is better than ugly." in await child.receive()
+
+
+async def test_a_number_that_is_another_process_by_now_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was reaped has given its number back: its group gets one signal, before that."""
+    killed: list[int] = []
+    kill = os.killpg
+
+    def count(group: int, number: int) -> None:
+        killed.append(group)
+        kill(group, number)
+
+    monkeypatch.setattr(os, "killpg", count)
+    async with open_child("roomtone.capture.source", {"ring": 1}) as child:
+        await drain(Feed("microphone default", child))
+        assert child._process.returncode is not None
+    assert killed == [child._process.pid]
+
+
 async def test_the_command_of_a_killed_process_is_killed_too(tmp_path: Path) -> None:
     """The capture process may die without its group: what is left of the group ends with the context."""
     async with open_source(ENDLESS, rate=RATE, frame=FRAME, folder=tmp_path) as feed:

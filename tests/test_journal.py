@@ -345,6 +345,15 @@ async def test_pruning_waits_for_every_sink(path: Path) -> None:
         assert seqs(list(await journal.commit(notice()))) == [11]
 
 
+async def test_pruning_waits_for_a_sink_that_has_not_begun(path: Path) -> None:
+    """A sink that is configured and has no cursor yet may want everything that there is."""
+    async with open_journal(path) as journal:
+        await journal.commit(*(notice(str(number)) for number in range(10)))
+        await journal.advance("old", 9)
+        assert await journal.prune(9, ["old", "new"]) == 0
+        assert await journal.prune(9, ["old"]) == 8
+
+
 async def test_refused_event_outlives_pruning(path: Path) -> None:
     """What a sink has refused can be looked at, and replayed, after the journal has let go of it."""
     async with open_journal(path) as journal:

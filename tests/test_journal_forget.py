@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -161,6 +162,22 @@ async def test_the_account_stays_whole(tmp_path: Path) -> None:
             ("transcribed", 20, 30, at(30)),
             ("transcribed", 40, 50, at(50)),
         ]
+
+
+async def test_who_reads_the_log_is_waited_for(tmp_path: Path) -> None:
+    """As long as another process reads from the log, what was removed is still in it: that is no success."""
+    path = tmp_path / "journal.sqlite"
+    async with open_journal(path) as journal:
+        await journal.commit(turn(0, "xylophone"))
+        journal._database._writer.execute("PRAGMA busy_timeout = 0")
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT * FROM events").fetchall()
+            await journal.forget(gone(0, 1), LONGEST, gone(0, 1))
+            assert not await journal.compact()
+            assert files_with(tmp_path, "xylophone")
+        assert await journal.compact()
+        assert not files_with(tmp_path, "xylophone")
 
 
 async def test_facts_are_of_the_same_transaction(tmp_path: Path) -> None:

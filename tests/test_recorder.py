@@ -5,7 +5,7 @@ import os
 import shutil
 import sqlite3
 import wave
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,12 +17,14 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roomtone.capture.entries import Mute
 from roomtone.capture.feed import Block, Command, File, Microphone, Source, SourceEnded, SourceFailed
 from roomtone.capture.recorder import RateChanged, record, recover
+from roomtone.capture.reins import Reins
 from roomtone.capture.spool import Disk, Spool, open_spool
 from roomtone.clock import Instant
-from roomtone.events import KINDS, Audio, Durable, Gap, Level, RecordingStarted, Turn, Word
-from roomtone.facts import Cover, Mark
+from roomtone.events import KINDS, Audio, Durable, Gap, Level, Muted, RecordingStarted, RecordingStopped, Turn, Word
+from roomtone.facts import Cover, Fact, Mark
 from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
 
@@ -87,6 +89,12 @@ class Absent(NamedTuple):
     times: int
 
 
+class Unstartable(NamedTuple):
+    """The machine lets nobody start a process so many times."""
+
+    times: int
+
+
 class End(NamedTuple):
     """The end of the data."""
 
@@ -97,7 +105,7 @@ class Sleep(NamedTuple):
     seconds: float
 
 
-Act: TypeAlias = Talk | Drop | Dropped | Wait | Fail | Absent | End | Sleep
+Act: TypeAlias = Talk | Drop | Dropped | Wait | Fail | Absent | Unstartable | End | Sleep
 
 
 class Script:
@@ -118,10 +126,10 @@ class Script:
     ) -> AsyncIterator["ScriptedFeed"]:
         self.opened += 1
         self.skips.append(skip)
-        if self.acts and isinstance(self.acts[0], Absent):
-            times = self.acts.pop(0).times  # type: ignore[union-attr]
-            if times > 1:
-                self.acts.insert(0, Absent(times - 1))
+        if self.acts and isinstance(act := self.acts[0], Absent | Unstartable):
+            self.acts[:1] = [type(act)(act.times - 1)] if act.times > 1 else []
+            if isinstance(act, Unstartable):
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             raise SourceFailed("device.absent", "there is no such device: plug it in")
         async with trio.open_nursery():  # so that failures come in groups, as they may
             yield ScriptedFeed(self, skip)
@@ -222,7 +230,9 @@ async def open_run(state: Path, acts: Iterable[Act], *, down: float = 0.0) -> As
         yield Run(spool, journal, Live(), Script(Machine(down), acts), disk)
 
 
-async def record_in(run: Run, source: Source = MICROPHONE, *, folder: Path = Path(), rate: int = RATE) -> None:
+async def record_in(
+    run: Run, source: Source = MICROPHONE, *, folder: Path = Path(), rate: int = RATE, reins: Reins | None = None
+) -> None:
     await record(
         "desk",
         source,
@@ -232,6 +242,7 @@ async def record_in(run: Run, source: Source = MICROPHONE, *, folder: Path = Pat
         spool=run.spool,
         journal=run.journal,
         live=run.live,
+        reins=reins,
         opener=run.script.open,  # type: ignore[arg-type] # a Feed by its shape
         clocks=run.script.machine.now,
     )
@@ -258,7 +269,7 @@ async def play(
         return await run.journal.read(0)
 
 
-def of(kind: type[Any], events: Iterable[Durable]) -> list[Any]:
+def of(kind: type[Any], events: Iterable[Fact]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
@@ -613,6 +624,61 @@ async def test_a_journal_without_room_does_not_stop_recording(tmp_path: Path, au
             (70_500, 71_000),
         ]
         assert sum(audio.samples for audio in of(Audio, events)) == 90_000
+
+
+async def test_a_machine_without_room_for_a_process_is_waited_for(tmp_path: Path, autojump_clock: Clock) -> None:
+    """That the source's process cannot be started is a fault of the source like any other, and passes."""
+    events = await play(tmp_path, [Unstartable(3), Talk(100)], 60)
+    assert codes(events) == ["source.unstartable", "source.back"]
+    assert len(audio_of(events)) > 2 * 50_000
+
+
+async def test_a_source_that_was_well_is_opened_again_at_once(tmp_path: Path, autojump_clock: Clock) -> None:
+    """Ten failures in the morning do not make the one in the evening longer."""
+    events = await play(tmp_path, [Talk(1), Fail(), Absent(10), Talk(120), Fail(), Talk(1)], 600)
+    long, short, _ = (gap.until - gap.from_ for gap in of(Gap, events) if gap.cause == "device")
+    assert short < timedelta(seconds=1) < long
+
+
+async def test_what_waits_at_the_stop_is_said_when_there_is_room_soon(tmp_path: Path, autojump_clock: Clock) -> None:
+    """The last facts of a run have ten seconds, for a disk that is full at this moment."""
+    async with open_run(tmp_path, [Talk(100)]) as run:
+        async with trio.open_nursery() as nursery:
+            stop = trio.CancelScope()
+
+            async def record_until_stop() -> None:
+                with stop:
+                    await record_in(run)
+
+            nursery.start_soon(record_until_stop)
+            await trio.sleep(10)
+            writer = run.journal._database._writer
+            fill_up(writer)
+            stop.cancel()
+            await trio.sleep(1.01)
+            writer.execute("PRAGMA max_page_count = 100000")
+        assert kinds(await run.journal.read(0))[-2:] == ["Audio", "RecordingStopped"]
+        assert await run.journal.mark("room/desk/stopped") is not None
+
+
+async def test_that_it_is_muted_is_said_with_the_end_of_the_recording(tmp_path: Path, autojump_clock: Clock) -> None:
+    """In one transaction: a crash between them would leave a room that is neither."""
+    commits: list[Sequence[Fact]] = []
+    async with open_run(tmp_path, [Talk(100)]) as run, trio.open_nursery() as nursery:
+        commit = run.journal.commit
+
+        async def note(*facts: Fact) -> Sequence[Durable]:
+            commits.append(facts)
+            return await commit(*facts)
+
+        run.journal.commit = note  # type: ignore[assignment, method-assign]
+        reins = Reins()
+        nursery.start_soon(lambda: record_in(run, reins=reins))
+        await trio.sleep(5)
+        reins.close(Mute())
+    (together,) = (facts for facts in commits if of(Muted, facts))
+    assert of(RecordingStopped, together)
+    assert {mark.key for mark in of(Mark, together)} >= {"room/desk/stopped", "room/desk/muted"}
 
 
 @pytest.mark.parametrize("full", [True, False])
