@@ -17,7 +17,9 @@ from hearing import demo_audio
 from roomtone.cli.coverage import command as coverage
 from roomtone.events import Notice, SessionEnded
 from roomtone.journal import open_journal
-from roomtone.speech.governor import Books, Budget, Governor, Running, Spent, open_governor
+from roomtone.speech.books import Books, Running, Spent
+from roomtone.speech.budget import Budget
+from roomtone.speech.governor import Governor, open_governor
 from roomtone.speech.parameters import Streaming
 from roomtone.speech.transcriber import transcribe, withhold
 from roomtone.testing.faults import HangUp, script

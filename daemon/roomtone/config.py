@@ -22,8 +22,8 @@ from roomtone.plugins import Plugins
 from roomtone.sinks import Sink
 from roomtone.speech import completion, parameters
 from roomtone.speech.analysis import Inquiry
+from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access
-from roomtone.speech.governor import Budget
 from roomtone.speech.parameters import Streaming
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]

@@ -17,7 +17,7 @@ from roomtone.cli.sinks import reading
 from roomtone.database import Database
 from roomtone.facts import Cover
 from roomtone.ledger import State, Summary, draw, summarize
-from roomtone.speech.governor import Bill, Books
+from roomtone.speech.books import Bill, Books
 
 WIDTH = 72
 """Characters of the timeline."""

@@ -15,8 +15,8 @@ from roomtone.config import Room, Service, Storage
 from roomtone.plugins import load_plugins
 from roomtone.sinks import Sink
 from roomtone.speech.analysis import Inquiry
+from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access
-from roomtone.speech.governor import Budget
 
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 

@@ -4,15 +4,13 @@ The service bills the time that a session is open, silence included, and not the
 Begin to the end, by the service's own seconds where it says them, at the price that the configuration had meanwhile.
 The sums are marks of the journal, committed with the end of each session, and once in ten seconds while one is open: a
 crash forgets no more than that, and what it may have left open at the service is added.
-
-A day and a month are those of UTC, so that a daemon that moves, and a change of the clocks, shift no budget.
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -21,162 +19,19 @@ import trio
 from roomtone.events import Notice, Severity
 from roomtone.facts import Fact, Mark
 from roomtone.journal import Journal
+from roomtone.speech.books import SPENT, Bill, Books, Running, day_of, month_of
+from roomtone.speech.budget import Budget, Period
 from roomtone.speech.parameters import Streaming
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-PRICES: Final[Mapping[str, float]] = {
-    **dict.fromkeys(
-        ("universal-3-5-pro", "universal-3-6", "universal-3-6-pro", "u3-rt-pro", "u3-rt-pro-beta-1"),
-        0.45,
-    ),
-    "universal-streaming-english": 0.15,
-    "universal-streaming-multilingual": 0.15,
-    "whisper-rt": 0.30,
-}
-"""AssemblyAI's list prices in USD for an hour of a session (October 2026), by `speech_model`."""
-ADDONS: Final[Mapping[str, float]] = {
-    "speaker_labels": 0.12,
-    "voice_focus": 0.10,
-    "domain": 0.15,
-    "prompt": 0.05,
-    "keyterms_prompt": 0.05,
-    "filter_profanity": 0.01,
-    "redact_pii": 0.08,
-}
-"""What an hour costs more, by the parameter that is set. Terms are free but for `universal-streaming-english`."""
-FEE_FOR_TERMS: Final = frozenset({"universal-streaming-english"})
 TICK: Final = 10.0
 """Seconds between two commits of what open sessions have cost."""
 NEAR: Final = 0.8
 """The share of a budget at which somebody is told."""
 
-_SPENT = "spent/"
 _OPEN = "session/"
 _TOLD = "budget/told"
-
-Price = Annotated[float, msgspec.Meta(ge=0)]
-Amount = Annotated[float, msgspec.Meta(gt=0)]
-Period: TypeAlias = Literal["daily", "monthly"]
-
-
-class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The `[budget]` table: what the speech service may cost. Without a sum nothing is capped, only counted."""
-
-    daily: Amount | None = None
-    """What a day (UTC) may cost."""
-    monthly: Amount | None = None
-    """What a month (UTC) may cost."""
-    currency: Annotated[str, msgspec.Meta(min_length=1, max_length=8)] = "USD"
-    """What the sums are in; prices below have to be in it too."""
-    at_cap: Literal["local", "record"] = "local"
-    """When the budget is spent: go on with the recognizer on this machine, or only record."""
-    prices: dict[str, Price] = {}
-    """An hour of a session by `speech_model`, where it is not the list price."""
-    addons: dict[str, Price] = {}
-    """What an hour costs more where this parameter is set, where it is not the list price."""
-
-    def price(self, streaming: Streaming) -> float:
-        """What an hour of such a session costs. A model that is not known costs as much as the dearest that is."""
-        prices, addons = {**PRICES, **self.prices}, {**ADDONS, **self.addons}
-        hour = prices.get(streaming.speech_model, max(prices.values()))
-        for parameter, more in addons.items():
-            is_free = parameter == "keyterms_prompt" and streaming.speech_model not in FEE_FOR_TERMS
-            if getattr(streaming, parameter, None) and not (is_free and parameter not in self.addons):
-                hour += more
-        return hour
-
-    def limits(self) -> dict[Period, float]:
-        """The sums that are not to be exceeded."""
-        given: dict[Period, float | None] = {"daily": self.daily, "monthly": self.monthly}
-        return {period: limit for period, limit in given.items() if limit is not None}
-
-
-class Spent(NamedTuple):
-    """Seconds of sessions, and what they cost."""
-
-    seconds: float
-    money: float
-
-
-class Bill(NamedTuple):
-    """What today and this month have cost (UTC)."""
-
-    day: Spent
-    month: Spent
-
-
-class Running(msgspec.Struct):
-    """An open session: what an hour of it costs, and what was charged of it, up to which Unix time.
-
-    `leak` is how many seconds it may go on at the service when nobody ends it.
-    """
-
-    room: str
-    price: float
-    since: float
-    charged: float
-    leak: float
-
-
-class Books:
-    """The accounts: seconds and money by day and room, and the sessions that are open. Pure; times are Unix seconds."""
-
-    def __init__(self, marks: Mapping[str, Any]) -> None:
-        """From the journal's marks that begin with `spent/`."""
-        self.running: dict[str, Running] = {}
-        self._days: dict[tuple[str, str], Spent] = {}
-        self._changed: set[tuple[str, str]] = set()
-        for key, (seconds, money) in marks.items():
-            _, day, room = key.split("/")
-            self._days[day, room] = Spent(seconds, money)
-
-    def begin(self, session: str, room: str, *, price: float, leak: float, now: float) -> None:
-        """A session is open from now on."""
-        self.running[session] = Running(room, price, now, 0.0, leak)
-
-    def advance(self, now: float) -> None:
-        """Charge what the open sessions have cost up to now, to the days on which they were open."""
-        for one in self.running.values():
-            while one.since < now:
-                until = min(now, _midnight(one.since))
-                self._charge(one, until - one.since)
-                one.since = until
-
-    def end(self, session: str, seconds: float, now: float) -> None:
-        """A session is over and is billed so many seconds in all: what differs from what was charged is today's."""
-        one = self.running.pop(session, None)
-        if one is not None:
-            one.since = now
-            self._charge(one, seconds - one.charged)
-
-    def abandon(self, session: str, one: Running, now: float) -> None:
-        """A session that was open when an earlier daemon died: charge what it may have been open at the service."""
-        self.running[session] = one
-        self.advance(min(now, one.since + one.leak))
-        del self.running[session]
-
-    def _charge(self, one: Running, seconds: float) -> None:
-        place = day_of(one.since), one.room
-        before = self._days.get(place, Spent(0.0, 0.0))
-        money = before.money + seconds / 3600 * one.price
-        self._days[place] = Spent(round(before.seconds + seconds, 3), round(money, 6))
-        self._changed.add(place)
-        one.charged += seconds
-
-    def spent(self, period: str, room: str | None = None) -> Spent:
-        """What a day (`2026-11-22`) or a month (`2026-11`) has cost, of one room or of all."""
-        sums = [sum_ for (day, name), sum_ in self._days.items() if day.startswith(period) and room in {None, name}]
-        return Spent(sum(one.seconds for one in sums), sum(one.money for one in sums))
-
-    def bill(self, now: float, room: str | None = None) -> Bill:
-        """What the day and the month of that time have cost, of one room or of all."""
-        return Bill(self.spent(day_of(now), room), self.spent(month_of(now), room))
-
-    def changes(self) -> list[Mark]:
-        """The marks of the sums that have changed since they were asked for last."""
-        changed, self._changed = sorted(self._changed), set()
-        return [Mark(f"{_SPENT}{day}/{room}", list(self._days[day, room])) for day, room in changed]
 
 
 class Meter(Protocol):
@@ -331,7 +186,7 @@ async def open_governor(
     journal: Journal, budget: Callable[[], Budget], *, utc: Callable[[], float] = time.time
 ) -> AsyncIterator[Governor]:
     """A governor that goes on where the journal says. `budget` is asked each time, for a reload may have changed it."""
-    governor = Governor(journal, Books(await journal.marks(_SPENT)), budget, utc)
+    governor = Governor(journal, Books(await journal.marks(SPENT)), budget, utc)
     await governor.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(governor.run)
@@ -339,23 +194,8 @@ async def open_governor(
         nursery.cancel_scope.cancel()
 
 
-def day_of(now: float) -> str:
-    """The day (UTC) of a Unix time."""
-    return datetime.fromtimestamp(now, UTC).date().isoformat()
-
-
-def month_of(now: float) -> str:
-    """The month (UTC) of a Unix time: what its days begin with."""
-    return day_of(now)[:7]
-
-
 def _name_of(period: Period, now: float) -> str:
     return day_of(now) if period == "daily" else month_of(now)
-
-
-def _midnight(now: float) -> float:
-    day = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return (day + timedelta(days=1)).timestamp()
 
 
 def _notice(period: Period, stage: int, money: float, budget: Budget, now: float) -> Notice:
