@@ -16,12 +16,16 @@ from roomtone.journal import Cover, Journal, Mark, open_journal
 from roomtone.speech.analysis import Inquiry
 from roomtone.speech.analyst import Analyst, open_analyst
 from roomtone.speech.answers import Question
+from roomtone.speech.books import SPENT, Books
+from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access, Price
 from roomtone.speech.errand import FINISHING, TRIES, RoomFacts, Setting
+from roomtone.speech.governor import open_governor
 from roomtone.speech.parameters import Gateway, Prompt, Streaming
 from roomtone.testing.gateway import BODIES, FakeGateway, Garbled, Limited, Mishap, Silent, Status, open_gateway
 
 RATE = 100
+DAY = 86_400
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 SUMMARY = Inquiry(prompt="Sum up: {{transcript}}", model="one", least_words=1)
 
@@ -94,15 +98,28 @@ def setting(url: str, prompts: dict[str, Inquiry] | None = None, **access: Any) 
 
 @asynccontextmanager
 async def talk(
-    folder: Path, *mishaps: Mishap, prompts: dict[str, Inquiry] | None = None, **access: Any
+    folder: Path,
+    *mishaps: Mishap,
+    prompts: dict[str, Inquiry] | None = None,
+    budget: Budget = Budget(),  # noqa: B008 - it is frozen
+    left: float = DAY,
+    **access: Any,
 ) -> AsyncIterator[Talk]:
+    """`left` are the seconds until the next day of the budget begins."""
     async with (
         open_journal(folder / "journal.sqlite", inline=True) as journal,
         open_gateway(mishaps=mishaps, port=None) as gateway,
+        open_governor(
+            journal,
+            lambda: budget,
+            held=lambda: list(setting(gateway.url, prompts, **access).held()),
+            utc=lambda: utc().timestamp() + DAY - left,
+        ) as governor,
         open_analyst(
             journal,
             setting(gateway.url, prompts, **access),
             lambda _: round(trio.current_time() * RATE),
+            governor,
             transport=gateway.transport,
             utc=utc,
         ) as analyst,
@@ -127,12 +144,9 @@ async def test_a_conversation_is_asked_about_once(tmp_path: Path, autojump_clock
     assert (analysis.model, analysis.requests, analysis.input_tokens, analysis.output_tokens) == ("one", 1, 8, 8)
     assert analysis.cost == pytest.approx(88e-6)
     async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
-        assert await journal.mark("gateway/2026-01-01") == {
-            "requests": 1,
-            "input_tokens": 8,
-            "output_tokens": 8,
-            "usd": pytest.approx(88e-6),
-        }
+        spent = Books(await journal.marks(SPENT)).spent("2026-01-01", "desk")
+        assert (spent.requests, spent.input_tokens, spent.output_tokens, spent.unpriced) == (1, 8, 8, 0)
+        assert spent.money == pytest.approx(88e-6)
 
 
 async def test_a_hole_is_waited_for(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -304,6 +318,89 @@ async def test_a_new_prompt_begins_now(tmp_path: Path, autojump_clock: MockClock
     assert "and again" in analysis.text
 
 
+PRICES = {"one": Price(input=1.0, output=10.0)}
+ONE = Budget(daily=50e-6)
+"""What one answer spends, and more."""
+
+
+async def test_the_budget_is_for_models_too(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What is over when the budget is spent waits for the next day, and the notice says so."""
+    async with talk(tmp_path, budget=ONE, prices=PRICES, left=3600) as room:
+        for text in ("hello there", "and again"):
+            await room.say(text)
+            await room.be_quiet(6)
+        await trio.sleep(3600 - trio.current_time() - 20)
+        assert len(room.gateway.requests) == len(await room.analyses()) == 1
+        await trio.sleep(60)
+        assert ["again" in analysis.text for analysis in await room.analyses()] == [False, True]
+        spent, *others = await room.notices()
+
+    assert [notice.code for notice in (spent, *others)] == ["budget.spent", "budget.renewed", "budget.spent"]
+    assert "[analysis.summary] waits; no language model is asked about turns." in spent.text
+    assert "0.00 of 0.00 USD (sessions 0.00, language models 0.00)" in spent.text
+
+
+async def test_what_waits_for_a_budget_survives(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A daemon that stops without a budget leaves what waits for a start with one, and does not wait for it."""
+    async with talk(tmp_path, budget=ONE, prices=PRICES) as room:
+        await room.say("hello there")
+        await room.be_quiet(6)
+        await room.say("and again")
+        await room.stop()
+        with trio.fail_after(1):
+            await room.analyst.finish()
+    async with talk(tmp_path, prices=PRICES) as room:
+        await room.be_quiet(6)
+        assert ["again" in analysis.text for analysis in await room.analyses()] == [False, True]
+
+
+async def test_what_costs_nothing_needs_no_budget(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A model whose price is zero is asked without a budget, as a fallback of one that is not too."""
+    prompt = msgspec.structs.replace(SUMMARY, fallbacks=("own",))
+    prices = PRICES | {"own": Price(input=0, output=0)}
+    async with talk(tmp_path, prompts={"summary": prompt}, budget=ONE, prices=prices) as room:
+        for text in ("hello there", "and again"):
+            await room.say(text)
+            await room.be_quiet(6)
+        assert [analysis.model for analysis in await room.analyses()] == ["one", "own"]
+
+
+async def test_an_answer_without_words_costs_too(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Each answer is paid when it comes, usable or not; and one of a model without a price is counted as such."""
+    async with talk(tmp_path, Garbled("no room"), prices=PRICES) as room:
+        await room.say("hello there")
+        await room.be_quiet(6)
+        await room.journal.commit()
+        spent = Books(await room.journal.marks(SPENT)).spent("2026-01-01", "desk")
+        assert (spent.requests, spent.unpriced) == (2, 0)
+        assert spent.money == pytest.approx(155e-6)
+        prompt = msgspec.structs.replace(SUMMARY, model="two")
+        room.analyst.change(setting(room.gateway.url, {"summary": prompt}))
+        await room.say("and again")
+        await room.be_quiet(6)
+        spent = Books(await room.journal.marks(SPENT)).spent("2026-01-01", "desk")
+        assert (spent.requests, spent.unpriced) == (3, 1)
+        assert spent.money == pytest.approx(155e-6)
+
+
+async def test_parts_are_paid_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Where the budget ends in the middle of a long conversation, its other parts are asked about on the next day."""
+    prompt = msgspec.structs.replace(SUMMARY, context=500, max_tokens=20)
+    words = " ".join(["word"] * 40)
+    budget = Budget(daily=0.5e-3)
+    async with talk(tmp_path, prompts={"summary": prompt}, budget=budget, prices=PRICES, left=1200) as room:
+        for _ in range(12):
+            await room.say(words)
+        await room.be_quiet(6)
+        before = len(room.gateway.requests)
+        assert not await room.analyses()
+        await trio.sleep(1200)
+        (analysis,) = await room.analyses()
+
+    asked = [request["messages"][0]["content"] for request in room.gateway.requests]
+    assert 0 < before < len(asked) == len(set(asked)) == analysis.requests
+
+
 async def test_little_is_not_asked_about(tmp_path: Path, autojump_clock: MockClock) -> None:
     """A cough is no conversation."""
     prompt = msgspec.structs.replace(SUMMARY, least_words=3)
@@ -353,6 +450,16 @@ async def test_missing_answers_are_one_notice(tmp_path: Path, autojump_clock: Mo
         await trio.sleep(60)
         assert [notice.code for notice in await room.notices()] == ["answer.missing"]
         assert room.gateway.requests == []
+        assert await room.journal.marks("answer/") == {}
+
+
+async def test_no_answer_is_asked_for_without_a_budget(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Turns whose answer is missing are not asked about when the budget is spent: the notice about that says so."""
+    await leave(tmp_path, ["hello there", "good bye", "and again"])
+    async with talk(tmp_path, prompts={}, ask_again=True, budget=ONE, prices=PRICES) as room:
+        await trio.sleep(60)
+        assert len(await room.events("answer")) == len(room.gateway.requests) == 2
+        assert [notice.code for notice in await room.notices()] == ["budget.spent"]
         assert await room.journal.marks("answer/") == {}
 
 

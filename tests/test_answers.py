@@ -13,8 +13,10 @@ from trio.testing import MockClock
 
 from roomtone.events import Answer, Notice, Turn
 from roomtone.speech.analyst import open_analyst
+from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access
 from roomtone.speech.errand import RoomFacts, Setting
+from roomtone.speech.governor import open_governor
 from roomtone.speech.parameters import Gateway, Prompt, Streaming
 from roomtone.speech.terms import Terms
 from roomtone.speech.transcriber import transcribe
@@ -67,8 +69,9 @@ async def talk(
         terms = Terms(STREAMING)
         room = await enter(open_room(folder, reach(service, streaming=STREAMING, remote=remote), terms=terms))
         setting = Setting(Access(endpoint=gateway.url, **access), {}, {"desk": RoomFacts(RATE, STREAMING)})
+        governor = await enter(open_governor(room.journal, Budget))
         analyst = await enter(
-            open_analyst(room.journal, setting, lambda _: room.spool.end, transport=gateway.transport)
+            open_analyst(room.journal, setting, lambda _: room.spool.end, governor, transport=gateway.transport)
         )
         desk = room.desk._replace(answers=analyst.answers("desk", STREAMING, remote=remote))
         async with trio.open_nursery() as nursery:

@@ -367,6 +367,33 @@ def test_doubts() -> None:
     assert warning.startswith("/etc/roomtone/roomtone.toml: [rooms.desk.streaming] format_turns = true: has no effect")
 
 
+UNPRICED = """[budget]
+daily = 5
+[gateway.prices]
+one = { input = 3, output = 15 }
+[rooms.desk.streaming.llm_gateway]
+model = "one"
+max_tokens = 9
+messages = [{ role = "user", content = "{{turn}}" }]
+fallbacks = [{ model = "two" }]
+[analysis.summary]
+prompt = "{{transcript}}"
+model = "three"
+"""
+
+
+def test_a_budget_that_cannot_count_a_model_is_doubted() -> None:
+    """A model without a price is named where there is a sum to hold it to, unless it runs on this machine."""
+    doubts = parse(DESK + UNPRICED).warnings
+    assert [doubt.partition(": ")[2].partition(": ")[0] for doubt in doubts] == [
+        '[rooms.desk.streaming.llm_gateway] model = "two"',
+        '[analysis.summary] model = "three"',
+    ]
+    assert parse(DESK + UNPRICED.replace("daily = 5", "")).warnings == ()
+    (doubt,) = parse(DESK + UNPRICED + '[gateway]\nendpoint = "http://127.0.0.1:8080"').warnings
+    assert '"two"' in doubt
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -18,9 +18,10 @@ from roomtone.cli.coverage import command as coverage
 from roomtone.events import Notice, SessionEnded
 from roomtone.journal import open_journal
 from roomtone.speech.books import Books, Running, Spent
-from roomtone.speech.budget import Budget
+from roomtone.speech.budget import Budget, Course
 from roomtone.speech.governor import Governor, open_governor
 from roomtone.speech.parameters import Streaming
+from roomtone.speech.terms import Terms
 from roomtone.speech.transcriber import transcribe, withhold
 from roomtone.testing.faults import HangUp, script
 from roomtone.testing.service import open_service
@@ -64,8 +65,8 @@ def test_a_session_over_midnight_is_charged_to_both_days() -> None:
     """Each day, and each month, is charged what was open in it."""
     books = Books({})
     books.begin("a", "desk", price=3600.0, leak=0.0, now=MIDNIGHT - 100)
-    books.advance(MIDNIGHT - 40)
-    books.advance(MIDNIGHT + 20)
+    books.advance(MIDNIGHT - 40, 60)
+    books.advance(MIDNIGHT + 20, 60)
     books.end("a", 130.0, MIDNIGHT + 30)
 
     assert books.spent("2026-11-22") == Spent(100.0, 100.0)
@@ -74,11 +75,23 @@ def test_a_session_over_midnight_is_charged_to_both_days() -> None:
     assert books.spent("2026-11", "hall") == Spent(0.0, 0.0)
 
 
+@pytest.mark.parametrize("jump", [3 * DAY, -3 * DAY])
+def test_a_clock_that_is_set_costs_nothing(jump: float) -> None:
+    """A machine that learns the time after its start, by days, charges no session for the days."""
+    books = Books({})
+    books.begin("a", "desk", price=3600.0, leak=0.0, now=NOON)
+    books.advance(NOON + 10, 10)
+    books.advance(NOON + jump + 20, 10)
+    books.advance(NOON + jump + 30, 10)
+
+    assert books.spent("2026-11") == Spent(30.0, 30.0)
+
+
 def test_the_seconds_of_the_service_count() -> None:
     """What the service bills in the end replaces what was counted meanwhile, also where it is less."""
     books = Books({})
     books.begin("a", "desk", price=1.0, leak=0.0, now=NOON)
-    books.advance(NOON + 60)
+    books.advance(NOON + 60, 60)
     books.end("a", 55.0, NOON + 61)
 
     assert books.spent("2026-11-22").seconds == pytest.approx(55.0)
@@ -89,11 +102,11 @@ def test_a_session_that_a_crash_has_left_is_charged(later: float, seconds: float
     """A session that a dead daemon has left goes on at the service until that notices, but no longer."""
     books = Books({})
     books.begin("a", "desk", price=1.0, leak=70.0, now=NOON)
-    books.advance(NOON + 60)
+    books.advance(NOON + 60, 60)
     marks = {mark.key: mark.value for mark in books.changes()}
     left = msgspec.convert(msgspec.to_builtins(books.running["a"]), Running)
     after = Books(marks)
-    after.abandon("a", left, NOON + 60 + later)
+    after.abandon(left, NOON + 60 + later)
 
     assert after.spent("2026-11-22").seconds == pytest.approx(seconds)
     assert after.running == {}
@@ -121,7 +134,7 @@ async def test_a_crash_forgets_ten_seconds_at_most(tmp_path: Path, autojump_cloc
         open_journal(tmp_path / "journal", inline=True) as journal,
         open_governor(journal, lambda: budget, utc=clock) as governor,
     ):
-        meter = governor.meter("desk", Streaming())
+        meter = governor.meter("desk", Terms(Streaming()))
         await journal.commit(*meter.begin("a"))
         await trio.sleep(75)
         shutil.copytree(tmp_path, tmp_path.with_name("copy"))
@@ -129,19 +142,19 @@ async def test_a_crash_forgets_ten_seconds_at_most(tmp_path: Path, autojump_cloc
         open_journal(tmp_path.with_name("copy") / "journal", inline=True) as journal,
         open_governor(journal, lambda: budget, utc=clock) as governor,
     ):
-        (seconds, money), _ = governor.spent("desk")
-        assert 74 <= seconds <= 76
-        assert money == pytest.approx(seconds / 3600 * 0.45, abs=1e-4)
+        spent = governor.spent("desk").day
+        assert 74 <= spent.seconds <= 76
+        assert spent.money == pytest.approx(spent.seconds / 3600 * 0.45, abs=1e-4)
         assert await journal.marks("session/") == {}
         told = [event.code for event in await journal.read(0) if isinstance(event, Notice)]
         assert told == ["budget.near"]
 
 
-async def work(room: Room, governor: Governor, other: Room | None, *, spent: bool) -> None:
+async def work(room: Room, governor: Governor, other: Room | None, course: Course | None) -> None:
     """What a room does, by its budget: at the service, at the recognizer, or only recording."""
     follow = partial(transcribe, realtime=True, utc=trio.current_time)
-    if not spent:
-        await follow(room.desk._replace(meter=governor.meter("desk", Streaming())))
+    if course is None:
+        await follow(room.desk._replace(meter=governor.meter("desk", Terms(Streaming()))))
     elif other is not None:
         await follow(other.desk)
     else:
@@ -163,12 +176,12 @@ async def spend(
         beside = room._replace(desk=room.desk._replace(endpoint=reach(recognizer, remote=False))) if local else None
         with trio.fail_after(200_000):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(governor.obey, lambda spent: work(room, governor, beside, spent=spent))
+                nursery.start_soon(governor.obey, partial(work, room, governor, beside))
                 await room.record(audio)
                 room.spool.end_of_data()
         ended = [event for event in await room.journal.read(0) if isinstance(event, SessionEnded)]
         bill = sum(session.open_seconds for session in service.sessions)
-        assert governor.spent()[1].seconds == pytest.approx(bill, abs=1.5 * len(ended))
+        assert governor.spent().month.seconds == pytest.approx(bill, abs=1.5 * len(ended))
         covers = await room.covers()
         states = {
             state: sum(one.end - one.start for one in covers if one.state == state) / RATE
@@ -211,7 +224,7 @@ async def test_a_new_day_has_a_new_budget(tmp_path: Path, autojump_clock: MockCl
         async with open_governor(
             room.journal, lambda: budget, utc=lambda: MIDNIGHT - 300 + trio.current_time() - begun
         ) as governor:
-            nursery.start_soon(governor.obey, lambda spent: work(room, governor, None, spent=spent))
+            nursery.start_soon(governor.obey, partial(work, room, governor, None))
             await room.record(speak(range(1, 101), RATE) + quiet(250, RATE))
             assert not governor.is_spent
             assert len(service.sessions) == 2
@@ -229,7 +242,7 @@ async def test_a_larger_budget_holds_at_once(tmp_path: Path, autojump_clock: Moc
         open_journal(tmp_path / "journal", inline=True) as journal,
         open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
     ):
-        await journal.commit(*governor.meter("desk", Streaming()).begin("a"))
+        await journal.commit(*governor.meter("desk", Terms(Streaming())).begin("a"))
         await trio.sleep(30)
         assert governor.is_spent
         budgets.append(Budget(daily=1.0))
@@ -238,6 +251,85 @@ async def test_a_larger_budget_holds_at_once(tmp_path: Path, autojump_clock: Moc
         budgets.append(Budget())
         await trio.sleep(11)
         assert not governor.is_spent
+
+
+async def test_the_last_answer_is_counted(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What is paid in the daemon's last moment is in the journal."""
+    async with open_journal(tmp_path / "journal", inline=True) as journal:
+        async with open_governor(journal, Budget, utc=Clock()) as governor:
+            governor.pay("desk", Spent(requests=1, models=0.5))
+        async with open_governor(journal, Budget, utc=Clock()) as governor:
+            assert governor.spent("desk").month.money == 0.5
+
+
+async def test_it_does_not_hover_at_the_cap(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What is spent stays spent, though the service says of the last session that it was shorter than counted."""
+    async with (
+        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_governor(journal, lambda: Budget(daily=0.001), utc=Clock()) as governor,
+    ):
+        meter = governor.meter("desk", Terms(Streaming()))
+        await journal.commit(*meter.begin("a"))
+        await trio.sleep(9)
+        assert governor.is_spent
+        await journal.commit(*meter.end("a", 7.0))
+        await trio.sleep(20)
+        assert governor.spent().day.money < 0.001
+        assert governor.is_spent
+        told = [event.code for event in await journal.read(0) if isinstance(event, Notice)]
+        assert told == ["budget.spent"]
+
+
+async def test_another_sum_is_told_anew(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A budget that was raised, and is spent again on the same day, is told again."""
+    budgets = [Budget(daily=0.001)]
+    async with (
+        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
+    ):
+        await journal.commit(*governor.meter("desk", Terms(Streaming())).begin("a"))
+        await trio.sleep(20)
+        budgets.append(Budget(daily=0.01))
+        await trio.sleep(80)
+        told = [event.code for event in await journal.read(0) if isinstance(event, Notice)]
+        assert told == ["budget.spent", "budget.renewed", "budget.near", "budget.spent"]
+
+
+async def test_another_course_holds_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What a reload says of the cap holds for a budget that is spent already."""
+    budgets = [Budget(daily=0.001)]
+    courses = list[Course | None]()
+
+    async def work(course: Course | None) -> None:
+        courses.append(course)
+        await trio.sleep_forever()
+
+    async with (
+        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(governor.obey, work)
+        await journal.commit(*governor.meter("desk", Terms(Streaming())).begin("a"))
+        await trio.sleep(20)
+        budgets.append(Budget(daily=0.001, at_cap="record"))
+        await trio.sleep(11)
+        assert courses == [None, "local", "record"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_price_is_that_of_the_terms(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A session costs what its terms cost when it begins, also where they have changed since the room was opened."""
+    terms = Terms(Streaming())
+    async with (
+        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_governor(journal, Budget, utc=Clock()) as governor,
+    ):
+        meter = governor.meter("desk", terms)
+        assert terms.change(Streaming(prompt="A meeting."))
+        await journal.commit(*meter.begin("a"))
+        await trio.sleep(3600)
+        assert governor.spent().day.money == pytest.approx(0.50, abs=1e-3)
 
 
 async def test_the_daemon_at_its_cap(tmp_path: Path) -> None:

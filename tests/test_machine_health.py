@@ -20,11 +20,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from roomtone import exposition
 from roomtone.checkup import complaints
 from roomtone.config import ConfigError, Service, address_of, decode
-from roomtone.control import Disk, OpenGap, Report, RoomReport
+from roomtone.control import Cost, Disk, OpenGap, Report, RoomReport
 from roomtone.delivery import SinkStatus
 from roomtone.events import Answer, Audio, Gap, SessionEnded, SessionStarted, Turn
 from roomtone.figures import Counting, Figures
 from roomtone.plugins import Plugins
+from roomtone.speech.books import Bill, Spent
 from roomtone.testing.spoken import speak
 from running import COMMAND, SINKS, events, run, write_wav
 
@@ -123,6 +124,18 @@ def test_metrics_can_be_read_by_a_parser() -> None:
     assert found["roomtone_sink_behind", "jsonl", "log"] == 3
     assert found["roomtone_disk_bytes", "free"] == 30
     assert ("roomtone_level_dbfs", "desk") not in found
+
+
+def test_metrics_of_what_was_spent() -> None:
+    """What each room has cost and for what, what all may cost, and whether that is spent; no sum that is not set."""
+    bill = Bill(Spent(seconds=60, sessions=0.5, models=0.25), Spent(seconds=90, sessions=4.5, models=0.5))
+    cost = Cost(currency="EUR", bill=bill, monthly=5.0, spent="local")
+    found = samples(exposition.render(report(changed(ROOM, cost=bill), cost=cost)))
+    assert found["roomtone_cost", "day", "desk", "models"] == 0.25
+    assert found["roomtone_cost", "desk", "month", "sessions"] == 4.5
+    assert found["roomtone_budget", "month"] == 5.0
+    assert ("roomtone_budget", "day") not in found
+    assert found[("roomtone_budget_spent",)] == 1
 
 
 def samples(text: bytes) -> dict[tuple[str, ...], float]:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from roomtone.cli.status import lines
 from roomtone.control import Cost, Disk, Report
+from roomtone.speech.books import Bill, Spent
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -23,13 +24,19 @@ def report(cost: Cost | None) -> Report:
 
 
 def test_the_cost_so_far_is_shown() -> None:
-    """What the sessions of today and of this month have cost stands in a line of its own."""
-    shown = "\n".join(lines(report(Cost("USD", 3600, 0.45, 7200, 0.9)), NOW))
+    """What today and this month have cost, for what, and what they may cost, stands in lines of their own."""
+    bill = Bill(
+        Spent(seconds=3600, sessions=0.45), Spent(seconds=7200, sessions=0.9, requests=4, unpriced=1, models=0.2)
+    )
+    shown = "\n".join(lines(report(Cost(currency="USD", bill=bill, monthly=1.0, spent="local")), NOW))
 
-    assert "today 0.45 USD (60 min of sessions), this month 0.90 USD (120 min)" in shown
+    assert "cost     today 0.45 USD: sessions 0.45 for 60 min\n" in shown
+    models = "language models 0.20 for 4 answers, 1 of them of unknown cost"
+    assert f"         this month 1.10 of 1.00 USD: sessions 0.90 for 120 min, {models}\n" in shown
+    assert "         the budget is spent: the recognizer on this machine goes on, and" in shown
 
 
-def test_no_session_costs_nothing() -> None:
-    """Without sessions there is no such line."""
-    assert "cost" not in "\n".join(lines(report(Cost("USD", 0, 0, 0, 0)), NOW))
+def test_what_costs_nothing_is_not_shown() -> None:
+    """Without sessions and answers there is no such line."""
+    assert "cost" not in "\n".join(lines(report(Cost(currency="USD", bill=Bill())), NOW))
     assert "cost" not in "\n".join(lines(report(None), NOW))

@@ -91,6 +91,30 @@ async def test_without_a_daemon(tmp_path: Path) -> None:
     assert again.output == "desk: nothing was held back\n"
 
 
+async def test_a_budget_is_kept(tmp_path: Path) -> None:
+    """When the budget is spent in the middle the sessions end; the rest is sent the next time, and nothing twice."""
+    async with open_service() as service:
+        await held_back(tmp_path, service.url)
+        times = ("--from", at(16 * RATE).isoformat(), "--to", at(28 * RATE).isoformat())
+        path = tmp_path / "roomtone.toml"
+        given, budget = path.read_text(), "[budget]\ndaily = 1.0\nprices = { universal-3-5-pro = 3600.0 }\n"
+        path.write_text(given + budget)
+        result = await trio.to_thread.run_sync(invoke, tmp_path, *times)
+        assert result.exit_code == 1
+        assert "the budget is spent: what is left is transcribed" in result.output
+        assert sum(session.open_seconds for session in service.sessions) < 4
+        first = len(service.sessions)
+        again = await trio.to_thread.run_sync(invoke, tmp_path, *times)
+        assert again.exit_code == 1
+        assert len(service.sessions) == first
+        path.write_text(given)
+        result = await trio.to_thread.run_sync(invoke, tmp_path, *times)
+        assert result.exit_code == 0, result.output
+    async with open_journal(tmp_path / "state" / "journal.sqlite") as journal:
+        turns = sorted((turn for turn in await journal.read(0) if isinstance(turn, Turn)), key=lambda t: t.position)
+        assert [number for turn in turns for number in numbers_in(turn.text)] == list(range(1, 9))
+
+
 async def test_with_a_daemon(tmp_path: Path) -> None:
     """Where a daemon has the state, the wish is left for it."""
     await held_back(tmp_path, "ws://127.0.0.1:1/v3/ws")

@@ -152,10 +152,13 @@ class Commands:
         )
 
     def _cost(self) -> Cost:
-        day, month = self._governor.spent()
-        currency = self._force.config.budget.currency
+        governor, budget = self._governor, self._force.config.budget
         return Cost(
-            currency, round(day.seconds, 1), round(day.money, 4), round(month.seconds, 1), round(month.money, 4)
+            currency=budget.currency,
+            bill=governor.spent(),
+            daily=budget.daily,
+            monthly=budget.monthly,
+            spent=governor.course,
         )
 
     async def _room(self, room: OpenRoom, health: RoomHealth | None) -> RoomReport:
@@ -181,6 +184,7 @@ class Commands:
             drift=None if health is None or health.drift is None else round(health.drift, 1),
             figures=self._figures.of(room.name, datetime.now(UTC)),
             coverage=None if spool is None else await self._coverage(room, spool),
+            cost=self._governor.spent(room.name),
         )
 
     async def _coverage(self, room: OpenRoom, spool: Spool) -> Coverage | None:

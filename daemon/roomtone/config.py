@@ -257,6 +257,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         warnings=(
             *(f"{path}: {_doubted(name, rooms[name], doubt)}" for name, doubt in doubts),
             *(f"{path}: [sinks.{name}] gets nothing: {text}" for name, text in unloaded.items()),
+            *(f"{path}: {problem}" for problem in _unpriced(tables, rooms)),
         ),
     )
 
@@ -404,6 +405,24 @@ def _analysis(prompts: Any, rooms: Any) -> Iterator[Problem]:
         for chosen in _texts(table.get("rooms")):
             if isinstance(rooms, dict) and chosen not in rooms:
                 yield Problem(where, unknown(f'room "{chosen}"', chosen, rooms), "rooms", table["rooms"])
+
+
+def _unpriced(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[Problem]:
+    """Models whose cost a budget cannot count. What runs on this machine is taken to cost nothing."""
+    budget, access = _convert(tables.get("budget", {}), Budget), _convert(tables.get("gateway", {}), Access)
+    if not budget.limits():
+        return
+    asked = dict[str, tuple[str, ...]]()
+    for name, room in rooms.items():
+        if gateway := room.streaming.llm_gateway:
+            models = (gateway.model, *(fallback.model for fallback in gateway.fallbacks or ()))
+            asked |= dict.fromkeys(models, ("rooms", name, "streaming", "llm_gateway"))
+    if not completion.is_loopback(completion.resolve(access.endpoint)):
+        for name, table in tables.get("analysis", {}).items():
+            asked |= dict.fromkeys((table["model"], *table.get("fallbacks", ())), ("analysis", name))
+    for model, where in asked.items():
+        if access.price(model) is None:
+            yield Problem(where, "has no price in [gateway.prices], so the [budget] does not count it", "model", model)
 
 
 def _doubted(name: str, room: Room, doubt: parameters.Problem) -> Problem:

@@ -30,6 +30,8 @@ from roomtone.events import Cause, Interim, Level
 from roomtone.figures import Figures
 from roomtone.journal import Journal
 from roomtone.live import Live
+from roomtone.speech.books import Bill
+from roomtone.speech.budget import Course
 
 VERSION = 1
 LONGEST_REQUEST = 65_536
@@ -167,6 +169,7 @@ class RoomReport(msgspec.Struct, frozen=True, kw_only=True):
     drift: float | None = None
     figures: Figures = Figures()
     coverage: Coverage | None = None
+    cost: Bill | None = None
 
 
 class Disk(msgspec.Struct, frozen=True):
@@ -177,14 +180,17 @@ class Disk(msgspec.Struct, frozen=True):
     free: int
 
 
-class Cost(msgspec.Struct, frozen=True):
-    """Seconds of sessions, and what they cost, today and this month (UTC), all rooms together."""
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What today and this month (UTC) have cost, all rooms together, and what they may: None where nothing is capped.
+
+    `spent`: what is done instead of opening sessions, since that is all that they may cost.
+    """
 
     currency: str
-    day_seconds: float
-    day: float
-    month_seconds: float
-    month: float
+    bill: Bill
+    daily: float | None = None
+    monthly: float | None = None
+    spent: Course | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="answer", tag="report"):

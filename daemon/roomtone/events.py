@@ -92,7 +92,8 @@ class Answer(Event, frozen=True, kw_only=True, tag="answer"):
 class Analysis(Event, frozen=True, kw_only=True, tag="analysis"):
     """What a named prompt made of a conversation between two positions. `response` is the last body as it came.
 
-    A long conversation takes several requests, whose tokens are summed. `cost` is in USD, None where no price is known.
+    A long conversation takes several requests, whose tokens are summed. `cost` is in the currency of
+    the budget, None where no price is known.
     """
 
     name: str

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from roomtone.config import Service, address_of
-from roomtone.control import Report, RoomReport
+from roomtone.control import Cost, Report, RoomReport
 from roomtone.delivery import SinkStatus
 from roomtone.durable import replace
 
@@ -131,6 +131,8 @@ def _families(report: Report) -> Iterator["Metric"]:
     started.add_metric([], report.since.timestamp())
     yield started
     yield from _rooms(report.rooms)
+    if report.cost is not None:
+        yield from _costs(report.cost, report.rooms)
     for name, (text, value) in _SINKS.items():
         family = GaugeMetricFamily(f"roomtone_sink_{name}", text, labels=["sink", "kind"])
         for sink in report.sinks:
@@ -165,6 +167,28 @@ def _rooms(rooms: tuple[RoomReport, ...]) -> Iterator["Metric"]:
             if (now := value(room)) is not None:
                 gauge.add_metric([room.name], now)
         yield gauge
+
+
+def _costs(cost: Cost, rooms: tuple[RoomReport, ...]) -> Iterator["Metric"]:
+    """Gauges: what a session has cost so far can turn out to be less when the service has counted it."""
+    from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - late, as above
+
+    spent = GaugeMetricFamily(
+        "roomtone_cost",
+        f"What today and this month (UTC) have cost, in {cost.currency}.",
+        labels=["room", "what", "period"],
+    )
+    for room in rooms:
+        for period, sums in (("day", room.cost.day), ("month", room.cost.month)) if room.cost else ():
+            spent.add_metric([room.name, "sessions", period], sums.sessions)
+            spent.add_metric([room.name, "models", period], sums.models)
+    yield spent
+    budget = GaugeMetricFamily("roomtone_budget", "What all rooms together may cost.", labels=["period"])
+    for period, limit in (("day", cost.daily), ("month", cost.monthly)):
+        if limit is not None:
+            budget.add_metric([period], limit)
+    yield budget
+    yield GaugeMetricFamily("roomtone_budget_spent", "1 while the budget is spent.", float(cost.spent is not None))
 
 
 _SINKS: dict[str, tuple[str, Callable[[SinkStatus], float]]] = {

@@ -31,6 +31,7 @@ from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.secret import Secret
 from roomtone.speech.analyst import Analyst
+from roomtone.speech.budget import Course
 from roomtone.speech.endpoint import Endpoint, Endpoints
 from roomtone.speech.governor import FREE, Governor
 from roomtone.speech.minutes import Desk
@@ -200,13 +201,15 @@ class OpenRoom:
             await self._transcribe_at(given, spool)
             return
 
-        async def within_the_budget(is_spent: bool) -> None:
-            if not is_spent:
-                await self._transcribe_at(given, spool)
-            elif around.governor.at_cap == "local":
-                await self._transcribe_at(around.endpoints.choose(self._terms, table.rate, None, instead=LOCAL), spool)
-            else:
-                await withhold(self._desk(given, spool))
+        async def within_the_budget(course: Course | None) -> None:
+            match course:
+                case None:
+                    await self._transcribe_at(given, spool)
+                case "local":
+                    here = around.endpoints.choose(self._terms, table.rate, None, instead=LOCAL)
+                    await self._transcribe_at(here, spool)
+                case "record":
+                    await withhold(self._desk(given, spool))
 
         await around.governor.obey(within_the_budget)
 
@@ -234,7 +237,7 @@ class OpenRoom:
             two_finals=has_two_finals(table.streaming),
             seam=trio.Lock(),
             failed=partial(around.glance.failed, self.name),
-            meter=around.governor.meter(self.name, table.streaming) if endpoint.remote else FREE,
+            meter=around.governor.meter(self.name, self._terms) if endpoint.remote else FREE,
             answers=around.analyst.answers(self.name, table.streaming, remote=endpoint.remote),
             speakers=table.speakers,
         )

@@ -81,9 +81,11 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                 await _tell_unloaded(config, journal)
                 spools = dict[str, Spool]()
                 async with (
-                    open_analyst(journal, force.setting(), partial(_head, spools)) as analyst,
+                    open_governor(
+                        journal, lambda: force.config.budget, held=lambda: list(force.setting().held())
+                    ) as governor,
+                    open_analyst(journal, force.setting(), partial(_head, spools), governor) as analyst,
                     open_endpoints() as endpoints,
-                    open_governor(journal, lambda: force.config.budget) as governor,
                     trio.open_nursery() as upkeep,
                 ):
                     surroundings = Surroundings(

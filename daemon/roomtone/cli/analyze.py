@@ -26,7 +26,6 @@ from roomtone.speech.analysis import Conversation, Inquiry, Progress
 from roomtone.speech.completion import Completion
 from roomtone.speech.errand import Result, RoomFacts, Setting, analyze
 from roomtone.speech.gateway import Failed, Gateway, Verdict, open_gateway
-from roomtone.speech.spending import Spending
 
 TRIES = 6
 """Requests for one answer, where the failure is a passing one."""
@@ -35,7 +34,9 @@ LONGEST_WAIT = 120.0
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """What `--json` gives, one line for each room. Times are UTC, `cost` is in USD, or null without a price."""
+    """What `--json` gives, one line for each room. Times are UTC, `cost` is in the currency of
+    the budget, or null without a price.
+    """
 
     room: str
     prompt: str
@@ -81,7 +82,7 @@ def command(
         raise Failure("nothing was said there that is in the journal")
     for job in jobs:
         with _progress(job.room) as progress:
-            _tell(expected(job))
+            _tell(expected(job, config.budget.currency))
             result = trio.run(_ask, job, progress)
         answered = Answered(
             room=job.room,
@@ -101,7 +102,7 @@ def command(
         if len(jobs) > 1:
             click.echo(f"[{job.room}]")
         click.echo(answered.text)
-        cost = "" if answered.cost is None else f", {answered.cost:.4f} USD"
+        cost = "" if answered.cost is None else f", {answered.cost:.4f} {config.budget.currency}"
         _tell(f"{answered.requests} requests, {answered.input_tokens} + {answered.output_tokens} tokens{cost}")
 
 
@@ -149,12 +150,12 @@ def positions(covers: Sequence[Cover], rate: int, since: datetime, until: dateti
             yield start, end
 
 
-def expected(job: Job) -> str:
+def expected(job: Job, currency: str) -> str:
     """What asking will take, for a person."""
     parts = analysis.cut(analysis.lines(job.conversation.turns), job.prompt.context)
     sent, got = analysis.estimate(job.prompt, parts)
-    price = job.setting.access.prices.get(job.prompt.model)
-    cost = "" if price is None else f", at most {(sent * price.input + got * price.output) / 1e6:.4f} USD"
+    price = job.setting.access.price(job.prompt.model)
+    cost = "" if price is None else f", at most {(sent * price.input + got * price.output) / 1e6:.4f} {currency}"
     return (
         f"{job.room}: {len(job.conversation.turns)} turns, {job.conversation.words} words, "
         f"about {sent} tokens to {job.prompt.model}{cost}"
@@ -163,15 +164,13 @@ def expected(job: Job) -> str:
 
 async def _ask(job: Job, progress: Progress) -> Result:
     access = job.setting.access
-    spending = Spending({})
-    spending.prices = access.prices
     async with open_gateway(access.timeout) as gateway:
 
         async def ask(request: Mapping[str, Any]) -> Completion:
             return await _ask_patiently(gateway, job, request)
 
         try:
-            return await analyze(job.prompt, job.room, job.conversation, ask, spending=spending, progress=progress)
+            return await analyze(job.prompt, job.room, job.conversation, ask, cost=job.setting.cost, progress=progress)
         except Failed as failed:
             error = str(failed)
     raise Failure(f"no answer: {error}")

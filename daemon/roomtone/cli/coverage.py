@@ -14,10 +14,11 @@ import msgspec
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, load
 from roomtone.cli.sinks import reading
+from roomtone.cli.status import breakdown
 from roomtone.database import Database
 from roomtone.facts import Cover
 from roomtone.ledger import State, Summary, draw, summarize
-from roomtone.speech.books import Bill, Books
+from roomtone.speech.books import Bill, Books, Spent
 
 WIDTH = 72
 """Characters of the timeline."""
@@ -89,8 +90,8 @@ def command(given: Path | None, *, chosen: tuple[str, ...], since: datetime | No
     else:
         _print(accounts, since)
         for room, bill in bills.items():
-            if bill.month.seconds:
-                click.echo(f"{room}   {_cost(bill, config.budget.currency)}")
+            for line in _costs(bill, config.budget.currency):
+                click.echo(f"{room}   {line}")
     if faults := [one.summary.room for one in accounts if not one.summary.is_explained]:
         raise Failure(f"not everything is explained in {', '.join(faults)}: please report this")
 
@@ -109,15 +110,16 @@ def _accounts(journal: Path, chosen: Sequence[str], since: datetime | None) -> l
 
 
 def _bills(journal: Path, rooms: Sequence[str]) -> dict[str, Bill]:
-    """What the sessions of each room have cost today and this month; one that is open, up to ten seconds ago."""
+    """What each room has cost today and this month; a session that is open, up to ten seconds ago."""
     with reading(journal) as database:
         books = Books(database.marks("spent/"))
     return {room: books.bill(time.time(), room) for room in rooms}
 
 
-def _cost(bill: Bill, currency: str) -> str:
-    today, month = (f"{one.money:.2f} {currency} ({_duration(one.seconds)})" for one in (bill.day, bill.month))
-    return f"sessions cost {today} today, {month} this month (UTC)"
+def _costs(bill: Bill, currency: str) -> Iterator[str]:
+    for when, spent in (("today", bill.day), ("this month", bill.month)):
+        if bill.month != Spent():
+            yield f"cost {when} (UTC) {spent.money:.2f} {currency}: {breakdown(spent)}"
 
 
 def _rates(database: Database) -> dict[str, int]:

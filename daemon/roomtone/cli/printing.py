@@ -35,18 +35,22 @@ class Print(Sink, frozen=True, kw_only=True, tag="print"):
 
     write: Any  # what prints one line, which no table can hold
     since: datetime
+    currency: str = "USD"
 
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[object]:
-        yield Printer(self.write, self.since, rooms=context.rates)
+        yield Printer(self.write, self.since, self.currency, rooms=context.rates)
 
 
 class Printer:
     """Prints the events of this run as they come; with several rooms each line says whose it is."""
 
-    def __init__(self, write: Callable[[str], None], since: datetime, *, rooms: Mapping[str, int]) -> None:
+    def __init__(
+        self, write: Callable[[str], None], since: datetime, currency: str, *, rooms: Mapping[str, int]
+    ) -> None:
         self._write = write
         self._since = since
+        self._currency = currency
         self._rooms = rooms
 
     @hookimpl
@@ -54,11 +58,11 @@ class Printer:
         if _committed(event) < self._since:
             return
         whose = f"{event.room}: " if event.room and len(self._rooms) > 1 else ""
-        for line in lines(event):
+        for line in lines(event, self._currency):
             self._write(whose + line if line else "")
 
 
-def lines(event: Durable) -> Iterator[str]:
+def lines(event: Durable, currency: str) -> Iterator[str]:
     """What is printed of an event. Pure."""
     match event:
         case RecordingStarted():
@@ -74,7 +78,7 @@ def lines(event: Durable) -> Iterator[str]:
         case Answer():
             yield from ("", f"Answer of the language model: {event.text}")
         case Analysis():
-            cost = "" if event.cost is None else f", {event.cost:.4f} USD"
+            cost = "" if event.cost is None else f", {event.cost:.4f} {currency}"
             yield from ("", f"Analysis [{event.name}] ({event.model or 'language model'}{cost}):", event.text)
         case SessionEnded():
             took = f"{event.audio_seconds:g} s of audio heard, open for {event.session_seconds:g} s"

@@ -30,7 +30,8 @@ def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
 
     config, _ = load(given)
     since = datetime.now(UTC)
-    extra: dict[str, Sink] = {printing.NAME: printing.Print(write=click.echo, since=since)} if is_printing else {}
+    shown = printing.Print(write=click.echo, since=since, currency=config.budget.currency)
+    extra: dict[str, Sink] = {printing.NAME: shown} if is_printing else {}
 
     def reread() -> Config:
         again = load(config.path).config

@@ -12,8 +12,9 @@ import trio
 
 from roomtone.cli.daemon import find_daemon
 from roomtone.cli.loaded import config_option
-from roomtone.control import Report, RoomReport, Status, open_client
+from roomtone.control import Cost, Report, RoomReport, Status, open_client
 from roomtone.delivery import SinkStatus
+from roomtone.speech.books import Spent
 
 PERIOD = 1.0
 """Seconds between two looks."""
@@ -66,13 +67,32 @@ def lines(report: Report, now: datetime) -> Iterator[str]:
         yield "sinks"
         yield from map(_sink, report.sinks)
     disk = report.disk
-    if report.cost is not None and report.cost.month_seconds:
-        cost = report.cost
-        yield (
-            f"cost     today {cost.day:.2f} {cost.currency} ({cost.day_seconds / 60:.0f} min of sessions), "
-            f"this month {cost.month:.2f} {cost.currency} ({cost.month_seconds / 60:.0f} min)"
-        )
+    if report.cost is not None:
+        yield from _cost(report.cost)
     yield f"disk     spool {size(disk.spool)}, journal {size(disk.journal)}, free {size(disk.free)} in {report.state}"
+
+
+def _cost(cost: Cost) -> Iterator[str]:
+    if cost.bill.month == Spent():
+        return
+    for head, when, spent, limit in (
+        ("cost", "today", cost.bill.day, cost.daily),
+        ("", "this month", cost.bill.month, cost.monthly),
+    ):
+        budget = "" if limit is None else f" of {limit:.2f}"
+        yield f"{head:9}{when} {spent.money:.2f}{budget} {cost.currency}: {breakdown(spent)}"
+    course = {"local": "the recognizer on this machine goes on", "record": "nothing is transcribed"}
+    if cost.spent is not None:
+        yield f"         the budget is spent: {course[cost.spent]}, and language models that cost are not asked"
+
+
+def breakdown(spent: Spent) -> str:
+    """What it was spent for."""
+    minutes = f"sessions {spent.sessions:.2f} for {spent.seconds / 60:.0f} min"
+    if not spent.requests:
+        return minutes
+    unpriced = f", {spent.unpriced} of them of unknown cost" if spent.unpriced else ""
+    return f"{minutes}, language models {spent.models:.2f} for {spent.requests} answers{unpriced}"
 
 
 def _room(room: RoomReport, now: datetime) -> Iterator[str]:

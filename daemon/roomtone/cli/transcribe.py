@@ -23,6 +23,7 @@ from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
 from roomtone.retention import SPOOL, list_segments
 from roomtone.rooms import has_two_finals
+from roomtone.speech.budget import Course
 from roomtone.speech.coverage import Spans
 from roomtone.speech.endpoint import Endpoints, open_endpoints
 from roomtone.speech.governor import FREE, Governor, open_governor
@@ -68,9 +69,15 @@ def command(given: Path | None, *, since: datetime, until: datetime | None, chos
     try:
         with places.lock(state):
             os.umask(places.UMASK)
-            trio.run(partial(_work, config, rooms, os.environ))
+            is_done = trio.run(partial(_work, config, rooms, os.environ))
     except places.StateInUse:
         click.echo("the daemon transcribes it")
+        return
+    if not is_done:
+        raise Failure(
+            "the budget is spent: what is left is transcribed by the daemon, or by this command, in the next period or "
+            "when [budget] has more"
+        )
 
 
 def _find(state: Path, rooms: Mapping[str, Room], since: datetime, until: datetime) -> Iterator[Unsent]:
@@ -115,8 +122,8 @@ def _line(one: Unsent) -> str:
     return f"{one.room}: {there:.0f} s to transcribe{rest}"
 
 
-async def _work(config: Config, rooms: Mapping[str, Room], environ: Mapping[str, str]) -> None:
-    """Do it here, room after room. Raises Failure where the budget is spent."""
+async def _work(config: Config, rooms: Mapping[str, Room], environ: Mapping[str, str]) -> bool:
+    """Do it here, room after room. False: the budget is spent before all is done."""
     state = config.state(environ)
     async with (
         open_journal(state / "journal.sqlite") as journal,
@@ -124,7 +131,10 @@ async def _work(config: Config, rooms: Mapping[str, Room], environ: Mapping[str,
         open_governor(journal, lambda: config.budget) as governor,
     ):
         for name, room in rooms.items():
-            await _repair(name, room, config, environ, journal=journal, endpoints=endpoints, governor=governor)
+            args = (name, room, config, environ)
+            if not await _repair(*args, journal=journal, endpoints=endpoints, governor=governor):
+                return False
+    return True
 
 
 async def _repair(
@@ -136,11 +146,9 @@ async def _repair(
     journal: Journal,
     endpoints: Endpoints,
     governor: Governor,
-) -> None:
+) -> bool:
     terms = Terms(room.streaming)
     endpoint = endpoints.choose(terms, room.rate, find_key(config, environ))
-    if endpoint.remote and governor.is_spent:
-        raise Failure("the budget is spent: try again in the next period, or raise it in [budget]; nothing was sent")
     async with open_spool(config.state(environ) / SPOOL / name, rate=room.rate) as spool:
         spool.end_of_data()
         desk = Desk(
@@ -155,7 +163,16 @@ async def _repair(
             speech_model=room.streaming.speech_model,
             two_finals=has_two_finals(room.streaming),
             seam=trio.Lock(),
-            meter=governor.meter(name, room.streaming) if endpoint.remote else FREE,
+            meter=governor.meter(name, terms) if endpoint.remote else FREE,
             speakers=room.speakers,
         )
-        await repair(desk)
+        is_done = False
+
+        async def within_the_budget(course: Course | None) -> None:
+            nonlocal is_done
+            if course is None or not endpoint.remote:
+                await repair(desk)
+                is_done = True
+
+        await governor.obey(within_the_budget)
+        return is_done

@@ -16,11 +16,11 @@ from roomtone.journal import Fact, Journal, Mark
 from roomtone.speech import analysis, completion
 from roomtone.speech.answers import PREFIX as ANSWERS
 from roomtone.speech.answers import Answers, Policy, Question, Unanswered
-from roomtone.speech.completion import Completion
+from roomtone.speech.completion import Completion, Usage
 from roomtone.speech.errand import MARKS, Errand, Office, Setting, mark_key
 from roomtone.speech.gateway import Failed, Gateway, Verdict, open_gateway
+from roomtone.speech.governor import Governor
 from roomtone.speech.parameters import Streaming
-from roomtone.speech.spending import load_spending
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -51,7 +51,12 @@ class Analyst:
         if streaming.llm_gateway is None or not (remote or access.ask_again):
             return None
         policy = Policy(access.answer_within if remote else 0.0, access.ask_again)
-        answers = Answers(streaming.llm_gateway, policy, self._unanswered, self._office.spending)
+        model = streaming.llm_gateway.model
+
+        def pay(usage: Usage, answered: str | None) -> None:
+            self._office.pay(self._setting, room, model, usage, answered)
+
+        answers = Answers(streaming.llm_gateway, policy, self._unanswered, pay)
         self._answers[room] = answers
         return answers
 
@@ -108,7 +113,6 @@ class Analyst:
             self._over.set()
 
     async def _run(self, setting: Setting) -> None:
-        self._office.spending.prices = setting.access.prices
         await self._begin_prompts(setting)
         async with open_gateway(setting.access.timeout, self._transport) as gateway, trio.open_nursery() as nursery:
             for name, room in setting.pairs():
@@ -144,16 +148,17 @@ class Analyst:
         backoff = Backoff(first=2.0)
         while True:
             try:
-                async with self._office.places:
-                    answer = await gateway.ask(setting.route(question.room), request)
+                answer = await self._office.ask(setting, gateway, question.room, request)
             except Failed as failed:
+                if failed.verdict is Verdict.HELD:
+                    return []  # the notice about the budget says so for all turns
                 is_passing = failed.verdict is Verdict.PASSING and not self._office.has_given_up
                 if is_passing and backoff.failures + 1 < ASKED:
                     await self._office.wait(max(failed.wait, backoff.next()))
                     continue
                 log.warning("answer.missing", room=question.room, session_id=question.session_id, reason=str(failed))
                 return answers.give_up(question, turn.at, str(failed))
-            return self._facts(turn, answer, answers)
+            return [_answer(turn, answer)]
 
     async def _turn(self, question: Question) -> Turn | None:
         """The turn that a question is about, as it was corrected last."""
@@ -161,42 +166,43 @@ class Analyst:
         turns = (turn for turn in analysis.current(found) if turn.session_id == question.session_id)
         return next((turn for turn in turns if turn.turn_order == question.turn_order), None)
 
-    def _facts(self, turn: Turn, answer: Completion, answers: Answers) -> list[Fact]:
-        event = Answer(
-            room=turn.room,
-            position=turn.position,
-            at=turn.at,
-            session_id=turn.session_id,
-            turn_order=turn.turn_order,
-            turn=turn.id,
-            text=answer.text,
-            response=answer.body,
-        )
-        spending = self._office.spending
-        cost = spending.cost(answer, answers.gateway.model)
-        return [event, spending.count(answer.usage, cost, self._office.utc())]
-
 
 @asynccontextmanager
 async def open_analyst(
     journal: Journal,
     setting: Setting,
     heads: Callable[[str], int | None],
+    governor: Governor,
     *,
     transport: httpx2.AsyncBaseTransport | None = None,
     utc: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> AsyncIterator[Analyst]:
     """Ask until the context is left; `finish` before that does what there is left to do.
 
-    `heads` gives the position after a room's last sample, None where unknown. `transport` and `utc` stand in for the
-    network and the clock. Resources: a task and its connections. Errors: those of the journal.
+    `heads` gives the position after a room's last sample, None where unknown; `governor` is told what answers cost, and
+    says when there is no budget for more. `transport` and `utc` stand in for the network and the clock.
+
+    Resources: a task and its connections. Errors: those of the journal.
     """
-    analyst = Analyst(Office(journal, await load_spending(journal), heads, utc), setting, transport)
+    analyst = Analyst(Office(journal, governor, heads, utc), setting, transport)
     await analyst.recover()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(analyst.run)
         yield analyst
         nursery.cancel_scope.cancel()
+
+
+def _answer(turn: Turn, answer: Completion) -> Answer:
+    return Answer(
+        room=turn.room,
+        position=turn.position,
+        at=turn.at,
+        session_id=turn.session_id,
+        turn_order=turn.turn_order,
+        turn=turn.id,
+        text=answer.text,
+        response=answer.body,
+    )
 
 
 def _question(value: Any) -> Question | None:

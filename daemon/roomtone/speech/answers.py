@@ -4,21 +4,24 @@ An account without the LLM Gateway gets no answer and no error, so each final tu
 mark in the journal, committed with its turn: a crash loses none without a word.
 """
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 import trio
 
 from roomtone.events import Notice
 from roomtone.journal import Fact, Mark
+from roomtone.speech.completion import Usage
 from roomtone.speech.parameters import Gateway
-from roomtone.speech.spending import Spending
 
 PREFIX = "answer/"
 """What the keys of the marks of expected answers begin with; room, session and turn order follow."""
 MOST = 1000
 """Questions that wait to be asked again; then the oldest are given up."""
+
+Pay: TypeAlias = Callable[[Usage, str | None], None]
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -90,12 +93,12 @@ class Policy(NamedTuple):
 
 
 class Answers:
-    """One room's answers, across its sessions."""
+    """One room's answers, across its sessions. `pay` is told what each used that came, and of which model."""
 
-    def __init__(self, gateway: Gateway, policy: Policy, unanswered: Unanswered, spending: Spending) -> None:
+    def __init__(self, gateway: Gateway, policy: Policy, unanswered: Unanswered, pay: Pay) -> None:
         self.gateway = gateway
         self.policy = policy
-        self.spending = spending
+        self.pay = pay
         self._unanswered = unanswered
         self._told = False
 

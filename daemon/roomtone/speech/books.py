@@ -1,11 +1,11 @@
-"""The accounts: what sessions have cost, by day and room. Pure.
+"""The accounts: what sessions and language models have cost, by day and room. Pure.
 
 A day and a month are those of UTC, so that a daemon that moves, and a change of the clocks, shift no budget.
 """
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -14,19 +14,39 @@ from roomtone.facts import Mark
 SPENT: Final = "spent/"
 """What the keys of the marks begin with; the day and the room follow."""
 
-
-class Spent(NamedTuple):
-    """Seconds of sessions, and what they cost."""
-
-    seconds: float
-    money: float
+_MEETING = 1.0
+"""Seconds by which two clocks may differ that were read one after the other, on a machine that is busy."""
 
 
-class Bill(NamedTuple):
+class Spent(msgspec.Struct, frozen=True):
+    """What was spent: `sessions` of money for so many `seconds` of them, and `models` for so many requests and tokens.
+
+    What the `unpriced` ones of the requests cost nobody knows, for their model has no price.
+    """
+
+    seconds: float = 0.0
+    sessions: float = 0.0
+    requests: int = 0
+    unpriced: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    models: float = 0.0
+
+    @property
+    def money(self) -> float:
+        """All of it."""
+        return self.sessions + self.models
+
+    def __add__(self, other: "Spent") -> "Spent":
+        sums = (getattr(self, name) + getattr(other, name) for name in self.__struct_fields__)
+        return Spent(*(round(one, 6) for one in sums))
+
+
+class Bill(msgspec.Struct, frozen=True):
     """What today and this month have cost (UTC)."""
 
-    day: Spent
-    month: Spent
+    day: Spent = Spent()
+    month: Spent = Spent()
 
 
 class Running(msgspec.Struct):
@@ -43,28 +63,31 @@ class Running(msgspec.Struct):
 
 
 class Books:
-    """The accounts: seconds and money by day and room, and the sessions that are open. Pure; times are Unix seconds."""
+    """The accounts, by day and room, and the sessions that are open. Times are Unix seconds."""
 
     def __init__(self, marks: Mapping[str, Any]) -> None:
         """From the journal's marks that begin with `spent/`."""
         self.running: dict[str, Running] = {}
         self._days: dict[tuple[str, str], Spent] = {}
         self._changed: set[tuple[str, str]] = set()
-        for key, (seconds, money) in marks.items():
+        for key, value in marks.items():
             _, day, room = key.split("/")
-            self._days[day, room] = Spent(seconds, money)
+            self._days[day, room] = msgspec.convert(value, Spent)
 
     def begin(self, session: str, room: str, *, price: float, leak: float, now: float) -> None:
         """A session is open from now on."""
         self.running[session] = Running(room, price, now, 0.0, leak)
 
-    def advance(self, now: float) -> None:
-        """Charge what the open sessions have cost up to now, to the days on which they were open."""
+    def advance(self, now: float, elapsed: float) -> None:
+        """Charge what the open sessions have cost up to now, to the days on which they were open.
+
+        `elapsed` are the seconds since that was done last, by a clock that nobody sets: where this one was set
+        meanwhile, the time that it has jumped over is charged to nobody.
+        """
         for one in self.running.values():
-            while one.since < now:
-                until = min(now, _midnight(one.since))
-                self._charge(one, until - one.since)
-                one.since = until
+            if not now - elapsed - _MEETING <= one.since <= now:
+                one.since = now - elapsed
+            self._charge_until(one, now)
 
     def end(self, session: str, seconds: float, now: float) -> None:
         """A session is over and is billed so many seconds in all: what differs from what was charged is today's."""
@@ -73,24 +96,31 @@ class Books:
             one.since = now
             self._charge(one, seconds - one.charged)
 
-    def abandon(self, session: str, one: Running, now: float) -> None:
+    def abandon(self, one: Running, now: float) -> None:
         """A session that was open when an earlier daemon died: charge what it may have been open at the service."""
-        self.running[session] = one
-        self.advance(min(now, one.since + one.leak))
-        del self.running[session]
+        most = one.since + one.leak
+        self._charge_until(one, min(now, most) if now >= one.since else most)
+
+    def add(self, room: str, more: Spent, now: float) -> None:
+        """So much more was spent, by this room."""
+        place = day_of(now), room
+        self._days[place] = self._days.get(place, Spent()) + more
+        self._changed.add(place)
+
+    def _charge_until(self, one: Running, until: float) -> None:
+        while one.since < until:
+            end = min(until, _midnight(one.since))
+            self._charge(one, end - one.since)
+            one.since = end
 
     def _charge(self, one: Running, seconds: float) -> None:
-        place = day_of(one.since), one.room
-        before = self._days.get(place, Spent(0.0, 0.0))
-        money = before.money + seconds / 3600 * one.price
-        self._days[place] = Spent(round(before.seconds + seconds, 3), round(money, 6))
-        self._changed.add(place)
+        self.add(one.room, Spent(seconds=seconds, sessions=seconds / 3600 * one.price), one.since)
         one.charged += seconds
 
     def spent(self, period: str, room: str | None = None) -> Spent:
         """What a day (`2026-11-22`) or a month (`2026-11`) has cost, of one room or of all."""
-        sums = [sum_ for (day, name), sum_ in self._days.items() if day.startswith(period) and room in {None, name}]
-        return Spent(sum(one.seconds for one in sums), sum(one.money for one in sums))
+        days = (spent for (day, name), spent in self._days.items() if day.startswith(period) and room in {None, name})
+        return sum(days, Spent())
 
     def bill(self, now: float, room: str | None = None) -> Bill:
         """What the day and the month of that time have cost, of one room or of all."""
@@ -99,7 +129,7 @@ class Books:
     def changes(self) -> list[Mark]:
         """The marks of the sums that have changed since they were asked for last."""
         changed, self._changed = sorted(self._changed), set()
-        return [Mark(f"{SPENT}{day}/{room}", list(self._days[day, room])) for day, room in changed]
+        return [Mark(f"{SPENT}{day}/{room}", msgspec.to_builtins(self._days[day, room])) for day, room in changed]
 
 
 def day_of(now: float) -> str:

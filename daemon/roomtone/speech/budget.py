@@ -32,19 +32,20 @@ FEE_FOR_TERMS: Final = frozenset({"universal-streaming-english"})
 Price = Annotated[float, msgspec.Meta(ge=0)]
 Amount = Annotated[float, msgspec.Meta(gt=0)]
 Period: TypeAlias = Literal["daily", "monthly"]
+Course: TypeAlias = Literal["local", "record"]
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The `[budget]` table: what the speech service may cost. Without a sum nothing is capped, only counted."""
+    """The `[budget]` table: what sessions and language models may cost. Without a sum it is only counted."""
 
     daily: Amount | None = None
     """What a day (UTC) may cost."""
     monthly: Amount | None = None
     """What a month (UTC) may cost."""
     currency: Annotated[str, msgspec.Meta(min_length=1, max_length=8)] = "USD"
-    """What the sums are in; prices below have to be in it too."""
-    at_cap: Literal["local", "record"] = "local"
-    """When the budget is spent: go on with the recognizer on this machine, or only record."""
+    """What the sums are in; the prices below, and those of [gateway.prices], have to be in it too."""
+    at_cap: Course = "local"
+    """When the budget is spent: go on with the recognizer on this machine, or only record. Language models wait."""
     prices: dict[str, Price] = {}
     """An hour of a session by `speech_model`, where it is not the list price."""
     addons: dict[str, Price] = {}

@@ -29,12 +29,8 @@ _FIELD = re.compile(r"\{\{\s*([a-z]+)\s*\}\}")
 _SHOWN = 200
 
 
-class Unusable(Exception):  # noqa: N818 - it says what is true of the body
-    """A body without an answer. Its text says what it has instead: the failure that it reports, or its shape."""
-
-
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model costs, in USD for a million tokens."""
+    """What a model costs for a million tokens, in the currency of the budget."""
 
     input: Annotated[float, Meta(ge=0)]
     output: Annotated[float, Meta(ge=0)]
@@ -55,7 +51,11 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ask_again: bool = False
     """Whether a missing answer is asked for here, once. Else a notice says that answers are missing."""
     prices: dict[str, Price] = msgspec.field(default_factory=dict)
-    """By model: what the answers cost is told by these, else only their tokens are counted."""
+    """By model: what answers cost, which they tell and the budget counts. Without a price only tokens are counted."""
+
+    def price(self, asked: str, answered: str | None = None) -> Price | None:
+        """That of the model that has answered, else of the one that was asked. None where neither has one."""
+        return self.prices.get(answered or asked) or self.prices.get(asked)
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -73,10 +73,21 @@ class Usage(msgspec.Struct, frozen=True):
         )
 
     def cost(self, price: Price | None) -> float | None:
-        """USD; None where there is no price."""
+        """Money; None where there is no price."""
         if price is None:
             return None
         return round((self.input_tokens * price.input + self.output_tokens * price.output) / 1e6, 6)
+
+
+class Unusable(Exception):  # noqa: N818 - it says what is true of the body
+    """A body without an answer. Its text says what it has instead: the failure that it reports, or its shape.
+
+    `usage` is what it is billed all the same.
+    """
+
+    def __init__(self, text: str, usage: Usage | None = None) -> None:
+        super().__init__(text)
+        self.usage = usage or Usage()
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -156,9 +167,9 @@ def read(body: Any) -> Completion:
         case {"choices": [{"message": {"tool_calls": [_, *_]}}, *_]}:
             return Completion("", _model(body), _usage(body), body)
         case {"choices": [{"finish_reason": "length"}, *_]}:
-            raise Unusable("the model used up max_tokens before it said anything: give it more")
+            raise Unusable("the model used up max_tokens before it said anything: give it more", _usage(body))
         case {"choices": [_, *_]}:
-            raise Unusable("the model said nothing")
+            raise Unusable("the model said nothing", _usage(body))
         case dict():
             raise Unusable("the body has no choices")
     raise Unusable("the body is no object")

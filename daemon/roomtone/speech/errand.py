@@ -5,7 +5,7 @@ rest. So what is pending survives a restart and an outage, and the answer is com
 """
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -18,12 +18,13 @@ from roomtone.events import Analysis, Notice, Severity
 from roomtone.journal import Fact, Journal, Mark
 from roomtone.speech import analysis, completion
 from roomtone.speech.analysis import Conversation, Inquiry, Progress, Rules
+from roomtone.speech.books import Spent
 from roomtone.speech.completion import Access, Completion, Usage
 from roomtone.speech.coverage import Spans
 from roomtone.speech.endpoint import Key
 from roomtone.speech.gateway import Failed, Gateway, Route, Verdict, route
+from roomtone.speech.governor import Governor
 from roomtone.speech.parameters import Streaming
-from roomtone.speech.spending import Spending
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -62,8 +63,28 @@ class Setting(msgspec.Struct, frozen=True):
 
     def route(self, room: str) -> Route:
         """Where what is said in this room may go."""
-        url = completion.resolve(self.access.endpoint, self.rooms[room].streaming.endpoint)
-        return route(url, account=self.account, own=self.own)
+        return route(self._url(room), account=self.account, own=self.own)
+
+    def _url(self, room: str) -> str:
+        return completion.resolve(self.access.endpoint, self.rooms[room].streaming.endpoint)
+
+    def cost(self, answer: Completion, asked: str) -> float | None:
+        """What this answer cost; None where neither the model that gave it nor the one that was asked has a price."""
+        return answer.usage.cost(self.access.price(asked, answer.model))
+
+    def is_free(self, room: str, model: str) -> bool:
+        """Whether asking this model costs nothing: its price says so, or it has none and runs on this machine."""
+        price = self.access.price(model)
+        return completion.is_loopback(self._url(room)) if price is None else not (price.input or price.output)
+
+    def held(self) -> Iterator[str]:
+        """What does not go on without a budget, for a person."""
+        for name, prompt in self.prompts.items():
+            if any(one == name and not self.is_free(room, prompt.model) for one, room in self.pairs()):
+                yield f"[analysis.{name}] waits"
+        asked = [(room, facts.streaming.llm_gateway) for room, facts in self.rooms.items()]
+        if any(one is not None and not self.is_free(room, one.model) for room, one in asked):
+            yield "no language model is asked about turns"
 
     def pairs(self) -> list[tuple[str, str]]:
         """Each prompt's name with each room that it is for."""
@@ -89,13 +110,14 @@ async def analyze(
     conversation: Conversation,
     ask: Ask,
     *,
-    spending: Spending,
+    cost: Callable[[Completion, str], float | None],
     progress: Progress = analysis.untold,
     known: dict[str, Completion] | None = None,
 ) -> Result:
     """Ask about a conversation: at once, or, where it is too long, about its parts and then about their answers.
 
-    `known` keeps the answers to parts, so that a failure asks only for the missing ones again. Raises Failed.
+    `known` keeps the answers to parts, so that a failure asks only for the missing ones again. `cost` is that of one
+    answer, by the model that was asked. Raises Failed.
     """
     known = {} if known is None else known
     values = analysis.values_of(room, conversation)
@@ -115,9 +137,9 @@ async def analyze(
         texts = analysis.combine([answer.text for answer in answers], prompt.context)
     last = await each(texts[0], 1)
     progress(len(given), len(given))
-    costs = [spending.cost(answer, model) for answer, model in given]
-    cost = None if None in costs else round(sum(filter(None, costs)), 6)
-    return Result(last, sum((answer.usage for answer, _ in given), Usage()), cost)
+    costs = [cost(answer, model) for answer, model in given]
+    total = None if None in costs else round(sum(filter(None, costs)), 6)
+    return Result(last, sum((answer.usage for answer, _ in given), Usage()), total)
 
 
 async def _ask_models(prompt: Inquiry, text: str, values: Mapping[str, str], ask: Ask) -> Completion:
@@ -130,7 +152,7 @@ async def _ask_models(prompt: Inquiry, text: str, values: Mapping[str, str], ask
             failures.append(failed)
         else:
             return answer if answer.model else msgspec.structs.replace(answer, model=model)
-    hopes = [Verdict.PASSING, Verdict.UNUSABLE, Verdict.FATAL, Verdict.REFUSED]
+    hopes = [Verdict.PASSING, Verdict.HELD, Verdict.UNUSABLE, Verdict.FATAL, Verdict.REFUSED]
     raise min(failures, key=lambda failed: (hopes.index(failed.verdict), failed.wait))
 
 
@@ -140,14 +162,14 @@ class Office:
     def __init__(
         self,
         journal: Journal,
-        spending: Spending,
+        governor: Governor,
         heads: Callable[[str], int | None],
         utc: Callable[[], datetime],
     ) -> None:
         self.journal = journal
-        self.spending = spending
         self.utc = utc
-        self.places = trio.CapacityLimiter(AT_ONCE)
+        self._governor = governor
+        self._places = trio.CapacityLimiter(AT_ONCE)
         self._heads = heads
         self._closing = trio.Event()
         self._given_up_at = math.inf
@@ -166,6 +188,40 @@ class Office:
     def has_given_up(self) -> bool:
         """Whether a failure is no longer waited out: nothing else keeps the daemon."""
         return trio.current_time() >= self._given_up_at
+
+    async def ask(self, setting: Setting, gateway: Gateway, room: str, request: Mapping[str, Any]) -> Completion:
+        """The answer to one request, which is paid for. Raises Failed, which is paid for too."""
+        model = request["model"]
+        async with self._places:
+            if not (self._governor.has_budget or setting.is_free(room, model)):
+                raise Failed("the budget is spent", Verdict.HELD)
+            try:
+                answer = await gateway.ask(setting.route(room), request)
+            except Failed as failed:
+                self.pay(setting, room, model, failed.usage)
+                raise
+        self.pay(setting, room, model, answer.usage, answer.model)
+        return answer
+
+    def pay(self, setting: Setting, room: str, asked: str, usage: Usage, answered: str | None = None) -> None:
+        """So much was used for this room, of the model that has answered or else of the one that was asked."""
+        cost = usage.cost(setting.access.price(asked, answered))
+        is_known = cost is not None or setting.is_free(room, asked)
+        spent = Spent(
+            requests=usage.requests,
+            unpriced=0 if is_known else usage.requests,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            models=cost or 0.0,
+        )
+        if usage.requests:
+            self._governor.pay(room, spent)
+
+    async def wait_for_budget(self) -> bool:
+        """Return when there is one. False: the office closes before."""
+        while not (self._governor.has_budget or self.is_closing):
+            await self.wait(LOOKS)
+        return self._governor.has_budget
 
     async def wait(self, seconds: float) -> None:
         """Wait; until the office closes at most, or, when it has, until it gives up."""
@@ -239,12 +295,12 @@ class Errand:
         while True:
             try:
                 result = await analyze(
-                    self._prompt, self._room, conversation, self._ask, spending=self._office.spending, known=known
+                    self._prompt, self._room, conversation, self._ask, cost=self._setting.cost, known=known
                 )
             except Failed as failed:
                 unusable += failed.verdict is Verdict.UNUSABLE
                 if failed.verdict is Verdict.REFUSED or unusable >= TRIES:
-                    await self._give_up(conversation, failed, known)
+                    await self._give_up(conversation, failed)
                     return True
                 if not await self._wait_out(conversation, failed, backoff):
                     return False
@@ -254,10 +310,13 @@ class Errand:
                 return True
 
     async def _ask(self, request: Mapping[str, Any]) -> Completion:
-        async with self._office.places:
-            return await self._gateway.ask(self._setting.route(self._room), request)
+        return await self._office.ask(self._setting, self._gateway, self._room, request)
 
     async def _wait_out(self, conversation: Conversation, failed: Failed, backoff: Backoff) -> bool:
+        """Wait until it can be tried again. False: not before the next start."""
+        if failed.verdict is Verdict.HELD:
+            log.info("analysis.held", name=self._name, room=self._room, reason=str(failed))
+            return await self._office.wait_for_budget()
         is_fatal = failed.verdict is Verdict.FATAL
         delay = max(failed.wait, backoff.next() + (REFUSED if is_fatal else 0.0))
         if is_worth_saying(backoff.failures):
@@ -278,13 +337,11 @@ class Errand:
         await self._office.wait(delay)
         return not self._office.has_given_up
 
-    async def _give_up(self, conversation: Conversation, failed: Failed, known: Mapping[str, Completion]) -> None:
+    async def _give_up(self, conversation: Conversation, failed: Failed) -> None:
         """Leave a conversation that no attempt would get further with, so that the next one is asked about."""
         text = f"[analysis.{self._name}] has nothing to say of a conversation: {failed}. `roomtone analyze` asks again."
         log.error("analysis.given_up", name=self._name, room=self._room, reason=str(failed))
-        usage = sum((answer.usage for answer in known.values()), Usage())
-        spent = [self._office.spending.count(usage, None, self._office.utc())] if known else []
-        await self._commit(conversation, self._notice(conversation, "error", "analysis.failed", text), *spent)
+        await self._commit(conversation, self._notice(conversation, "error", "analysis.failed", text))
 
     def _facts(self, conversation: Conversation, result: Result) -> list[Fact]:
         answer, usage = result.completion, result.usage
@@ -303,7 +360,7 @@ class Errand:
             output_tokens=usage.output_tokens,
             cost=result.cost,
         )
-        facts: list[Fact] = [event, self._office.spending.count(usage, result.cost, self._office.utc())]
+        facts: list[Fact] = [event]
         if self._told:
             self._told = False
             text = f"The language model answers [analysis.{self._name}] again."

@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from roomtone.speech import completion
-from roomtone.speech.completion import Completion, Unusable
+from roomtone.speech.completion import Completion, Unusable, Usage
 from roomtone.speech.endpoint import Key
 
 LARGEST = 8 << 20
@@ -27,17 +27,21 @@ class Verdict(Enum):
 
     PASSING = "ask again later"
     UNUSABLE = "the answer could not be used; another may be"
+    HELD = "ask when there is a budget again"
     REFUSED = "this question will be refused again"
     FATAL = "ask a person"
 
 
 class Failed(Exception):  # noqa: N818 - it says what is true of the request
-    """No answer has come. Its text is for a person; `wait` is how many seconds the endpoint wants to be left alone."""
+    """No answer has come. Its text is for a person; `wait` is how many seconds the endpoint wants to be left alone, and
+    `usage` what it bills all the same.
+    """
 
-    def __init__(self, text: str, verdict: Verdict, wait: float = 0.0) -> None:
+    def __init__(self, text: str, verdict: Verdict, wait: float = 0.0, usage: Usage | None = None) -> None:
         super().__init__(text)
         self.verdict = verdict
         self.wait = wait
+        self.usage = usage or Usage()
 
 
 class Route(NamedTuple):
@@ -131,7 +135,7 @@ def _read(body: bytes) -> Completion:
     try:
         return completion.read(msgspec.json.decode(body))
     except Unusable as error:
-        raise Failed(f"the answer has no words: {error}", Verdict.UNUSABLE) from None
+        raise Failed(f"the answer has no words: {error}", Verdict.UNUSABLE, usage=error.usage) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise Failed("the answer is no JSON", Verdict.UNUSABLE) from None
 

@@ -1,16 +1,20 @@
-"""The governor: what sessions have cost, and what happens when the budget is spent.
+"""The governor: what sessions and language models have cost, and what happens when the budget is spent.
 
 The service bills the time that a session is open, silence included, and not the audio in it. So what is counted is
-Begin to the end, by the service's own seconds where it says them, at the price that the configuration had meanwhile.
-The sums are marks of the journal, committed with the end of each session, and once in ten seconds while one is open: a
-crash forgets no more than that, and what it may have left open at the service is added.
+Begin to the end, by the service's own seconds where it says them, at the price that the configuration has when it
+begins. An answer of a language model is counted when it comes, whoever asked. The sums are marks of the journal,
+committed with the end of each session, and once in ten seconds while one is open: a crash forgets no more than that,
+and what it may have left open at the service is added.
+
+There is one budget, for there is one bill. What is spent stays spent until its period ends or its sum is changed: the
+service's last word on a session may be less than what was charged, and a room must not hover at the cap.
 """
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -19,9 +23,10 @@ import trio
 from roomtone.events import Notice, Severity
 from roomtone.facts import Fact, Mark
 from roomtone.journal import Journal
-from roomtone.speech.books import SPENT, Bill, Books, Running, day_of, month_of
-from roomtone.speech.budget import Budget, Period
+from roomtone.speech.books import SPENT, Bill, Books, Running, Spent, day_of, month_of
+from roomtone.speech.budget import Budget, Course, Period
 from roomtone.speech.parameters import Streaming
+from roomtone.speech.terms import Terms
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -54,56 +59,97 @@ class Free:
 FREE: Final = Free()
 
 
-class Governor:
-    """Counts what sessions cost and says when the budget is spent. Made by `open_governor`."""
+class Reached(msgspec.Struct, frozen=True):
+    """How many percent of this sum somebody was told of, on this day or in this month."""
 
-    def __init__(self, journal: Journal, books: Books, budget: Callable[[], Budget], utc: Callable[[], float]) -> None:
-        self.is_spent = False
-        """Whether no session is to be opened that costs money."""
+    when: str
+    limit: float
+    stage: int
+
+
+class Judgement(msgspec.Struct):
+    """What the governor has found last, and told, by period."""
+
+    is_spent: bool = False
+    reached: dict[str, Reached] = {}
+
+
+class Governor:
+    """Counts what is spent, and says when that is all of the budget. Made by `open_governor`."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        books: Books,
+        budget: Callable[[], Budget],
+        *,
+        held: Callable[[], Sequence[str]],
+        utc: Callable[[], float],
+    ) -> None:
         self._journal = journal
         self._books = books
         self._budget = budget
+        self._held = held
         self._utc = utc
-        self._told: dict[str, Any] = {}
+        self._advanced_at = trio.current_time()
+        self._judgement = Judgement()
         self._wake = trio.Event()
         self._changed = trio.lowlevel.ParkingLot()
 
     @property
-    def at_cap(self) -> Literal["local", "record"]:
-        """What to do when the budget is spent."""
-        return self._budget().at_cap
+    def is_spent(self) -> bool:
+        """Whether the budget is spent, and somebody was told."""
+        return self._judgement.is_spent
 
-    def meter(self, room: str, streaming: Streaming) -> Meter:
-        """A meter for the sessions of this room with these parameters, at the price that they have now."""
-        return _Meter(self, room, self._budget().price(streaming), TICK + streaming.inactivity_timeout)
+    @property
+    def has_budget(self) -> bool:
+        """Whether something that costs money may be begun: as `is_spent`, and what is not judged yet counts too."""
+        now, limits = self._utc(), self._budget().limits()
+        return not self.is_spent and all(
+            self._books.spent(_name_of(period, now)).money < limit for period, limit in limits.items()
+        )
+
+    @property
+    def course(self) -> Course | None:
+        """What is done instead of opening sessions; None while there is a budget."""
+        return self._budget().at_cap if self.is_spent else None
+
+    def meter(self, room: str, terms: Terms) -> Meter:
+        """A meter for the sessions of this room, at the price that these terms have when one begins."""
+        return _Meter(self, room, terms)
+
+    def pay(self, room: str, spent: Spent) -> None:
+        """A language model has answered this room. It is committed, and the budget looked at, at once."""
+        self._books.add(room, spent, self._utc())
+        self._wake.set()
 
     def spent(self, room: str | None = None) -> Bill:
         """What today and this month have cost up to now, of one room or of all."""
-        now = self._utc()
-        self._books.advance(now)
-        return self._books.bill(now, room)
+        self._advance()
+        return self._books.bill(self._utc(), room)
 
-    async def obey(self, work: Callable[[bool], Awaitable[None]]) -> None:
-        """Do the work, told whether the budget is spent; anew whenever that changes, until it returns by itself."""
+    async def obey(self, work: Callable[[Course | None], Awaitable[None]]) -> None:
+        """Do the work, told the course; anew whenever that changes, until it returns by itself."""
         is_done = False
         while not is_done:
+            course = self.course
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._cancel_on_change, self.is_spent, nursery.cancel_scope)
-                await work(self.is_spent)
+                nursery.start_soon(self._cancel_on_change, course, nursery.cancel_scope)
+                await work(course)
                 is_done = True
                 nursery.cancel_scope.cancel()
 
-    async def _cancel_on_change(self, was_spent: bool, scope: trio.CancelScope) -> None:
-        while self.is_spent == was_spent:
+    async def _cancel_on_change(self, course: Course | None, scope: trio.CancelScope) -> None:
+        while self.course == course:
             await self._changed.park()
         scope.cancel()
 
     async def load(self) -> None:
         """What an earlier daemon has left: sessions that it did not see the end of, and what was told already."""
-        self._told = await self._journal.mark(_TOLD) or {}
+        self._judgement = msgspec.convert(await self._journal.mark(_TOLD) or {}, Judgement)
         left = await self._journal.marks(_OPEN)
-        for key, value in left.items():
-            self._books.abandon(key, msgspec.convert(value, Running), self._utc())
+        for value in left.values():
+            self._books.abandon(msgspec.convert(value, Running), self._utc())
         await self._journal.commit(*self._books.changes(), *(Mark(key, None) for key in left))
         await self._judge()
 
@@ -113,9 +159,18 @@ class Governor:
             with trio.move_on_after(self._due_in()):
                 await self._wake.wait()
             self._wake = trio.Event()
-            self._books.advance(self._utc())
-            await self._journal.commit(*self._facts())
+            await self.settle()
             await self._judge()
+
+    async def settle(self) -> None:
+        """Commit what was spent up to now."""
+        self._advance()
+        await self._journal.commit(*self._facts())
+
+    def _advance(self) -> None:
+        now = trio.current_time()
+        self._books.advance(self._utc(), now - self._advanced_at)
+        self._advanced_at = now
 
     def _due_in(self) -> float:
         """Seconds until the budget may be spent, at most TICK: a cap is met to the second, not to the tick."""
@@ -126,9 +181,11 @@ class Governor:
             return TICK
         return min(TICK, max(1.0, min(left) / burning))
 
-    def begin(self, session: str, room: str, price: float, leak: float) -> Sequence[Fact]:
+    def begin(self, session: str, room: str, streaming: Streaming) -> Sequence[Fact]:
         """See Meter."""
         self._wake.set()
+        self._advance()
+        price, leak = self._budget().price(streaming), TICK + streaming.inactivity_timeout
         self._books.begin(session, room, price=price, leak=leak, now=self._utc())
         return self._facts()
 
@@ -147,69 +204,87 @@ class Governor:
 
     async def _judge(self) -> None:
         """Compare what was spent with the budget, and tell once what is to be told."""
-        now, budget = self._utc(), self._budget()
-        is_spent, due = False, list[Notice]()
+        now, budget, before = self._utc(), self._budget(), self._judgement
+        after, due = Judgement(), list[Notice]()
         for period, limit in budget.limits().items():
-            name = _name_of(period, now)
-            money = self._books.spent(name).money
-            stage = 100 if money >= limit else 80 if money >= NEAR * limit else 0
-            is_spent = is_spent or stage == 100
-            told, reached = self._told.get(period, ("", 0))
-            if stage > (reached if told == name else 0):
-                self._told[period] = (name, stage)
-                due.append(_notice(period, stage, money, budget, now))
-        if is_spent != self.is_spent:
-            self.is_spent = is_spent
-            log.info("budget.spent" if is_spent else "budget.renewed", at_cap=budget.at_cap)
-            if not is_spent:
-                due.append(_say(now, "info", "budget.renewed", "There is a budget again: sessions are opened."))
-        if due:
-            await self._journal.commit(*due, Mark(_TOLD, self._told))
+            when = _name_of(period, now)
+            spent, last = self._books.spent(when), before.reached.get(period)
+            known = last.stage if last is not None and (last.when, last.limit) == (when, limit) else 0
+            stage = max(known, 100 if spent.money >= limit else 80 if spent.money >= NEAR * limit else 0)
+            after.reached[period] = reached = Reached(when, limit, stage)
+            after.is_spent = after.is_spent or stage == 100
+            if stage > known:
+                due.append(_say(now, "warning", *_words(period, reached, spent, budget, self._held())))
+        if after.is_spent != before.is_spent:
+            log.info("budget.spent" if after.is_spent else "budget.renewed", at_cap=budget.at_cap)
+            if not after.is_spent:
+                due.append(_say(now, "info", "budget.renewed", _RENEWED))
+        if after != before:
+            await self._journal.commit(*due, Mark(_TOLD, msgspec.to_builtins(after)))
+        self._judgement = after
         self._changed.unpark_all()
 
 
 class _Meter(NamedTuple):
     governor: Governor
     room: str
-    price: float
-    leak: float
+    terms: Terms
 
     def begin(self, session: str) -> Sequence[Fact]:
-        return self.governor.begin(session, self.room, self.price, self.leak)
+        return self.governor.begin(session, self.room, self.terms.streaming)
 
     def end(self, session: str, seconds: float) -> Sequence[Fact]:
         return self.governor.end(session, seconds)
 
 
+def _nothing() -> Sequence[str]:
+    return ()
+
+
 @asynccontextmanager
 async def open_governor(
-    journal: Journal, budget: Callable[[], Budget], *, utc: Callable[[], float] = time.time
+    journal: Journal,
+    budget: Callable[[], Budget],
+    *,
+    held: Callable[[], Sequence[str]] = _nothing,
+    utc: Callable[[], float] = time.time,
 ) -> AsyncIterator[Governor]:
-    """A governor that goes on where the journal says. `budget` is asked each time, for a reload may have changed it."""
-    governor = Governor(journal, Books(await journal.marks(SPENT)), budget, utc)
+    """A governor that goes on where the journal says. `budget` is asked each time, for a reload may have changed it.
+
+    `held` says, for a person, what else does not go on when the budget is spent.
+    """
+    governor = Governor(journal, Books(await journal.marks(SPENT)), budget, held=held, utc=utc)
     await governor.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(governor.run)
         yield governor
         nursery.cancel_scope.cancel()
+    await governor.settle()
 
 
 def _name_of(period: Period, now: float) -> str:
     return day_of(now) if period == "daily" else month_of(now)
 
 
-def _notice(period: Period, stage: int, money: float, budget: Budget, now: float) -> Notice:
-    sums = f"{money:.2f} of {budget.limits()[period]:.2f} {budget.currency}"
-    if stage < 100:
-        return _say(now, "warning", "budget.near", f"{stage} % of the {period} budget of the speech service: {sums}.")
-    then = (
+_RENEWED = "There is a budget again: sessions are opened, and language models are asked."
+
+
+def _words(period: Period, reached: Reached, spent: Spent, budget: Budget, held: Sequence[str]) -> tuple[str, str]:
+    """The code and the text of a notice."""
+    sums = f"{spent.money:.2f} of {reached.limit:.2f} {budget.currency}"
+    if spent.models:
+        sums += f" (sessions {spent.sessions:.2f}, language models {spent.models:.2f})"
+    if reached.stage < 100:
+        return "budget.near", f"{reached.stage} % of the {period} budget: {sums}."
+    course = (
         "the recognizer on this machine goes on"
         if budget.at_cap == "local"
         else "recording goes on, and nothing is transcribed"
     )
     until = "the next day" if period == "daily" else "the next month"
-    text = f"The {period} budget of the speech service is spent, {sums}: {then} until {until} (UTC) begins."
-    return _say(now, "warning", "budget.spent", text)
+    return "budget.spent", (
+        f"The {period} budget is spent, {sums}. Until {until} (UTC) begins: {'; '.join([course, *held])}."
+    )
 
 
 def _say(now: float, severity: Severity, code: str, text: str) -> Notice:

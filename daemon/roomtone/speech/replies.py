@@ -12,7 +12,7 @@ from roomtone.events import Answer, Turn
 from roomtone.journal import Fact
 from roomtone.speech import completion
 from roomtone.speech.answers import Answers, Question
-from roomtone.speech.completion import Completion, Unusable
+from roomtone.speech.completion import Completion, Unusable, Usage
 from roomtone.speech.protocol import LLMGatewayResponse
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -65,11 +65,20 @@ class Replies:
     def take(self, message: LLMGatewayResponse) -> None:
         """What the language model said to a turn, or that it failed."""
         try:
-            self._said[message.turn_order] = completion.read(message.data)
+            said = completion.read(message.data)
         except Unusable as unusable:
             self._said[message.turn_order] = str(unusable)
+            self._pay(unusable.usage, None)
+        else:
+            self._said[message.turn_order] = said
+            self._pay(said.usage, said.model)
         if len(self._said) > UNCLAIMED:
             del self._said[next(iter(self._said))]
+
+    def _pay(self, usage: Usage, model: str | None) -> None:
+        """An answer is billed when it comes, whatever becomes of it here."""
+        if self._answers is not None:
+            self._answers.pay(usage, model)
 
     def facts(self, now: float, *, is_last: bool = False) -> list[Fact]:
         """What to commit: answers whose turn is in the journal, and what is said of those that will not come.
@@ -109,8 +118,7 @@ class Replies:
         )
         if answers is None:
             return [answer]
-        cost = answers.spending.cost(said, answers.gateway.model)
-        return [answer, *answers.answered(question, at), answers.spending.count(said.usage, cost, at)]
+        return [answer, *answers.answered(question, at)]
 
     def _missing(self, order: int, reason: str) -> list[Fact]:
         turn, answers = self._turns[order], self._answers

@@ -58,7 +58,7 @@ BODIES: Final[Mapping[str, bytes]] = {
     "no message": b'{"choices":[{"index":0}]}',
     "null content": b'{"choices":[{"message":{"role":"assistant","content":null}}]}',
     "empty content": b'{"choices":[{"message":{"role":"assistant","content":"  "}}]}',
-    "no room": b'{"choices":[{"message":{"content":""},"finish_reason":"length"}]}',
+    "no room": b'{"choices":[{"message":{"content":""},"finish_reason":"length"}],"usage":{"completion_tokens":10}}',
     "error as text": b'{"error":"model not found","status":404,"request_id":"r"}',
     "error as object": b'{"error":{"code":503,"message":"overloaded","metadata":{}}}',
     "error as message": b'{"message":"no access","code":403,"request_id":"r","metadata":{"errors":[]}}',
