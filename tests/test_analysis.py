@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.events import Durable, Forgotten, RecordingStopped, SessionEnded, SessionStarted, Turn, Word
+from roomtone.events import Durable, Forgotten, Gap, RecordingStopped, SessionEnded, SessionStarted, Turn, Word
 from roomtone.speech import analysis
 from roomtone.speech.analysis import Inquiry, Rules, converse, current, cut, edges, first_over, lines, tokens
 from roomtone.speech.coverage import Spans
@@ -82,6 +82,26 @@ def test_sessions_end_conversations_where_they_follow_speech() -> None:
     stopped = RecordingStopped(seq=7, room="desk", position=99, at=BEGAN, reason="stopping")
     assert edges([*events, stopped], by_session=True) == [60, 99]
     assert edges([*events, stopped], by_session=False) == [99]
+
+
+def test_a_session_that_died_with_its_daemon_is_not_open() -> None:
+    """After a crash the end of the next session ends the conversation, though nobody has said the end of the last."""
+    events: list[Durable] = [
+        SessionStarted(seq=1, room="desk", position=0, at=BEGAN, session_id="a", endpoint="x"),
+        Gap(seq=2, room="desk", position=5, at=BEGAN, start=5, end=5, from_=BEGAN, until=BEGAN, cause="daemon down"),
+        SessionStarted(seq=3, room="desk", position=5, at=BEGAN, session_id="b", endpoint="x"),
+        SessionEnded(
+            seq=4,
+            room="desk",
+            position=60,
+            at=BEGAN,
+            session_id="b",
+            audio_seconds=1,
+            session_seconds=1,
+            reason="terminated",
+        ),
+    ]
+    assert edges(events, by_session=True) == [60]
 
 
 def over(turns: Sequence[Turn], settled: float, head: float, now: float, edges: Sequence[int] = ()) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from roomtone.events import Durable, Forgotten, RecordingStopped, SessionEnded, SessionStarted, Turn
+from roomtone.events import Durable, Forgotten, Gap, RecordingStopped, SessionEnded, SessionStarted, Turn
 from roomtone.speech.completion import fill
 from roomtone.speech.coverage import Spans
 
@@ -106,7 +106,8 @@ def current(events: Iterable[Durable]) -> list[Turn]:
 def edges(events: Iterable[Durable], *, by_session: bool) -> list[int]:
     """Positions that no conversation spans: where a recording stopped and, if `by_session`, where no session was open.
 
-    A session that is relieved ends after the next one has begun, and one that died has ended nothing.
+    A session that is relieved ends after the next one has begun, and one that died has ended nothing. Of one that died
+    with its daemon nobody has said the end.
     """
     found: list[int] = []
     open_sessions: set[str] = set()
@@ -114,6 +115,8 @@ def edges(events: Iterable[Durable], *, by_session: bool) -> list[int]:
         match event:
             case RecordingStopped():
                 found.append(event.position)
+            case Gap(cause="daemon down"):
+                open_sessions.clear()
             case SessionStarted():
                 open_sessions.add(event.session_id)
             case SessionEnded():

@@ -238,7 +238,7 @@ class Office:
 
     async def look(self, room: str, rules: Rules, done: int) -> tuple[Conversation | None, bool]:
         """The first conversation from this position on, if it is over; and whether there is any."""
-        kinds = ["turn", "recording_stopped", "session_started", "session_ended", "forgotten"]
+        kinds = ["turn", "recording_stopped", "session_started", "session_ended", "gap", "forgotten"]
         events = await self.journal.select(room, kinds, done, 1 << 62)
         turns = analysis.current(events)
         if not turns:
