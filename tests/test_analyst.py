@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from roomtone.events import Analysis, Answer, Forgotten, Notice, RecordingStopped, Turn, Word
 from roomtone.journal import Cover, Journal, Mark, open_journal
-from roomtone.speech.analysis import Inquiry
+from roomtone.speech.analysis import Inquiry, tokens
 from roomtone.speech.analyst import Analyst, open_analyst
 from roomtone.speech.answers import Question
 from roomtone.speech.books import SPENT, Books
@@ -259,6 +259,20 @@ async def test_a_long_conversation_is_asked_about_in_parts(tmp_path: Path, autoj
     assert "In its place stand the answers" in asked[-1]
     assert analysis.requests == len(asked) - 1
     assert analysis.input_tokens == sum(len(text.split()) for text in asked) - len(parts[1].split())
+
+
+async def test_a_transcript_that_a_request_holds_twice(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The model's limit holds for all that a prompt repeats of the transcript."""
+    prompt = Inquiry(prompt="{{transcript}} Once more: {{transcript}}", model="one", context=500, max_tokens=20)
+    async with talk(tmp_path, prompts={"summary": prompt}) as room:
+        for _ in range(7):
+            await room.say(" ".join(["word"] * 40))
+        await room.be_quiet(6)
+        assert len(await room.analyses()) == 1
+
+    asked = [request["messages"][0]["content"] for request in room.gateway.requests]
+    assert len(asked) > 2
+    assert max(map(tokens, asked)) < 550
 
 
 async def test_what_is_pending_survives(tmp_path: Path, autojump_clock: MockClock) -> None:

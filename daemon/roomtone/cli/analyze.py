@@ -152,7 +152,7 @@ def positions(covers: Sequence[Cover], rate: int, since: datetime, until: dateti
 
 def expected(job: Job, currency: str) -> str:
     """What asking will take, for a person."""
-    parts = analysis.cut(analysis.lines(job.conversation.turns), job.prompt.context)
+    parts = analysis.cut(analysis.lines(job.conversation.turns), job.prompt.portion)
     sent, got = analysis.estimate(job.prompt, parts)
     price = job.setting.access.price(job.prompt.model)
     cost = "" if price is None else f", at most {(sent * price.input + got * price.output) / 1e6:.4f} {currency}"

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from roomtone.events import Durable, Forgotten, Gap, RecordingStopped, SessionEnded, SessionStarted, Turn
-from roomtone.speech.completion import fill
+from roomtone.speech import completion
 from roomtone.speech.coverage import Spans
 
 BYTES_A_TOKEN = 3.5
@@ -47,12 +47,22 @@ class Inquiry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     least_words: Annotated[int, Meta(ge=1)] = 5
     """A conversation of fewer words is not asked about."""
 
+    @property
+    def times(self) -> int:
+        """How often a request holds the transcript."""
+        return max(1, sum(completion.count(text, "transcript") for text in (self.prompt, self.system or "")))
+
+    @property
+    def portion(self) -> int:
+        """Tokens that a part of the transcript may have."""
+        return max(1, self.context // self.times)
+
     def request(self, model: str, transcript: str, values: Mapping[str, str]) -> dict[str, Any]:
         """The body that asks this model about the transcript."""
         known = {**values, "transcript": transcript}
-        messages = [{"role": "user", "content": fill(self.prompt, known)}]
+        messages = [{"role": "user", "content": completion.fill(self.prompt, known)}]
         if self.system is not None:
-            messages.insert(0, {"role": "system", "content": fill(self.system, known)})
+            messages.insert(0, {"role": "system", "content": completion.fill(self.system, known)})
         body: dict[str, Any] = {"model": model, "messages": messages, "max_tokens": self.max_tokens}
         return body if self.temperature is None else body | {"temperature": self.temperature}
 
@@ -264,9 +274,9 @@ _COMBINING = (
 def estimate(prompt: Inquiry, parts: Sequence[str]) -> tuple[int, int]:
     """About how many tokens, at most, asking about these parts sends and gets back."""
     around = tokens(prompt.prompt) + tokens(prompt.system or "")
-    sent = sum(tokens(text) + around for text in parts)
+    sent = sum(prompt.times * tokens(text) + around for text in parts)
     got = prompt.max_tokens * len(parts)
-    return (sent, got) if len(parts) < 2 else (sent + got + around, got + prompt.max_tokens)
+    return (sent, got) if len(parts) < 2 else (sent + prompt.times * got + around, got + prompt.max_tokens)
 
 
 def _moment(at: datetime) -> str:

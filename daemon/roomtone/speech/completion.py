@@ -142,6 +142,11 @@ def fields(text: str) -> set[str]:
     return set(_FIELD.findall(text))
 
 
+def count(text: str, name: str) -> int:
+    """How often {{name}} stands in the text."""
+    return _FIELD.findall(text).count(name)
+
+
 def fill(text: str, values: Mapping[str, str]) -> str:
     """The text with each {{name}} replaced, in one pass: what is put in is never looked at for more."""
     return _FIELD.sub(lambda found: values.get(found[1], found[0]), text)

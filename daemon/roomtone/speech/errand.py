@@ -121,7 +121,7 @@ async def analyze(
     """
     known = {} if known is None else known
     values = analysis.values_of(room, conversation)
-    texts = analysis.cut(analysis.lines(conversation.turns), prompt.context)
+    texts = analysis.cut(analysis.lines(conversation.turns), prompt.portion)
     given: list[tuple[Completion, str]] = []
 
     async def each(text: str, count: int) -> Completion:
@@ -134,7 +134,7 @@ async def analyze(
     while len(texts) > 1:
         numbered = [analysis.part(i, len(texts), text) for i, text in enumerate(texts, 1)]
         answers = [await each(text, len(numbered) - i + 1) for i, text in enumerate(numbered)]
-        texts = analysis.combine([answer.text for answer in answers], prompt.context)
+        texts = analysis.combine([answer.text for answer in answers], prompt.portion)
     last = await each(texts[0], 1)
     progress(len(given), len(given))
     costs = [cost(answer, model) for answer, model in given]
