@@ -390,6 +390,16 @@ def test_check_opens_files(home: Path) -> None:
     assert f"file {home / 'talk.wav'} is not there" in done.stdout
 
 
+def test_check_of_a_budget(home: Path) -> None:
+    """What takes over when the budget is spent is tried too: nobody wants to learn then that it is not installed."""
+    path = write_config(home, log=LOG)
+    given = path.read_text()
+    path.write_text(f"[budget]\ndaily = 5.0\n{given}")
+    assert "on this machine, for when the budget is spent" in run("check").stdout
+    path.write_text(f'[budget]\ndaily = 5.0\nat_cap = "record"\n{given}')
+    assert "recognizer" not in run("check").stdout
+
+
 def test_check_beside_the_daemon(home: Path) -> None:
     """While the daemon runs its sinks are left alone."""
     write_config(home, log=LOG)

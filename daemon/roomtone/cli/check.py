@@ -71,8 +71,10 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
         findings.append(_streaming(name, room, key))
         if room.gate.mode == "speech":
             findings.append(_gate(name, room))
-    if any(_endpoint(room, key) == parameters.LOCAL for room in config.rooms.values()):
-        findings.append(Finding("recognizer", "on this machine", fault=await recognizer_fault()))
+    is_wanted = any(_endpoint(room, key) == parameters.LOCAL for room in config.rooms.values())
+    if is_wanted or (config.budget.limits() and config.budget.at_cap == "local"):
+        what = "on this machine" if is_wanted else "on this machine, for when the budget is spent"
+        findings.append(Finding("recognizer", what, fault=await recognizer_fault()))
     findings += await _state_and_sinks(config, environ, state)
     findings += [
         Finding(f"plugin {problem.plugin}", "does not load", fault=problem.text) for problem in plugins.problems
