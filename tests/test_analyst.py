@@ -19,9 +19,11 @@ from roomtone.speech.answers import Question
 from roomtone.speech.books import SPENT, Books
 from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access, Price
-from roomtone.speech.errand import FINISHING, TRIES, RoomFacts, Setting
+from roomtone.speech.errand import TRIES
 from roomtone.speech.governor import open_governor
+from roomtone.speech.office import FINISHING
 from roomtone.speech.parameters import Gateway, Prompt, Streaming
+from roomtone.speech.setting import RoomFacts, Setting
 from roomtone.testing.gateway import BODIES, FakeGateway, Garbled, Limited, Mishap, Silent, Status, open_gateway
 
 RATE = 100
@@ -413,6 +415,19 @@ async def test_parts_are_paid_once(tmp_path: Path, autojump_clock: MockClock) ->
 
     asked = [request["messages"][0]["content"] for request in room.gateway.requests]
     assert 0 < before < len(asked) == len(set(asked)) == analysis.requests
+
+
+async def test_a_room_that_is_no_more(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What was said last in a room that the configuration loses is not asked about, and a notice says so, once."""
+    async with talk(tmp_path) as room:
+        await room.say("hello there")
+        without = msgspec.structs.replace(setting(room.gateway.url), rooms={})
+        for _ in range(2):
+            room.analyst.change(without)
+            await room.be_quiet(6)
+        (notice,) = await room.notices()
+        assert (notice.code, notice.room) == ("analysis.dropped", "desk")
+        assert not room.gateway.requests
 
 
 async def test_little_is_not_asked_about(tmp_path: Path, autojump_clock: MockClock) -> None:

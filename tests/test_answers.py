@@ -15,9 +15,9 @@ from roomtone.events import Answer, Notice, Turn
 from roomtone.speech.analyst import open_analyst
 from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access
-from roomtone.speech.errand import RoomFacts, Setting
 from roomtone.speech.governor import open_governor
 from roomtone.speech.parameters import Gateway, Prompt, Streaming
+from roomtone.speech.setting import RoomFacts, Setting
 from roomtone.speech.terms import Terms
 from roomtone.speech.transcriber import transcribe
 from roomtone.testing import gateway as fake

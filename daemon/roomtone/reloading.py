@@ -17,7 +17,7 @@ from roomtone.rooms import Plan, Rooms
 from roomtone.secret import Secret
 from roomtone.sinks import Module, Sink
 from roomtone.speech.analyst import Analyst
-from roomtone.speech.errand import RoomFacts, Setting
+from roomtone.speech.setting import RoomFacts, Setting
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 

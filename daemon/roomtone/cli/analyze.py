@@ -24,8 +24,9 @@ from roomtone.facts import Cover
 from roomtone.speech import analysis
 from roomtone.speech.analysis import Conversation, Inquiry, Progress
 from roomtone.speech.completion import Completion
-from roomtone.speech.errand import Result, RoomFacts, Setting, analyze
+from roomtone.speech.errand import Result, analyze
 from roomtone.speech.gateway import Failed, Gateway, Verdict, open_gateway
+from roomtone.speech.setting import RoomFacts, Setting
 
 TRIES = 6
 """Requests for one answer, where the failure is a passing one."""

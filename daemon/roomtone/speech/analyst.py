@@ -11,16 +11,18 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff
-from roomtone.events import Answer, Turn
+from roomtone.events import Answer, Notice, Turn
 from roomtone.journal import Fact, Journal, Mark
 from roomtone.speech import analysis, completion
 from roomtone.speech.answers import PREFIX as ANSWERS
 from roomtone.speech.answers import Answers, Policy, Question, Unanswered
 from roomtone.speech.completion import Completion, Usage
-from roomtone.speech.errand import MARKS, Errand, Office, Setting, mark_key
+from roomtone.speech.errand import MARKS, Errand, mark_key
 from roomtone.speech.gateway import Failed, Gateway, Verdict, open_gateway
 from roomtone.speech.governor import Governor
+from roomtone.speech.office import Office
 from roomtone.speech.parameters import Streaming
+from roomtone.speech.setting import Setting
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -120,13 +122,34 @@ class Analyst:
             nursery.start_soon(self._ask_again, setting, gateway)
 
     async def _begin_prompts(self, setting: Setting) -> None:
-        """Begin prompts that are new with what is said from now on, and forget those that are configured no more."""
+        """Begin prompts that are new with what is said from now on, and forget those that are configured no more; where
+        it is the room that is no more, nobody knows where its words may go: what was pending is told.
+        """
         wanted = {mark_key(name, room): room for name, room in setting.pairs()}
         known = await self._office.journal.marks(MARKS)
-        marks = [Mark(key, None) for key in known if key not in wanted]
+        gone = [key for key in known if key not in wanted]
+        marks: list[Fact] = [Mark(key, None) for key in gone]
+        marks += [notice for key in gone if (notice := await self._drop(setting, key, known[key]))]
         marks += [Mark(key, await self._office.head(room)) for key, room in wanted.items() if key not in known]
         if marks:
             await self._office.journal.commit(*marks)
+
+    async def _drop(self, setting: Setting, key: str, done: int) -> Notice | None:
+        """What is to be told of a prompt that has lost its room, if something was said that it was not asked about."""
+        name, _, room = key.removeprefix(MARKS).rpartition("/")
+        if room in setting.rooms or name not in setting.prompts:
+            return None
+        turns = analysis.current(await self._office.journal.select(room, ["turn", "forgotten"], done, 1 << 62))
+        if sum(len(turn.text.split()) for turn in turns) < setting.prompts[name].least_words:
+            return None
+        return Notice(
+            room=room,
+            position=turns[0].position,
+            at=turns[0].at,
+            severity="warning",
+            code="analysis.dropped",
+            text=f"[analysis.{name}] is not asked about what was said last in {room}: that is not configured any more.",
+        )
 
     # --- turns whose answer did not come ------------------------------------------------------------------------------
 

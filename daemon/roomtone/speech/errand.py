@@ -4,96 +4,32 @@ Durable without a queue: a mark says up to which position a prompt has been aske
 rest. So what is pending survives a restart and an outage, and the answer is committed together with the mark.
 """
 
-import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 import structlog
-import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Analysis, Notice, Severity
-from roomtone.journal import Fact, Journal, Mark
-from roomtone.speech import analysis, completion
-from roomtone.speech.analysis import Conversation, Inquiry, Progress, Rules
-from roomtone.speech.books import Spent
-from roomtone.speech.completion import Access, Completion, Usage
-from roomtone.speech.coverage import Spans
-from roomtone.speech.endpoint import Key
-from roomtone.speech.gateway import Failed, Gateway, Route, Verdict, route
-from roomtone.speech.governor import Governor
-from roomtone.speech.parameters import Streaming
+from roomtone.journal import Fact, Mark
+from roomtone.speech import analysis
+from roomtone.speech.analysis import Conversation, Inquiry, Progress
+from roomtone.speech.completion import Completion, Usage
+from roomtone.speech.gateway import Failed, Gateway, Verdict
+from roomtone.speech.office import LOOKS, Office
+from roomtone.speech.setting import Setting
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-LOOKS = 5.0
-"""Seconds between two looks whether a conversation is over."""
-AT_ONCE = 2
-"""Requests that are under way at a time."""
 TRIES = 5
 """Answers in a row that cannot be used after which a conversation is left: each of them may have cost something."""
 REFUSED = 300.0
 """Seconds between attempts that only a person can make succeed."""
-FINISHING = 60.0
-"""Seconds for which a daemon that has nothing else to do lets failures pass; what is left waits for its next start."""
 MARKS = "analysis/"
 """What the keys of the marks begin with; the prompt's name and the room's follow."""
 
 Ask = Callable[[Mapping[str, Any]], Awaitable[Completion]]
-
-
-class RoomFacts(NamedTuple):
-    """What is to be known of a room: its rate in Hz, its streaming table, and whether its sessions follow speech."""
-
-    rate: int
-    streaming: Streaming
-    gated: bool = False
-
-
-class Setting(msgspec.Struct, frozen=True):
-    """What the configuration says. `account` is the key of the speech service, `own` that of `[gateway] endpoint`."""
-
-    access: Access
-    prompts: dict[str, Inquiry]
-    rooms: dict[str, RoomFacts]
-    account: Key | None = None
-    own: Key | None = None
-
-    def route(self, room: str) -> Route:
-        """Where what is said in this room may go."""
-        return route(self._url(room), account=self.account, own=self.own)
-
-    def _url(self, room: str) -> str:
-        return completion.resolve(self.access.endpoint, self.rooms[room].streaming.endpoint)
-
-    def cost(self, answer: Completion, asked: str) -> float | None:
-        """What this answer cost; None where neither the model that gave it nor the one that was asked has a price."""
-        return answer.usage.cost(self.access.price(asked, answer.model))
-
-    def is_free(self, room: str, model: str) -> bool:
-        """Whether asking this model costs nothing: its price says so, or it has none and runs on this machine."""
-        price = self.access.price(model)
-        return completion.is_loopback(self._url(room)) if price is None else not (price.input or price.output)
-
-    def held(self) -> Iterator[str]:
-        """What does not go on without a budget, for a person."""
-        for name, prompt in self.prompts.items():
-            if any(one == name and not self.is_free(room, prompt.model) for one, room in self.pairs()):
-                yield f"[analysis.{name}] waits"
-        asked = [(room, facts.streaming.llm_gateway) for room, facts in self.rooms.items()]
-        if any(one is not None and not self.is_free(room, one.model) for room, one in asked):
-            yield "no language model is asked about turns"
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """Each prompt's name with each room that it is for."""
-        return [
-            (name, room)
-            for name, prompt in self.prompts.items()
-            for room in self.rooms
-            if not prompt.rooms or room in prompt.rooms
-        ]
 
 
 class Result(NamedTuple):
@@ -154,101 +90,6 @@ async def _ask_models(prompt: Inquiry, text: str, values: Mapping[str, str], ask
             return answer if answer.model else msgspec.structs.replace(answer, model=model)
     hopes = [Verdict.PASSING, Verdict.HELD, Verdict.UNUSABLE, Verdict.FATAL, Verdict.REFUSED]
     raise min(failures, key=lambda failed: (hopes.index(failed.verdict), failed.wait))
-
-
-class Office:
-    """What all errands share. `heads` gives the position after a room's last sample, None where unknown."""
-
-    def __init__(
-        self,
-        journal: Journal,
-        governor: Governor,
-        heads: Callable[[str], int | None],
-        utc: Callable[[], datetime],
-    ) -> None:
-        self.journal = journal
-        self.utc = utc
-        self._governor = governor
-        self._places = trio.CapacityLimiter(AT_ONCE)
-        self._heads = heads
-        self._closing = trio.Event()
-        self._given_up_at = math.inf
-
-    def close(self) -> None:
-        """No more will be said: what is over is asked about, and then all errands end."""
-        self._given_up_at = trio.current_time() + FINISHING
-        self._closing.set()
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether no more will be said."""
-        return self._closing.is_set()
-
-    @property
-    def has_given_up(self) -> bool:
-        """Whether a failure is no longer waited out: nothing else keeps the daemon."""
-        return trio.current_time() >= self._given_up_at
-
-    async def ask(self, setting: Setting, gateway: Gateway, room: str, request: Mapping[str, Any]) -> Completion:
-        """The answer to one request, which is paid for. Raises Failed, which is paid for too."""
-        model = request["model"]
-        async with self._places:
-            if not (self._governor.has_budget or setting.is_free(room, model)):
-                raise Failed("the budget is spent", Verdict.HELD)
-            try:
-                answer = await gateway.ask(setting.route(room), request)
-            except Failed as failed:
-                self.pay(setting, room, model, failed.usage)
-                raise
-        self.pay(setting, room, model, answer.usage, answer.model)
-        return answer
-
-    def pay(self, setting: Setting, room: str, asked: str, usage: Usage, answered: str | None = None) -> None:
-        """So much was used for this room, of the model that has answered or else of the one that was asked."""
-        cost = usage.cost(setting.access.price(asked, answered))
-        is_known = cost is not None or setting.is_free(room, asked)
-        spent = Spent(
-            requests=usage.requests,
-            unpriced=0 if is_known else usage.requests,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            models=cost or 0.0,
-        )
-        if usage.requests:
-            self._governor.pay(room, spent)
-
-    async def wait_for_budget(self) -> bool:
-        """Return when there is one. False: the office closes before."""
-        while not (self._governor.has_budget or self.is_closing):
-            await self.wait(LOOKS)
-        return self._governor.has_budget
-
-    async def wait(self, seconds: float) -> None:
-        """Wait; until the office closes at most, or, when it has, until it gives up."""
-        if self.is_closing:
-            await trio.sleep(max(0.0, min(seconds, self._given_up_at - trio.current_time())))
-            return
-        with trio.move_on_after(seconds):
-            await self._closing.wait()
-
-    async def head(self, room: str) -> int:
-        """The position after the room's last sample, as far as it is known."""
-        head = self._heads(room)
-        return head if head is not None else await self.journal.mark(f"room/{room}/audio") or 0
-
-    async def look(self, room: str, rules: Rules, done: int) -> tuple[Conversation | None, bool]:
-        """The first conversation from this position on, if it is over; and whether there is any."""
-        kinds = ["turn", "recording_stopped", "session_started", "session_ended", "gap", "forgotten"]
-        events = await self.journal.select(room, kinds, done, 1 << 62)
-        turns = analysis.current(events)
-        if not turns:
-            return None, False
-        covers = await self.journal.covered(room, done)
-        settled = Spans((cover.start, cover.end) for cover in covers if cover.state != "captured")
-        edges = analysis.edges(events, by_session=rules.by_session)
-        return analysis.first_over(
-            turns, edges, rules, settled=settled, head=await self.head(room), now=self.utc()
-        ), True
 
 
 class Errand:

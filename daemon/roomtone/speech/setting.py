@@ -1,0 +1,65 @@
+"""What the configuration says about language models: who is asked what about which room, and at what price. Pure."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from roomtone.speech import completion
+from roomtone.speech.analysis import Inquiry
+from roomtone.speech.completion import Access, Completion
+from roomtone.speech.endpoint import Key
+from roomtone.speech.gateway import Route, route
+from roomtone.speech.parameters import Streaming
+
+
+class RoomFacts(NamedTuple):
+    """What is to be known of a room: its rate in Hz, its streaming table, and whether its sessions follow speech."""
+
+    rate: int
+    streaming: Streaming
+    gated: bool = False
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """What the configuration says. `account` is the key of the speech service, `own` that of `[gateway] endpoint`."""
+
+    access: Access
+    prompts: dict[str, Inquiry]
+    rooms: dict[str, RoomFacts]
+    account: Key | None = None
+    own: Key | None = None
+
+    def route(self, room: str) -> Route:
+        """Where what is said in this room may go."""
+        return route(self._url(room), account=self.account, own=self.own)
+
+    def _url(self, room: str) -> str:
+        return completion.resolve(self.access.endpoint, self.rooms[room].streaming.endpoint)
+
+    def cost(self, answer: Completion, asked: str) -> float | None:
+        """What this answer cost; None where neither the model that gave it nor the one that was asked has a price."""
+        return answer.usage.cost(self.access.price(asked, answer.model))
+
+    def is_free(self, room: str, model: str) -> bool:
+        """Whether asking this model costs nothing: its price says so, or it has none and runs on this machine."""
+        price = self.access.price(model)
+        return completion.is_loopback(self._url(room)) if price is None else not (price.input or price.output)
+
+    def held(self) -> Iterator[str]:
+        """What does not go on without a budget, for a person."""
+        for name, prompt in self.prompts.items():
+            if any(one == name and not self.is_free(room, prompt.model) for one, room in self.pairs()):
+                yield f"[analysis.{name}] waits"
+        asked = [(room, facts.streaming.llm_gateway) for room, facts in self.rooms.items()]
+        if any(one is not None and not self.is_free(room, one.model) for room, one in asked):
+            yield "no language model is asked about turns"
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each prompt's name with each room that it is for."""
+        return [
+            (name, room)
+            for name, prompt in self.prompts.items()
+            for room in self.rooms
+            if not prompt.rooms or room in prompt.rooms
+        ]
