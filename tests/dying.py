@@ -21,7 +21,7 @@ from typing import Any
 import trio
 
 from roomtone import config as configuration
-from roomtone import logs, service
+from roomtone import document, logs, service
 from roomtone.database import Database
 from roomtone.facts import Cover, Mark
 from roomtone.plugins import load_plugins
@@ -140,7 +140,7 @@ def live(path: Path, order: dict[str, Any]) -> None:
         arm(Executioner(order["step"], path.parent))
 
     def read() -> configuration.Config:
-        plugins = load_plugins(configuration.plugin_paths(configuration.read(path), path))
+        plugins = load_plugins(configuration.plugin_paths(document.read(path), path))
         return configuration.load(path, plugins)
 
     logs.configure("info", sys.stderr)

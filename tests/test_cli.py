@@ -26,8 +26,8 @@ from roomtone.cli.init import Answers, compose
 from roomtone.cli.receiver import open_receiver
 from roomtone.cli.screen import QUIET, Lines, bar_of, describe
 from roomtone.cli.tally import Tally, coverage_of
-from roomtone.config import ConfigError
 from roomtone.database import JournalError
+from roomtone.document import ConfigError
 from roomtone.events import Audio, Gap, Level, Notice, RecordingStarted, Turn, Word
 from roomtone.facts import Cover
 from roomtone.journal import open_journal
@@ -60,7 +60,7 @@ def run(*arguments: str, environ: Mapping[str, str] | None = None) -> subprocess
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
 
@@ -117,6 +117,17 @@ def test_version() -> None:
     done = run("--version")
 
     assert (done.returncode, done.stdout.split()[0]) == (0, "roomtone,")
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [("rnu", "No such command 'rnu'. Did you mean 'run'?"), ("xyzzy", "No such command 'xyzzy'.\n")],
+)
+def test_misspelt(word: str, says: str) -> None:
+    """A command that there is not is a mistake in the command line; the nearest one is named."""
+    result = invoke(word)
+
+    assert (result.exit_code, says in result.output) == (Exit.USAGE, True)
 
 
 def test_usage() -> None:
@@ -398,6 +409,24 @@ def test_check_of_a_budget(home: Path) -> None:
     assert "on this machine, for when the budget is spent" in run("check").stdout
     path.write_text(f'[budget]\ndaily = 5.0\nat_cap = "record"\n{given}')
     assert "recognizer" not in run("check").stdout
+
+
+def test_check_finds_programs(home: Path) -> None:
+    """A command whose program is not there is a fault, although the command is not run."""
+    (home / "roomtone.toml").write_text("""
+        [rooms.door]
+        source = { kind = "command", argv = ["no-such-program", "-q"] }
+        streaming = { endpoint = "ws://127.0.0.1:9" }
+        [rooms.desk]
+        source = { kind = "command", argv = ["true"] }
+        streaming = { endpoint = "ws://127.0.0.1:9" }
+        """)
+
+    report = json.loads(run("check", "--json").stdout)
+
+    door, desk = (finding for finding in report["findings"] if "command" in finding["what"])
+    assert door["fault"] == "there is no program no-such-program, or it may not be run"
+    assert desk["note"] == "not opened; --sources opens it"
 
 
 def test_check_beside_the_daemon(home: Path) -> None:

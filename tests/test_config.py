@@ -14,7 +14,8 @@ import tomli_w
 from roomtone import config as configuration
 from roomtone.capture.feed import Command, File, Microphone
 from roomtone.cli.schema import schema_text
-from roomtone.config import Broken, Config, ConfigError, Room, Service, decode, each_sink, effective, find_key, load
+from roomtone.config import Broken, Config, Room, Service, decode, each_sink, effective, find_key, load
+from roomtone.document import ConfigError
 from roomtone.plugins import Plugins, Problem, load_plugins
 from roomtone.secret import Secret
 from roomtone.sinks import Module, Sink
@@ -174,7 +175,7 @@ def test_drop_in() -> None:
         ),
         (
             DESK + 'device = "x"',
-            '[rooms.desk] device = "x": belongs into the source, as in source = { kind = "microphone", device = ... }',
+            '[rooms.desk] device = "x": belongs in the source, as in source = { kind = "microphone", device = ... }',
         ),
         (
             '[rooms.desk]\nsource = { kind = "microphone", device = 0 }',
@@ -191,7 +192,7 @@ def test_drop_in() -> None:
             DESK + '[service]\nmetrics = "localhost"',
             '[service] metrics = "localhost": is no address; write 127.0.0.1:9464',
         ),
-        (DESK + "format_turns = true", "[rooms.desk] format_turns = true: belongs into [rooms.desk.streaming]"),
+        (DESK + "format_turns = true", "[rooms.desk] format_turns = true: belongs in [rooms.desk.streaming]"),
         (DESK + "sample_rate = 8000", "[rooms.desk] sample_rate = 8000: is called rate here"),
         (
             DESK + "[rooms.desk.streaming]\nformat_turn = true",
@@ -218,12 +219,67 @@ def test_drop_in() -> None:
         ),
         (
             "grace = 3\n" + DESK,
-            "grace = 3: stands above the first table; keys belong into one: [service], [storage], [rooms.<name>], ...",
+            "grace = 3: stands above the first table; a key belongs in one: [service], [storage], [rooms.<name>], ...",
         ),
         (DESK + "[service]\ngrace = 0", "[service] grace = 0: must be a number, above 0 and at most 3600"),
         (
             '[rooms."Front Desk"]\nsource = { kind = "microphone" }',
             '[rooms."Front Desk"]: a name is at most 64 of a-z, 0-9, _ and -, for instance [rooms.front-desk]',
+        ),
+        (
+            '[[rooms.desk]]\nsource = { kind = "microphone" }',
+            (
+                '[rooms] desk = [{ source = { kind = "microphone" } }]: must be a table: '
+                "write [rooms.desk] in single brackets, and its keys below"
+            ),
+        ),
+        (
+            '[rooms]\ndesk = "default"',
+            '[rooms] desk = "default": must be a table: write [rooms.desk] in single brackets, and its keys below',
+        ),
+        (
+            '[rooms.second.floor]\nsource = { kind = "microphone" }',
+            "[rooms.second.floor]: a name has no dot: write [rooms.second-floor]",
+        ),
+        (
+            '[rooms."B\u00fcro"]\nsource = { kind = "microphone" }',
+            '[rooms."B\u00fcro"]: a name is at most 64 of a-z, 0-9, _ and -, for instance [rooms.buro]',
+        ),
+        (
+            "[rooms.desk]\nsource = { kind = ['file'] }",
+            (
+                '[rooms.desk.source] kind = ["file"]: unknown kind, did you mean "file"? '
+                'Known are "command", "file", "microphone"'
+            ),
+        ),
+        (
+            "[rooms.desk]\nsource = { kind = 'file', device = 'x' }",
+            '[rooms.desk.source] device = "x": is a key of kind = "microphone"',
+        ),
+        (
+            DESK + 'speakers = { A = "" }',
+            ('[rooms.desk] speakers = { A = "" }: must be a table in which each value is text (1 to 100 characters)'),
+        ),
+        (
+            DESK + "[storage]\nspool_gb = 1e300",
+            "[storage] spool_gb = 1e+300: must be a number, above 0 and at most 1e+06",
+        ),
+        (DESK + "[service]\nstate = ''", '[service] state = "": must be text (at least 1 character)'),
+        (
+            DESK + "[service]\nstate = '~nobody-here/x'",
+            '[service] state = "~nobody-here/x": there is no such home folder here; write the whole path',
+        ),
+        (
+            "[rooms.talk]\nsource = { kind = 'file', path = '~nobody-here/x.wav' }",
+            '[rooms.talk.source] path = "~nobody-here/x.wav": there is no such home folder here; write the whole path',
+        ),
+        (
+            DESK + "[sinks]\nkind = 'lamp'",
+            '[sinks] kind = "lamp": a sink has a name: write [sinks.archive] instead of [sinks]',
+        ),
+        (
+            DESK + "[sinks.x]\nkind = ['lamp']",
+            '[sinks.x] kind = ["lamp"]: unknown kind, did you mean "lamp"? Known are "lamp"',
         ),
         (DESK + "[sinks]\nlamp = 3", "[sinks] lamp = 3: must be a table with a kind"),
         (DESK + "[sinks.lamp]\npath = 'x'", '[sinks.lamp]: kind is missing; known are "lamp"'),
@@ -394,50 +450,15 @@ def test_a_budget_that_cannot_count_a_model_is_doubted() -> None:
     assert '"two"' in doubt
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"a = 1\nb = = 2\n", "line 2, column 5: Invalid value"),
-        (b"[rooms", "end of document"),
-        (b"a = 1\na = 2\n", "line 2, column 6: Cannot overwrite a value"),
-        (b"a = 1\nb = '\xff'\n", "line 2: not UTF-8"),
-        (
-            b"[rooms.desk]\nrate = 8000\n[rooms.desk]\n",
-            "line 3, column 12: [rooms.desk] stands here a second time; write all its keys into one table",
-        ),
-        (
-            b"[service]\ngrace = 4,5\n",
-            (
-                "line 2, column 10: Expected newline or end of document after a statement; "
-                "one key = value a line, text in quotes, 4.5 and not 4,5"
-            ),
-        ),
-        (b"[service]\nlog_level = debug\n", "line 2, column 13: Invalid value; text stands in quotes"),
-    ],
-)
-def test_no_toml(tmp_path: Path, content: bytes, says: str) -> None:
-    """A file that is no TOML is named with the place."""
-    path = tmp_path / "roomtone.toml"
-    path.write_bytes(content)
+def test_shared() -> None:
+    """Two rooms at one microphone, and two sinks at one file, may be meant: a line says what may come of it."""
+    text = DESK + '[rooms.door]\nsource = { kind = "microphone" }\n'
+    text += "".join(f'[sinks.{name}]\nkind = "lamp"\npath = "x"\n' for name in ("one", "two"))
 
-    with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: {re.escape(says)}"):
-        load(path, PLUGINS)
+    device, file = parse(text).warnings
 
-
-def test_byte_order_mark(tmp_path: Path) -> None:
-    """The mark that some editors put first is no error."""
-    path = tmp_path / "roomtone.toml"
-    path.write_bytes(b"\xef\xbb\xbf" + DESK.encode())
-
-    assert load(path, PLUGINS).rooms
-
-
-def test_absent(tmp_path: Path) -> None:
-    """A file that is not there says how to write one; a folder is no file."""
-    with pytest.raises(ConfigError, match=r"roomtone init --output .*absent\.toml"):
-        load(tmp_path / "absent.toml", PLUGINS)
-    with pytest.raises(ConfigError, match="Is a directory"):
-        load(tmp_path, PLUGINS)
+    assert '[rooms.door.source] device = "default": records the same microphone as [rooms.desk]' in device
+    assert '[sinks.two] path = "x": is the path of [sinks.one] too' in file
 
 
 # Plugins, keys, and what is in effect

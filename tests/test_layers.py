@@ -10,7 +10,7 @@ import pytest
 DAEMON = Path(__file__).parent.parent / "daemon" / "roomtone"
 
 LAYERS = (
-    {"events", "clock", "backoff", "durable", "places", "diagnosis", "secret", "facts", "orders", "streak"},
+    {"events", "clock", "backoff", "durable", "places", "diagnosis", "document", "secret", "facts", "orders", "streak"},
     {
         "sinks",
         "live",

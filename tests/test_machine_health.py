@@ -19,9 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from roomtone import exposition
 from roomtone.checkup import complaints
-from roomtone.config import ConfigError, Service, address_of, decode
+from roomtone.config import Service, address_of, decode
 from roomtone.control import Cost, Disk, OpenGap, Report, RoomReport
 from roomtone.delivery import SinkStatus
+from roomtone.document import ConfigError
 from roomtone.events import Answer, Audio, Gap, SessionEnded, SessionStarted, Turn
 from roomtone.figures import Counting, Figures
 from roomtone.plugins import Plugins

@@ -94,7 +94,7 @@ async def test_a_correction_keeps_its_words(tmp_path: Path, autojump_clock: Mock
 
 
 async def test_two_tasks_journal_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What arrives and what has become due may be written at the same moment: neither goes past what was said before."""
+    """What arrives and what has become due may be written at one moment: neither goes past what was said before."""
     async with take_minutes(tmp_path, [2.0, 3.0]) as (minutes, room):
         minutes.add(heard(0, 2.0, 3.0, 6.0))
         async with trio.open_nursery() as nursery:

@@ -217,6 +217,7 @@ def test_endpoints() -> None:
         ("ws://", "no endpoint"),
         ("ws://[::1", "no address"),
         ("ws://x:port", "no address"),
+        ("ws://x y/z", "a space"),
         ("wss://user:secret@x", "api_key_file"),
         ("wss://x/v3/ws?speech_model=y", "a key of its own"),
     ],

@@ -75,8 +75,18 @@ def test_no_key_in_it(key_file: Path, content: str, says: str) -> None:
 
 def test_absent_file(tmp_path: Path) -> None:
     """A key file that is named and absent is an error: to go on without would send speech elsewhere."""
-    with pytest.raises(SecretError, match="No such file"):
+    with pytest.raises(SecretError, match=r"\[service\] api_key_file: .*/absent is not there; write the key into it"):
         find_key(tmp_path / "absent", {})
+    with pytest.raises(SecretError, match=f"{tmp_path} is no regular file"):
+        find_key(tmp_path, {})
+
+
+def test_key_for_a_file(tmp_path: Path) -> None:
+    """Who writes the key itself where its file is asked for is told so, and the key is not shown."""
+    with pytest.raises(SecretError, match="looks like a key, and must name a file") as caught:
+        find_key(tmp_path / "0123456789abcdef0123456789abcdef", {})
+
+    assert "0123456789" not in str(caught.value)
 
 
 def test_shows_nothing() -> None:

@@ -348,6 +348,8 @@ async def test_tls_with_an_own_certificate(tmp_path: Path, certificate: Path) ->
         ({"url": "ftp://joe:hidden@host/"}, "url"),
         ({"url": "https://"}, "url"),
         ({"url": "https://joe:hidden@host:port/"}, "url"),
+        ({"url": "https://joe:hidden@host:65536/"}, "url"),
+        ({"url": "https://joe:hidden@host name/"}, "url"),
         ({"url": "https://a/", "read_timeout": 30}, "timeout"),
         ({"url": "https://a/", "batch": 0}, "batch"),
         ({"url": "https://a/", "header_files": {"X Y": "f"}}, "header_files"),

@@ -17,8 +17,8 @@ from roomtone.capture.entries import Mute
 from roomtone.capture.feed import name_of
 from roomtone.capture.recovery import RateChanged
 from roomtone.capture.spool import Spool
-from roomtone.config import ConfigError
 from roomtone.control import Answer, Cost, Coverage, Disk, Done, OpenGap, Refused, Report, Request, RoomReport, Session
+from roomtone.document import ConfigError
 from roomtone.erasure import Erasure
 from roomtone.figures import Counting
 from roomtone.glance import Glance

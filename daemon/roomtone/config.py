@@ -4,8 +4,9 @@ Each sink's table is read by that sink's own Struct, so a plugin's keys are chec
 the file, the table, the key and its value, and what to do; several come at once; none shows a secret.
 """
 
+import os
 import re
-import tomllib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -14,10 +15,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from roomtone import diagnosis, events, places, secret
-from roomtone.capture.feed import File, Source
+from roomtone import diagnosis, document, events, places, secret
+from roomtone.capture.feed import File, Microphone, Source
 from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.diagnosis import Problem, listing, unknown
+from roomtone.document import ConfigError
 from roomtone.plugins import Plugins
 from roomtone.sinks import Sink
 from roomtone.speech import completion, parameters
@@ -28,24 +30,21 @@ from roomtone.speech.parameters import Streaming
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 TABLES = ("service", "storage", "budget", "rooms", "gateway", "analysis", "sinks")
 NEEDS_KEY = frozenset(parameters.ENDPOINTS)
 """The endpoints that answer nobody without a key."""
 
 
-class ConfigError(Exception):
-    """The configuration cannot be used. Its text has one line for each problem."""
-
-
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `[service]` table: what concerns the daemon as a whole."""
 
-    state: str | None = None
+    state: Text | None = None
     """Where the journal and the spool lie; else $STATE_DIRECTORY, else the XDG state folder."""
     plugins: tuple[str, ...] = ("plugins",)
     """Files and folders of drop-in plugins, relative to the configuration. The default may be absent."""
-    api_key_file: str | None = None
+    api_key_file: Text | None = None
     """A file with the key of the speech service and nothing else, readable by its owner only."""
     grace: Seconds = 45.0
     """Seconds that stopping may take: the last turns, Termination, and the sinks."""
@@ -56,7 +55,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where Prometheus is answered, as in "127.0.0.1:9464"; nowhere by default. Needs the extra `metrics`."""
     metrics_public: bool = False
     """Whether that may be an address that other machines reach. There is no password: a firewall must stand before."""
-    metrics_textfile: str | None = None
+    metrics_textfile: Text | None = None
     """A file of metrics for the node exporter, which must end in .prom; written anew four times a minute."""
 
     def __post_init__(self) -> None:
@@ -89,13 +88,13 @@ def address_of(text: str) -> tuple[str, int]:
 class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `[storage]` table: how much audio and how many events are kept, beside what the sinks write."""
 
-    spool_gb: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    spool_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 10.0
     """GB that the spools of all rooms may take. The oldest audio goes beyond, whatever waits for it."""
-    spool_days: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    spool_days: Annotated[float, msgspec.Meta(ge=0, le=36_500)] = 2.0
     """Days after which audio goes from the spool that is transcribed, and delivered to every sink that takes audio."""
-    free_gb: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    free_gb: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 1.0
     """GB that should stay free on the disk of the state folder, a tenth of the disk at most."""
-    journal_gb: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    journal_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 2.0
     """GB that the journal may take. The oldest events go beyond, once every sink has acknowledged them."""
     journal_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 365.0
     """Days after which events and coverage go from the journal, once every sink has acknowledged them."""
@@ -192,23 +191,7 @@ class Broken(msgspec.Struct, frozen=True):
 
 def load(path: Path, plugins: Plugins) -> Config:
     """The configuration in this file. Raises ConfigError with one line for each problem."""
-    return decode(read(path), path, plugins)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The tables of the file, unchecked. Raises ConfigError when it cannot be read or is no TOML."""
-    try:
-        # utf-8-sig: some editors begin a file with a byte order mark, which TOML does not know.
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file; write one with: roomtone init --output {path}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}: line {line}: not UTF-8; save the file as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {_place(str(error))}") from None
+    return decode(document.read(path), path, plugins)
 
 
 def plugin_paths(tables: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
@@ -219,7 +202,7 @@ def plugin_paths(tables: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
     named = service.get("plugins") if isinstance(service, dict) else None
     chosen = named if isinstance(named, list) and all(isinstance(name, str) for name in named) else Service().plugins
     folder = path.absolute().parent
-    given = [folder / Path(name).expanduser() for name in chosen]
+    given = [folder / os.path.expanduser(name) for name in chosen]  # noqa: PTH111 - it leaves what it does not know
     return tuple(given if named is not None else [place for place in given if place.exists()])
 
 
@@ -228,6 +211,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
     problems = [
         *_top(tables),
         *diagnosis.diagnose(tables.get("service", {}), Service, ("service",), _advice),
+        *_homes(tables),
         *diagnosis.diagnose(tables.get("storage", {}), Storage, ("storage",), _advice),
         *diagnosis.diagnose(tables.get("budget", {}), Budget, ("budget",), _advice),
         *_rooms(tables.get("rooms", {})),
@@ -256,6 +240,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         unloaded=unloaded,
         warnings=(
             *(f"{path}: {_doubted(name, rooms[name], doubt)}" for name, doubt in doubts),
+            *(f"{path}: {problem}" for problem in (*_shared_devices(rooms), *_shared_files(sinks))),
             *(f"{path}: [sinks.{name}] gets nothing: {text}" for name, text in unloaded.items()),
             *(f"{path}: {problem}" for problem in _unpriced(tables, rooms)),
         ),
@@ -297,7 +282,7 @@ def find_key(config: Config, environ: Mapping[str, str]) -> secret.Secret | None
     """
     named = config.service.api_key_file
     try:
-        key = secret.find_key(config.folder / Path(named).expanduser() if named else None, environ)
+        key = secret.find_key(config.folder / places.expand(named) if named else None, environ)
     except secret.SecretError as error:
         raise ConfigError(f"{config.path}: {error}") from None
     if key is None and (lacking := [room for room in config.rooms.items() if room[1].streaming.endpoint in NEEDS_KEY]):
@@ -328,9 +313,9 @@ def find_gateway_key(config: Config, key: secret.Secret | None) -> secret.Secret
     """
     named = config.gateway.key_file
     try:
-        own = secret.find_file(config.folder / Path(named).expanduser()) if named else None
+        own = secret.find_file(config.folder / places.expand(named)) if named else None
     except secret.SecretError as error:
-        raise ConfigError(f"{config.path}: [gateway] {error}") from None
+        raise ConfigError(f"{config.path}: [gateway] key_file: {error}") from None
     at_home = config.gateway.endpoint is None or config.gateway.endpoint in completion.ENDPOINTS
     if key is None and at_home and config.analysis:
         raise ConfigError(
@@ -345,12 +330,56 @@ def _refuse(path: Path, problems: Sequence[Problem]) -> None:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
 
 
+def _homes(tables: Mapping[str, Any]) -> Iterator[Problem]:
+    """Paths that begin at the home folder of somebody who has none."""
+    rooms = _table(tables, "rooms")
+    named = [("service", "state"), ("service", "api_key_file"), ("service", "plugins"), ("gateway", "key_file")]
+    for *where, key in (*named, *(("rooms", name, "source", "path") for name in rooms)):
+        value = _table(tables, *where).get(key)
+        for path in [value] if isinstance(value, str) else _texts(value):
+            try:
+                places.expand(path)
+            except FileNotFoundError as error:
+                yield Problem(tuple(where), error.strerror or "", key, value)
+
+
+def _table(tables: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """The table of these names, empty where there is none."""
+    found: Any = tables
+    for name in names:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _shared_devices(rooms: Mapping[str, Room]) -> Iterator[Problem]:
+    """Rooms that record one microphone: a sound server lets them, a bare device only the first."""
+    first: dict[str, str] = {}
+    for name, room in rooms.items():
+        if isinstance(room.source, Microphone) and (other := first.setdefault(room.source.device, name)) != name:
+            text = (
+                f"records the same microphone as [rooms.{other}]: on a device without a sound server one of them fails"
+            )
+            yield Problem(("rooms", name, "source"), text, "device", room.source.device)
+
+
+def _shared_files(sinks: Mapping[str, Sink]) -> Iterator[Problem]:
+    """Sinks of one kind that write to one place: each takes it for its own."""
+    first: dict[tuple[Any, ...], str] = {}
+    for name, sink in sinks.items():
+        for key in ("path", "directory"):
+            value = getattr(sink, key, None)
+            if value is not None and (other := first.setdefault((type(sink), key, value), name)) != name:
+                yield Problem(
+                    ("sinks", name), f"is the {key} of [sinks.{other}] too: give each its own", key, str(value)
+                )
+
+
 def _top(tables: Mapping[str, Any]) -> Iterator[Problem]:
     for key, value in tables.items():
         if key not in TABLES and isinstance(value, dict):
             yield Problem((key,), unknown("table", key, TABLES))
         elif key not in TABLES:
-            text = "stands above the first table; keys belong into one: [service], [storage], [rooms.<name>], ..."
+            text = "stands above the first table; a key belongs in one: [service], [storage], [rooms.<name>], ..."
             yield Problem((), _advice((), key) or text, key, value)
 
 
@@ -364,11 +393,24 @@ def _rooms(rooms: Any) -> Iterator[Problem]:
         if name in Room.__struct_fields__ and not (isinstance(table, dict) and "source" in table):
             yield Problem(("rooms",), "a room has a name: write [rooms.desk] instead of [rooms]", name, table)
             continue
+        if not isinstance(table, dict):
+            text = "must be a table: write [rooms.desk] in single brackets, and its keys below"
+            yield Problem(("rooms",), text, name, table)
+            continue
         yield from _name(("rooms", name), name)
-        for problem in diagnosis.diagnose(table, Room, ("rooms", name), _advice):
-            of_device = problem.key == "device" and problem.table[-1] == "source"
-            hint = "; `roomtone devices` lists the names" if of_device else ""
-            yield msgspec.structs.replace(problem, text=problem.text + hint)
+        yield from _room(name, table)
+
+
+def _room(name: str, table: dict[str, Any]) -> Iterator[Problem]:
+    if "source" not in table:
+        for key, inner in table.items():
+            if isinstance(inner, dict) and "source" in inner:
+                yield Problem(("rooms", name, key), f"a name has no dot: write [rooms.{name}-{key}]")
+                return
+    for problem in diagnosis.diagnose(table, Room, ("rooms", name), _advice):
+        of_device = problem.key == "device" and problem.text.startswith("must be")
+        hint = "; `roomtone devices` lists the names" if of_device else ""
+        yield msgspec.structs.replace(problem, text=problem.text + hint)
 
 
 def _gateway(table: Any, path: Path) -> Access:
@@ -437,6 +479,9 @@ def _sinks(sinks: Any, rooms: Any, plugins: Plugins) -> Iterator[Problem]:
         yield Problem((), "must be tables: [sinks.<name>]", "sinks", sinks)
         return
     for name, table in sinks.items():
+        if "kind" in sinks and not isinstance(table, dict):
+            yield Problem(("sinks",), "a sink has a name: write [sinks.archive] instead of [sinks]", name, table)
+            continue
         yield from _name(("sinks", name), name)
         yield from _sink(("sinks", name), table, rooms, plugins)
 
@@ -449,7 +494,7 @@ def _sink(where: tuple[str, ...], table: Any, rooms: Any, plugins: Plugins) -> I
     if kind is None:
         yield Problem(where, f"kind is missing; known are {listing(sorted(plugins.kinds))}")
         return
-    if kind not in plugins.kinds:
+    if not isinstance(kind, str) or kind not in plugins.kinds:
         if not _load_error(table, plugins):
             yield Problem(where, unknown("kind", str(kind), plugins.kinds), "kind", kind)
         return
@@ -480,7 +525,8 @@ def _load_error(table: Any, plugins: Plugins) -> str | None:
 
 def _name(where: tuple[str, ...], name: str) -> Iterator[Problem]:
     if not diagnosis.NAME.fullmatch(name):
-        better = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:64] or "desk"
+        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+        better = re.sub(r"[^a-z0-9_-]+", "-", plain).strip("-_")[:64] or {"rooms": "desk"}.get(where[0], "first")
         yield Problem(where, f"a name is at most 64 of a-z, 0-9, _ and -, for instance [{where[0]}.{better}]")
 
 
@@ -492,26 +538,28 @@ def _with_modules(sinks: dict[str, Sink], plugins: Plugins) -> dict[str, Sink]:
 
 _KEYS = frozenset({"api_key", "apikey", "api-key", "assemblyai_api_key", "key", "authorization"})
 _NO_KEY_HERE = (
-    f"a key does not belong into this file; give it as the systemd credential {secret.CREDENTIAL}, as "
+    f"a key does not belong in this file; give it as the systemd credential {secret.CREDENTIAL}, as "
     f"${secret.VARIABLE}, or in a file of its own named by [service] api_key_file"
 )
 
 
 def _advice(table: tuple[str, ...], key: str) -> str | None:
     """What to do with a key that a table does not have: what it is called, or where it belongs."""
-    if key in _KEYS:
-        return _NO_KEY_HERE
+    text = None
     match table:
+        case _ if key in _KEYS:
+            text = _NO_KEY_HERE
         case ("rooms", _, "streaming"):
-            return next((problem.text for problem in parameters.explain({key: None}) if problem.key == key), None)
+            text = next((problem.text for problem in parameters.explain({key: None}) if problem.key == key), None)
         case ("rooms", name) if key in Streaming.__struct_fields__:
-            return f"belongs into [rooms.{name}.streaming]"
+            text = f"belongs in [rooms.{name}.streaming]"
+        case ("rooms", _, "source") if key in _SOURCE_KEYS:
+            text = f'is a key of kind = "{_SOURCE_KEYS[key]}"'
         case ("rooms", _) if key in _SOURCE_KEYS:
-            return f'belongs into the source, as in source = {{ kind = "{_SOURCE_KEYS[key]}", {key} = ... }}'
+            text = f'belongs in the source, as in source = {{ kind = "{_SOURCE_KEYS[key]}", {key} = ... }}'
         case ("rooms", _) if key == "sample_rate":
-            return "is called rate here"
-        case _:
-            return None
+            text = "is called rate here"
+    return text
 
 
 _SOURCE_KEYS = {"device": "microphone", "path": "file", "pace": "file", "argv": "command", "restart": "command"}
@@ -542,29 +590,3 @@ def _plain(value: Any) -> Any:
             return str(value)
         case _:
             return value
-
-
-def _place(message: str) -> str:
-    """What tomllib says, with the place first, where a person looks for it, and with what to do where that is known."""
-    found = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", message, re.DOTALL)
-    what, place = (found[1], f"{found[2]}: ") if found else (message, "")
-    if twice := re.fullmatch(r"Cannot declare \((.*?),?\) twice", what):
-        table = ".".join(re.findall(r"""['"](.*?)['"]""", twice[1]))
-        return f"{place}[{table}] stands here a second time; write all its keys into one table"
-    hint = next((hint for beginning, hint in _TOML_HINTS.items() if what.startswith(beginning)), None)
-    return f"{place}{what}; {hint or 'this is no TOML'}"
-
-
-_TOML_HINTS = {
-    "Cannot overwrite": "this key or table is there already: leave one of the two",
-    "Expected '=' after a key": "write key = value; a name with spaces is no key",
-    "Expected ']' at the end": "write [rooms.desk]; names have no spaces",
-    "Expected newline": "one key = value a line, text in quotes, 4.5 and not 4,5",
-    "Invalid initial character for a key part": "a table in braces stands in one line, without a comma at its end",
-    "Invalid value": "text stands in quotes, and it is true and false",
-    "Unclosed array": "write [1, 2], with commas between",
-    "Unclosed inline table": "write { kind = ..., path = ... } in one line, with commas between",
-    "Unescaped": "in single quotes a backslash is a backslash",
-    "Unterminated string": "a quote is missing at its end",
-}
-"""What to do, by how a message of tomllib begins; its words are the same in Python 3.11 to 3.13."""

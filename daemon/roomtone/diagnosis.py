@@ -99,6 +99,8 @@ def expectation(shape: inspect.Type) -> str:
             text = " or ".join(expectation(kind) for kind in shape.types if not isinstance(kind, inspect.NoneType))
         case inspect.CustomType(cls=cls) if cls is Path:
             text = "a path"
+        case inspect.DictType():
+            text = f"a table in which each value is {expectation(shape.value_type)}"
         case _:
             text = _PLAIN.get(type(shape)) or type(shape).__name__.removesuffix("Type").lower()
     return text
@@ -107,7 +109,6 @@ def expectation(shape: inspect.Type) -> str:
 _PLAIN: Mapping[type[inspect.Type], str] = {
     inspect.BoolType: "true or false",
     inspect.StructType: "a table",
-    inspect.DictType: "a table",
 }
 
 
@@ -144,8 +145,8 @@ def _in_table(
     if tag_field and tag is None:
         yield Problem(table, f"{tag_field} is missing; it must be one of {listing(map(str, structs))}")
         return
-    if tag not in structs:
-        yield Problem(table, unknown(tag_field or "", str(tag), map(str, structs)), tag_field, tag)
+    if tag_field and not (isinstance(tag, str) and tag in structs):
+        yield Problem(table, unknown(tag_field, str(tag), map(str, structs)), tag_field, tag)
         return
     found = list(_in_fields(value, structs[tag], table, tag_field, advice))
     # Each field is fine by itself: then it is a rule of the Struct's own, whose text may begin with the field.

@@ -1,5 +1,6 @@
 """Where the daemon's things lie: the configuration, the state, and what relative paths begin at."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -39,8 +40,17 @@ def find_configuration(given: Path | None, environ: Mapping[str, str], here: Pat
     if given is not None:
         return given
     if named := environ.get(VARIABLE):
-        return Path(named).expanduser()
+        return expand(named)
     return next((path for path in configurations(environ, here) if path.is_file()), None)
+
+
+def expand(path: str | Path) -> Path:
+    """The path with `~` written out. Raises FileNotFoundError, which names it, where nobody has such a home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        text = "there is no such home folder here; write the whole path"
+        raise FileNotFoundError(errno.ENOENT, text, str(path)) from None
 
 
 def state_folder(configured: str | None, folder: Path, environ: Mapping[str, str]) -> Path:
@@ -49,7 +59,7 @@ def state_folder(configured: str | None, folder: Path, environ: Mapping[str, str
     `folder` is where a relative `[service] state` begins: the configuration's own.
     """
     if configured:
-        return folder / Path(configured).expanduser()
+        return folder / expand(configured)
     if given := _state_directory(environ):
         return given
     return _xdg(environ, "XDG_STATE_HOME", ".local/state") / "roomtone"
@@ -122,9 +132,9 @@ def _take(descriptor: int, state: Path) -> None:
 
 
 def _unusable(folder: Path, error: OSError) -> str:
+    why = "there is a file of this name" if isinstance(error, FileExistsError) else error.strerror
     return (
-        f"{folder}: the state cannot be written: {error.strerror}; "
-        "give this user the folder, or name another with [service] state"
+        f"{folder}: the state cannot be written: {why}; give this user the folder, or name another with [service] state"
     )
 
 
@@ -141,4 +151,12 @@ def _first(folders: str) -> Path | None:
 def _xdg(environ: Mapping[str, str], variable: str, default: str) -> Path:
     """The XDG base directory specification: a relative value is invalid and to be ignored."""
     given = Path(environ.get(variable, ""))
-    return given if given.is_absolute() else Path(environ.get("HOME") or Path.home()) / default
+    return given if given.is_absolute() else _home(environ) / default
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    """In a container, the user may be unknown to the system and HOME unset: then it is /, as Docker has it."""
+    try:
+        return Path(environ.get("HOME") or Path.home())
+    except RuntimeError:
+        return Path("/")

@@ -10,7 +10,8 @@ import structlog
 import trio
 
 from roomtone.capture.recovery import RateChanged, check_rate
-from roomtone.config import Config, ConfigError, Room, check_gates, find_gateway_key, find_key
+from roomtone.config import Config, Room, check_gates, find_gateway_key, find_key
+from roomtone.document import ConfigError
 from roomtone.journal import Journal
 from roomtone.outlets import Outlets
 from roomtone.rooms import Plan, Rooms

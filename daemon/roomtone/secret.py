@@ -23,6 +23,8 @@ _SECRET_KEY = re.compile(
     re.IGNORECASE,
 )
 _QUERY_SECRET = re.compile(r"([?&;][^=&;?#\s]*(?:key|token|secret|password|sig|signature)=)[^&;#\s]+", re.IGNORECASE)
+_KEY = re.compile(r"[A-Za-z0-9_-]{24,}")
+"""What keys look like, and hardly a file's name: a key put where its file is asked for must not be shown."""
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s\"'<>]+")
 
 
@@ -68,8 +70,10 @@ def find_key(api_key_file: Path | None, environ: Mapping[str, str]) -> Secret | 
         return _checked(value, f"${VARIABLE}")
     if api_key_file is None:
         return None
-    _refuse_readable_by_others(api_key_file)
-    return _checked(_read(api_key_file), f"api_key_file {api_key_file}")
+    try:
+        return find_file(api_key_file)
+    except SecretError as error:
+        raise SecretError(f"[service] api_key_file: {error}") from None
 
 
 def take(environ: MutableMapping[str, str]) -> dict[str, str]:
@@ -92,8 +96,19 @@ def refuse_public(key: str, path: Path) -> None:
 
 def find_file(path: Path) -> Secret:
     """The secret in this file, which must be its owner's alone. Raises SecretError for one that cannot be used."""
-    _refuse_readable_by_others(path)
-    return _checked(_read(path), f"key_file {path}")
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        if _KEY.fullmatch(path.name):
+            raise SecretError("looks like a key, and must name a file; write the key into one (chmod 600)") from None
+        raise SecretError(f"{path} is not there; write the key into it, and nothing else (chmod 600)") from None
+    except OSError as error:
+        raise SecretError(f"{path} cannot be read: {error.strerror}; give the user of the service access") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise SecretError(f"{path} is no regular file; name the file that holds the key")
+    if (mode := stat.S_IMODE(status.st_mode)) & 0o077:
+        raise SecretError(f"{path} is open to other users (mode {mode:04o}); run: chmod 600 {path}")
+    return _checked(_read(path), str(path))
 
 
 def is_secret_name(key: str) -> bool:
@@ -136,15 +151,6 @@ def _read(path: Path) -> str:
         raise SecretError(f"{path} is not text; write the key into it and nothing else") from None
     except OSError as error:
         raise SecretError(f"{path} cannot be read: {error.strerror}; give the user of the service access") from None
-
-
-def _refuse_readable_by_others(path: Path) -> None:
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError as error:
-        raise SecretError(f"api_key_file {path} cannot be read: {error.strerror}") from None
-    if mode & 0o077:
-        raise SecretError(f"api_key_file {path} is open to other users (mode {mode:04o}); run: chmod 600 {path}")
 
 
 def _checked(value: str, origin: str) -> Secret:

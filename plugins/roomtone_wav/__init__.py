@@ -50,9 +50,9 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
     """Whether the sidecar has what is said in the file: the turns, as they come and are corrected."""
     captions: tuple[Captions, ...] = ()
     """Files of captions beside each recording, "srt" or "vtt" or both, timed for it."""
-    keep_days: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    keep_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] | None = None
     """Files that ended longer ago are removed with all that lies beside them, but for the newest of each room."""
-    keep_gb: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    keep_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
     """The oldest files are removed while all of them have more than so many gigabytes, but for the newest of each."""
 
     def __post_init__(self) -> None:

@@ -18,6 +18,8 @@ class Address:
             whole = httpx2.URL(text)
         except (httpx2.InvalidURL, UnicodeError):
             raise ValueError("is no address; write https://host/path") from None
+        if " " in text or (whole.port or 0) > 65_535:
+            raise ValueError("is no address; write https://host/path")
         if whole.scheme not in {"http", "https"} or not whole.host:
             raise ValueError("must begin with https:// (or http://) and a host")
         self.target = whole.raw_path

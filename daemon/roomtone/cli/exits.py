@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import click
 
 from roomtone.capture.recovery import RateChanged
-from roomtone.config import ConfigError
 from roomtone.control import ControlError
 from roomtone.database import JournalError
+from roomtone.document import ConfigError
 from roomtone.places import StateError
 
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from roomtone import config as configuration
-from roomtone import places
-from roomtone.config import Config, ConfigError
+from roomtone import document, places
+from roomtone.config import Config
+from roomtone.document import ConfigError
 from roomtone.plugins import Plugins, load_plugins
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -46,7 +47,7 @@ def load(given: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
     if path is None:
         looked = ", ".join(map(str, places.configurations(environ, Path.cwd())))
         raise ConfigError(NOTHING_YET.format(places=looked))
-    tables = configuration.read(path)
+    tables = document.read(path)
     plugins = load_plugins(configuration.plugin_paths(tables, path))
     return Loaded(configuration.decode(tables, path, plugins), plugins)
 

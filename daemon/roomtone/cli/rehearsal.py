@@ -11,8 +11,9 @@ import trio
 from roomtone import places
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, load
-from roomtone.config import Config, ConfigError
+from roomtone.config import Config
 from roomtone.diagnosis import unknown
+from roomtone.document import ConfigError
 from roomtone.events import Notice, Turn, kind_of
 from roomtone.facts import next_id
 from roomtone.hooks import Implementation

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from roomtone import config as configuration
+from roomtone import document
 from roomtone.cli import new, rehearsal, wishes
 from roomtone.cli.daemon import ask
 from roomtone.cli.loaded import config_option, find
@@ -73,7 +74,7 @@ def command(context: click.Context, given: Path | None, *, as_json: bool) -> Non
     if context.invoked_subcommand is not None:
         return
     path = find(given)
-    tables: dict[str, Any] = {} if path is None else configuration.read(path)
+    tables: dict[str, Any] = {} if path is None else document.read(path)
     plugins = load_plugins(() if path is None else configuration.plugin_paths(tables, path))
     standings: list[Standing] = []
     if path is not None:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import click
 
 from roomtone import config as configuration
-from roomtone import diagnosis, places
+from roomtone import diagnosis, document, places
 from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.loaded import config_option, find, load
 from roomtone.database import SCHEMA, Database, JournalError
@@ -113,7 +113,7 @@ def ordering(name: str, given: Path | None) -> Iterator[tuple[Database, int]]:
     if path is None:
         load(None)  # says what to do
         raise AssertionError
-    tables = configuration.read(path)
+    tables = document.read(path)
     journal = state_of(tables, path) / "journal.sqlite"
     if not journal.exists():
         raise Failure(f"{journal}: there is no journal yet: no sink has run. Start the daemon first", Exit.FAILED)

@@ -227,13 +227,15 @@ def _address(endpoint: str) -> str:
         _ = parts.port
     except ValueError as error:
         raise ValueError(f"is no address ({error}): {choices}") from None
+    if " " in endpoint:
+        raise ValueError(f"is no address, for it has a space: {choices}")
     if parts.scheme in {"http", "https"}:
         scheme = parts.scheme.replace("http", "ws")
         raise ValueError(f"must be a WebSocket address: write {scheme}:// instead of {parts.scheme}://")
     if parts.scheme not in {"ws", "wss"} or not parts.hostname:
         raise ValueError(f"is no endpoint: {choices}")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("must not contain a user or password: the key belongs into `api_key_file` in [service]")
+        raise ValueError("must not contain a user or password: the key belongs in `api_key_file` in [service]")
     if parts.query or parts.fragment:
         raise ValueError("must not contain parameters: each has a key of its own in this table")
     path = parts.path if parts.path not in {"", "/"} else "/v3/ws"
