@@ -1,5 +1,6 @@
 """The `roomtone` command. Each command is a module of its own, imported when it is asked for."""
 
+import difflib
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -41,6 +42,14 @@ class Commands(click.Group):
             return None
         command: click.Command = import_module(f"roomtone.cli.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            ctx.fail(f"No such command '{args[0]}'." + (f" Did you mean '{near[0]}'?" if near else ""))
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         from roomtone.cli.exits import contained  # noqa: PLC0415 - late, for `--version` wants none of it

@@ -1,6 +1,7 @@
 """`roomtone check`: what would run, and whether it can."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import trio
 
 from roomtone import config as configuration
 from roomtone import places
-from roomtone.capture.feed import File, SourceEnded, SourceFailed, name_of, open_source
+from roomtone.capture.feed import Command, File, SourceEnded, SourceFailed, name_of, open_source
 from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import Loaded, config_option, load
@@ -117,8 +118,10 @@ async def _sink(name: str, sink: Sink, config: Config, environ: Mapping[str, str
 
 async def _room(name: str, room: Room, config: Config, *, sources: bool) -> Finding:
     what = f"{name_of(room.source)}, {room.rate} Hz, blocks of {room.frame_ms} ms"
+    if isinstance(room.source, Command) and shutil.which(room.source.argv[0]) is None:
+        return Finding(f"room {name}", what, fault=f"there is no program {room.source.argv[0]}, or it may not be run")
     if not sources and not isinstance(room.source, File):
-        return Finding(f"room {name}", what)
+        return Finding(f"room {name}", what, note="not opened; --sources opens it")
     try:
         with trio.fail_after(PATIENCE):
             async with open_source(room.source, rate=room.rate, frame=room.frame, folder=config.folder) as feed:
@@ -148,7 +151,8 @@ def _streaming(name: str, room: Room, key: Secret | None) -> Finding:
     chosen = "" if room.streaming.endpoint else ", chosen because there is " + ("a key" if key else "no key")
     gateway = room.streaming.llm_gateway
     asks = f", each turn to {gateway.model}" if gateway else ""
-    return Finding(f"room {name}", f"speech to {endpoint} ({room.streaming.speech_model}){chosen}{asks}")
+    model = "" if endpoint == parameters.LOCAL else f" ({room.streaming.speech_model})"
+    return Finding(f"room {name}", f"speech to {endpoint}{model}{chosen}{asks}")
 
 
 def _gate(name: str, room: Room) -> Finding:
