@@ -26,7 +26,7 @@ LAYERS = (
     {"journal"},
     {"capture.*"},
     {"speech.*"},
-    {"hooks", "batch", "failure", "worker", "proof"},
+    {"hooks", "batch", "failure", "worker", "pins", "proof"},
     {"delivery"},
     {"rehearsal", "testing.*", "testing"},
     {"plugins"},

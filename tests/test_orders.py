@@ -298,6 +298,38 @@ def _replayed(folder: Path, daemon: Run, before: list[int]) -> None:
     assert again == list(range(1, len(again) + 1))
 
 
+def test_a_drop_in_that_no_longer_loads_keeps_its_place(tmp_path: Path) -> None:
+    """A typo saved into the file of a sink that runs: a reload says so, and so does the list; nothing is forgotten of
+    it, and repaired it goes on with the next event after its last.
+    """
+    config = prepare(tmp_path)
+    file = tmp_path / "plugins" / "plain.py"
+    with run(tmp_path, config) as daemon:
+        daemon.wait_for(lambda: ids(tmp_path, "plain"))
+        file.write_text("from roomtone import hookimpl\n@hookimpl\ndef event(event)\n")
+        said = CliRunner().invoke(cli.commands, ["reload", "--config", str(tmp_path / "roomtone.toml")])
+        assert "sink plain gets nothing" in said.output
+        assert "plain.py:3" in said.output
+        daemon.wait_for(lambda: standing(tmp_path, "plain")["status"] == "load error")
+        assert "take it out" in roomtone(tmp_path, "forget", "plain").output
+        daemon.signal(signal.SIGTERM)
+        assert daemon.finish() == 0, daemon.log
+    with run(tmp_path, config) as daemon:
+        daemon.wait_for(lambda: len(unloaded(tmp_path)) == 2)
+        file.write_text(PLAIN.format(folder=tmp_path))
+        CliRunner().invoke(cli.commands, ["reload", "--config", str(tmp_path / "roomtone.toml")])
+        daemon.wait_for(lambda: standing(tmp_path, "plain")["status"] == "active")
+        daemon.signal(signal.SIGTERM)
+        assert daemon.finish() == 0, daemon.log
+    had = ids(tmp_path, "plain")
+    assert had == list(range(had[0], had[-1] + 1))
+    assert set(unloaded(tmp_path)) < set(had)
+
+
+def unloaded(folder: Path) -> list[int]:
+    return [event["seq"] for event in events(folder, "notice") if event["code"] == "sink.unloaded"]
+
+
 async def _fill(folder: Path) -> None:
     async with open_journal(folder / "state" / "journal.sqlite") as journal:
         for number in range(5):

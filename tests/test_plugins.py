@@ -177,6 +177,7 @@ def test_misspelt_hook_is_explained(write: Callable[[str, str], Path], folder: P
         "hello",
         "hooks",
         f"{file}:3: there is no hook trun; did you mean turn? (a function of your own needs no @hookimpl)",
+        is_file=True,
     )
 
 

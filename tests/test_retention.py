@@ -20,6 +20,7 @@ from roomtone.events import Notice
 from roomtone.facts import Cover, Mark
 from roomtone.journal import Journal, open_journal
 from roomtone.ledger import summarize
+from roomtone.pins import pins_mark
 from roomtone.retention import (
     INTERVAL,
     MARGIN,
@@ -151,6 +152,7 @@ class Desk(NamedTuple):
     journal: Journal
     spools: dict[str, Spool]
     sinks: dict[str, Sink]
+    unloaded: set[str]
     space: list[Space]
 
     async def record(self, count: int, *, at: datetime | None = None) -> None:
@@ -178,8 +180,9 @@ async def open_desk(state: Path, storage: Storage) -> AsyncIterator[Desk]:
     """A room of 1000 Hz whose disk has room; every look takes place as time passes."""
     spools: dict[str, Spool] = {}
     sinks: dict[str, Sink] = {}
+    unloaded: set[str] = set()
     space = [Space(10**12, 10**12)]
-    rules = Rules(lambda: storage, lambda: spools, lambda: sinks)
+    rules = Rules(lambda: storage, lambda: spools, lambda: sinks, lambda: unloaded)
     async with (
         open_journal(state / "journal.sqlite", inline=True) as journal,
         open_spool(state / "spool" / "desk", rate=RATE, inline=True) as spool,
@@ -187,7 +190,7 @@ async def open_desk(state: Path, storage: Storage) -> AsyncIterator[Desk]:
     ):
         spools["desk"] = spool
         nursery.start_soon(lambda: keep_room(state, rules, journal, measure=lambda _: space[0]))
-        yield Desk(state, spool, journal, spools, sinks, space)
+        yield Desk(state, spool, journal, spools, sinks, unloaded, space)
         nursery.cancel_scope.cancel()
 
 
@@ -224,6 +227,26 @@ async def test_a_sink_pins_what_it_has_not_acknowledged(tmp_path: Path, autojump
         await trio.sleep(2 * INTERVAL)
         assert desk.files() == 6
         del desk.sinks["archive"]
+        await trio.sleep(2 * INTERVAL)
+        assert desk.files() == 1
+
+
+async def test_audio_waits_for_a_sink_whose_plugin_does_not_load(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """As for one that is paused; and not for one that never took audio, nor for one that has never run."""
+    async with open_desk(tmp_path, Storage(spool_days=1)) as desk:
+        desk.unloaded.update(("archive", "elsewhere", "text", "new"))
+        for name, sink in {"archive": Archive(), "elsewhere": Archive(rooms=("kitchen",)), "text": Sink()}.items():
+            await desk.journal.advance(name, 0, pins_mark(name, sink))
+        await desk.record(10, at=LONG_AGO)
+        await desk.transcribe(100 * SEGMENT * RATE)
+        await trio.sleep(2 * INTERVAL)
+        assert desk.files() == 10
+        await desk.journal.advance("archive", 4)
+        await trio.sleep(2 * INTERVAL)
+        assert desk.files() == 6
+        desk.unloaded.clear()
         await trio.sleep(2 * INTERVAL)
         assert desk.files() == 1
 
@@ -315,6 +338,20 @@ async def test_events_go_when_they_are_old_and_acknowledged(tmp_path: Path, auto
         oldest, size = await desk.journal.extent()
         assert size < 200_000
         assert oldest > 400
+
+
+async def test_events_wait_for_a_sink_whose_plugin_does_not_load(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """It has its place when it is repaired. One that has never run has none, and holds nothing back."""
+    async with open_desk(tmp_path, Storage(journal_gb=0.0001)) as desk:
+        desk.unloaded.update(("broken", "new"))
+        await desk.journal.advance("broken", 300)
+        for _ in range(500):
+            notice = Notice(room="", position=0, at=BEGAN, severity="info", code="test.filler", text="x" * 1000)
+            await desk.journal.commit(notice)
+        await trio.sleep(PRUNING + INTERVAL)
+        assert (await desk.journal.read(0, 1))[0].seq == 301
 
 
 async def test_old_coverage_goes_whole(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ class Config(msgspec.Struct, frozen=True):
     disabled: dict[str, Sink] = {}
     """The sinks that the file has and that are not to run."""
     unloaded: dict[str, str] = {}
-    """The sinks whose plugin does not load, and why: everything else runs without them."""
+    """The sinks whose plugin does not load, and why: everything else runs without them, and their events wait."""
     warnings: tuple[str, ...] = ()
     """One line each: what is valid and probably not what was meant."""
 
@@ -226,7 +226,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
     sinks = _with_modules(
         {name: table for name, table in each_sink(tables, plugins).items() if isinstance(table, Sink)}, plugins
     )
-    unloaded = {name: text for name, table in tables.get("sinks", {}).items() if (text := _load_error(table, plugins))}
+    unloaded, given = each_unloaded(tables, plugins), tables.get("sinks", {})
     return Config(
         path=path,
         service=_convert(tables.get("service", {}), Service),
@@ -241,7 +241,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         warnings=(
             *(f"{path}: {_doubted(name, rooms[name], doubt)}" for name, doubt in doubts),
             *(f"{path}: {problem}" for problem in (*_shared_devices(rooms), *_shared_files(sinks))),
-            *(f"{path}: [sinks.{name}] gets nothing: {text}" for name, text in unloaded.items()),
+            *(f"{path}: [sinks.{name}] gets nothing: {unloaded[name]}" for name in unloaded if name in given),
             *(f"{path}: {problem}" for problem in _unpriced(tables, rooms)),
         ),
     )
@@ -258,6 +258,19 @@ def each_sink(tables: Mapping[str, Any], plugins: Plugins) -> dict[str, Sink | B
             found[name] = Broken("configuration error", "; ".join(map(str, problems)))
         else:
             found[name] = _convert(table, plugins.kinds[table["kind"]])
+    return found
+
+
+def each_unloaded(tables: Mapping[str, Any], plugins: Plugins) -> dict[str, str]:
+    """Why the sinks get nothing whose plugin does not load: those of tables, and drop-in files that need none. Pure."""
+    given = tables.get("sinks")
+    given = given if isinstance(given, dict) else {}
+    named = {name: table for name, table in given.items() if isinstance(table, dict)}
+    found = {name: text for name, table in named.items() if (text := _load_error(table, plugins))}
+    taken = {str(table.get("kind")) for table in named.values()} | named.keys() | plugins.modules.keys()
+    for problem in plugins.problems:
+        if problem.is_file and problem.plugin not in taken:
+            found.setdefault(problem.plugin, problem.text)
     return found
 
 

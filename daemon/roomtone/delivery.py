@@ -26,6 +26,7 @@ from roomtone.hooks import Implementation, Misfit, bind
 from roomtone.journal import Journal, JournalError, Mark
 from roomtone.live import Live, LiveEvent
 from roomtone.orders import Orders, Retry, cancel, mark_of, orders_of, prefix
+from roomtone.pins import pins_mark
 from roomtone.proof import Place, Proof
 from roomtone.sinks import Context, Sink, wants
 from roomtone.streak import HEALTHY, Streak
@@ -146,6 +147,9 @@ class Delivery:
             cursor = 0 if from_oldest else self._cursor  # the tip when this was made: before anything else began
             await self._journal.advance(self._name, cursor)
         self._cursor = self._durable_cursor = cursor
+        pins = pins_mark(self._name, self._sink)
+        if await self._journal.mark(pins.key) != pins.value:
+            await self._journal.commit(pins)
         await self._proof.begin()
         await self._obey()
 

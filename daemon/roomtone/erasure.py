@@ -25,15 +25,24 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Erasure:
-    """Forgets, one wish at a time. `sinks` are all that are configured, also those that are not at work."""
+    """Forgets, one wish at a time. `sinks` are all that are configured, also those that are not at work, `unloaded` the
+    names of those whose plugin does not load.
+    """
 
     def __init__(
-        self, state: Path, premises: Premises, *, outlets: Outlets, sinks: Callable[[], Mapping[str, Sink]]
+        self,
+        state: Path,
+        premises: Premises,
+        *,
+        outlets: Outlets,
+        sinks: Callable[[], Mapping[str, Sink]],
+        unloaded: Callable[[], Iterable[str]],
     ) -> None:
         self._state = state
         self._premises = premises
         self._outlets = outlets
         self._sinks = sinks
+        self._unloaded = unloaded
         self._turn = trio.Lock()
 
     async def forget(self, room: str | None, since: datetime, until: datetime) -> Forgot | Refused:
@@ -79,7 +88,7 @@ class Erasure:
 
     def _idle(self) -> list[str]:
         at_work = {outlet.name for outlet in self._outlets}
-        return [name for name in self._sinks() if name not in at_work]
+        return [name for name in (*self._sinks(), *self._unloaded()) if name not in at_work]
 
     async def _look(self, removed: Iterable[Removed]) -> Search:
         events: list[Durable] = [event for one in removed for event in one.events]

@@ -29,11 +29,15 @@ _SOURCE = "__roomtone_source__"
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """What is wrong with a plugin: its name, `what` in one stable word, and a text for the person who can mend it."""
+    """What is wrong with a plugin: its name, `what` in one stable word, and a text for the person who can mend it.
+
+    `is_file`: it is a drop-in file, which needs no table to be a sink.
+    """
 
     plugin: str
     what: str
     text: str
+    is_file: bool = False
 
 
 class Plugins(msgspec.Struct, frozen=True):
@@ -54,6 +58,7 @@ def load_plugins(paths: Sequence[Path] = ()) -> Plugins:
         entry_points(group=GROUP), key=lambda entry: (_owner(entry) != GROUP, _owner(entry), entry.name)
     ):
         shelf.add_installed(entry)
+    shelf.is_at_files = True
     for path in paths:
         for file in shelf.files(path):
             shelf.add_file(file)
@@ -67,6 +72,7 @@ class _Shelf:
         self.kinds: dict[str, type[Sink]] = {}
         self.modules: dict[str, type[Module]] = {}
         self.problems: list[Problem] = []
+        self.is_at_files = False
 
     def add_installed(self, entry: EntryPoint) -> None:
         try:
@@ -208,7 +214,7 @@ class _Shelf:
         return None
 
     def _note(self, plugin: str, what: str, text: str) -> None:
-        self.problems.append(Problem(plugin, what, text))
+        self.problems.append(Problem(plugin, what, text, self.is_at_files))
 
 
 def _misshapen(kind: type[Sink]) -> str | None:

@@ -4,6 +4,7 @@ The new file is checked as a whole first. One that is wrong in anything leaves t
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 
 import msgspec
 import structlog
@@ -12,6 +13,7 @@ import trio
 from roomtone.capture.recovery import RateChanged, check_rate
 from roomtone.config import Config, Room, check_gates, find_gateway_key, find_key
 from roomtone.document import ConfigError
+from roomtone.events import Notice
 from roomtone.journal import Journal
 from roomtone.outlets import Outlets
 from roomtone.rooms import Plan, Rooms
@@ -144,6 +146,9 @@ class Reloading:
         for name in (*changes.sinks_new, *changes.sinks_changed):
             self._outlets.begin(name, after.config.sinks[name])
             lines.append(f"sink {name} begins" + (" again" if name in changes.sinks_changed else ""))
+        broken = {name: why for name, why in after.config.unloaded.items() if before.config.unloaded.get(name) != why}
+        await tell_unloaded(broken, self._journal)
+        lines += [f"sink {name} gets nothing: {why}" for name, why in broken.items()]
         for name in changes.rooms_new:
             await self._rooms.begin(name, after.plan(after.config.rooms[name]))
             lines.append(f"room {name} begins")
@@ -154,6 +159,18 @@ class Reloading:
             self._rooms.end(name)
             lines.append(f"room {name} ends")
         return lines or ["nothing has changed"]
+
+
+async def tell_unloaded(unloaded: Mapping[str, str], journal: Journal) -> None:
+    """A plugin that an update has broken keeps nothing from running; and so somebody must be told."""
+    for name, reason in unloaded.items():
+        log.error("sink.unloaded", sink=name, reason=reason)
+        text = (
+            f"Sink {name} gets nothing: {reason}. Everything else runs without it, and its events wait in the journal; "
+            "repair it, then: roomtone reload"
+        )
+        now = datetime.now(UTC)
+        await journal.commit(Notice(room="", position=0, at=now, severity="error", code="sink.unloaded", text=text))
 
 
 def _left_for_later(before: Config, after: Config) -> Iterator[str]:

@@ -6,8 +6,8 @@ outranks all: where nothing settled is left, the oldest goes whatever waits for 
 many hours. Little room on the disk does not: then a person is told, the recorder counts what the disk refuses, and
 both go on by themselves when there is room again.
 
-Events go when they are old, or the journal is over its quota, and every configured sink has acknowledged them. A sink
-that is configured no more holds nothing back.
+Events go when they are old, or the journal is over its quota, and every configured sink has acknowledged them. For one
+whose plugin does not load both wait as for one that is paused. A sink that is configured no more holds nothing back.
 
 Deciding is pure (`choose`, `Gauge`, `Toll`); `keep_room` looks, removes and tells.
 """
@@ -16,7 +16,7 @@ import heapq
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,10 +28,11 @@ import trio
 from roomtone.capture.segment import WIDTH, Segment, parse_segment
 from roomtone.capture.spool import Spool
 from roomtone.config import Storage
-from roomtone.events import Audio, Notice
+from roomtone.events import Notice
 from roomtone.facts import Cover, Fact
 from roomtone.journal import Journal
-from roomtone.sinks import Sink, wants
+from roomtone.pins import is_pinned, pins_key, pins_of
+from roomtone.sinks import Sink
 from roomtone.speech.coverage import Spans
 
 SPOOL = "spool"
@@ -205,12 +206,14 @@ def _reserve(state: Path) -> Path:
 class Rules(NamedTuple):
     """What to go by, as it is at the moment of asking: a new configuration may have changed it.
 
-    `spools` has the spool of each open room; `sinks` are those that are configured.
+    `spools` has the spool of each open room; `sinks` are those that are configured, `unloaded` the names of those whose
+    plugin does not load: where they were, and whether they take audio, is in the journal.
     """
 
     storage: Callable[[], Storage]
     spools: Callable[[], Mapping[str, Spool]]
     sinks: Callable[[], Mapping[str, Sink]]
+    unloaded: Callable[[], Collection[str]] = tuple
 
 
 async def keep_room(
@@ -293,9 +296,20 @@ class _Keeper:
             share = 1 - SLACK * storage.journal_quota / size
             seq = max(seq, oldest + math.ceil((self._journal.tip - oldest) * share))
         with trio.move_on_after(PATIENCE):
-            if removed := await self._journal.prune(seq, self._rules.sinks()):
+            if removed := await self._journal.prune(seq, await self._waiting()):
                 log.info("journal.pruned", events=removed)
             await self._journal.prune_coverage(before)
+
+    async def _waiting(self) -> list[str]:
+        """The sinks that events wait for. One that has never run, for its plugin did not load, begins when it does."""
+        known = await self._journal.cursors()
+        return [*self._rules.sinks(), *(name for name in self._rules.unloaded() if name in known)]
+
+    async def _pins(self) -> dict[str, object]:
+        """Which rooms' audio each of them pins, by name: see `pins.py`."""
+        sinks, unloaded = self._rules.sinks(), self._rules.unloaded()
+        noted = {name: await self._journal.mark(pins_key(name)) for name in unloaded if name not in sinks}
+        return {name: pins_of(sink) for name, sink in sinks.items()} | noted
 
     def _rooms(self) -> list[str]:
         """The rooms that are open, and those that are closed, or configured no more, and have left audio."""
@@ -324,7 +338,7 @@ class _Keeper:
         segments = [] if spool else await trio.to_thread.run_sync(list_segments, self._state / SPOOL / room)
         first = spool.first if spool else segments[0].position if segments else journalled
         cursors, delivered = await self._journal.cursors(), dict[str, int]()
-        for name in [name for name, sink in self._rules.sinks().items() if takes_audio(sink, room)]:
+        for name in [name for name, pins in (await self._pins()).items() if is_pinned(pins, room)]:
             lacks = await self._journal.undelivered(room, cursors.get(name, 0), first)
             delivered[name] = journalled if lacks is None else min(lacks, journalled)
         size = sum(segment.samples for segment in segments) * WIDTH
@@ -421,12 +435,6 @@ def list_segments(folder: Path) -> list[Segment]:
             if entry.is_file(follow_symlinks=False)
         ]
     return sorted(segment for segment in found if segment)
-
-
-def takes_audio(sink: Sink, room: str) -> bool:
-    """Whether segments of this room must wait for the sink."""
-    sample = Audio(room=room, position=0, at=datetime.now(UTC), samples=0, rate=1, file=None)
-    return sink.audio and wants(sink, sample)
 
 
 def show(size: int) -> str:

@@ -12,7 +12,6 @@ configuration changes in `reloading.py`.
 import os
 import signal
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from functools import partial
 
 import structlog
@@ -25,7 +24,6 @@ from roomtone.commands import Commands
 from roomtone.config import Config, check_gates, find_gateway_key, find_key
 from roomtone.control import serve
 from roomtone.erasure import Erasure
-from roomtone.events import Notice
 from roomtone.exposition import expose
 from roomtone.figures import Counting
 from roomtone.forgetting import Premises, closed, resume
@@ -34,7 +32,7 @@ from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
 from roomtone.notify import Progress, open_supervision
 from roomtone.outlets import Grounds, Outlet, Outlets
-from roomtone.reloading import InForce, Reloading
+from roomtone.reloading import InForce, Reloading, tell_unloaded
 from roomtone.retention import SPOOL, Rules, keep_room, use_reserve
 from roomtone.rooms import Rooms, Surroundings
 from roomtone.speech.analyst import Analyst, open_analyst
@@ -78,7 +76,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                 for name, sink in config.sinks.items():
                     outlets.begin(name, sink)
                 watching.start_soon(outlets.watch_orders)
-                await _tell_unloaded(config, journal)
+                await tell_unloaded(config.unloaded, journal)
                 spools = dict[str, Spool]()
                 async with (
                     open_governor(
@@ -91,7 +89,12 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                     surroundings = Surroundings(
                         state / SPOOL, spools, journal, live, endpoints, supervision.health, glance, governor, analyst
                     )
-                    rules = Rules(lambda: force.config.storage, lambda: surroundings.spools, lambda: force.config.sinks)
+                    rules = Rules(
+                        lambda: force.config.storage,
+                        lambda: surroundings.spools,
+                        lambda: force.config.sinks,
+                        lambda: force.config.unloaded,
+                    )
                     upkeep.start_soon(keep_room, state, rules, journal)
                     async with trio.open_nursery() as streaming_and_capture:
                         rooms = Rooms(streaming_and_capture, surroundings)
@@ -105,6 +108,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                             Premises(journal, live, rooms.quiet),
                             outlets=outlets,
                             sinks=lambda: force.config.sinks | force.config.disabled,
+                            unloaded=lambda: force.config.unloaded,
                         )
                         commands = Commands(
                             state,
@@ -148,15 +152,6 @@ async def _obey_signals(
         await anext(signals)
         log.warning("service.leaving", reason="a second signal")
         hard.cancel()
-
-
-async def _tell_unloaded(config: Config, journal: Journal) -> None:
-    """A plugin that an update has broken keeps nothing from starting; and so somebody must be told."""
-    for name, reason in config.unloaded.items():
-        log.error("sink.unloaded", sink=name, reason=reason)
-        text = f"Sink {name} gets nothing: {reason}. Everything else runs without it; repair it and restart."
-        now = datetime.now(UTC)
-        await journal.commit(Notice(room="", position=0, at=now, severity="error", code="sink.unloaded", text=text))
 
 
 async def _obey_reloads(commands: Commands) -> None:

@@ -29,7 +29,13 @@ async def forget(config: Config, environ: Mapping[str, str], wish: Forget) -> Fo
             for name, sink in config.sinks.items():
                 outlets.begin(name, sink)
             premises = Premises(journal, live, closed(state / SPOOL))
-            erasure = Erasure(state, premises, outlets=outlets, sinks=lambda: config.sinks | config.disabled)
+            erasure = Erasure(
+                state,
+                premises,
+                outlets=outlets,
+                sinks=lambda: config.sinks | config.disabled,
+                unloaded=lambda: config.unloaded,
+            )
             answer = await erasure.forget(wish.room, wish.since, wish.until)
             outlets.finish()
     return answer

@@ -95,6 +95,8 @@ def standings_of(tables: dict[str, Any], plugins: Plugins, state: Path) -> Itera
     found = configuration.each_sink(tables, plugins)
     named = found.keys() | {_kind(sink) for sink in found.values() if isinstance(sink, Sink)}
     found |= {name: module() for name, module in plugins.modules.items() if name not in named}
+    unloaded = configuration.each_unloaded(tables, plugins)
+    found |= {name: Broken("load error", text) for name, text in unloaded.items() if name not in found}
     journal = state / "journal.sqlite"
     if not journal.exists():
         yield from (_standing(name, sink, None, "new") for name, sink in found.items())
@@ -110,7 +112,8 @@ def _standing(name: str, sink: Sink | Broken, database: Database | None, usual: 
     cursor = database.cursors().get(name) if database else None
     refused = database.count_refusals(name) if database and cursor is not None else None
     if isinstance(sink, Broken):
-        return Standing(name, "", sink.what, None, refused, sink.text)
+        waiting = database.tip - cursor if database and cursor is not None else None
+        return Standing(name, "", sink.what, waiting, refused, sink.text)
     behind = _behind(database, sink, cursor) if database and cursor is not None else None
     orders = orders_of(name, database.marks(prefix(name)) if database else {})
     if sink.disabled:

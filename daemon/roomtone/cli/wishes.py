@@ -96,7 +96,10 @@ def forget(name: str, given: Path | None) -> None:
     """
     config, _ = load(given)
     if name in config.sinks or name in config.unloaded or name in config.disabled:
-        raise Failure(f"{config.path}: [sinks.{name}] is there; take it out, restart the daemon, then forget it")
+        raise Failure(
+            f"{config.path}: [sinks.{name}] is there; take it out, or the plugin {name}.py, restart the daemon, "
+            "then forget it"
+        )
     with ordering(name, given) as (database, _):
         database.drop_sink(name)
     click.echo(f"{name} is forgotten")
