@@ -145,6 +145,7 @@ def live(folder: Path, url: str) -> None:
         assert "nothing of it is left" in done.stdout
         check(folder, forgotten={2, 3, 8, 9, 10}, said=range(11))
     with run(folder, CONFIG.format(url=url)) as daemon:
+        daemon.wait_for(lambda: daemon.log.count("service.started") == 2)  # before that SIGTERM ends it at once
         daemon.wait_for(lambda: len(events(folder, "turn")) >= 12)
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log
