@@ -222,3 +222,12 @@ def test_times_are_positions_rounded_outward() -> None:
     assert locate(heard, RATE, at(0.1), at(0.3001)) == Stretch(100, 301, at(0.1), at(0.301))
     assert locate(heard, RATE, at(0.5), at(3600.5)) == Stretch(500, 1500, at(0.5), at(3600.5))
     assert locate(heard, RATE, at(2), at(3)) is None
+
+
+async def test_a_room_that_nobody_records_is_not_waited_for(tmp_path: Path) -> None:
+    """Without a daemon nothing is on its way: up to now is up to the last sample, and nobody is told to ask again."""
+    await record(tmp_path)
+    async with open_journal(tmp_path / "journal.sqlite") as journal:
+        done = await forget("desk", RATE, at(90), at(SECONDS + 50), premises(tmp_path, journal))
+        assert done is not None
+        assert (done.stretch.end, done.is_late) == (SECONDS * RATE, False)

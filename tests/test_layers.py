@@ -33,7 +33,7 @@ LAYERS = (
     {"config", "logs", "journald"},
     {"health", "notify", "stall", "figures", "control", "retention"},
     {"glance"},
-    {"forgetting", "remains", "exposition", "checkup"},
+    {"forgetting", "remains", "echoes", "exposition", "checkup"},
     {"rooms", "outlets"},
     {"erasure"},
     {"reloading", "undertaking"},

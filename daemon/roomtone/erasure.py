@@ -1,6 +1,6 @@
 """A person's wish to forget, carried out everywhere: in the rooms and the sinks; and the proof that it is."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -9,10 +9,12 @@ import structlog
 import trio
 
 from roomtone.control import Forgot, Refused
+from roomtone.echoes import Passage, Spools, has_any, stands_outside
 from roomtone.events import Durable
 from roomtone.forgetting import Premises, Removed, forget, rooms_known
 from roomtone.outlets import Outlets
-from roomtone.remains import Search, needles, search
+from roomtone.remains import Search, files_from_before, needles, search
+from roomtone.retention import SPOOL
 from roomtone.sinks import Sink
 
 HEARING = 60.0
@@ -20,6 +22,8 @@ HEARING = 60.0
 LOOK = 0.05
 SEARCHING = 120.0
 """Seconds that searching the files may take."""
+LISTENING = 60.0
+"""Seconds to find out whether sound was recorded at another time too."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -67,9 +71,9 @@ class Erasure:
                     left.append(f"{name}: {group.exceptions[0]}; it is tried again at the next start")
             if removed:
                 left += await self._wait_for_sinks()
-                found = await self._look(removed)
-                lines.append(_searched(found))
-                left += await self._remains(found)
+                found, remains = await self._look(removed)
+                lines.append(_searched(found, is_clean=not remains))
+                left += remains + ([] if found.is_whole else ["there was no time to search every file"])
             return Forgot(tuple(lines), tuple(left))
 
     async def _wait_for_sinks(self) -> list[str]:
@@ -90,21 +94,44 @@ class Erasure:
         at_work = {outlet.name for outlet in self._outlets}
         return [name for name in (*self._sinks(), *self._unloaded()) if name not in at_work]
 
-    async def _look(self, removed: Iterable[Removed]) -> Search:
+    async def _look(self, removed: Sequence[Removed]) -> tuple[Search, list[str]]:
+        """What was searched, and what is left of it."""
         events: list[Durable] = [event for one in removed for event in one.events]
         sound = [piece for one in removed for piece in one.sound]
         places = [self._state, *self._outlets.holdings(self._sinks())]
         since = min(one.stretch.from_ for one in removed)
-        return await trio.to_thread.run_sync(partial(search, places, needles(events, sound), since, SEARCHING))
+        found = await trio.to_thread.run_sync(partial(search, places, needles(events, sound), since, SEARCHING))
+        left = await self._words_left(found)
+        left |= await trio.to_thread.run_sync(self._sound_left, removed, found, files_from_before(places, since))
+        return found, [f"{path} still has some of it" for path in sorted(left)]
 
-    async def _remains(self, found: Search) -> list[str]:
-        """What was found, but for texts that were said at another time too."""
-        left = {
-            f"{path} still has some of it"
+    async def _words_left(self, found: Search) -> set[Path]:
+        """The files with events and texts of it, but for texts that were said at another time too."""
+        return {
+            path
             for path, needle in found.found
-            if not (needle.text and await self._premises.journal.says(needle.text))
+            if not needle.is_sound and not (needle.text and await self._premises.journal.says(needle.text))
         }
-        return sorted(left) + ([] if found.is_whole else ["there was no time to search every file"])
+
+    def _sound_left(self, removed: Iterable[Removed], found: Search, before: Iterable[Path]) -> set[Path]:
+        """The files with sound of it, but for sound that was recorded at another time too. For a worker thread."""
+        gone: dict[str, list[tuple[int, int]]] = {}
+        passages: list[Passage] = []
+        for one in removed:
+            start, end = one.stretch.start, one.stretch.end
+            gone.setdefault(one.room, []).append((start, end))
+            passages += self._outlets.audio_at(self._sinks(), one.room, start, end)
+        spools = Spools(self._state / SPOOL, gone)
+        heard = [(path, needle.data) for path, needle in found.found if needle.is_sound]
+        passages += [
+            passage for path in {path for path, _ in heard if spools.has(path)} for passage in spools.passages(path)
+        ]
+        elsewhere = [(path, sound) for path, sound in heard if not spools.has(path)]
+        known = stands_outside({sound for _, sound in elsewhere}, spools, before, LISTENING)
+        sounds = {sound for _, sound in heard}
+        return {path for path, sound in elsewhere if sound not in known} | {
+            passage.path for passage in passages if has_any(passage, sounds)
+        }
 
 
 def _may_hear(state: str) -> bool:
@@ -128,9 +155,9 @@ def _still_there(name: str, one: Removed) -> Iterator[str]:
         yield f"{name}: the journal's file cannot be written anew now, see the log; the next start tries again"
 
 
-def _searched(found: Search) -> str:
+def _searched(found: Search, *, is_clean: bool) -> str:
     sealed = f" ({found.sealed} compressed ones were made anew, and are not searched)" if found.sealed else ""
-    result = "something is left" if found.found else "nothing of it is left"
+    result = "nothing of it is left" if is_clean else "something is left"
     return f"searched {found.files} files, {found.size / 1e6:.1f} MB{sealed}: {result}"
 
 

@@ -9,8 +9,8 @@ It is the one place where a promise yields: events of the stretch that a sink ha
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -59,11 +59,12 @@ class Premises(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """What was forgotten of a room. `events` are those that are gone; `sound` is audio that was there, in pieces.
+    """What was forgotten of the room. `events` are those that are gone; `sound` is audio that was there, in pieces.
 
     `is_late`: audio of the last moments had not come yet. `is_compact`: the journal's files have nothing of it.
     """
 
+    room: str
     stretch: Stretch
     events: Sequence[Durable]
     sound: Sequence[bytes]
@@ -102,7 +103,15 @@ async def rooms_known(journal: Journal) -> dict[str, int]:
 
 def closed(folder: Path) -> Callable[[str, int], AbstractAsyncContextManager[Spool]]:
     """The spools below `folder` of rooms that nobody has open."""
-    return lambda room, rate: open_spool(folder / room, rate=rate)
+    return lambda room, rate: left_alone(folder / room, rate)
+
+
+@asynccontextmanager
+async def left_alone(folder: Path, rate: int) -> AsyncIterator[Spool]:
+    """The spool in this folder, which nobody writes: so nobody waits for what may still come."""
+    async with open_spool(folder, rate=rate) as spool:
+        spool.end_of_data()
+        yield spool
 
 
 async def forget(room: str, rate: int, since: datetime, until: datetime, premises: Premises) -> Removed | None:
@@ -122,7 +131,7 @@ async def forget(room: str, rate: int, since: datetime, until: datetime, premise
         await premises.journal.commit(_mark(room, stretch))
         log.info("room.forgetting", room=room, start=stretch.start, end=stretch.end)
         removed, is_compact = await _finish(room, rate, spool, premises)
-    return Removed(stretch, removed, sound, is_late, is_compact)
+    return Removed(room, stretch, removed, sound, is_late, is_compact)
 
 
 async def resume(premises: Premises) -> None:

@@ -9,6 +9,7 @@ import trio
 
 from roomtone import places
 from roomtone.delivery import Delivery, SinkStatus
+from roomtone.echoes import Passage
 from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.sinks import Context, Sink
@@ -130,6 +131,16 @@ class Outlets:
         for name, sink in sinks.items():
             try:
                 found += sink.holdings(self._context(name))
+            except Exception as error:  # noqa: BLE001 - the plugin boundary
+                log.warning("sink.unknown_holdings", sink=name, error=str(error))
+        return found
+
+    def audio_at(self, sinks: Mapping[str, Sink], room: str, start: int, end: int) -> list[Passage]:
+        """Where these sinks keep the room's audio of these positions; for a worker thread."""
+        found: list[Passage] = []
+        for name, sink in sinks.items():
+            try:
+                found += [Passage(*each) for each in sink.audio_at(self._context(name), room, start, end)]
             except Exception as error:  # noqa: BLE001 - the plugin boundary
                 log.warning("sink.unknown_holdings", sink=name, error=str(error))
         return found

@@ -1,6 +1,7 @@
 """The proof of forgetting: nothing by which it would be known is found in any file.
 
 It is known by the ids of its events, which are in the world only once, by longer texts, and by pieces of its audio.
+Texts are said again and sounds are played again: what is found of those is only a suspicion (see `echoes.py`).
 Compressed audio is not searched: it shows nothing of what it holds.
 """
 
@@ -10,6 +11,7 @@ import mmap
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -30,10 +32,13 @@ SEALED = (".flac", ".opus")
 
 
 class Needle(NamedTuple):
-    """What is looked for. `text` is what it says, where somebody may have said it at another time too."""
+    """What is looked for. `text` is what it says, where somebody may have said it at another time too; `is_sound`: it
+    is audio, which a source may give again.
+    """
 
     data: bytes
     text: str = ""
+    is_sound: bool = False
 
 
 class Search(NamedTuple):
@@ -53,7 +58,7 @@ def needles(events: Sequence[Durable], sound: Sequence[bytes]) -> list[Needle]:
     ids = [Needle(event.id.encode()) for event in _spread(events, IDS)]
     said = [event.text for event in events if isinstance(event, Turn | Answer | Analysis)]
     texts = [Needle(text.encode(), text) for text in map(_plain, _spread(said, TEXTS)) if len(text) >= TELLING]
-    return [*ids, *texts, *map(Needle, sound)]
+    return [*ids, *texts, *(Needle(piece, is_sound=True) for piece in sound)]
 
 
 def _spread(things: Sequence[T], most: int) -> Sequence[T]:
@@ -70,14 +75,13 @@ def search(places: Iterable[Path], wanted: Sequence[Needle], since: datetime, se
 
     Files that go meanwhile are as good as searched. Errors: OSError of one that cannot be read.
     """
-    oldest, ends = (since - SLACK).timestamp(), time.monotonic() + seconds
+    ends = time.monotonic() + seconds
     files = size = sealed = 0
     found: list[tuple[Path, Needle]] = []
     for path in _files(places):
         try:
             status = path.stat()
-            # A database is written through its log, or by way of memory: its time tells nothing.
-            if status.st_mtime < oldest and ".sqlite" not in path.name:
+            if _is_from_before(path, status.st_mtime, since):
                 continue
             if time.monotonic() > ends:
                 return Search(files, size, sealed, found, is_whole=False)
@@ -89,6 +93,19 @@ def search(places: Iterable[Path], wanted: Sequence[Needle], since: datetime, se
             continue
         files, size = files + 1, size + status.st_size
     return Search(files, size, sealed, found, is_whole=True)
+
+
+def files_from_before(places: Iterable[Path], since: datetime) -> Iterator[Path]:
+    """The files below the places that `search` leaves out, for they were last written before the stretch began."""
+    for path in _files(places):
+        with suppress(FileNotFoundError):
+            if _is_from_before(path, path.stat().st_mtime, since):
+                yield path
+
+
+def _is_from_before(path: Path, written: float, since: datetime) -> bool:
+    # A database is written through its log, or by way of memory: its time tells nothing.
+    return written < (since - SLACK).timestamp() and ".sqlite" not in path.name
 
 
 def _files(places: Iterable[Path]) -> Iterator[Path]:

@@ -25,6 +25,7 @@ from roomtone.capture.recorder import record
 from roomtone.capture.reins import Reins
 from roomtone.capture.spool import Spool, open_spool
 from roomtone.capture.voice import open_detector
+from roomtone.forgetting import left_alone
 from roomtone.glance import Glance
 from roomtone.health import Health
 from roomtone.journal import Journal
@@ -291,7 +292,7 @@ class Rooms:
         """The spool of a room, open or closed. As long as this lasts no session is on it, and no model is asked."""
         spool = self._around.spools.get(name)
         if spool is None or name not in self:
-            async with self._around.analyst.held(), open_spool(self._around.folder / name, rate=rate) as left:
+            async with self._around.analyst.held(), left_alone(self._around.folder / name, rate) as left:
                 yield left
             return
         async with self[name].quiet(), self._around.analyst.held():

@@ -93,6 +93,15 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_u
         """
         return ()
 
+    def audio_at(self, context: Context, room: str, start: int, end: int) -> Iterable[tuple[Path, int, int]]:
+        """Where in its files this sink keeps the room's audio of these positions as plain samples: each file, with the
+        first byte and the one after the last.
+
+        For a source that plays the same again: after something was forgotten, its sound may be beside these bytes and
+        not in them. Called in a thread of its own, beside the hooks.
+        """
+        return ()
+
 
 class Module(Sink, frozen=True, kw_only=True, tag="module"):
     """A drop-in file as a sink: its module-level hooks. It has no table unless one names its kind, the file's stem."""

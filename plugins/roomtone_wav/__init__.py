@@ -15,10 +15,10 @@ from roomtone import Context, Sink, hookimpl
 from roomtone.durable import make_folder
 from roomtone_transcript.captions import Captions
 from roomtone_wav import compression
-from roomtone_wav.catalog import open_catalog
+from roomtone_wav.catalog import CATALOG, open_catalog, read_catalog
 from roomtone_wav.disk import write_sidecar
 from roomtone_wav.keeping import Keeper
-from roomtone_wav.recording import Format, Gaps, Recording, Split
+from roomtone_wav.recording import HEADER, WIDTH, Format, Gaps, Recording, Split
 from roomtone_wav.writer import TranscribingWriter, Writer
 
 __all__ = ["Wav", "register_sinks"]
@@ -83,6 +83,16 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
         """The recordings, and what lies beside them."""
         return (context.path(self.directory),)
 
+    def audio_at(self, context: Context, room: str, start: int, end: int) -> Iterable[tuple[Path, int, int]]:
+        """What the catalog knows, but for files that are compressed."""
+        with read_catalog(context.state / CATALOG) as catalog:
+            recordings = catalog.overlapping(room, start, end) if catalog else []
+        for recording in recordings:
+            if not recording.is_sealed:
+                first = recording.offset(max(start, recording.first))
+                last = recording.offset(min(end, recording.end) - 1)
+                yield Path(recording.path), HEADER + first * WIDTH, HEADER + (last + 1) * WIDTH
+
     def _writer(self, context: Context, stack: ExitStack) -> Writer:
         directory = context.path(self.directory)
         make_folder(directory)
@@ -94,7 +104,7 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
             )
         chosen = {room: rate for room, rate in context.rates.items() if not self.rooms or room in self.rooms}
         compression.check(self.format, chosen)
-        catalog = stack.enter_context(open_catalog(context.state / "recordings.sqlite"))
+        catalog = stack.enter_context(open_catalog(context.state / CATALOG))
         has_text = self.transcript or bool(self.captions)
 
         def path(recording: Recording) -> Path:

@@ -18,6 +18,9 @@ from roomtone_wav.recording import Recording, Stretch
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
+CATALOG = "recordings.sqlite"
+"""The file's name in the sink's own folder."""
+
 _SCHEMA = """
 -- `era` is 0 for the journal that there is, and more for those that were lost: their positions count no more, but their
 -- files are still ours to compress and to remove.
@@ -208,6 +211,16 @@ class Catalog:
 def open_catalog(path: Path) -> Iterator[Catalog]:
     """The catalog at this path. One that the disk has spoiled is put aside: then files begin anew, and none is lost."""
     with closing(_connect(path)) as database:
+        yield Catalog(database)
+
+
+@contextmanager
+def read_catalog(path: Path) -> Iterator[Catalog | None]:
+    """The catalog at this path for a look beside the one who writes it. None: there is none."""
+    if not path.exists():
+        yield None
+        return
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         yield Catalog(database)
 
 
