@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from conftest import Report
 from roomtone.events import SessionEnded
-from roomtone.speech.transcriber import transcribe
+from roomtone.speech.transcriber import LAST_TRY, transcribe
 from roomtone.testing.conversation import Manner
 from roomtone.testing.faults import (
     GARBLED,
@@ -282,3 +282,108 @@ async def test_random_kills(
 
     assert unsettled == 0
     assert len(missing) + doubled <= allowed * len(ended)
+
+
+async def leave(folder: Path, faults: Faults, stop: float, *, audio: bytes) -> tuple[float, list[int], list[int]]:
+    """Stop a room's recording after so many seconds: how long the transcriber took to leave after that, the numbers of
+    its transcript, and those after another start, at which the service is well.
+    """
+    leaving, left = trio.Event(), trio.Event()
+
+    async def follow() -> None:
+        await transcribe(room.desk, realtime=True, utc=trio.current_time, leaving=leaving)
+        left.set()
+
+    def until_it_is_left(number: int) -> Sequence[Fault]:
+        return () if left.is_set() else faults(number)
+
+    async with open_service(faults=until_it_is_left, port=None, utc=trio.current_time) as service:
+        async with open_room(folder, reach(service)) as room, trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            with trio.move_on_after(stop):
+                await room.record(audio)
+            leaving.set()
+            room.spool.end_of_data()
+            begun = trio.current_time()
+            with trio.fail_after(1000):
+                await left.wait()
+            seconds = trio.current_time() - begun
+            before = await room.numbers()
+        async with open_room(folder, reach(service)) as room:
+            room.spool.end_of_data()
+            await transcribe(room.desk, realtime=True, utc=trio.current_time)
+            assert await room.unsettled() == 0
+            return seconds, before, await room.numbers()
+
+
+AWAY: dict[str, tuple[Faults, float]] = {
+    "refused from the beginning": (lambda _: [Refuse(503)], 1.0),
+    "a key that is wrong": (lambda _: [Close(1008, "Invalid API key")], 1.0),
+    "too many sessions": (lambda _: [Refuse(429)], 1.0),
+    "nobody answers": (lambda _: [Deaf()], LAST_TRY + 1.0),
+    "gone in the middle": (lambda number: [Drop(words=20)] if number == 0 else [Refuse(503)], 1.0),
+    "not accepted in the middle": (lambda number: [Drop(words=20)] if number == 0 else [NoBegin()], LAST_TRY + 1.0),
+}
+
+
+@pytest.mark.parametrize("name", AWAY)
+@pytest.mark.parametrize("stop", [14.0, 19.5])
+async def test_a_stop_does_not_wait_for_a_service_that_is_away(
+    name: str, stop: float, tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no session can be had, the room is left at once, in one line, and the next start transcribes the rest."""
+    faults, allowed = AWAY[name]
+    speech = speak(NUMBERS, RATE)
+    seconds, before, after = await leave(tmp_path, faults, stop, audio=speech)
+
+    assert seconds <= allowed
+    assert capsys.readouterr().out.count("transcript.pending") == 1
+    assert before == after[: len(before)]
+    assert after == NUMBERS[: len(after)]
+    assert len(after) > len(before)
+
+
+@pytest.mark.parametrize("fault", [[], [Drop(words=20)]], ids=["up", "down for a moment"])
+async def test_a_stop_drains_a_session_that_is_up(
+    fault: list[Fault], tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was said last is transcribed before the room is left, also where a session broke and the next one is up."""
+    _, before, after = await leave(tmp_path, script({0: fault}), 20.0, audio=speak(NUMBERS, RATE))
+
+    assert before == after
+    assert len(before) > 30
+    assert "transcript.pending" not in capsys.readouterr().out
+
+
+async def test_a_session_that_breaks_at_the_stop_is_followed_by_one_more(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A service that is well, but whose session breaks while the last words are on their way, hears them once more."""
+    numbers = range(1, 17)
+    faults = script({0: [NoTermination(close=True)]})
+    seconds, before, after = await leave(tmp_path, faults, 100.0, audio=speak(numbers, RATE))
+
+    assert before == after == list(numbers)
+    assert seconds < 15
+
+
+async def test_a_service_that_always_breaks_is_left(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """One session more, and no third: what is pending is kept."""
+    seconds, _, after = await leave(tmp_path, lambda _: [Close(1011, words=10)], 100.0, audio=speak(NUMBERS, RATE))
+
+    assert seconds < 15
+    assert after == NUMBERS
+
+
+async def test_a_stop_leaves_holes(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What an outage has left behind is not repaired before the end, however long ago the service came back."""
+    numbers = list(range(1, 601))
+    back_at = trio.current_time() + 250
+    seconds, before, after = await leave(
+        tmp_path, lambda _: [Refuse(503)] if trio.current_time() < back_at else [], 400, audio=speak(numbers, RATE)
+    )
+
+    assert seconds < 15
+    assert before[-1] == 600
+    assert len(before) < 600
+    assert after == numbers

@@ -118,6 +118,7 @@ class OpenRoom:
         self._around = surroundings
         self._room = trio.CancelScope()
         self._capture = trio.CancelScope()
+        self._leaving = trio.Event()
         self._streaming = Again()
         self._terms = Terms(plan.table.streaming)
 
@@ -145,6 +146,7 @@ class OpenRoom:
 
     def stop(self, patience: float) -> None:
         """Close the source; what it brought may be transcribed for so many seconds. `over` says when all is done."""
+        self._leaving.set()
         self._capture.cancel()
         self._room.deadline = min(self._room.deadline, trio.current_time() + patience)
 
@@ -221,6 +223,7 @@ class OpenRoom:
             self._desk(endpoint, spool),
             realtime=self.plan.table.realtime,
             gating=gating if gate.mode == "speech" else None,
+            leaving=self._leaving,
         )
 
     def _desk(self, endpoint: Endpoint, spool: Spool) -> Desk:

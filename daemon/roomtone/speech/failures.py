@@ -18,13 +18,18 @@ REFUSED = 300.0
 
 
 class Failures:
-    """How a room waits after a session's end, and when it tells somebody. Its lanes share it: they meet one service."""
+    """How a room waits after a session's end, and when it tells somebody. Its lanes share it: they meet one service.
 
-    def __init__(self, desk: Desk) -> None:
+    `leaving` ends all waiting: the daemon stops.
+    """
+
+    def __init__(self, desk: Desk, leaving: trio.Event) -> None:
         self._desk = desk
+        self._leaving = leaving
         self._backoff = Backoff()
         self._count = 0
         self._told = ""
+        self._has_tried = False
 
     def next_delay(self, ending: Ending) -> float:
         match ending.verdict:
@@ -35,12 +40,16 @@ class Failures:
             case Verdict.FATAL:
                 return REFUSED + self._backoff.next()
 
-    async def wait_out(self, ending: Ending, lasted: float) -> None:
-        """Wait as long as this ending asks for; a session that lived, not one that spoke, resets the back-off."""
+    async def wait_out(self, ending: Ending, lasted: float) -> bool:
+        """Wait as long as this ending asks for; a session that lived, not one that spoke, resets the back-off.
+
+        False: the daemon stops, and there is nothing to wait for any more. Where it stops while this waits, or while a
+        session was up, there is one more attempt, at once, unless the service wants none so soon.
+        """
         self._backoff.healthy_for(lasted)
         if ending.complete:
             await self._tell_recovered()
-            return
+            return True
         self._count += 1
         self._desk.failed(ending.text)
         delay = self.next_delay(ending)
@@ -49,7 +58,13 @@ class Failures:
         if ending.verdict is Verdict.FATAL and ending.text != self._told:
             self._told = ending.text
             await self._tell("error", "session.refused", f"The speech service refuses sessions: {ending.text}")
-        await trio.sleep(delay)
+        if self._leaving.is_set() and (self._has_tried or not ending.begun):
+            return False
+        with trio.move_on_after(delay):
+            await self._leaving.wait()
+            self._has_tried = True
+            return ending.verdict in {Verdict.RETRY, Verdict.BACK_OFF}
+        return True
 
     async def _tell_recovered(self) -> None:
         if self._told:

@@ -35,11 +35,14 @@ LAST_WORDS = 10.0
 
 
 class Ending(NamedTuple):
-    """How a session was over. `complete`: the service has answered Terminate, so that all it was sent is heard."""
+    """How a session was over. `complete`: the service has answered Terminate, so that all it was sent is heard;
+    `begun`: there was one at all.
+    """
 
     complete: bool
     verdict: Verdict
     text: str
+    begun: bool = True
 
 
 class Passage:
@@ -61,7 +64,7 @@ class Passage:
         may_send: trio.Event,
     ) -> None:
         self.over = trio.Event()
-        self.ending = Ending(complete=False, verdict=Verdict.RETRY, text="left")
+        self.ending = Ending(complete=False, verdict=Verdict.RETRY, text="left", begun=False)
         self.expires_at: datetime | None = None
         self.begun_at = trio.current_time()
         self._desk = desk
@@ -112,24 +115,24 @@ class Passage:
         """The position that is sent next."""
         return self._outgoing.position
 
-    async def run(self, *, task_status: trio.TaskStatus[bool]) -> None:
-        """Open a session and live it; `ending` says how it was over. `started` gets whether it came to Begin.
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Open a session and live it. `started` comes when it has begun, or could not; `ending` says which, and how it
+        was over.
 
         Errors: those of the journal and the spool. Everything of the network and the service is an Ending.
         """
-        begun = False
         terms = self._desk.terms
         asked = terms.streaming
         try:
             async with self._desk.endpoint.open() as session:
-                begun = True
-                task_status.started(begun)
+                self.ending = self.ending._replace(begun=True)
+                task_status.started()
                 with terms.told(self._tell, asked=asked):
                     await self._converse(session)
         except SessionOver as over:
-            if not begun:
-                self.ending = Ending(complete=False, verdict=over.verdict, text=str(over))
-                task_status.started(begun)
+            if not self.ending.begun:
+                self.ending = Ending(complete=False, verdict=over.verdict, text=str(over), begun=False)
+                task_status.started()
         finally:
             self.over.set()
 

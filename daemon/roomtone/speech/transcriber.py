@@ -43,6 +43,8 @@ LONGEST = 10_200.0
 """Seconds after which a session is relieved where the service names no end: ten minutes before its three hours."""
 MARGIN = 180.0
 """Seconds before the end that the service names at which the next session is opened, a quarter of short ones."""
+LAST_TRY = 5.0
+"""Seconds that a session may take to begin when the daemon stops: what is pending is kept for the next start."""
 REPORT_EVERY = 10.0
 """Seconds between commits of what the gate, or the budget, holds back."""
 
@@ -58,34 +60,40 @@ async def transcribe(
     longest: float = LONGEST,
     utc: Callable[[], float] = time.time,
     gating: Gating | None = None,
+    leaving: trio.Event | None = None,
 ) -> None:
     """Transcribe the room until its spool has ended and nothing in it is pending.
 
     `realtime` rooms follow the head and leave holes behind a slow remote endpoint; others are read in order at the
     endpoint's pace. Holes are repaired `first` newest or oldest. A session is relieved after `longest` seconds, or
     before it expires; `utc` gives Unix seconds, for the service says when that is. With `gating` sessions are open only
-    while somebody speaks.
+    while somebody speaks. `leaving`: the daemon stops, or the room does. A session that is up drains then; where none
+    is, and one more attempt finds none, what is pending is left to the next start, as holes are.
 
     Resources: at most two sessions, three while one relieves another. Errors: those of the journal and the spool; the
     network's and the service's are waited out, for ever.
     """
-    lanes = _Lanes(desk, realtime=realtime, first=first, longest=longest, utc=utc)
+    leaving = trio.Event() if leaving is None else leaving
+    lanes = _Lanes(desk, realtime=realtime, first=first, longest=longest, utc=utc, leaving=leaving)
     await lanes.load()
-    async with lanes.listening(gating):
-        await lanes.live()
-        await lanes.repair_all()
+    try:
+        async with lanes.listening(gating):
+            await lanes.live()
+            await lanes.repair_all()
+    finally:
+        lanes.tell_left()
 
 
 async def repair(desk: Desk) -> None:
     """Transcribe what is in holes, those that a person has asked for included, and nothing else."""
-    lanes = _Lanes(desk, realtime=False, first="oldest", longest=LONGEST, utc=time.time)
+    lanes = _Lanes(desk, realtime=False, first="oldest", longest=LONGEST, utc=time.time, leaving=trio.Event())
     await lanes.load()
     await lanes.repair_all()
 
 
 async def withhold(desk: Desk) -> None:
     """Send nothing of what is recorded: it is unsent, and acknowledged as such. Until the spool has ended."""
-    lanes = _Lanes(desk, realtime=False, first="oldest", longest=LONGEST, utc=time.time)
+    lanes = _Lanes(desk, realtime=False, first="oldest", longest=LONGEST, utc=time.time, leaving=trio.Event())
     await lanes.load()
     await lanes.withhold_all()
 
@@ -104,6 +112,7 @@ class _Lanes:
         first: Literal["newest", "oldest"],
         longest: float,
         utc: Callable[[], float],
+        leaving: trio.Event,
     ) -> None:
         self._desk = desk
         self._leaves_holes = realtime and desk.endpoint.remote
@@ -113,7 +122,8 @@ class _Lanes:
         self._acknowledged = 0
         self._holes = Spans()
         self._again = True
-        self._failures = Failures(desk)
+        self._failures = Failures(desk, leaving)
+        self._leaving = leaving
         self._gate: Gate | None = None
         self._open: list[Passage] = []
         self._until: int | None = None
@@ -159,7 +169,8 @@ class _Lanes:
             begun = trio.current_time()
             ending = await self._chain()
             self._again = not ending.complete
-            await self._failures.wait_out(ending, trio.current_time() - begun)
+            if not await self._failures.wait_out(ending, trio.current_time() - begun):
+                return
 
     async def _wait_for_work(self) -> bool:
         """Until there is something that a session must hear. False: there never will be."""
@@ -197,7 +208,7 @@ class _Lanes:
         self._open, self._until = [], None
         passage = self._passage(start, floor, settled=_set(), may_send=_set())
         async with trio.open_nursery() as nursery:
-            if not await nursery.start(passage.run):
+            if not await self._begin(nursery, passage):
                 return passage.ending
             beside = trio.CancelScope()
             nursery.start_soon(self._work_beside, beside, start)
@@ -221,6 +232,21 @@ class _Lanes:
         )
         self._open.append(passage)
         return passage
+
+    async def _begin(self, nursery: trio.Nursery, passage: Passage) -> bool:
+        """Whether the service lets this session begin. When leaving, it has LAST_TRY seconds for that."""
+        async with trio.open_nursery() as opening:
+            opening.start_soon(self._hurry, opening.cancel_scope)
+            await nursery.start(passage.run)
+            opening.cancel_scope.cancel()
+        return passage.ending.begun
+
+    async def _hurry(self, opening: trio.CancelScope) -> None:
+        await self._leaving.wait()
+        if self._desk.endpoint.remote:
+            # The recognizer on this machine may be reading its model, and it will come.
+            await trio.sleep(LAST_TRY)
+            opening.cancel()
 
     def _advance(self, acknowledged: int) -> Sequence[Mark]:
         self._acknowledged = max(self._acknowledged, acknowledged)
@@ -318,7 +344,7 @@ class _Lanes:
         """Open the next session before the old one ends, and switch in a pause. The old one where that fails."""
         settled, may_send = trio.Event(), trio.Event()
         new = self._passage(old.position, old.position, settled=settled, may_send=may_send)
-        if not await nursery.start(new.run):
+        if not await self._begin(nursery, new):
             log.warning("session.unrelieved", room=self._desk.room, reason=new.ending.text)
             with trio.move_on_after(self._failures.next_delay(new.ending)):
                 await old.over.wait()
@@ -389,15 +415,16 @@ class _Lanes:
             await trio.sleep(AGAIN)
 
     async def repair_all(self) -> None:
-        """Transcribe what is in holes, one at a time."""
-        while self._holes:
+        """Transcribe what is in holes, one at a time; when leaving, none: they are there at the next start."""
+        while self._holes and not self._leaving.is_set():
             hole = list(self._holes)[-1 if self._first == "newest" else 0]
             begun = trio.current_time()
             ending = await self._repair(hole)
             if ending.complete:
                 await self._close_hole(hole)
                 log.info("hole.repaired", room=self._desk.room)
-            await self._failures.wait_out(ending, trio.current_time() - begun)
+            if not await self._failures.wait_out(ending, trio.current_time() - begun):
+                return
 
     async def _repair(self, hole: Span) -> Ending:
         desk = self._desk
@@ -420,8 +447,17 @@ class _Lanes:
             may_send=_set(),
         )
         async with trio.open_nursery() as nursery:
-            await nursery.start(passage.run)
+            await self._begin(nursery, passage)
         return passage.ending
+
+    def tell_left(self) -> None:
+        """Where the room is left before all of it is transcribed: say how much is left, in one line."""
+        desk = self._desk
+        recorded = Spans([(desk.spool.first, desk.spool.end)])
+        left = (Spans([(self._acknowledged, desk.spool.end)]) | self._holes) & recorded
+        if left and self._leaving.is_set():
+            seconds = round(left.total / desk.rate, 1)
+            log.warning("transcript.pending", room=desk.room, seconds=seconds, until="the next start")
 
     async def _close_hole(self, hole: Span, *notices: Notice) -> None:
         self._holes -= Spans([hole])
