@@ -210,6 +210,27 @@ def test_a_reload_touches_only_what_has_changed(folder: Path) -> None:
     assert "Traceback" not in daemon.log
 
 
+def test_a_room_that_drains_is_not_missed(folder: Path) -> None:
+    """A room whose capture was ended on purpose is told of no more: not as recording, nor as unaccounted for, however
+    long its speech waits for a service that does not answer.
+    """
+    with (
+        manager(folder) as (env, told),
+        run(folder, configure(folder, rooms={"desk": 0, "door": 0}), env=env | {"WATCHDOG_USEC": "6000000"}) as daemon,
+    ):
+        daemon.wait_for(lambda: any(line.startswith("STATUS=Recording desk, door") for line in told))
+        (folder / "roomtone.toml").write_text(configure(folder, rooms={"desk": 0}))
+        assert "door" in ask(folder, "reload")
+        before = len(told)
+        daemon.wait_for(lambda: sum(line.startswith("STATUS=") for line in told[before:]) >= 3)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.finish() == 0, daemon.log
+
+    status = [line for line in told[before:] if line.startswith("STATUS=")]
+    assert status[1].startswith("STATUS=Recording desk;")
+    assert not [line for line in status[1:] if "door" in line]
+
+
 def test_a_wrong_file_changes_nothing(folder: Path) -> None:
     """It is refused as a whole, to the caller and in the log, and what runs goes on."""
     right = configure(folder, rooms={"desk": 0})

@@ -141,6 +141,7 @@ class OpenRoom:
                             )
                     finally:
                         spool.end_of_data()
+                        self._around.health.ended(self.name, trio.current_time())
         finally:
             self.over.set()
 
