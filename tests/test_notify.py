@@ -277,6 +277,18 @@ def test_status_names_the_sinks_that_are_behind() -> None:
     assert status == "Recording desk; 1 event behind: archive; 1204 events behind: hook"
 
 
+def test_status_says_why_nobody_transcribes() -> None:
+    """Rooms that wait for the same thing are told together, each reason once and in one line."""
+    progress = Progress(unheard={"desk": "invalid key", "kitchen": "no\nnetwork", "hall": "invalid key"})
+
+    assert compose_status([room()], progress) == (
+        "Recording desk; no session for desk, hall: invalid key; no session for kitchen: no network"
+    )
+    assert compose_status([room()], progress, stopping=True) == "Stopping"
+    long = compose_status([room()], Progress(unheard={"desk": "x" * 1000}, behind={"log": 2}))
+    assert long.endswith("…; 2 events behind: log")
+
+
 def test_status_of_the_end() -> None:
     """While stopping, rooms without samples are no fault; what sinks still wait for is news."""
     assert compose_status([room(accounted=False)], Progress(behind={"hook": 3}), stopping=True) == (

@@ -1,5 +1,6 @@
 """Laws of Roomtone as a service, under a real systemd with the hardened unit, installed as an administrator does."""
 
+import json
 import re
 import subprocess
 import time
@@ -212,8 +213,50 @@ def test_without_a_network_recording_goes_on(roomtone: Installed) -> None:
     recorded = roomtone.recorded()
     roomtone.wait(lambda: roomtone.recorded() > recorded, "more samples")
 
-    assert roomtone.show("StatusText", "NRestarts") == {"StatusText": "Recording desk", "NRestarts": "0"}
+    roomtone.wait(lambda: "no session for desk: " in roomtone.show("StatusText")["StatusText"], "a status that says so")
+    assert roomtone.show("StatusText")["StatusText"].startswith("Recording desk; ")
+    assert roomtone.show("NRestarts") == {"NRestarts": "0"}
     assert roomtone.events("gap") == []
+
+
+STRICT = """
+import trio
+from roomtone.testing.service import open_service
+
+async def serve():
+    async with open_service(key="the-right-key", port=8097):
+        await trio.sleep_forever()
+
+trio.run(serve)
+"""
+
+
+def test_a_wrong_key_stops_no_recording(roomtone: Installed) -> None:
+    """A key that the service refuses: every sample is recorded, and a notice, the status and the health say what is
+    wrong. `install` takes another key, and then what was recorded meanwhile is heard.
+    """
+    guest = roomtone.guest
+    guest.run("systemd-run", "--quiet", "--unit=strict", f"{PREFIX}/bin/python", "-c", STRICT)
+    roomtone.configure(ROOM.replace(LOCAL, 'endpoint = "ws://127.0.0.1:8097/v3/ws"') + LOG)
+    roomtone.install("--key-from", "-", text="a-secret-key-of-nobody\n")
+    [notice] = roomtone.wait(lambda: roomtone.events("notice"), "a notice")
+    roomtone.wait(lambda: "no session for desk" in roomtone.show("StatusText")["StatusText"], "a status that says so")
+    recorded = roomtone.recorded()
+    roomtone.wait(lambda: roomtone.recorded() > recorded, "more samples")
+    health = guest.run(PROGRAM, "health", check=False)
+    status = roomtone.show("StatusText")["StatusText"]
+
+    assert notice["code"] == "session.refused"
+    assert status.startswith("Recording desk; no session for desk: ")
+    assert health.returncode == 1
+    assert "room desk: no session: " in health.stdout
+    assert roomtone.events("gap") == []
+    assert "a-secret-key-of-nobody" not in roomtone.log() + status + health.stdout + json.dumps(roomtone.events())
+
+    roomtone.install("--key-from", "-", text="the-right-key\n")
+    [started] = roomtone.wait(lambda: roomtone.events("session_started"), "a session with the right key")
+    guest.run("systemctl", "stop", "strict")
+    assert started["position"] <= notice["position"]
 
 
 def test_a_missing_key_leaves_the_recognizer(roomtone: Installed) -> None:

@@ -29,6 +29,14 @@ class Glance:
         """What was seen of this room so far."""
         return self._rooms.get(room) or Sight()
 
+    def unheard(self) -> dict[str, str]:
+        """The rooms that record and have no session, for this reason."""
+        return {
+            name: sight.session_error
+            for name, sight in self._rooms.items()
+            if sight.recording and not sight.sessions and sight.session_error
+        }
+
     def see(self, event: Durable | Level) -> None:
         """One more event."""
         match event:

@@ -33,6 +33,7 @@ EXTENSION = 20.0
 """Seconds that are asked for, again and again, while starting or stopping: a loop that hangs gets no more than this."""
 LONGEST_LINE = 300
 """Characters of the status line; `systemctl status` shows one line."""
+LONGEST_REASON = 120
 
 
 class Notifier:
@@ -95,9 +96,12 @@ def watchdog_seconds(environ: Mapping[str, str]) -> float | None:
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What beside the rooms is worth a word: events that wait for each sink that is behind."""
+    """What beside the rooms' audio is worth a word: events that wait for each sink that is behind, and why a room that
+    records has no session.
+    """
 
     behind: Mapping[str, int] = {}
+    unheard: Mapping[str, str] = {}
 
 
 class Supervision(NamedTuple):
@@ -186,10 +190,13 @@ def choose_period(watchdog: float | None) -> float:
 
 
 def compose_status(rooms: Sequence[RoomHealth], progress: Progress, *, stopping: bool = False) -> str:
-    """The truth in one line: what records, what does not and why, and which sinks are behind. Pure."""
+    """The truth in one line: what records, what does not and why, what is not transcribed, and which sinks are behind.
+    Pure.
+    """
     parts = [_recording(rooms)] if not stopping else ["Stopping"]
     if not stopping:
         parts += [_missing(room) for room in rooms if not room.ended and (room.cause or not room.accounted)]
+        parts += _unheard(progress.unheard)
     waiting = {name: count for name, count in progress.behind.items() if count}
     parts += [f"{count} event{'s' * (count != 1)} behind: {name}" for name, count in sorted(waiting.items())]
     line = "; ".join(part for part in parts if part)
@@ -214,6 +221,14 @@ def _missing(room: RoomHealth) -> str:
     if room.cause == "muted":
         return f"{room.name} is muted since {_duration(room.lasting)}"
     return f"{room.name} has no samples ({room.cause}) since {_duration(room.lasting)}"
+
+
+def _unheard(reasons: Mapping[str, str]) -> Iterator[str]:
+    """Rooms that wait for the same thing, together."""
+    for reason in sorted(set(reasons.values())):
+        names = sorted(name for name, why in reasons.items() if why == reason)
+        shown = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
+        yield f"no session for {', '.join(names)}: {' '.join(shown.split())}"
 
 
 def _duration(seconds: float) -> str:

@@ -61,7 +61,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
         use_reserve(state)
         async with (
             open_journal(state / "journal.sqlite") as journal,
-            open_supervision(environ, config.rooms, partial(_measure_progress, sinks)) as supervision,
+            open_supervision(environ, config.rooms, partial(_measure_progress, sinks, glance)) as supervision,
             trio.open_nursery() as watching,
         ):
             await _check_rates(config, journal)
@@ -182,5 +182,5 @@ def _head(spools: Mapping[str, Spool], room: str) -> int | None:
     return spools[room].end if room in spools else None
 
 
-def _measure_progress(sinks: Mapping[str, Outlet]) -> Progress:
-    return Progress({name: outlet.status().behind for name, outlet in sinks.items()})
+def _measure_progress(sinks: Mapping[str, Outlet], glance: Glance) -> Progress:
+    return Progress({name: outlet.status().behind for name, outlet in sinks.items()}, glance.unheard())
