@@ -25,11 +25,11 @@ T = TypeVar("T")
 
 
 @contextmanager
-def booted(folder: Path, binds: Mapping[str, Path] | None = None) -> Iterator[Guest]:
+def booted(folder: Path, binds: Mapping[str, Path] | None = None, *, limits: bool = False) -> Iterator[Guest]:
     """A guest, or the test ends here: under CI a machine that cannot boot one is a failure, elsewhere it is told."""
     with ExitStack() as stack:
         try:
-            guest = stack.enter_context(boot(folder, binds))
+            guest = stack.enter_context(boot(folder, binds, limits=limits))
         except Unbootable as error:
             if os.environ.get("CI"):
                 pytest.fail(f"no systemd can be booted: {error}")

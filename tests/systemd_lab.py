@@ -19,7 +19,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,6 +56,10 @@ NOT_WANTED = [
     "remote-fs.target",
 ]
 """Units that need hardware, a console or a network, or would only cost time."""
+HYBRID = ("systemd", "memory", "pids", "devices")
+"""The hierarchies of cgroup v1 that a guest gets whose limits are to hold. On many machines, as in most containers,
+these controllers are not to be had in v2: systemd then takes MemoryMax= and TasksMax= and enforces neither.
+"""
 BOOTING = 60.0
 """Seconds that a boot may take on a busy machine; it takes half a second on an idle one."""
 
@@ -108,16 +112,19 @@ class Guest:
 
 
 @contextmanager
-def boot(folder: Path, binds: Mapping[str, Path] | None = None) -> Iterator[Guest]:
+def boot(folder: Path, binds: Mapping[str, Path] | None = None, *, limits: bool = False) -> Iterator[Guest]:
     """Boot a guest and halt it at the end. `binds`: paths in the guest, each with the folder of ours that it shows.
 
-    `folder` is any empty place of ours. Raises Unbootable where no guest can be.
+    `folder` is any empty place of ours. With `limits`, those of memory and tasks are enforced. Raises Unbootable where
+    no guest can be.
     """
     _check_means()
-    with _cgroup() as cgroup, (folder / "boot.log").open("w+b") as log:
+    with ExitStack() as stack:
+        groups = stack.enter_context(_cgroups(HYBRID if limits else ()))
+        log = stack.enter_context((folder / "boot.log").open("w+b"))
         plan = {
             "overlay": str(folder / "overlay"),
-            "cgroup": str(cgroup),
+            "cgroups": {hierarchy: str(group) for hierarchy, group in groups.items()},
             "binds": {inside: str(outside) for inside, outside in (binds or {}).items()},
         }
         (folder / "overlay").mkdir()
@@ -130,7 +137,12 @@ def boot(folder: Path, binds: Mapping[str, Path] | None = None) -> Iterator[Gues
             stderr=log,
         ) as process:
             try:
-                yield _await_boot(process, folder / "boot.log")
+                guest = _await_boot(process, folder / "boot.log")
+                if limits and not guest.show("init.scope", "MemoryCurrent")["MemoryCurrent"].isdecimal():
+                    raise Unbootable(
+                        "no controller of memory is to be had here: neither of cgroup v1 nor, for us, of v2"
+                    )
+                yield guest
             finally:
                 process.kill()  # its child is the guest's init, and with that everything in the guest ends
 
@@ -145,22 +157,40 @@ def _check_means() -> None:
 
 
 @contextmanager
-def _cgroup() -> Iterator[Path]:
-    """A cgroup (v2) of our own below the one that we are in. It becomes the guest's root of cgroups."""
-    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    hierarchy = next((Path(fields[4]) for fields in mounts if fields[fields.index("-") + 1] == "cgroup2"), None)
-    if hierarchy is None:
+def _cgroups(hybrid: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """A cgroup of our own below the one that we are in, which becomes the guest's root of cgroups: of v2, under "", and
+    of each of these hierarchies of v1 that this machine has.
+    """
+    mounted = _hierarchies()
+    if "" not in mounted:
         raise Unbootable("no cgroup2 hierarchy is mounted here; mount -t cgroup2 cgroup2 somewhere")
-    own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    group = hierarchy / own.lstrip("/") / f"roomtone-test-{uuid.uuid4().hex[:8]}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        raise Unbootable(f"{group}: {error.strerror}; a container must allow cgroups (--privileged)") from None
-    try:
-        yield group
-    finally:
-        _remove_groups(group)
+    own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    name = f"roomtone-test-{uuid.uuid4().hex[:8]}"
+    with ExitStack() as stack:
+        groups: dict[str, Path] = {}
+        for hierarchy in ("", *(each for each in hybrid if each in mounted)):
+            below = own.get(hierarchy) or own.get(f"name={hierarchy}") or "/"
+            group = mounted[hierarchy] / below.lstrip("/") / name
+            try:
+                group.mkdir()
+            except OSError as error:
+                raise Unbootable(f"{group}: {error.strerror}; a container must allow cgroups (--privileged)") from None
+            stack.callback(_remove_groups, group)
+            groups[hierarchy] = group
+        yield groups
+
+
+def _hierarchies() -> dict[str, Path]:
+    """Where hierarchies of cgroups are mounted here: v2 under "", those of v1 by their controller, or their name."""
+    found: dict[str, Path] = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        place, (kind, _, options) = line.split()[4], line.split(" - ")[1].split()
+        if kind == "cgroup2":
+            found.setdefault("", Path(place))
+        elif kind == "cgroup":
+            for option in options.split(","):
+                found.setdefault(option.removeprefix("name="), Path(place))
+    return found
 
 
 def _remove_groups(group: Path) -> None:
@@ -209,9 +239,15 @@ def build(plan: dict[str, Any]) -> NoReturn:
         _run("mount", "--rbind", outside, target)
         _run("mount", "-o", "remount,bind,ro", target)
     _settle(root / "etc")
-    Path(plan["cgroup"], "cgroup.procs").write_text(str(os.getpid()))
+    for group in plan["cgroups"].values():
+        Path(group, "cgroup.procs").write_text(str(os.getpid()))
     namespaces = ["--cgroup", "--pid", "--ipc", "--uts", "--net", "--fork", "--kill-child"]
-    program = [sys.executable, __file__, "become_init", json.dumps(str(root))]
+    program = [
+        sys.executable,
+        __file__,
+        "become_init",
+        json.dumps([str(root), [name for name in plan["cgroups"] if name]]),
+    ]
     os.execvp("unshare", ["unshare", *namespaces, *program])
 
 
@@ -252,11 +288,11 @@ def _settle(etc: Path) -> None:
     (etc / "fstab").write_text("")
 
 
-def become_init(root: Path) -> NoReturn:
+def become_init(root: Path, hybrid: Sequence[str]) -> NoReturn:
     """As the first process of the new PID namespace: go into the guest's root, and become systemd."""
     _mount("proc", root / "proc", "nosuid,nodev,noexec")
     _mount("sysfs", root / "sys", "nosuid,nodev,noexec,ro")
-    _mount("cgroup2", root / "sys/fs/cgroup", "nosuid,nodev,noexec")
+    _mount_cgroups(root / "sys/fs/cgroup", hybrid)
     _run("mount", "--bind", root / "proc/sys", root / "proc/sys")
     _run("mount", "-o", "remount,bind,ro", root / "proc/sys")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
@@ -268,6 +304,20 @@ def become_init(root: Path) -> NoReturn:
     # systemd in a container leaves propagation to whoever made it; without this LoadCredential= gives an empty folder.
     _run("mount", "--make-rshared", "/")
     os.execve(INIT, ["systemd", "--system"], {"container": "test", "PATH": ENVIRONMENT["PATH"]})
+
+
+def _mount_cgroups(place: Path, hybrid: Sequence[str]) -> None:
+    """As systemd expects to find them: v2 alone, or v2 and some of v1 side by side, each in a folder of its name."""
+    if not hybrid:
+        _mount("cgroup2", place, "nosuid,nodev,noexec")
+        return
+    _mount("tmpfs", place, "mode=755,nosuid,nodev,noexec")
+    (place / "unified").mkdir()
+    _mount("cgroup2", place / "unified", "nosuid,nodev,noexec")
+    for hierarchy in hybrid:
+        (place / hierarchy).mkdir()
+        chosen = "none,name=systemd" if hierarchy == "systemd" else hierarchy
+        _mount("cgroup", place / hierarchy, f"nosuid,nodev,noexec,{chosen}")
 
 
 def _mount(kind: str, target: Path, options: str) -> None:
@@ -284,7 +334,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
         case "build":
             build(plan)
         case "become_init":
-            become_init(Path(plan))
+            root, hybrid = plan
+            become_init(Path(root), hybrid)
         case _:
             sys.exit(f"no step {step}")
 
