@@ -15,9 +15,9 @@ help:
 	@echo "make test     linting, types and every test: what CI runs"
 	@echo "make crash    kill the daemon two hundred times, and at every step of its journal"
 	@echo "make lint     linting and types only"
-	@echo "make format   put the code into shape"
+	@echo "make format   format the code"
 	@echo "make soak     a simulated day of audio, instead of three hours"
-	@echo "make bench    measure, do not judge"
+	@echo "make bench    measure, and judge nothing"
 	@echo "make clean    remove what these targets made"
 
 demo: $(VENV)/run
