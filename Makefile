@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOCKS := daemon/requirements
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-annotate --no-config
 
 # Debian's names. The demo needs none of them: it plays a file.
 CAPTURE_PACKAGES := libportaudio2 libasound2-plugins
 TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox systemd libpam-systemd dbus iproute2 \
 	procps libnss-myhostname
 
-.PHONY: help soak demo run test crash lint format bench clean
+.PHONY: help soak demo run test crash lint format bench requirements clean
 
 help:
 	@echo "make demo     play a recorded conversation through the whole recorder and watch it"
@@ -18,6 +21,7 @@ help:
 	@echo "make format   format the code"
 	@echo "make soak     a simulated day of audio, instead of three hours"
 	@echo "make bench    measure, and judge nothing"
+	@echo "make requirements   take the newest releases of what it depends on, to test with and to install"
 	@echo "make clean    remove what these targets made"
 
 demo: $(VENV)/run
@@ -51,13 +55,26 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/run: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local]'
+# What the tests ran with, by hash: a fresh clone of next year installs what this one does. pip takes no hashes in
+# constraints beside a folder to install, so the packages come first and the project, which has no hash, by itself.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PROJECT := --no-deps --no-build-isolation --editable .
+
+$(VENV)/run: pyproject.toml $(LOCKS)/run.txt | $(VENV)/bin/python
+	$(PIP) --require-hashes --requirement $(LOCKS)/run.txt
+	$(PIP) $(PROJECT)
 	@touch $@
 
-$(VENV)/dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+$(VENV)/dev: pyproject.toml $(LOCKS)/dev.txt | $(VENV)/bin/python
+	$(PIP) --require-hashes --requirement $(LOCKS)/dev.txt
+	$(PIP) $(PROJECT)
 	@touch $@ $(VENV)/run
+
+# For Python 3.11 and later on every platform, without the address of a registry. uv, for pip cannot resolve for others.
+requirements: | $(VENV)/bin/python
+	$(PIP) --upgrade uv
+	echo hatchling | $(LOCK) pyproject.toml - --extra local --output-file $(LOCKS)/run.txt
+	$(LOCK) pyproject.toml --all-extras --output-file $(LOCKS)/dev.txt
 
 .PHONY: packages
 packages:
