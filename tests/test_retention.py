@@ -1,6 +1,7 @@
 """Retention: settled audio goes first, the quota outranks what waits, and whoever misses something is told."""
 
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -50,6 +51,15 @@ class Archive(Sink, frozen=True, kw_only=True, tag="archive"):
     audio: ClassVar[bool] = True
 
 
+def shelf(room: str, held: list[Segment], heard: Spans, delivered: dict[str, int]) -> Shelf:
+    """A room's audio, and all of it may go."""
+
+    def since(start: int) -> Iterator[Segment]:
+        return (one for one in held if one.position >= start)
+
+    return Shelf(room, RATE, sum(one.samples for one in held) * 2, since, heard, delivered)
+
+
 def segments(count: int, *, offset: int = 0) -> list[Segment]:
     """So many segments, one after the other; `offset` in seconds moves their times."""
     return [
@@ -62,8 +72,8 @@ def segments(count: int, *, offset: int = 0) -> list[Segment]:
 
 Shelves = st.lists(
     st.builds(
-        lambda room, count, offset, heard, delivered: Shelf(
-            room, RATE, SIZE * count, segments(count, offset=offset), Spans(heard), delivered
+        lambda room, count, offset, heard, delivered: shelf(
+            room, segments(count, offset=offset), Spans(heard), delivered
         ),
         st.sampled_from("abc"),
         st.integers(0, 12),
@@ -85,15 +95,15 @@ def test_what_goes(shelves: list[Shelf], quota: int, lacking: int, age: int) -> 
     settled, forced = choose(shelves, quota=quota, lacking=lacking, before=before)
 
     held = sum(shelf.size for shelf in shelves)
-    left = {(shelf.room, one.position) for shelf in shelves for one in shelf.segments}
+    left = {(shelf.room, one.position) for shelf in shelves for one in shelf.segments(0)}
     left -= {(one.room, one.segment.position) for one in [*settled, *forced]}
     freed = SIZE * len(settled)
     assert len({(one.room, one.segment.position) for one in [*settled, *forced]}) == len(settled) + len(forced)
     for removals in (settled, forced):
         times = [one.segment.at for one in removals]
         assert times == sorted(times)
-    assert all(one.is_settled and is_settled(one, shelves) for one in settled)
-    assert not any(is_settled(one, shelves) for one in forced)
+    assert all(not one.sinks and not one.unheard and is_settled(one, shelves) for one in settled)
+    assert all((one.sinks or one.unheard) and not is_settled(one, shelves) for one in forced)
     # Everything that is old and settled goes; beyond that, nothing goes that need not.
     young = [one for one in settled if one.segment.at >= before]
     if young:
@@ -111,7 +121,7 @@ def test_what_goes(shelves: list[Shelf], quota: int, lacking: int, age: int) -> 
 
 
 def removals_of(shelf: Shelf) -> list[Removal]:
-    return [Removal(shelf.room, shelf.rate, one, (), Spans()) for one in shelf.segments]
+    return [Removal(shelf.room, shelf.rate, one, (), Spans()) for one in shelf.segments(0)]
 
 
 def is_settled(removal: Removal, shelves: list[Shelf]) -> bool:
@@ -119,6 +129,28 @@ def is_settled(removal: Removal, shelves: list[Shelf]) -> bool:
     segment = removal.segment
     near = Spans([(max(0, segment.position - MARGIN * RATE), segment.end + MARGIN * RATE)])
     return not near - shelf.heard and all(position >= segment.end for position in shelf.delivered.values())
+
+
+@pytest.mark.parametrize("heard", [0, 600 * MINUTE])
+def test_what_waits_is_not_looked_at(heard: int) -> None:
+    """A year of audio that waits for a sink, or for its transcription, holds nobody up while the disk is low."""
+    looked = 0
+
+    def since(start: int) -> Iterator[Segment]:
+        nonlocal looked
+        for place in itertools.count(start // (SEGMENT * RATE)):
+            looked += 1
+            at = BEGAN + place * timedelta(seconds=SEGMENT)
+            yield Segment(place * SEGMENT * RATE, SEGMENT * RATE, at, False, Path("x"))
+
+    year = Shelf("desk", RATE, 10**6 * SIZE, since, Spans([(0, heard)]), {"archive": 5 * MINUTE})
+    settled, forced = choose([year], quota=10**6 * SIZE, lacking=10**9, before=LONG_AGO)
+    assert len(settled) == (10 if heard else 0)
+    assert not forced
+    assert looked <= 12
+    settled, forced = choose([year], quota=(10**6 - 50) * SIZE, lacking=0, before=LONG_AGO)
+    assert len(settled) + len(forced) == 50
+    assert looked <= 100
 
 
 def test_a_disk_is_called_low_once() -> None:

@@ -16,9 +16,10 @@ import heapq
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -64,15 +65,15 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 class Shelf(NamedTuple):
     """One room's audio on disk: its segments by position, of `size` bytes, and how far they are settled.
 
-    `segments` is without the newest one, which tells where the room goes on. `heard` are the positions that are
-    transcribed or silent; `delivered` has, of each sink that takes this room's audio, the position up to which it has
-    acknowledged all segments.
+    `segments` gives those that begin at a position or behind it, without the newest one, which tells where the room
+    goes on. `heard` are the positions that are transcribed or silent; `delivered` has, of each sink that takes this
+    room's audio, the position up to which it has acknowledged all segments.
     """
 
     room: str
     rate: int
     size: int
-    segments: Iterable[Segment]
+    segments: Callable[[int], Iterator[Segment]]
     heard: Spans
     delivered: Mapping[str, int]
 
@@ -86,10 +87,6 @@ class Removal(NamedTuple):
     sinks: tuple[str, ...]
     unheard: Spans
 
-    @property
-    def is_settled(self) -> bool:
-        return not self.sinks and not self.unheard
-
 
 def choose(
     shelves: Sequence[Shelf], *, quota: int, lacking: int, before: datetime
@@ -99,37 +96,51 @@ def choose(
     `quota` is what the shelves may hold, `lacking` what the disk lacks, in bytes; settled segments that began before
     `before` go in any case.
     """
+    # Only what goes is looked at: a year's audio that waits for its sink must not hold the loop up at every look.
     settled: list[Removal] = []
-    waiting: list[Removal] = []
     over = sum(shelf.size for shelf in shelves) - quota
-    for removal in heapq.merge(*map(_removals, shelves), key=lambda one: one.segment.at):
+    for removal in heapq.merge(*map(_settled, shelves), key=_age):
         if max(over, lacking) <= 0 and removal.segment.at >= before:
             return settled, []
-        if not removal.is_settled:
-            waiting.append(removal)
-            continue
         settled.append(removal)
         freed = removal.segment.samples * WIDTH
         over, lacking = over - freed, lacking - freed
     forced: list[Removal] = []
-    for removal in waiting:
-        if over <= 0:
-            break
-        forced.append(removal)
-        over -= removal.segment.samples * WIDTH
+    waiting = heapq.merge(*map(_waiting, shelves), key=_age)
+    while over > 0 and (next_one := next(waiting, None)):
+        forced.append(next_one)
+        over -= next_one.segment.samples * WIDTH
     return settled, forced
 
 
-def _removals(shelf: Shelf) -> Iterator[Removal]:
+def _age(removal: Removal) -> datetime:
+    return removal.segment.at
+
+
+def _settled(shelf: Shelf) -> Iterator[Removal]:
+    """What all sinks have, and all of it, and `MARGIN` on either side, is heard."""
     margin = MARGIN * shelf.rate
-    for segment in shelf.segments:
+    delivered = min(shelf.delivered.values(), default=None)
+    for start, end in shelf.heard:
+        last = end - margin if delivered is None else min(end - margin, delivered)
+        for segment in shelf.segments(start + margin if start else 0):
+            if segment.end > last:
+                break
+            yield Removal(shelf.room, shelf.rate, segment, (), Spans())
+
+
+def _waiting(shelf: Shelf) -> Iterator[Removal]:
+    """What is not settled."""
+    margin = MARGIN * shelf.rate
+    for segment in shelf.segments(0):
         sinks = tuple(name for name, position in shelf.delivered.items() if position < segment.end)
         near = Spans([(max(0, segment.position - margin), segment.end + margin)])
         unheard = Spans([(segment.position, segment.end)]) - shelf.heard
         if not unheard and near - shelf.heard:
             # All of it is heard, and a session that has to begin again may want it: it waits as if it were not.
             unheard = Spans([(segment.position, segment.end)])
-        yield Removal(shelf.room, shelf.rate, segment, sinks, unheard)
+        if sinks or unheard:
+            yield Removal(shelf.room, shelf.rate, segment, sinks, unheard)
 
 
 class Gauge:
@@ -323,7 +334,7 @@ class _Keeper:
         # From here on nothing is waited for: what an open room has recorded does not change meanwhile.
         spools = self._rules.spools()
         return [
-            one._replace(segments=spool.spare(), size=spool.size) if (spool := spools.get(one.room)) else one
+            one._replace(segments=spool.spare, size=spool.size) if (spool := spools.get(one.room)) else one
             for one in standings
         ]
 
@@ -342,7 +353,7 @@ class _Keeper:
             lacks = await self._journal.undelivered(room, cursors.get(name, 0), first)
             delivered[name] = journalled if lacks is None else min(lacks, journalled)
         size = sum(segment.samples for segment in segments) * WIDTH
-        return Shelf(room, rate, size, segments[:-1], heard, delivered)
+        return Shelf(room, rate, size, partial(_spare, segments), heard, delivered)
 
     async def _remove(self, removal: Removal) -> None:
         spool = self._rules.spools().get(removal.room)
@@ -435,6 +446,11 @@ def list_segments(folder: Path) -> list[Segment]:
             if entry.is_file(follow_symlinks=False)
         ]
     return sorted(segment for segment in found if segment)
+
+
+def _spare(segments: Sequence[Segment], start: int) -> Iterator[Segment]:
+    """As `Spool.spare`, of a room that is closed."""
+    return (segment for segment in segments[:-1] if segment.position >= start)
 
 
 def show(size: int) -> str:

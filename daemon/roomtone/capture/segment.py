@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -145,6 +145,10 @@ class Index:
         if place >= 0 and self._positions[place] == position:
             for column in (self._positions, self._samples, self._times, self._fresh):
                 del column[place]
+
+    def place(self, position: int) -> int:
+        """How many begin before `position`: the place of the first that does not."""
+        return bisect_left(self._positions, position)
 
     def before(self, position: int) -> Segment | None:
         """The last segment that begins at or before `position`."""

@@ -167,9 +167,12 @@ class Spool:
         """Bytes of the closed segments."""
         return self._index.samples * WIDTH
 
-    def spare(self) -> Iterator[Segment]:
-        """The closed segments but the newest, which tells where the room goes on; by position, to be used at once."""
-        return (self._index[place] for place in range(len(self._index) - 1))
+    def spare(self, start: int) -> Iterator[Segment]:
+        """The closed segments that begin at `start` or behind it, by position, to be used at once.
+
+        Without the newest, which tells where the room goes on.
+        """
+        return (self._index[place] for place in range(self._index.place(start), len(self._index) - 1))
 
     async def remove(self, segment: Segment) -> None:
         """Delete a closed segment, from memory too. That its file is gone already is as good. Raises OSError."""
