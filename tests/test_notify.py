@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 from trio.testing import MockClock
 
@@ -233,6 +234,21 @@ async def test_stopping_is_told_at_once_and_again(informed: Informed, autojump_c
     later = await informed.after(60)
     assert len(later) == 12
     assert all(told["EXTEND_TIMEOUT_USEC"] == "20000000" for told in later)
+
+
+async def test_a_loop_that_stood_still_does_not_blame_the_rooms(informed: Informed, autojump_clock: MockClock) -> None:
+    """Right after a standstill of the loop the samples of that time are not written yet; the next look judges."""
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(5):
+            informed.health.samples("desk", trio.current_time())
+            autojump_clock.jump(50)
+            await trio.sleep(1)
+            informed.health.samples("desk", trio.current_time())
+            await trio.sleep(5)
+        assert not [entry for entry in logs if entry["event"].startswith("rooms.")]
+        autojump_clock.jump(50)
+        await trio.sleep(6)
+        assert [entry["event"] for entry in logs if entry["event"].startswith("rooms.")] == ["rooms.unaccounted"]
 
 
 async def test_every_report_proves_the_loop(informed: Informed, autojump_clock: MockClock) -> None:

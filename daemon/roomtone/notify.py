@@ -145,14 +145,19 @@ async def keep_informed(
     """Tell the truth once in `period` seconds, and at once when `stopping` is set. Runs until it is cancelled.
 
     The sign of life is left out while a room is unaccounted for. `beat` is called each time: this loop still turns.
+    A loop that stood still itself judges nobody at once: what was read meanwhile waits to be recorded.
     """
-    is_started = is_ready = False
+    is_started = is_ready = is_late = False
     missing: tuple[str, ...] = ()
+    due = trio.current_time()
     while True:
         beat()
         now = trio.current_time()
         status = compose_status(health.rooms(now), progress(), stopping=stopping.is_set())
-        before, missing = missing, health.unaccounted(now)
+        before = missing
+        was_late, is_late = is_late, now - due >= period
+        if was_late or not is_late:
+            missing = health.unaccounted(now)
         if stopping.is_set():
             notifier.stopping(status)
         elif missing:
@@ -165,10 +170,11 @@ async def keep_informed(
             notifier.starting(status)
         if missing != before:
             _log_missing(missing)
+        due = trio.current_time() + (period if is_started else STARTING)
         if stopping.is_set():
-            await trio.sleep(period)
+            await trio.sleep_until(due)
         else:
-            with trio.move_on_after(period if is_started else STARTING):
+            with trio.move_on_at(due):
                 await stopping.wait()
 
 
