@@ -19,7 +19,7 @@ from roomtone.capture.spool import Spool, open_spool
 from roomtone.config import Storage
 from roomtone.events import Notice
 from roomtone.facts import Cover, Mark
-from roomtone.journal import Journal, open_journal
+from roomtone.journal import Journal, JournalError, open_journal
 from roomtone.ledger import summarize
 from roomtone.pins import pins_mark
 from roomtone.retention import (
@@ -348,6 +348,20 @@ async def test_rooms_that_are_closed_are_looked_after(tmp_path: Path) -> None:
             while len(list_segments(folder)) > 2:  # noqa: ASYNC110 - a file that goes tells nobody
                 await trio.sleep(0.05)
     assert [one.position for one in list_segments(folder)] == [3 * SEGMENT * RATE, 4 * SEGMENT * RATE]
+
+
+async def test_a_journal_that_was_taken_away_ends_the_daemon(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Facts that go into a file without a name would be lost with the process; a new start has a new journal."""
+
+    async def take_away() -> None:
+        async with open_desk(tmp_path, Storage()):
+            await trio.sleep(2 * INTERVAL)
+            (tmp_path / "journal.sqlite").unlink()
+            await trio.sleep(2 * INTERVAL)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await take_away()
+    assert caught.group_contains(JournalError, match="is gone")
 
 
 async def test_events_go_when_they_are_old_and_acknowledged(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -16,7 +17,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roomtone.capture.spool import Disk, Piece, Spool, open_spool
+from roomtone.capture.spool import Disk, Piece, Segment, Spool, open_spool
 
 RATE = 1000
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -398,6 +399,34 @@ async def test_an_unreadable_file_does_not_stop_the_rest(tmp_path: Path) -> None
         os.truncate(second.path, 1001)
         pieces = await listen(spool, limit=50_000)
         assert [(piece.position, piece.end) for piece in pieces][:2] == [(30_000, 30_500), (60_000, 90_000)]
+
+
+@pytest.mark.parametrize("gone", ["spool", "spool/desk"])
+async def test_a_folder_that_was_cleaned_away_is_made_again(tmp_path: Path, gone: str) -> None:
+    """Somebody's cleaning costs what was in the folder, and no audio after the segment that was open."""
+    folder = tmp_path / "spool" / "desk"
+    async with spool_of(folder, segment_seconds=1) as spool:
+        await speak(spool, 1200)
+        shutil.rmtree(tmp_path / gone)
+        await speak(spool, 2400)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [segment.position for segment in await recovered(folder)] == [2000, 3000]
+
+
+async def test_a_state_folder_that_is_away_is_not_made(tmp_path: Path) -> None:
+    """It may be a disk that is not mounted: what would be written in its place would fill another one."""
+    state = tmp_path / "state"
+    async with spool_of(state / "spool" / "desk", segment_seconds=1) as spool:
+        await speak(spool, 1000)
+        shutil.rmtree(state)
+        with pytest.raises(FileNotFoundError):
+            await speak(spool, 200)
+        assert not state.exists()
+
+
+async def recovered(folder: Path) -> tuple[Segment, ...]:
+    async with spool_of(folder) as spool:
+        return spool.segments()
 
 
 async def test_half_a_sample_is_refused(tmp_path: Path) -> None:

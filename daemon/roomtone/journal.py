@@ -60,6 +60,7 @@ class Journal:
         self.sound = True
         """False once the file was found damaged: it is checked, and moved aside, when it is opened again."""
         self._path = path
+        self._file = _identify(path)
         self._database = database
         self._inline = inline
         self._writing = trio.CapacityLimiter(1)
@@ -233,6 +234,17 @@ class Journal:
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
+    async def confirm(self) -> None:
+        """See that the file is still the one that was opened. Raises JournalError when somebody has taken it away.
+
+        SQLite would go on writing to a file without a name, and all of it would be gone with this process.
+        """
+        if await self._run(self._reading, _identify, self._path) != self._file:
+            raise JournalError(
+                f"the journal {self._path} is gone: its file was removed or replaced while it was in use; nothing that "
+                "is written to it now would last"
+            )
+
     async def _write(self, work: Callable[[], T]) -> T:
         """Do the work in a transaction that it may share with others that wait for their turn."""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -318,6 +330,15 @@ async def open_journal(path: Path, *, inline: bool = False) -> AsyncIterator[Jou
             yield journal
         finally:
             database.say_clean(is_clean=journal.sound)
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    """Which file that is; None when there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _notice_of_damage(path: Path, corrupt: Path) -> Notice:

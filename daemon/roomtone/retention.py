@@ -235,8 +235,9 @@ async def keep_room(
     measure: Callable[[Path], Space] = measure,
     utc: Callable[[], float] = time.time,
 ) -> None:
-    """Look after the disk of the state folder, for ever. `utc` is in Unix seconds. Errors: those of the journal.
+    """Look after the disk of the state folder, for ever. `utc` is in Unix seconds.
 
+    Errors: those of the journal, also when its file is gone: a daemon that ends is started again, and finds a new one.
     Contained here: OSError of the file system, which is logged and tried again.
     """
     keeper = _Keeper(state, rules, journal, measure, utc)
@@ -277,6 +278,7 @@ class _Keeper:
 
     async def look(self) -> None:
         """Remove what may and what must go, and say what a person should know."""
+        await self._journal.confirm()
         storage, space = self._rules.storage(), self._space()
         now = self._now()
         mark = _mark(storage, space)

@@ -243,6 +243,11 @@ class Spool:
 
     def _begin(self, audio: bytes, at: datetime) -> Sheet:
         path = self._folder / name_segment(self.end, at, fresh=self._fresh)
+        if not self._folder.is_dir():
+            # Somebody has cleaned up. Not the state folder itself: its disk may be away, and another must not fill.
+            log.error("spool.gone", folder=str(self._folder))
+            self._folder.parent.mkdir(mode=0o700, exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
         sheet = Sheet(self._disk, path, self.end, at, fresh=self._fresh)
         try:
             sheet.write(audio)
