@@ -235,6 +235,31 @@ async def test_a_new_day_has_a_new_budget(tmp_path: Path, autojump_clock: MockCl
         assert told == ["budget.near", "budget.spent", "budget.renewed", "budget.near", "budget.spent"]
 
 
+async def test_the_recognizer_gives_back(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """When the next month begins the service goes on in the middle of the speech: no word is missing or twice."""
+    budget, begun = Budget(monthly=0.01), trio.current_time()
+    month_end = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
+    async with (
+        open_service(port=None, utc=trio.current_time) as service,
+        # Its first sessions are others than the service's: two services never give one id.
+        open_service(port=None, utc=trio.current_time, faults=script({0: [HangUp()], 1: [HangUp()]})) as recognizer,
+        open_room(tmp_path, reach(service)) as room,
+        open_governor(
+            room.journal, lambda: budget, utc=lambda: month_end - 120 + trio.current_time() - begun
+        ) as governor,
+    ):
+        beside = room._replace(desk=room.desk._replace(endpoint=reach(recognizer, remote=False)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(governor.obey, partial(work, room, governor, beside))
+            await room.record(speak(range(1, 301), RATE))
+            room.spool.end_of_data()
+
+        assert await room.numbers() == list(range(1, 301))
+        assert len(service.sessions) == 2
+        assert sum(session.audio_seconds for session in recognizer.sessions) < 60
+        assert await notices(room) == ["budget.near", "budget.spent", "budget.renewed"]
+
+
 async def test_a_larger_budget_holds_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
     """What a reload changes holds within ten seconds: sessions are opened again, and closed again."""
     budgets = [Budget(daily=0.001, at_cap="record")]

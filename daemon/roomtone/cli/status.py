@@ -88,7 +88,7 @@ def _cost(cost: Cost) -> Iterator[str]:
 
 def breakdown(spent: Spent) -> str:
     """What it was spent for."""
-    minutes = f"sessions {spent.sessions:.2f} for {spent.seconds / 60:.0f} min"
+    minutes = f"sessions {spent.sessions:.2f} for {round(spent.seconds / 60, 1):g} min"
     if not spent.requests:
         return minutes
     unpriced = f", {spent.unpriced} of them of unknown cost" if spent.unpriced else ""
