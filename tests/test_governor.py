@@ -17,7 +17,7 @@ from hearing import demo_audio
 from roomtone.cli.coverage import command as coverage
 from roomtone.events import Notice, SessionEnded
 from roomtone.journal import open_journal
-from roomtone.speech.books import Books, Running, Spent
+from roomtone.speech.books import Books, Paid, Running, Spent
 from roomtone.speech.budget import Budget, Course
 from roomtone.speech.governor import Governor, open_governor
 from roomtone.speech.parameters import Streaming
@@ -285,6 +285,20 @@ async def test_the_last_answer_is_counted(tmp_path: Path, autojump_clock: MockCl
             governor.pay("desk", Spent(requests=1, models=0.5))
         async with open_governor(journal, Budget, utc=Clock()) as governor:
             assert governor.spent("desk").month.money == 0.5
+
+
+async def test_what_is_spent_by_hand_counts(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What was paid beside the daemon is in its sums within ten seconds, once, on the day when it was spent."""
+    async with open_journal(tmp_path / "journal", inline=True) as journal:
+        for _ in range(2):
+            async with open_governor(journal, lambda: Budget(daily=1.0), utc=Clock()) as governor:
+                await journal.commit(Paid("desk", NOON - DAY, Spent(requests=1, models=0.25)).mark)
+                await journal.commit(Paid("desk", NOON, Spent(requests=1, models=0.5)).mark)
+                await trio.sleep(11)
+        assert governor.is_spent
+        assert governor.spent("desk").day.money == 1.0
+        assert governor.spent("desk").month.money == 1.5
+        assert await journal.marks("paid/") == {}
 
 
 async def test_it_does_not_hover_at_the_cap(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -1,5 +1,6 @@
 """What a first user wants: words with a language model's answer to each, and a summary, on a terminal."""
 
+import json
 import os
 import re
 import subprocess
@@ -101,6 +102,10 @@ async def test_the_past_is_asked_about(tmp_path: Path) -> None:
     (analysis,) = events(tmp_path, "analysis")
     assert bytes(done.stdout).decode() == analysis["text"] + "\n"  # type: ignore[arg-type]
     told = bytes(done.stderr).decode()  # type: ignore[arg-type]
+    spent = json.loads(bytes((await roomtone(tmp_path, "coverage", "--json")).stdout))["spent"]["rooms"]["desk"]  # type: ignore[arg-type]
+    # Two turns, the analysis of the run, and this one.
+    assert spent["day"]["requests"] == 4
+    assert spent["day"]["models"] > 0
     assert "desk: 2 turns, 8 words, about" in told
     assert "again in" in told
     assert nothing.returncode == 1

@@ -2,9 +2,11 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +19,14 @@ from roomtone.cli.coverage import Since
 from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.loaded import config_option, load
 from roomtone.cli.sinks import reading
+from roomtone.cli.wishes import writing
 from roomtone.config import Config, find_gateway_key, find_key
 from roomtone.database import Database
 from roomtone.diagnosis import unknown
 from roomtone.facts import Cover
 from roomtone.speech import analysis
 from roomtone.speech.analysis import Conversation, Inquiry, Progress
+from roomtone.speech.books import Paid, Spent
 from roomtone.speech.completion import Completion
 from roomtone.speech.errand import Result, analyze
 from roomtone.speech.gateway import Failed, Gateway, Verdict, open_gateway
@@ -74,17 +78,18 @@ def command(
 ) -> None:
     """Ask a language model, by a prompt of the configuration, about everything that was said in a stretch of time.
 
-    The journal is only looked at, so that the daemon may run meanwhile; the answer is printed and no event is made of
-    it. What it will cost at most is said before it is asked.
+    The daemon may run meanwhile; the answer is printed and no event is made of it. What it will cost at most is said
+    before it is asked, and what it did cost counts in the budget, which does not keep a person from asking.
     """
     config, _ = load(given)
+    journal = config.state(os.environ) / "journal.sqlite"
     jobs = list(jobs_of(config, name, chosen, since, until or datetime.now(UTC)))
     if not jobs:
         raise Failure("nothing was said there that is in the journal")
     for job in jobs:
         with _progress(job.room) as progress:
             _tell(expected(job, config.budget.currency))
-            result = trio.run(_ask, job, progress)
+            result = trio.run(_ask, job, progress, partial(_pay, journal))
         answered = Answered(
             room=job.room,
             prompt=name,
@@ -163,12 +168,25 @@ def expected(job: Job, currency: str) -> str:
     )
 
 
-async def _ask(job: Job, progress: Progress) -> Result:
+def _pay(journal: Path, room: str, spent: Spent) -> None:
+    if spent.requests:
+        with writing(journal) as database:
+            database.put([Paid(room, time.time(), spent).mark])
+
+
+async def _ask(job: Job, progress: Progress, pay: Callable[[str, Spent], None]) -> Result:
     access = job.setting.access
     async with open_gateway(access.timeout) as gateway:
 
         async def ask(request: Mapping[str, Any]) -> Completion:
-            return await _ask_patiently(gateway, job, request)
+            model = request["model"]
+            try:
+                answer = await _ask_patiently(gateway, job, request)
+            except Failed as failed:
+                pay(job.room, job.setting.spent(job.room, model, failed.usage))
+                raise
+            pay(job.room, job.setting.spent(job.room, model, answer.usage, answer.model))
+            return answer
 
         try:
             return await analyze(job.prompt, job.room, job.conversation, ask, cost=job.setting.cost, progress=progress)

@@ -18,7 +18,7 @@ from roomtone.cli.status import breakdown
 from roomtone.database import Database
 from roomtone.facts import Cover
 from roomtone.ledger import State, Summary, draw, summarize
-from roomtone.speech.books import Bill, Books, Spent
+from roomtone.speech.books import PAID, SPENT, Bill, Books, Spent
 
 WIDTH = 72
 """Characters of the timeline."""
@@ -112,7 +112,8 @@ def _accounts(journal: Path, chosen: Sequence[str], since: datetime | None) -> l
 def _bills(journal: Path, rooms: Sequence[str]) -> dict[str, Bill]:
     """What each room has cost today and this month; a session that is open, up to ten seconds ago."""
     with reading(journal) as database:
-        books = Books(database.marks("spent/"))
+        books = Books(database.marks(SPENT))
+        books.take(database.marks(PAID))
     return {room: books.bill(time.time(), room) for room in rooms}
 
 

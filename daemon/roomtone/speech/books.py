@@ -6,6 +6,7 @@ A day and a month are those of UTC, so that a daemon that moves, and a change of
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from uuid import uuid4
 
 import msgspec
 
@@ -13,6 +14,9 @@ from roomtone.facts import Mark
 
 SPENT: Final = "spent/"
 """What the keys of the marks begin with; the day and the room follow."""
+
+PAID: Final = "paid/"
+"""What the keys begin with of what was spent beside the daemon, and is in no sum yet."""
 
 _MEETING = 1.0
 """Seconds by which two clocks may differ that were read one after the other, on a machine that is busy."""
@@ -47,6 +51,19 @@ class Bill(msgspec.Struct, frozen=True):
 
     day: Spent = Spent()
     month: Spent = Spent()
+
+
+class Paid(msgspec.Struct, frozen=True):
+    """What somebody has spent beside the daemon, for this room at this Unix time."""
+
+    room: str
+    at: float
+    spent: Spent
+
+    @property
+    def mark(self) -> Mark:
+        """Where the governor finds it; a new one each time."""
+        return Mark(f"{PAID}{uuid4()}", msgspec.to_builtins(self))
 
 
 class Running(msgspec.Struct):
@@ -106,6 +123,12 @@ class Books:
         place = day_of(now), room
         self._days[place] = self._days.get(place, Spent()) + more
         self._changed.add(place)
+
+    def take(self, paid: Mapping[str, Any]) -> None:
+        """Take in what was spent beside the daemon: the values of marks that begin with `paid/`."""
+        for value in paid.values():
+            one = msgspec.convert(value, Paid)
+            self.add(one.room, one.spent, one.at)
 
     def _charge_until(self, one: Running, until: float) -> None:
         while one.since < until:

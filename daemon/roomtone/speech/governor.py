@@ -23,7 +23,7 @@ import trio
 from roomtone.events import Notice, Severity
 from roomtone.facts import Fact, Mark
 from roomtone.journal import Journal
-from roomtone.speech.books import SPENT, Bill, Books, Running, Spent, day_of, month_of
+from roomtone.speech.books import PAID, SPENT, Bill, Books, Running, Spent, day_of, month_of
 from roomtone.speech.budget import Budget, Course, Period
 from roomtone.speech.parameters import Streaming
 from roomtone.speech.terms import Terms
@@ -150,7 +150,7 @@ class Governor:
         left = await self._journal.marks(_OPEN)
         for value in left.values():
             self._books.abandon(msgspec.convert(value, Running), self._utc())
-        await self._journal.commit(*self._books.changes(), *(Mark(key, None) for key in left))
+        await self.settle(*(Mark(key, None) for key in left))
         await self._judge()
 
     async def run(self) -> None:
@@ -162,10 +162,13 @@ class Governor:
             await self.settle()
             await self._judge()
 
-    async def settle(self) -> None:
-        """Commit what was spent up to now."""
-        self._advance()
-        await self._journal.commit(*self._facts())
+    async def settle(self, *more: Mark) -> None:
+        """Commit what was spent up to now, also beside the daemon, and these marks."""
+        with trio.CancelScope(shield=True):  # what is taken in and not committed would be taken in twice
+            paid = await self._journal.marks(PAID)
+            self._books.take(paid)
+            self._advance()
+            await self._journal.commit(*self._facts(), *more, *(Mark(key, None) for key in paid))
 
     def _advance(self) -> None:
         now = trio.current_time()

@@ -10,7 +10,6 @@ import trio
 from roomtone.journal import Journal
 from roomtone.speech import analysis
 from roomtone.speech.analysis import Conversation, Rules
-from roomtone.speech.books import Spent
 from roomtone.speech.completion import Completion, Usage
 from roomtone.speech.coverage import Spans
 from roomtone.speech.gateway import Failed, Gateway, Verdict
@@ -74,17 +73,8 @@ class Office:
 
     def pay(self, setting: Setting, room: str, asked: str, usage: Usage, answered: str | None = None) -> None:
         """So much was used for this room, of the model that has answered or else of the one that was asked."""
-        cost = usage.cost(setting.access.price(asked, answered))
-        is_known = cost is not None or setting.is_free(room, asked)
-        spent = Spent(
-            requests=usage.requests,
-            unpriced=0 if is_known else usage.requests,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            models=cost or 0.0,
-        )
         if usage.requests:
-            self._governor.pay(room, spent)
+            self._governor.pay(room, setting.spent(room, asked, usage, answered))
 
     async def wait_for_budget(self) -> bool:
         """Return when there is one. False: the office closes before."""

@@ -7,7 +7,8 @@ import msgspec
 
 from roomtone.speech import completion
 from roomtone.speech.analysis import Inquiry
-from roomtone.speech.completion import Access, Completion
+from roomtone.speech.books import Spent
+from roomtone.speech.completion import Access, Completion, Usage
 from roomtone.speech.endpoint import Key
 from roomtone.speech.gateway import Route, route
 from roomtone.speech.parameters import Streaming
@@ -40,6 +41,17 @@ class Setting(msgspec.Struct, frozen=True):
     def cost(self, answer: Completion, asked: str) -> float | None:
         """What this answer cost; None where neither the model that gave it nor the one that was asked has a price."""
         return answer.usage.cost(self.access.price(asked, answer.model))
+
+    def spent(self, room: str, asked: str, usage: Usage, answered: str | None = None) -> Spent:
+        """What was spent for this room on the model that has answered, or else on the one that was asked."""
+        cost = usage.cost(self.access.price(asked, answered))
+        return Spent(
+            requests=usage.requests,
+            unpriced=0 if cost is not None or self.is_free(room, asked) else usage.requests,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            models=cost or 0.0,
+        )
 
     def is_free(self, room: str, model: str) -> bool:
         """Whether asking this model costs nothing: its price says so, or it has none and runs on this machine."""
