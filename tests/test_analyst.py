@@ -13,15 +13,16 @@ from trio.testing import MockClock
 
 from roomtone.events import Analysis, Answer, Forgotten, Notice, RecordingStopped, Turn, Word
 from roomtone.journal import Cover, Journal, Mark, open_journal
-from roomtone.speech.analysis import Inquiry, tokens
+from roomtone.speech import gateway
+from roomtone.speech.analysis import Conversation, Inquiry, Rules, tokens
 from roomtone.speech.analyst import Analyst, open_analyst
 from roomtone.speech.answers import Question
 from roomtone.speech.books import SPENT, Books
 from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access, Price
-from roomtone.speech.errand import TRIES
+from roomtone.speech.errand import TRIES, Errand
 from roomtone.speech.governor import open_governor
-from roomtone.speech.office import FINISHING
+from roomtone.speech.office import FINISHING, Office
 from roomtone.speech.parameters import Gateway, Prompt, Streaming
 from roomtone.speech.setting import RoomFacts, Setting
 from roomtone.testing.gateway import BODIES, FakeGateway, Garbled, Limited, Mishap, Silent, Status, open_gateway
@@ -428,6 +429,34 @@ async def test_a_room_that_is_no_more(tmp_path: Path, autojump_clock: MockClock)
         (notice,) = await room.notices()
         assert (notice.code, notice.room) == ("analysis.dropped", "desk")
         assert not room.gateway.requests
+
+
+class SlowOffice(Office):
+    """An office on a small computer: a look takes so many seconds."""
+
+    takes = 0.5
+    looks = 0
+
+    async def look(self, room: str, rules: Rules, done: int) -> tuple[Conversation | None, bool]:
+        self.looks += 1
+        await trio.sleep(self.takes)
+        return None, True
+
+
+async def test_looking_takes_little_of_a_small_computer(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The longer it takes to see whether a conversation is over, the less often is it looked; but twice a minute."""
+    async with (
+        open_journal(tmp_path / "journal.sqlite", inline=True) as journal,
+        open_governor(journal, Budget) as governor,
+        open_gateway(port=None) as fake,
+        gateway.open_gateway(60, fake.transport) as models,
+    ):
+        for takes, looks in ((0.01, 120), (0.5, 57), (5.0, 17)):
+            office = SlowOffice(journal, governor, lambda _: 0, utc)
+            office.takes = takes
+            with trio.move_on_after(600):
+                await Errand(office, setting(fake.url), models, "summary", "desk").run()
+            assert office.looks == pytest.approx(looks, rel=0.1)
 
 
 async def test_little_is_not_asked_about(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import structlog
+import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Analysis, Notice, Severity
@@ -22,6 +23,10 @@ from roomtone.speech.setting import Setting
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
+SHARE = 20
+"""How many times longer than a look took it is waited for the next: hours of talk take a small computer its time."""
+LONGEST_LOOKS = 30.0
+"""Seconds between two looks at most."""
 TRIES = 5
 """Answers in a row that cannot be used after which a conversation is left: each of them may have cost something."""
 REFUSED = 300.0
@@ -112,10 +117,11 @@ class Errand:
         done = await journal.mark(self._key) or 0
         seen, is_open = -1, True
         while True:
-            is_last, conversation = self._office.is_closing, None
+            is_last, conversation, begun = self._office.is_closing, None, trio.current_time()
             if is_open or journal.tip != seen:
                 seen = journal.tip
                 conversation, is_open = await self._office.look(self._room, self._rules, done)
+            took = trio.current_time() - begun
             if conversation is not None:
                 if not await self._settle(conversation):
                     return
@@ -123,7 +129,7 @@ class Errand:
             elif is_last:
                 return
             else:
-                await self._office.wait(LOOKS)
+                await self._office.wait(min(max(LOOKS, SHARE * took), LONGEST_LOOKS))
 
     async def _settle(self, conversation: Conversation) -> bool:
         """Ask about this conversation, for as long as it takes. False: it is left for the next start."""
