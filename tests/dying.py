@@ -1,9 +1,10 @@
 """The daemon, run until it dies where a test says: `python dying.py`, one order in JSON on each line of stdin.
 
 The fear: the process is killed between two steps of a transaction, or with it the power goes. An order names the
-`config`; `"step": 7` kills the daemon at the seventh step of its journal, `"seconds": 0.8` after that time, neither
-never; `"step": 0` writes down which steps there are (`passed`). The answer on stdout says how it ended and where. Each
-order is a process of its own, forked, so that none waits for imports, and killed by a real SIGKILL.
+`config`. `"step": 7` kills the daemon at the seventh step of its journal, `"seconds": 0.8` after that time, `"sizes":
+{"state/spool": 9000}` when folders have grown to so many bytes, none of them never; `"step": 0` writes down which steps
+there are (`passed`). The answer on stdout says how it ended and where. Each order is a process of its own, forked, so
+that none waits for imports, and killed by a real SIGKILL.
 
 What each process has made durable is written down beside the configuration (`synced`): the sizes of files and the names
 in folders at the moment when fsync had returned. From that `cut_power` makes what a power cut would have left.
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +149,30 @@ def live(path: Path, order: dict[str, Any]) -> None:
     trio.run(service.run, read(), os.environ, read)
 
 
-def end_of(child: int, seconds: float | None) -> str:
-    """How the child ended: killed here after so many seconds, by itself there, or in order."""
-    deadline = None if seconds is None else time.monotonic() + seconds
+def end_of(child: int, order: dict[str, Any]) -> str:
+    """How the child ended: killed here when the order says so, by itself there, or in order."""
+    begun, is_due = time.monotonic(), False
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         time.sleep(0.005)
-        if deadline is not None and time.monotonic() >= deadline:
+        if not is_due and (is_due := _is_due(order, time.monotonic() - begun)):
             os.kill(child, signal.SIGKILL)
-            deadline = None
     return "killed" if os.WIFSIGNALED(ended[1]) else f"ended {os.waitstatus_to_exitcode(ended[1])}"
+
+
+def _is_due(order: dict[str, Any], lived: float) -> bool:
+    folder = Path(order["config"]).parent
+    if "sizes" in order:
+        return all(size_of(folder / name) >= size for name, size in order["sizes"].items())
+    return "seconds" in order and lived >= order["seconds"]
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in it, though some go meanwhile."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 def main() -> None:
@@ -171,7 +188,7 @@ def main() -> None:
             sys.stdin.close()
             live(path, order)
             sys.exit(0)
-        how = end_of(child, order.get("seconds"))
+        how = end_of(child, order)
         died = path.with_name("died")
         print(json.dumps({"how": how, "where": died.read_text() if died.exists() else ""}), flush=True)
 

@@ -38,6 +38,9 @@ class Run:
         return (self.folder / "log").read_text()
 
     def signal(self, number: signal.Signals) -> None:
+        """Send it, and one that the daemon is to obey only when it can: before that, it ends any program."""
+        if number is not signal.SIGKILL:
+            self.wait_for(lambda: catches(self.process.pid, number))
         self.process.send_signal(number)
 
     def finish(self, timeout: float = 100) -> int:
@@ -51,6 +54,13 @@ class Run:
             assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}:\n{self.log}"
             assert time.monotonic() < end, f"waited {timeout} s in vain:\n{self.log}"
             time.sleep(0.02)
+
+
+def catches(process: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for this signal."""
+    status = Path(f"/proc/{process}/status").read_text()
+    (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 @contextmanager

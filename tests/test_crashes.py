@@ -12,18 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 from aftermath import RATE, Aftermath, covers_of
 from dying import STEPS, cut_power
 from roomtone.testing.service import open_service
 from roomtone.testing.spoken import quiet, speak
-from running import SINKS, events, recordings, run, write_wav
+from running import SINKS, Run, events, recordings, run, write_wav
 
 CI = 20
 KILLS = int(os.environ.get("ROOMTONE_KILLS", CI))
 """`make crash` asks for 200."""
 HERE = Path(__file__).parent
+SECOND = 2 * RATE
+"""Bytes of a second of audio."""
+
+pytestmark = pytest.mark.timeout(600)
+"""Each starts the daemon dozens of times, which takes as long as the machine is busy."""
 
 
 def talk_of(words: int) -> bytes:
@@ -79,22 +85,34 @@ def kill_again_and_again(folder: Path, url: str, kills: int) -> dict[str, float]
     aftermath = Aftermath(folder)
     config = talk_room(url, "realtime") + desk_room(url) + SINKS
     died = []
-    for _ in range(kills):
+    for number in range(kills):
         with run(folder, config) as daemon:
-            time.sleep(chance.uniform(0.3, 1.6))
+            # Every other one at any moment since its start, the rest when it has got somewhere, however slow this is.
+            if number % 2:
+                wait_for_start(daemon)
+            time.sleep(chance.uniform(0.0, 0.8) if number % 2 else chance.uniform(0.3, 1.6))
             daemon.signal(signal.SIGKILL)
             died.append(time.time())
             daemon.finish()
         aftermath.look()
-    started = len(events(folder, "recording_started"))
     with run(folder, config) as daemon:
-        daemon.wait_for(lambda: len(events(folder, "recording_started")) > started)
+        wait_for_start(daemon)
         daemon.wait_for(lambda: is_over(aftermath, words), timeout=60 + words)
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log
     aftermath.settle()
     assert_talk(aftermath, audio, list(range(1, words + 1)))
     return desk_figures(aftermath, died)
+
+
+def wait_for_start(daemon: Run) -> None:
+    """Wait until the desk has begun to record in this run."""
+
+    def starts() -> int:
+        return sum(event["room"] == "desk" for event in events(daemon.folder, "recording_started"))
+
+    before = starts()
+    daemon.wait_for(lambda: starts() > before)
 
 
 def is_over(aftermath: Aftermath, words: int) -> bool:
@@ -130,7 +148,7 @@ class Mortal:
         self._process = process
 
     def live(self, folder: Path, config: str, **order: Any) -> tuple[str, str]:
-        """Run the daemon in the folder until it has died or ended; how, and at which step."""
+        """Run the daemon in the folder until it has died or ended; how, and at which step. Orders: see `dying.py`."""
         path = folder / "roomtone.toml"
         path.write_text(f'[service]\nstate = "state"\n{config}')
         assert self._process.stdin is not None
@@ -222,9 +240,8 @@ def cut_power_again_and_again(folder: Path, url: str) -> dict[str, float]:
             aftermath.look()  # what is lost now may have been heard, and its words be known
             lost.append(cut_power(folder))
             aftermath.look()
-    started = len(events(folder, "recording_started"))
     with run(folder, config) as daemon:
-        daemon.wait_for(lambda: len(events(folder, "recording_started")) > started)
+        wait_for_start(daemon)
         daemon.wait_for(lambda: is_over(aftermath, words))
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log
@@ -249,13 +266,13 @@ def damage_files(folder: Path, url: str) -> None:
     write_wav(folder / "talk.wav", audio, RATE)
     aftermath = Aftermath(folder)
     with open_mortal() as mortal:
-        mortal.live(folder, config, seconds=1.2)
-        mortal.live(folder, config, seconds=1.2)
+        mortal.live(folder, config, sizes={"state/spool": SECOND // 2})
+        mortal.live(folder, config, sizes={"state/spool": SECOND, "recordings": SECOND // 2})
         aftermath.look()
         ((recording, _, _),) = recordings(folder)
         os.truncate(recording, 20)
-        mortal.live(folder, config, seconds=1.2)
-        mortal.live(folder, config, seconds=1.2)
+        mortal.live(folder, config, sizes={"state/spool": 3 * SECOND // 2})
+        mortal.live(folder, config, sizes={"state/spool": 2 * SECOND})
         aftermath.look()
         spool = folder / "state" / "spool" / "talk"
         (last,) = sorted(spool.glob("*.pcm"))[-1:]

@@ -113,7 +113,7 @@ def committed_at(event: Event) -> float:
 async def test_each_fault_costs_nothing(tmp_path: Path, report: Report) -> None:
     """After each fault no sample is lost, and no word is missing or doubled; all at once, each in its own room."""
     rows: list[Row] = []
-    with trio.fail_after(110):
+    with trio.fail_after(250):
         async with trio.open_nursery() as nursery:
             for number, name in enumerate(FAULTS):
                 nursery.start_soon(suffer, tmp_path / str(number), name, rows)

@@ -82,7 +82,7 @@ async def test_a_receiver_that_fails_in_every_manner(tmp_path: Path, batch: int)
     )
     async with open_journal(tmp_path / "journal.db") as journal:
         await journal.commit(*[notice(str(number)) for number in range(30)])
-        with trio.fail_after(100):
+        with trio.fail_after(250):
             async with delivered(sink, tmp_path, journal):
                 await trio.sleep(0.2)  # down
                 async with open_receiver(port=port) as receiver:
@@ -150,7 +150,7 @@ async def test_a_backlog_does_not_live_in_memory(tmp_path: Path) -> None:
         for _ in range(0, count, 500):
             await journal.commit(*[event] * 500)
         before = _peak()
-        with trio.fail_after(110):
+        with trio.fail_after(250):
             async with delivered(Jsonl(path="events.jsonl", start="oldest"), tmp_path, journal):
                 pass
             async with delivered(Webhook(url=receiver.url, batch=1000, start="oldest"), tmp_path, journal, name="hook"):

@@ -497,7 +497,7 @@ async def program(*arguments: str, path: str = "") -> AsyncIterator[trio.Process
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": places}
     )
     try:
-        with trio.fail_after(100):
+        with trio.fail_after(250):
             yield process
     finally:
         process.kill()
