@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roomtone.capture.account import (
+    RETRY,
     Account,
     Away,
     Cut,
@@ -432,3 +433,33 @@ def test_a_file_waits_and_loses_nothing() -> None:
     refusal = account.refused(FRAME, OSError(errno.ENOSPC, "full"), Instant(60, 60, EPOCH))
     assert [type(one) for one in refusal] == [Note]
     assert account.position == 10 * FRAME
+
+
+def test_a_late_moment_is_not_taken_for_a_loss() -> None:
+    """What a stall has not caught up with is what was missing at the best moment since, whatever the last one was."""
+    world = World()
+    world.talk(30)
+    world.block(late=1.0)
+    world.now -= 0.5  # half of it is caught up with
+    for _ in range(12):
+        world.block()
+    assert world.lost == []
+    world.block(late=0.4)
+    world.now -= 0.4
+    for _ in range(4):
+        world.block()
+    (lost,) = world.lost
+    assert lost.cause == "overrun"
+    assert lost.end - lost.start == pytest.approx(500, abs=10)
+
+
+def test_a_disk_that_refuses_is_asked_once_in_a_second() -> None:
+    """A failing disk may take its time for each refusal: blocks between are counted without asking."""
+    world = World(full=True)
+    asked = [any(isinstance(one, Keep) for one in world.block()) for _ in range(20)]
+    assert asked == ([True] + [False] * (round(RETRY * RATE / FRAME) - 1)) * 4
+    world.full = False
+    world.talk(3)
+    world.stop()
+    assert world.causes() == ["disk full"]
+    assert_positions(world)

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import wave
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -624,6 +624,38 @@ async def test_a_journal_without_room_does_not_stop_recording(tmp_path: Path, au
             (70_500, 71_000),
         ]
         assert sum(audio.samples for audio in of(Audio, events)) == 90_000
+
+
+async def test_a_stop_that_is_older_than_the_audio_is_not_believed(tmp_path: Path, autojump_clock: Clock) -> None:
+    """The journal was locked from the beginning of the run that has crashed: what it says last is of the run before."""
+    state, crashed = tmp_path / "state", tmp_path / "crashed"
+    state.mkdir()
+    await play(state, [Talk(10)], 11)
+    async with open_run(state, [Talk(100)], down=100) as run, trio.open_nursery() as nursery:
+        run.journal._database._writer.execute("PRAGMA busy_timeout = 0")
+        with closing(sqlite3.connect(state / "journal.sqlite", isolation_level=None)) as somebody:
+            somebody.execute("BEGIN IMMEDIATE")
+            nursery.start_soon(record_in, run)
+            await trio.sleep(5)
+            shutil.copytree(state, crashed)
+        nursery.cancel_scope.cancel()
+    events = await play(crashed, [Talk(1)], 2, down=300)
+    first, second = (audio for audio in of(Audio, events) if audio.position >= 10_000)
+    assert second.position == first.position + first.samples + 2000
+    gap = of(Gap, events)[-1]
+    assert (gap.start, gap.cause) == (first.position + first.samples, "daemon down")
+    assert abs(gap.from_ - (first.at + timedelta(seconds=5))) < timedelta(seconds=0.3)
+
+
+async def test_a_position_that_is_acknowledged_is_not_given_again(tmp_path: Path, autojump_clock: Clock) -> None:
+    """Audio that the disk has lost, and that was settled before: new audio there would never be transcribed."""
+    await play(tmp_path, [Talk(10)], 11)
+    async with open_run(tmp_path, []) as run:
+        await run.journal.commit(Mark("room/desk/acknowledged", 20_000))
+        resume = await recover("desk", MICROPHONE, rate=RATE, folder=tmp_path, spool=run.spool, journal=run.journal)
+        assert resume.position == 22_000
+        (gap,) = of(Gap, await run.journal.read(0))
+        assert (gap.start, gap.end) == (10_000, 20_000)
 
 
 async def test_a_machine_without_room_for_a_process_is_waited_for(tmp_path: Path, autojump_clock: Clock) -> None:

@@ -354,7 +354,6 @@ class Account:
     def _go_away(self, now: Instant, out: list[Instruction]) -> None:
         """From the last sample on, or from now where the daemon itself was away before, there is no source."""
         self._waited = 0.0
-        self._late = None
         if self._away is None:
             self._settle_full(out)
             self._full = None
