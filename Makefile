@@ -11,13 +11,14 @@ CAPTURE_PACKAGES := libportaudio2 libasound2-plugins
 TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox systemd libpam-systemd dbus iproute2 \
 	procps libnss-myhostname
 
-.PHONY: help soak demo run test crash lint format bench requirements clean
+.PHONY: help soak demo run test crash lint audit format bench requirements clean
 
 help:
 	@echo "make demo     play a recorded conversation through the whole recorder and watch it"
 	@echo "make test     linting, types and every test: what CI runs"
 	@echo "make crash    kill the daemon two hundred times, and at every step of its journal"
 	@echo "make lint     linting and types only"
+	@echo "make audit    ask whether the installed packages have known vulnerabilities"
 	@echo "make format   format the code"
 	@echo "make soak     a simulated day of audio, instead of three hours"
 	@echo "make bench    measure, and judge nothing"
@@ -33,6 +34,9 @@ test: $(VENV)/dev packages
 
 crash: $(VENV)/dev
 	ROOMTONE_KILLS=200 $(BIN)/python -m pytest -s --timeout=1800 tests/test_crashes.py tests/test_disk_full.py
+
+audit: $(VENV)/dev
+	@$(BIN)/python .ci/audit.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check
