@@ -96,6 +96,7 @@ def changed(one: Any, **changes: Any) -> Any:
         (report(changed(ROOM, state="muted", gap=OpenGap("muted", 9e5))), None),
         (report(changed(ROOM, state="waiting", gap=OpenGap("device", 59))), None),
         (report(changed(ROOM, state="waiting", gap=OpenGap("device", 61))), "no samples for 61 s"),
+        (report(changed(ROOM, state="waiting", gap=OpenGap("device", 61, "in use"))), "61 s (device): in use"),
         (report(changed(ROOM, session_error="401")), "no session: 401"),
         (report(changed(ROOM, state="ended", session_error="401")), None),
         (report(sink=changed(SINK, state="failing", error="refused")), "failing, 3 events behind: refused"),

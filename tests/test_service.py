@@ -352,8 +352,9 @@ def position_of(path: Path) -> int:
 
 def test_status_tells_how_everything_stands(folder: Path) -> None:
     """Rooms with position, level and trouble; sinks; the disk; for people and for programs."""
-    with run(folder, configure(folder, rooms={"desk": 0})) as daemon:
-        daemon.wait_for(lambda: recording(folder, "desk"))
+    absent_source = '[rooms.attic]\nsource = { kind = "command", argv = ["/absent/recorder"] }\nstreaming = {}\n'
+    with run(folder, configure(folder, rooms={"desk": 0}, extra=absent_source)) as daemon:
+        daemon.wait_for(lambda: recording(folder, "desk") and room_of(folder, "attic")["gap"]["reason"])
         assert stat.S_IMODE((folder / "state" / "control").stat().st_mode) == 0o600
         daemon.wait_for(lambda: room_of(folder, "desk").get("session_error"))
         told = report(folder)
@@ -369,8 +370,10 @@ def test_status_tells_how_everything_stands(folder: Path) -> None:
         assert daemon.finish() == 0, daemon.log
         absent = ask(folder, "status", code=69)
 
-    (room,) = told["rooms"]
+    room, attic = told["rooms"]
     assert (room["state"], room["rate"]) == ("recording", RATE)
+    assert (attic["state"], attic["gap"]["cause"]) == ("waiting", "device")
+    assert "last error: command /absent/recorder is not there; install it, or give its full path" in text
     assert room["position"] > RATE
     assert room["rms"] < 0
     assert "127.0.0.1" in room["session_error"] or "refused" in room["session_error"].lower()

@@ -23,7 +23,8 @@ def complaints(report: Report) -> Iterator[str]:
 
 def _room(room: RoomReport) -> Iterator[str]:
     if room.state == "waiting" and room.gap is not None and room.gap.seconds > ABSENT:
-        yield f"room {room.name}: no samples for {room.gap.seconds:.0f} s ({room.gap.cause})"
+        reason = f": {room.gap.reason}" if room.gap.reason else ""
+        yield f"room {room.name}: no samples for {room.gap.seconds:.0f} s ({room.gap.cause}){reason}"
     if room.state == "recording" and room.session is None and room.session_error is not None:
         yield f"room {room.name}: no session: {room.session_error}"
 

@@ -175,7 +175,7 @@ class Commands:
             position=0 if spool is None else spool.end,
             since=seen.recording,
             muted_until=room.listening.mute.until if room.listening.mute else None,
-            gap=OpenGap(cause, round(health.lasting, 1)) if health and cause else None,
+            gap=OpenGap(cause, round(health.lasting, 1), health.reason) if health and cause else None,
             rms=seen.level.rms if seen.level and not cause else None,
             peak=seen.level.peak if seen.level and not cause else None,
             session=Session(session.session_id, session.at, session.endpoint) if session else None,

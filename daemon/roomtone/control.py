@@ -134,10 +134,11 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class OpenGap(msgspec.Struct, frozen=True):
-    """There are no samples now: why, and for how many seconds."""
+    """There are no samples now: why, and for how many seconds. `reason`: what is known of it, for a person."""
 
     cause: Cause
     seconds: float
+    reason: str = ""
 
 
 class Coverage(msgspec.Struct, frozen=True):

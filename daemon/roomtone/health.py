@@ -26,7 +26,8 @@ class RoomHealth(msgspec.Struct, frozen=True, kw_only=True):
     """How one room stands. `cause`: why there are no samples, None while there are. `lasting`: seconds of this state;
     `tried`: seconds since its source was last tried, or since its last samples. `settled`: it is known whether there
     is a source. `ended`: there will be no more samples, and that is right. `drift`: parts per million by which the
-    source runs faster than this machine's clock, None while nothing is known of it.
+    source runs faster than this machine's clock, None while nothing is known of it. `reason`: what a person should
+    know of the cause.
     """
 
     name: str
@@ -37,6 +38,7 @@ class RoomHealth(msgspec.Struct, frozen=True, kw_only=True):
     lasting: float
     tried: float
     drift: float | None = None
+    reason: str = ""
 
     @property
     def quiet(self) -> float:
@@ -73,11 +75,11 @@ class Health:
         since = now if before.cause else before.since
         self._rooms[room] = _Room(cause=None, since=since, tried=now, settled=True, drift=before.drift)
 
-    def gap(self, room: str, cause: Cause, now: float) -> None:
+    def gap(self, room: str, cause: Cause, now: float, reason: str = "") -> None:
         """There are no samples, and this is why. Said again of the same gap, it only counts as another try."""
         before = self._rooms[room]
         since = before.since if before.cause == cause else now
-        self._rooms[room] = _Room(cause=cause, since=since, tried=now, settled=True, drift=before.drift)
+        self._rooms[room] = _Room(cause=cause, since=since, tried=now, settled=True, drift=before.drift, reason=reason)
 
     def ended(self, room: str, now: float) -> None:
         """The source has given all that it had: a file, a command that is done."""
@@ -99,6 +101,7 @@ class Health:
                 lasting=now - room.since,
                 tried=now - room.tried,
                 drift=room.drift,
+                reason=room.reason,
             )
             for name, room in self._rooms.items()
         )
@@ -122,6 +125,7 @@ class _Room(msgspec.Struct, frozen=True, kw_only=True):
     settled: bool = False
     ended: bool = False
     drift: float | None = None
+    reason: str = ""
 
     def is_accounted(self, now: float) -> bool:
         # A muted room has no source on purpose: there is nothing to try.

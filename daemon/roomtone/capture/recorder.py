@@ -94,8 +94,8 @@ class Witness(Protocol):
     def samples(self, room: str, now: float) -> None:
         """Samples are written."""
 
-    def gap(self, room: str, cause: Cause, now: float) -> None:
-        """There are none, and why."""
+    def gap(self, room: str, cause: Cause, now: float, reason: str = "") -> None:
+        """There are none, and why; `reason` is for a person."""
 
     def ended(self, room: str, now: float) -> None:
         """There will be no more, and that is right."""
@@ -109,7 +109,7 @@ class Unwatched:
 
     def tried(self, room: str, now: float) -> None: ...
     def samples(self, room: str, now: float) -> None: ...
-    def gap(self, room: str, cause: Cause, now: float) -> None: ...
+    def gap(self, room: str, cause: Cause, now: float, reason: str = "") -> None: ...
     def ended(self, room: str, now: float) -> None: ...
     def drifts(self, room: str, ppm: float) -> None: ...
 
@@ -200,13 +200,14 @@ async def _follow(recorder: "_Recorder", opener: Opener, rate: int, frame: int, 
         if isinstance(outcome, SourceEnded) and _is_final(recorder.source):
             recorder.witness.ended(recorder.room, trio.current_time())
             return
-        recorder.witness.gap(recorder.room, "device", trio.current_time())
+        reason = str(outcome or "silent")
+        recorder.witness.gap(recorder.room, "device", trio.current_time(), reason)
         if outcome is not None:
             await recorder.fail(outcome)
         backoff.healthy_for(trio.current_time() - opened)
         delay = backoff.next()
         if is_worth_saying(backoff.failures):
-            log.warning("source.left", room=recorder.room, reason=str(outcome or "silent"), retry_in=round(delay, 1))
+            log.warning("source.left", room=recorder.room, reason=reason, retry_in=round(delay, 1))
         await trio.sleep(delay)
 
 

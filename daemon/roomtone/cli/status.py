@@ -98,6 +98,8 @@ def breakdown(spent: Spent) -> str:
 def _room(room: RoomReport, now: datetime) -> Iterator[str]:
     yield f"{room.name}: {_state(room, now)}"
     yield f"  source    {room.source}, {room.rate} Hz, position {room.position:,}"
+    if room.gap is not None and room.gap.reason:
+        yield f"            last error: {room.gap.reason}"
     if room.rms is not None and room.peak is not None:
         yield f"  level     {room.rms:.1f} dB, peak {room.peak:.1f} dB"
     if room.session is not None:
