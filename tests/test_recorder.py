@@ -42,15 +42,16 @@ def tone(start: int, samples: int) -> bytes:
 
 
 class Machine:
-    """The fear: time. CLOCK_BOOTTIME is trio's clock and the sleep of the machine; UTC is set and stays."""
+    """The fear: time. CLOCK_BOOTTIME is trio's clock and the sleep of the machine; UTC is set, and may be set again."""
 
     def __init__(self, down: float = 0.0) -> None:
         self.slept = 0.0
+        self.stepped = 0.0
         self.down = down
 
     def now(self) -> Instant:
         monotonic = trio.current_time() + self.down
-        return Instant(monotonic + self.slept, monotonic, EPOCH + monotonic + self.slept)
+        return Instant(monotonic + self.slept, monotonic, EPOCH + monotonic + self.slept + self.stepped)
 
 
 class Talk(NamedTuple):
@@ -105,14 +106,27 @@ class Sleep(NamedTuple):
     seconds: float
 
 
-Act: TypeAlias = Talk | Drop | Dropped | Wait | Fail | Absent | Unstartable | End | Sleep
+class Full(NamedTuple):
+    """The disk has no room, or has room again."""
+
+    on: bool
+
+
+class Step(NamedTuple):
+    """Somebody sets the clock by so many seconds."""
+
+    seconds: float
+
+
+Act: TypeAlias = Talk | Drop | Dropped | Wait | Fail | Absent | Unstartable | End | Sleep | Full | Step
 
 
 class Script:
     """The fear: a source. What the device does, act by act; after the last one it is open and silent for ever."""
 
-    def __init__(self, machine: Machine, acts: Iterable[Act]) -> None:
+    def __init__(self, machine: Machine, acts: Iterable[Act], disk: "FullDisk") -> None:
         self.machine = machine
+        self.disk = disk
         self.acts = list(acts)
         self.opened = 0
         self.skips: list[int] = []
@@ -133,6 +147,16 @@ class Script:
             raise SourceFailed("device.absent", "there is no such device: plug it in")
         async with trio.open_nursery():  # so that failures come in groups, as they may
             yield ScriptedFeed(self, skip)
+
+    def befall(self, act: Sleep | Full | Step) -> None:
+        """What happens to the machine, and not to the device."""
+        match act:
+            case Sleep(seconds=seconds):
+                self.machine.slept += seconds
+            case Full(on=on):
+                self.disk.full = on
+            case Step(seconds=seconds):
+                self.machine.stepped += seconds
 
 
 class ScriptedFeed:
@@ -163,9 +187,9 @@ class ScriptedFeed:
                     await self._pass(seconds)
                     self.script.time = max(self.script.time, self.opened)
                     self._next(None)
-                case Sleep(seconds=seconds):
+                case Sleep() | Full() | Step():
                     self._next(None)
-                    self.script.machine.slept += seconds
+                    self.script.befall(act)
                 case Fail(code=code):
                     self._next(None)
                     raise SourceFailed(code, "the device went away")
@@ -227,7 +251,7 @@ async def open_run(state: Path, acts: Iterable[Act], *, down: float = 0.0) -> As
         open_journal(state / "journal.sqlite", inline=True) as journal,
         open_spool(state / "spool" / "desk", rate=RATE, inline=True, disk=disk) as spool,
     ):
-        yield Run(spool, journal, Live(), Script(Machine(down), acts), disk)
+        yield Run(spool, journal, Live(), Script(Machine(down), acts, disk), disk)
 
 
 async def record_in(
@@ -762,6 +786,8 @@ Scene: st.SearchStrategy[Act] = st.one_of(
     st.just(Fail()),
     st.builds(Absent, st.integers(1, 4)),
     st.builds(Sleep, st.floats(1, 3000)),
+    st.builds(Full, st.booleans()),
+    st.builds(Step, st.floats(-300, 300)),
 )
 
 
