@@ -364,6 +364,21 @@ async def test_an_unplugged_device_heals(tmp_path: Path, autojump_clock: Clock) 
     assert abs(second.at - gap.until) <= timedelta(microseconds=1)  # each is rounded once
 
 
+async def test_a_device_may_take_its_time_to_open(tmp_path: Path, autojump_clock: Clock) -> None:
+    """A small computer that is busy with its own start needs ten seconds for it: to replace what is about to answer
+    would never let it.
+    """
+    async with open_run(tmp_path, [Wait(12), Talk(60)]) as run:
+        with trio.move_on_after(30):
+            await record_in(run)
+        assert run.script.opened == 1
+        assert codes(await run.journal.read(0)) == ["source.silent", "source.back"]
+    async with open_run(tmp_path / "dead", [Wait(100)]) as run:
+        with trio.move_on_after(30):
+            await record_in(run)
+        assert run.script.opened == 2
+
+
 async def test_a_silent_device_is_replaced(tmp_path: Path, autojump_clock: Clock) -> None:
     """An open stream that delivers nothing is told after a second and replaced after five."""
     async with open_run(tmp_path, [Talk(10), Wait(1.3), Talk(10), Wait(5.5), Talk(10)]) as run:

@@ -33,6 +33,10 @@ NAP = 0.5
 """Seconds of sleep of the machine that are worth a loss of their own."""
 STILL = 60.0
 """Seconds without any change of the samples that are a fault: no room is so quiet, its microphone is cut off."""
+PLUGGING_IN = 15.0
+"""Seconds that a microphone may take until the first sample: a small computer that is busy with its own start needs ten
+to start the process, load PortAudio and look at all devices.
+"""
 RETRY = 1.0
 """Seconds between two attempts to write to a disk that refuses."""
 

@@ -21,8 +21,8 @@ import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.capture.account import (
-    DEAD,
     OPENING,
+    PLUGGING_IN,
     RETRY,
     Account,
     Cut,
@@ -179,7 +179,7 @@ def _account(source: Source, rate: int, frame: int, resume: Resume, now: Instant
         clock = NominalClock(rate, resume.file.start, began=resume.file.at)
     elif isinstance(source, File):
         clock = NominalClock(rate, resume.position, earliest=resume.away.since)
-    opening = DEAD if isinstance(source, Microphone) else OPENING
+    opening = PLUGGING_IN if isinstance(source, Microphone) else OPENING
     return Account(rate, frame, resume.position, resume.away, now, clock=clock, opening=opening)
 
 
