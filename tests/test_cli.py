@@ -1,5 +1,6 @@
 """Laws of the commands: what they print, how they end, and that nobody ever sees a traceback."""
 
+import io
 import json
 import os
 import pty
@@ -18,13 +19,15 @@ import pytest
 import tomli_w
 import trio
 from click.testing import CliRunner, Result
+from rich.console import Console
+from rich.live import Live
 
 from roomtone import cli, places
 from roomtone.capture.recovery import RateChanged
 from roomtone.cli.exits import Exit, Failure, contained
 from roomtone.cli.init import Answers, compose
 from roomtone.cli.receiver import open_receiver
-from roomtone.cli.screen import QUIET, Lines, bar_of, describe
+from roomtone.cli.screen import QUIET, WIDTH, Captions, Lines, bar_of, describe
 from roomtone.cli.tally import Tally, coverage_of
 from roomtone.database import JournalError
 from roomtone.document import ConfigError
@@ -580,6 +583,25 @@ def test_lines() -> None:
     assert len(lines) == 1
     assert "gap" in lines[0]
     assert "device: 8 samples" in describe(gap)
+
+
+@pytest.mark.parametrize(("width", "indent"), [(60, 29), (120, 29), (40, 0)])
+def test_captions_wrap(width: int, indent: int) -> None:
+    """On a terminal a long text goes on below its own beginning, unless there is no room for that; nothing is lost."""
+    output = io.StringIO()
+    console = Console(file=output, width=width, color_system=None)
+    words = tuple(Word(text=f"word{i}", start=i, end=i) for i in range(30))
+    text = " ".join(word.text for word in words)
+
+    with Live(console=console) as live:
+        Captions(live).show(Turn(room="a", position=0, at=AT, session_id="s", turn_order=0, text=text, words=words))
+
+    shown = output.getvalue().replace(WIDTH * " ", "")
+    lines = [line for line in shown.splitlines() if "word" in line]
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= width
+    assert all(line.startswith(" " * indent + "w") for line in lines[1:])
+    assert " ".join(" ".join(lines).split()).endswith(text)
 
 
 async def test_receiver() -> None:

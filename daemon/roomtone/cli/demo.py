@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ def command(directory: Path, endpoint: str, *, fast: bool) -> None:
     coverage = _coverage(directory, tally)
     for line in summary(directory, begun, tally, coverage, receiver.posts):
         click.echo(line)
+    click.echo("\nnext: `roomtone init` writes a configuration for a microphone of yours, `roomtone run` records it")
     if coverage is None or coverage.captured + coverage.lost < coverage.samples:
         raise Failure(f"not every sample is accounted for; see {directory / 'roomtone.log'}")
 
@@ -120,7 +122,8 @@ def summary(directory: Path, begun: float, tally: Tally, coverage: Coverage | No
         if is_ours and path.stat().st_mtime >= begun - 1:
             yield f"  {path.relative_to(directory)}  {path.stat().st_size:,} bytes"
     kinds = ", ".join(f"{count} {kind}" for kind, count in tally.kinds.most_common())
-    yield f"events     {sum(tally.kinds.values())} ({kinds})"
+    text = f"events     {sum(tally.kinds.values())} ({kinds})"
+    yield from textwrap.wrap(text, 79, subsequent_indent=" " * 11, break_on_hyphens=False)
     yield f"webhook    {posts} posts received; segments of audio are not posted"
     yield f"words      {tally.words} (turns: {tally.kinds['turn']})"
     if coverage is None:

@@ -23,10 +23,13 @@ from roomtone.events import (
     kind_of,
 )
 from roomtone.sinks import Context, Sink, hookimpl
+from roomtone.speech import parameters
 
 QUIET = -60.0
 """dB below full scale where the meter begins."""
 WIDTH = 40
+NARROW = 24
+"""Columns below which a text does better from the left edge than beside its time and kind."""
 
 
 class Display(Protocol):
@@ -94,13 +97,21 @@ class Captions:
         self._level: Level | None = None
 
     def show(self, event: Durable) -> None:
+        from rich.padding import Padding  # noqa: PLC0415 - late, as all of rich
         from rich.text import Text  # noqa: PLC0415 - late, as all of rich
 
         if isinstance(event, Turn):
             self._caption = ""
         style = _STYLES.get(kind_of(event), "dim")
-        line = Text.assemble((f"{_clock(event)}  ", "dim"), (f"{kind_of(event):17}  ", style), describe(event))
-        self._live.console.print(line)
+        begin = Text.assemble((f"{_clock(event)}  ", "dim"), (f"{kind_of(event):17}  ", style))
+        room = self._live.console.width - len(begin)
+        if room < NARROW:
+            self._live.console.print(begin + Text(describe(event)))
+        else:
+            first, *others = Text(describe(event)).wrap(self._live.console, room) or [Text()]
+            self._live.console.print(begin + first)
+            for line in others:
+                self._live.console.print(Padding(line, (0, 0, 0, len(begin))))
         self._draw()
 
     def caption(self, event: Interim) -> None:
@@ -149,7 +160,9 @@ def describe(event: Durable) -> str:  # noqa: PLR0911 - one line for each kind
         case RecordingStopped():
             return event.reason
         case SessionStarted():
-            return f"at {event.endpoint}" + (f", {event.speech_model}" if event.speech_model else "")
+            # The recognizer of this machine is asked for the room's model too, and has its own.
+            is_service = event.endpoint != parameters.LOCAL
+            return f"at {event.endpoint}" + (f", {event.speech_model}" if event.speech_model and is_service else "")
         case SessionEnded():
             return f"{event.reason}: {event.audio_seconds:.1f} s of audio in {event.session_seconds:.1f} s"
         case Turn() | Answer():
