@@ -319,6 +319,28 @@ def test_init_asks(home: Path) -> None:
     assert "hook" not in tables["sinks"]
 
 
+def test_init_asks_again(home: Path) -> None:
+    """An answer that cannot be used gets a line, and the question comes again: no other answer is lost."""
+    primary, secondary = pty.openpty()
+    with at_terminal("init", "--device", "default", terminal=secondary, output=subprocess.PIPE) as process:
+        os.close(secondary)
+        os.write(primary, b"Front Desk\nfront-desk\nfoo\nlocal\n\nexample.org\nhttp://127.0.0.1:8080/\n")
+        output, errors = process.communicate(timeout=60)
+    os.close(primary)
+
+    assert process.returncode == 0, errors
+    said = output.decode()
+    for wrong in (
+        '[rooms."Front Desk"]: a name',
+        'endpoint = "foo": is no endpoint',
+        'url = "example.org": must begin',
+    ):
+        assert wrong in said
+    tables = tomllib.loads((home / "roomtone.toml").read_text())
+    assert tables["rooms"]["front-desk"]["streaming"]["endpoint"] == "local"
+    assert tables["sinks"]["hook"]["url"] == "http://127.0.0.1:8080/"
+
+
 def test_init_never_overwrites(home: Path) -> None:
     """A file that is there stays as it is, unless --force says otherwise; then it is private too."""
     path = home / "roomtone.toml"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from roomtone import config as configuration
 from roomtone import places, secret
 from roomtone.capture.feed import list_devices
 from roomtone.cli.exits import Exit, Failure
-from roomtone.plugins import load_plugins
+from roomtone.document import ConfigError
+from roomtone.plugins import Plugins, load_plugins
 
 HEADER = """\
 # Written by `roomtone init`. Every key there is: `roomtone config --reference`.
@@ -31,6 +33,16 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str | None
     directory: str
     webhook: str | None
+
+
+DEFAULTS = Answers(
+    room="desk",
+    source={"kind": "microphone", "device": "default"},
+    endpoint=None,
+    directory="recordings",
+    webhook=None,
+)
+_NOWHERE = Path("answer")
 
 
 @click.command(short_help="Write a configuration for the devices of this machine.")
@@ -78,16 +90,17 @@ def command(  # noqa: PLR0917 - click passes them by name
         raise click.UsageError("--device and --source-file are two sources; give one")
     if output.exists() and not force:
         raise Failure(f"{output}: is there already; --force writes over it, --output names another", Exit.CANTCREAT)
-    ask = _Asking(quiet=yes or not sys.stdin.isatty())
+    plugins = load_plugins(())
+    ask = _Asking(plugins, quiet=yes or not sys.stdin.isatty())
     answers = Answers(
-        room=room or ask.text("The room's name", "desk"),
+        room=room or ask.text("The room's name", "room", DEFAULTS.room),
         source=_file(source_file, output) if source_file else {"kind": "microphone", "device": device or ask.device()},
         endpoint=endpoint or ask.endpoint(),
-        directory=directory or ask.text("Folder for the recordings", "recordings"),
-        webhook=webhook or ask.text("Post every event to this address too (empty: no)", "") or None,
+        directory=directory or ask.text("Folder for the recordings", "directory", DEFAULTS.directory),
+        webhook=webhook or ask.text("Post every event to this address too (empty: no)", "webhook", "") or None,
     )
     tables = compose(answers)
-    configuration.decode(tables, output, load_plugins(()))
+    configuration.decode(tables, output, plugins)
     _write(output, HEADER + tomli_w.dumps(tables, multiline_strings=True), force=force)
     click.echo(f"wrote {output}")
     click.echo(f"next: roomtone check{_flag(output)}, then roomtone run{_flag(output)}")
@@ -106,16 +119,28 @@ def compose(answers: Answers) -> dict[str, Any]:
 
 
 class _Asking:
-    """Questions to a person; silent, the defaults are the answers."""
+    """Questions to a person, each asked again until its answer can be used; silent, the defaults are the answers."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, plugins: Plugins, *, quiet: bool) -> None:
+        self._plugins = plugins
         self._quiet = quiet
 
-    def text(self, question: str, default: str) -> str:
+    def text(self, question: str, field: str, default: str) -> str:
         if self._quiet:
             return default
-        answer: str = click.prompt(question, default=default, show_default=bool(default))
-        return answer.strip()
+        shown = bool(default)
+        answer: str = click.prompt(question, default, show_default=shown, value_proc=partial(self._valid, field))
+        return answer
+
+    def _valid(self, field: str, answer: str) -> str:
+        """The answer, where a configuration with it and nothing else would load."""
+        answer = answer.strip()
+        answers = msgspec.structs.replace(DEFAULTS, **{field: answer or None})
+        try:
+            configuration.decode(compose(answers), _NOWHERE, self._plugins)
+        except ConfigError as error:
+            raise click.BadParameter(str(error).replace(f"{_NOWHERE}: ", "")) from None
+        return answer
 
     def endpoint(self) -> str | None:
         """None leaves the choice to the key, at each start."""
@@ -123,8 +148,13 @@ class _Asking:
             return None
         found = "there is a key" if os.environ.get(secret.VARIABLE) else f"${secret.VARIABLE} is not set"
         click.echo(f"Speech goes to AssemblyAI with a key, else to the recognizer of this machine ({found}).")
-        answer: str = click.prompt("Endpoint: auto, assemblyai, assemblyai-eu, local, or an address", default="auto")
-        return None if answer == "auto" else answer
+
+        def valid(answer: str) -> str | None:
+            return None if answer.strip() == "auto" else self._valid("endpoint", answer)
+
+        question = "Endpoint: auto, assemblyai, assemblyai-eu, local, or an address"
+        chosen: str | None = click.prompt(question, default="auto", value_proc=valid)
+        return chosen
 
     def device(self) -> str:
         """One of the microphones that are there, by number or name."""
@@ -134,10 +164,20 @@ class _Asking:
         if not found:
             click.echo("No microphone was found; the default one is taken when there is one.")
             return "default"
+        width = max(len(name) for name, _ in found)
         for number, (name, label) in enumerate(found, 1):
-            click.echo(f"  {number}  {name}  {label}")
-        answer: str = click.prompt("Microphone, by number or name", default="default").strip()
-        return found[int(answer) - 1][0] if answer.isdecimal() and 1 <= int(answer) <= len(found) else answer
+            click.echo(f"  {number}  {name:{width}}  {label}")
+
+        def valid(answer: str) -> str:
+            answer = answer.strip()
+            if not answer.isdecimal():
+                return answer
+            if not 1 <= int(answer) <= len(found):
+                raise click.BadParameter(f"there is no {answer}; give a number from 1 to {len(found)}, or a name")
+            return found[int(answer) - 1][0]
+
+        device: str = click.prompt("Microphone, by number or name", default="default", value_proc=valid)
+        return device
 
 
 def _file(path: Path, output: Path) -> dict[str, Any]:
