@@ -55,7 +55,9 @@ def invoke(*arguments: str, answers: str | None = None) -> Result:
     return CliRunner().invoke(cli.commands, arguments, input=answers)
 
 
-def run(*arguments: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, environ: Mapping[str, str] | None = None, seconds: float = 110
+) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, as a script would run it."""
     return subprocess.run(
         [sys.executable, "-m", "roomtone", *arguments],
@@ -63,7 +65,7 @@ def run(*arguments: str, environ: Mapping[str, str] | None = None) -> subprocess
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=seconds,
         check=False,
     )
 
@@ -641,13 +643,14 @@ async def test_receiver() -> None:
     assert receiver.posts == 2
 
 
+@pytest.mark.timeout(660)  # twenty seconds of a processor for each, and it may have to be shared
 def test_demo(home: Path) -> None:
     """The demo writes its files into its folder, posts its events, and every sample is recorded and heard. A second
     time it is a new recording.
     """
     pytest.importorskip("pocketsphinx", reason="the engine is an extra")
     for _ in range(2):
-        done = run("demo", "--fast", "--directory", "here", environ={"STATE_DIRECTORY": "/nonexistent"})
+        done = run("demo", "--fast", "--directory", "here", environ={"STATE_DIRECTORY": "/nonexistent"}, seconds=320)
 
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == ""

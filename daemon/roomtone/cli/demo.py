@@ -121,9 +121,10 @@ def summary(directory: Path, begun: float, tally: Tally, coverage: Coverage | No
         is_ours = path.suffix in {".wav", ".json", ".jsonl"} and "state" not in path.relative_to(directory).parts
         if is_ours and path.stat().st_mtime >= begun - 1:
             yield f"  {path.relative_to(directory)}  {path.stat().st_size:,} bytes"
-    kinds = ", ".join(f"{count} {kind}" for kind, count in tally.kinds.most_common())
+    kinds = ", ".join(f"{count}\N{NO-BREAK SPACE}{kind}" for kind, count in tally.kinds.most_common())
     text = f"events     {sum(tally.kinds.values())} ({kinds})"
-    yield from textwrap.wrap(text, 79, subsequent_indent=" " * 11, break_on_hyphens=False)
+    for line in textwrap.wrap(text, 79, subsequent_indent=" " * 11):
+        yield line.replace("\N{NO-BREAK SPACE}", " ")
     yield f"webhook    {posts} posts received; segments of audio are not posted"
     yield f"words      {tally.words} (turns: {tally.kinds['turn']})"
     if coverage is None:
