@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from roomtone.capture.entries import Mute
 from roomtone.capture.feed import Block, Command, File, Microphone, Source, SourceEnded, SourceFailed
 from roomtone.capture.recorder import RateChanged, record, recover
+from roomtone.capture.recovery import Resume
 from roomtone.capture.reins import Reins
 from roomtone.capture.spool import Disk, Spool, open_spool
 from roomtone.clock import Instant
@@ -686,15 +687,70 @@ async def test_a_stop_that_is_older_than_the_audio_is_not_believed(tmp_path: Pat
     assert abs(gap.from_ - (first.at + timedelta(seconds=5))) < timedelta(seconds=0.3)
 
 
-async def test_a_position_that_is_acknowledged_is_not_given_again(tmp_path: Path, autojump_clock: Clock) -> None:
-    """Audio that the disk has lost, and that was settled before: new audio there would never be transcribed."""
+@pytest.mark.parametrize(
+    "fact",
+    [
+        Mark("room/desk/acknowledged", 20_000),
+        Mark("room/desk/audio", 20_000),
+        Mark("room/desk/stopped", {"position": 20_000, "at": utc(50).isoformat(), "cause": "daemon down"}),
+        Cover("desk", 9_000, 20_000, "transcribed", None, utc(9), utc(20)),
+    ],
+    ids=["acknowledged", "audio", "stopped", "cover"],
+)
+async def test_a_position_that_the_journal_knows_is_not_given_again(
+    tmp_path: Path, autojump_clock: Clock, fact: Fact
+) -> None:
+    """Audio that the disk has lost: new audio in its place would be taken for it, and never be transcribed."""
     await play(tmp_path, [Talk(10)], 11)
     async with open_run(tmp_path, []) as run:
-        await run.journal.commit(Mark("room/desk/acknowledged", 20_000))
-        resume = await recover("desk", MICROPHONE, rate=RATE, folder=tmp_path, spool=run.spool, journal=run.journal)
-        assert resume.position == 22_000
+        await run.journal.commit(fact)
+        assert (await recover_in(run)).position == 22_000
         (gap,) = of(Gap, await run.journal.read(0))
         assert (gap.start, gap.end) == (10_000, 20_000)
+
+
+async def recover_in(run: Run, source: Source = MICROPHONE, *, folder: Path = Path()) -> Resume:
+    return await recover("desk", source, rate=RATE, folder=folder, spool=run.spool, journal=run.journal)
+
+
+async def test_a_step_of_the_clock_that_nobody_journalled_is_no_hole(tmp_path: Path, autojump_clock: Clock) -> None:
+    """The daemon died behind a step: the account of what was captured is one stretch, in positions and in time."""
+    await play(tmp_path, [Talk(10)], 11)
+    async with open_run(tmp_path, []) as run:
+        (last,) = run.spool.segments()
+        await run.spool.append(tone(10_000, 200), last.when(last.end, RATE) + timedelta(seconds=10))
+        await run.spool.cut()
+        await recover_in(run)
+        (captured,) = (cover for cover in await run.journal.covered("desk") if cover.state == "captured")
+        assert (captured.start, captured.end, captured.until - captured.from_) == (
+            0,
+            10_200,
+            timedelta(seconds=20.2),
+        )
+
+
+async def test_a_file_that_is_not_there_now_is_taken_for_the_same(tmp_path: Path, autojump_clock: Clock) -> None:
+    """Its share may not be mounted yet: what was recorded of it counts. Another file is another one."""
+    (tmp_path / "talk.wav").write_bytes(b"any")
+    await play(tmp_path, [Talk(100)], 10.5, File("talk.wav"), folder=tmp_path)
+    (tmp_path / "talk.wav").unlink()
+    async with open_run(tmp_path, []) as run:
+        resume = await recover_in(run, File("talk.wav"), folder=tmp_path)
+        assert resume.file is not None
+        assert (resume.file.start, resume.position) == (0, 10_400)
+        assert (await recover_in(run, File("other.wav"), folder=tmp_path)).file is None
+
+
+async def test_many_segments_are_recovered_once_each(tmp_path: Path, autojump_clock: Clock) -> None:
+    """A journal that was away for an hour learns of everything, a part at a time."""
+    async with (
+        open_journal(tmp_path / "journal.sqlite", inline=True) as journal,
+        open_spool(tmp_path / "spool", rate=RATE, segment_seconds=0.1, inline=True) as spool,
+    ):
+        for number in range(250):
+            await spool.append(tone(100 * number, 100), utc(number / 10))
+        await recover("desk", MICROPHONE, rate=RATE, folder=tmp_path, spool=spool, journal=journal)
+        assert [audio.position for audio in of(Audio, await journal.read(0))] == list(range(0, 25_000, 100))
 
 
 async def test_a_machine_without_room_for_a_process_is_waited_for(tmp_path: Path, autojump_clock: Clock) -> None:

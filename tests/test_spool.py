@@ -91,6 +91,18 @@ class SlowDisk(Disk):
         super().write(file, audio, offset)
 
 
+class SlowSync(SlowDisk):
+    """The fear: a disk that takes as long as somebody lets it until data is durable."""
+
+    def write(self, file: int, audio: bytes, offset: int) -> None:
+        Disk.write(self, file, audio, offset)
+
+    def sync(self, file: int) -> None:
+        self.begun.set()
+        self.go.wait(30)
+        super().sync(file)
+
+
 class CountingDisk(Disk):
     """Not a fear: tells how often data was made durable."""
 
@@ -289,6 +301,20 @@ async def test_a_cancelled_append_still_tells_of_the_segment_that_it_closed(tmp_
         nursery.cancel_scope.cancel()
         disk.go.set()
     assert [(one.position, one.end) for one in closed] == [(0, 200)]
+
+
+async def test_a_cancelled_cut_is_completed(tmp_path: Path) -> None:
+    """Who is told to stop while a segment is closed leaves it closed, and the position where it is to be."""
+    disk = SlowSync()
+    async with open_spool(tmp_path, rate=RATE, disk=disk, sync_interval=1000) as spool:
+        await spool.append(tone(0, 200), at(0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: spool.cut(skip=50))
+            await trio.to_thread.run_sync(disk.begun.wait)
+            nursery.cancel_scope.cancel()
+            disk.go.set()
+        assert spool.end == 250
+        assert [(one.position, one.end) for one in spool.segments()] == [(0, 200)]
 
 
 async def test_an_append_that_was_cancelled_before_it_began_is_not_counted(tmp_path: Path) -> None:
