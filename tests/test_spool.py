@@ -7,7 +7,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,15 @@ class SlowSync(SlowDisk):
 
 
 class CountingDisk(Disk):
-    """Not a fear: tells how often data was made durable."""
+    """Not a fear: tells how often data was made durable, and names."""
 
     def __init__(self) -> None:
         self.syncs = 0
+        self.folders = 0
+
+    def sync_folder(self, folder: Path) -> None:
+        self.folders += 1
+        super().sync_folder(folder)
 
     def sync(self, file: int) -> None:
         self.syncs += 1
@@ -236,6 +241,82 @@ async def test_audio_is_made_durable_once_per_interval(tmp_path: Path, autojump_
         assert 9 <= disk.syncs <= 10
         await trio.sleep(60)
         assert disk.syncs <= 11
+
+
+async def test_what_is_left_is_durable(tmp_path: Path) -> None:
+    """Leaving makes the last second durable and closes its file, cancelled or not."""
+    disk = CountingDisk()
+    with trio.CancelScope() as scope:
+        async with spool_of(tmp_path, disk=disk) as spool:
+            await speak(spool, 200)
+            scope.cancel()
+            await trio.sleep_forever()
+    assert disk.syncs == 1
+    assert open_below(tmp_path) == 0
+
+
+async def test_only_the_open_segment_is_an_open_file(tmp_path: Path) -> None:
+    """Three thousand segments a day: a process has a thousand descriptors."""
+    async with spool_of(tmp_path) as spool:
+        await speak(spool, 95_000)
+        await listen(spool)
+        assert open_below(tmp_path) == 1
+
+
+def open_below(folder: Path) -> int:
+    """The descriptors of this process that lead into the folder."""
+    found = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of this very listing
+            found += descriptor.readlink().is_relative_to(folder)
+    return found
+
+
+async def test_only_the_first_segment_after_time_without_a_source_is_fresh(tmp_path: Path) -> None:
+    """Each one would end a turn."""
+    async with spool_of(tmp_path) as spool:
+        await spool.cut(fresh=True)
+        await speak(spool, 65_000)
+        assert [segment.fresh for segment in spool.recorded()] == [True, False, False]
+
+
+async def test_what_is_being_written_is_erased_in_its_file(tmp_path: Path) -> None:
+    """The open segment is read from memory: that its file holds nothing of it any more is seen there only."""
+    async with spool_of(tmp_path) as spool:
+        await speak(spool, 1000)
+        await spool.erase(200, 400, journalled=0)
+        (path,) = files(tmp_path)
+        assert path.read_bytes() == tone(0, 200) + bytes(400) + tone(400, 600)
+
+
+async def test_a_room_of_which_all_is_erased_goes_on_where_it_was(tmp_path: Path) -> None:
+    """The newest segment stays, as zeros: from its name and size the next start knows the position."""
+    async with spool_of(tmp_path) as spool:
+        await speak(spool, 60_000)
+        await spool.erase(0, 60_000, journalled=60_000)
+    async with spool_of(tmp_path) as spool:
+        assert spool.end == 60_000
+        assert b"".join(piece.audio for piece in await listen(spool)) == bytes(60_000)
+
+
+async def test_that_something_is_erased_is_durable(tmp_path: Path) -> None:
+    """Names of what is gone come back after a power cut, where the folder was not made durable behind the last."""
+    disk = CountingDisk()
+    async with spool_of(tmp_path, disk=disk) as spool:
+        await speak(spool, 95_000)
+        before = disk.folders
+        await spool.erase(0, 60_000, journalled=spool.end)
+        assert [segment.position for segment in spool.segments()] == [60_000]
+        assert disk.folders == before + 1
+
+
+async def test_what_the_quota_took_meanwhile_is_erased(tmp_path: Path) -> None:
+    """A file that is gone holds nothing."""
+    async with spool_of(tmp_path) as spool:
+        await speak(spool, 95_000)
+        spool.segments()[0].path.unlink()
+        await spool.erase(10_000, 40_000, journalled=spool.end)
+        assert spool.segments()[1].path.read_bytes() == bytes(20_000) + tone(40_000, 20_000)
 
 
 async def test_a_full_disk_counts_nothing_and_heals(tmp_path: Path) -> None:
