@@ -3,6 +3,7 @@
 Time is virtual where hooks are asynchronous. Where they are synchronous there is a thread, and real time, kept short.
 """
 
+import asyncio
 import threading
 import time
 import tracemalloc
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import pytest
 import structlog
 import trio
+import trio.lowlevel
 import trio.testing
 
 from roomtone.delivery import Delivery, SinkStatus
@@ -490,6 +492,111 @@ async def test_context_that_swallows_the_failure_changes_nothing(
     assert "Fault: on purpose (" in logs[0]["error"]
 
 
+def done_after_a_minute(received: Received) -> Callable[[Context], AbstractAsyncContextManager[object]]:
+    """A context with a time limit around its `yield`: cancelled by itself, it ends without an error."""
+
+    @asynccontextmanager
+    async def opening(context: Context) -> AsyncIterator[object]:
+        with trio.move_on_after(60):
+            yield received
+
+    return opening
+
+
+def crashes_quietly(received: Received) -> Callable[[Context], AbstractAsyncContextManager[object]]:
+    """A context that swallows what a task of its own has raised."""
+
+    @asynccontextmanager
+    async def opening(context: Context) -> AsyncIterator[object]:
+        async def crash() -> None:
+            await trio.sleep(60)
+            raise Fault
+
+        with suppress(BaseExceptionGroup):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(crash)
+                yield received
+
+    return opening
+
+
+def raises_cancelled(received: Received) -> Callable[[Context], AbstractAsyncContextManager[object]]:
+    """A hook that raises, out of its scope, what cancelled it there."""
+
+    class Confused:
+        @hookimpl
+        async def event(self, event: Durable) -> None:
+            await received.event(event)
+            if event.seq == 3 and received.seqs.count(3) == 1:
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    try:
+                        await trio.lowlevel.checkpoint()
+                    except trio.Cancelled as error:
+                        kept = error
+                raise kept
+
+    return opens(Confused())
+
+
+@pytest.mark.parametrize("wrong", [done_after_a_minute, crashes_quietly, raises_cancelled])
+async def test_cancellation_of_the_sinks_own_is_not_the_end(
+    tmp_path: Path,
+    autojump_clock: trio.abc.Clock,
+    wrong: Callable[[Received], Callable[[Context], AbstractAsyncContextManager[object]]],
+) -> None:
+    """A sink whose own code has cancelled it is opened again; nobody takes it for one that has everything."""
+    received = Received()
+    with structlog.testing.capture_logs() as logs, trio.fail_after(1000):
+        async with house(tmp_path) as around:
+            around.deliver(sink(wrong(received)))
+            await around.commit(3)
+            await trio.sleep(100)
+            await around.commit(3)
+            await around.acknowledged(6)
+
+    assert in_order(received.seqs) == [1, 2, 3, 4, 5, 6]
+    assert "sink.failed" in events_of(logs)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, BaseException])
+@pytest.mark.parametrize("where", ["open", "hook", "flush", "leave"])
+async def test_whatever_is_raised_is_contained(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, where: str, error: type[BaseException]
+) -> None:
+    """What is no Exception ends the daemon no more than any other error, wherever it is raised."""
+    received, left = Received(), [error()]
+
+    def fail(here: str) -> None:
+        if here == where and left:
+            raise left.pop()
+
+    class Wild:
+        @hookimpl
+        async def event(self, event: Durable) -> None:
+            fail("hook")
+            await received.event(event)
+
+        @hookimpl
+        async def flush(self) -> None:
+            fail("flush")
+
+    @asynccontextmanager
+    async def opening(context: Context) -> AsyncIterator[object]:
+        fail("open")
+        yield Wild()
+        fail("leave")
+
+    with structlog.testing.capture_logs() as logs, trio.fail_after(1000):
+        async with house(tmp_path) as around:
+            around.deliver(sink(opening))
+            await around.commit(3)
+            await around.acknowledged(3)
+
+    assert in_order(received.seqs) == [1, 2, 3]
+    assert error.__name__ in logs[0]["error"]
+
+
 async def test_what_returned_is_acknowledged_before_the_failure(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """When a hook raises, the events before it do not come again if flush succeeds; if flush fails too, they do."""
     for flush_fails, expected in ((False, [1, 2, 3, 4, 5, 6]), (True, [1, 2, 3, 4, 1, 2, 3, 4, 5, 6])):
@@ -910,7 +1017,7 @@ async def test_short_trouble_is_no_news(tmp_path: Path, autojump_clock: trio.abc
 
 
 async def test_long_trouble_is_told_once_and_its_end_once(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """A receiver that is away for days is a notice after some minutes and another when it is back; nothing is lost."""
+    """A receiver that is away for hours is a notice after some minutes and another when it is back; nothing is lost."""
     received, is_away = Received(), True
 
     @asynccontextmanager
@@ -925,7 +1032,7 @@ async def test_long_trouble_is_told_once_and_its_end_once(tmp_path: Path, autoju
             await around.commit(5)
             await trio.sleep(100)
             assert around.journal.tip == 5
-            await trio.sleep(3 * 86_400)
+            await trio.sleep(6 * 3600)  # some 700 attempts, with an fsync or two each
             assert around.journal.tip == 6
             assert delivery.status().state == "failing"
             assert delivery.status().behind == 6
@@ -939,7 +1046,7 @@ async def test_long_trouble_is_told_once_and_its_end_once(tmp_path: Path, autoju
                 "sink.recovered",
             ]
     assert received.seqs == [1, 2, 3, 4, 5, 6, 7]
-    assert len([entry for entry in logs if entry["event"] == "sink.failed"]) < 16
+    assert len([entry for entry in logs if entry["event"] == "sink.failed"]) < 12
 
 
 async def test_flapping_sink_makes_no_stream_of_notices(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:

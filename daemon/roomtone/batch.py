@@ -101,8 +101,10 @@ class Batch:
                 await make(call.hook, call.arguments)
             except Exception as error:  # noqa: BLE001 - the plugin boundary
                 raised = error
-            except SystemExit:
-                raised = SinkFailed(f"{call.hook.name} raised SystemExit")
+            except BaseException as error:
+                if _is_cancelled(error):
+                    raise
+                raised = SinkFailed(f"{call.hook.name} raised {type(error).__name__}")
 
 
 def _next(calls: Generator[Call, None, None], raised: Exception | None) -> Call | None:
@@ -110,6 +112,13 @@ def _next(calls: Generator[Call, None, None], raised: Exception | None) -> Call 
         return next(calls) if raised is None else calls.throw(raised)
     except StopIteration:
         return None
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether it is cancellation, or has some in it."""
+    return isinstance(error, trio.Cancelled) or (
+        isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None
+    )
 
 
 def _refusal(error: Exception) -> str | None:

@@ -35,6 +35,11 @@ from roomtone.worker import Worker
 BATCH = 1000
 """Events in a batch at most; also how many uninteresting ones may pass before the cursor is made durable."""
 
+_CANCELLED = (
+    "its own code has cancelled it: a cancel scope or a crashed task around the `yield` of `open` does that, or a "
+    "hook that raises trio.Cancelled"
+)
+
 State: TypeAlias = Literal["opening", "active", "failing", "stuck", "configuration error", "paused"]
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -188,21 +193,27 @@ class Delivery:
                     await self._obey()
 
     async def _attempt(self) -> BaseException | None:
-        """Open the sink and pump. None: everything is delivered and the sink was left; else what failed."""
-        failure: BaseException
+        """Open the sink and pump. None: everything is delivered and the sink was left; else what failed.
+
+        A sink's own code can cancel it too, and scopes let nothing be seen of that: so the end is what is told by
+        `pumped`, and not that nothing was raised.
+        """
+        failure: BaseException | None = None
+        pumped = trio.Event()
         try:
             # A nursery for each attempt: whatever a sink leaves running in it ends with the attempt.
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._session, nursery)
+                nursery.start_soon(self._session, nursery, pumped)
         except* JournalError:
             raise
-        except* (Exception, SystemExit) as group:  # noqa: BLE001 - the plugin boundary
+        except* BaseException as group:  # noqa: BLE001 - the plugin boundary
+            await trio.lowlevel.checkpoint_if_cancelled()
             failure = innermost(group)
-        else:
-            return None
+        if failure is None and not pumped.is_set():
+            return SinkFailed(_CANCELLED)
         return failure
 
-    async def _session(self, attempt: trio.Nursery) -> None:
+    async def _session(self, attempt: trio.Nursery, pumped: trio.Event) -> None:
         """From opening to leaving, each within the sink's timeout: the deadline stands for one, then for the other."""
         cause: Exception | None = None
         where = "opening"
@@ -213,7 +224,7 @@ class Delivery:
                     plugin = await stack.enter_async_context(opened(self._sink, self._context))
                     patience.deadline = float("inf")
                 try:
-                    await self._serve(bind(plugin, name=self._name), attempt)
+                    await self._serve(bind(plugin, name=self._name), attempt, pumped)
                 except Exception as error:
                     cause = error
                     raise
@@ -225,14 +236,17 @@ class Delivery:
             raise cause
         if patience.cancelled_caught:
             raise SinkFailed(f"{where} took longer than {self._sink.timeout:g} s")
+        if not pumped.is_set():
+            raise SinkFailed(_CANCELLED)
         attempt.cancel_scope.cancel()
 
-    async def _serve(self, hooks: Implementation, attempt: trio.Nursery) -> None:
+    async def _serve(self, hooks: Implementation, attempt: trio.Nursery, pumped: trio.Event) -> None:
         worker = Worker(hooks, timeout=self._sink.timeout, nursery=attempt, on_overdue=self._tell_stuck)
         async with trio.open_nursery() as nursery:
             if hooks.live:
                 nursery.start_soon(self._follow_live, worker)
             await self._pump(worker)
+            pumped.set()
             nursery.cancel_scope.cancel()
 
     async def _pump(self, worker: Worker) -> None:
