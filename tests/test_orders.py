@@ -238,6 +238,7 @@ from roomtone import encode, hookimpl
 def event(event):
     with open("{folder}/plain", "ab") as file:
         file.write(encode(event) + b"\\n")
+    print("plain has", event.kind)
 """
 
 CONFIG = """
@@ -272,6 +273,7 @@ def test_commands_and_a_daemon(tmp_path: Path) -> None:
     config = prepare(tmp_path)
     with run(tmp_path, config) as daemon:
         daemon.wait_for(lambda: ids(tmp_path, "plain"))
+        daemon.wait_for(lambda: "plain has recording_started\n" in daemon.log)
         assert roomtone(tmp_path, "pause", "plain", "--reason", "for a while").exit_code == 0
         daemon.wait_for(lambda: standing(tmp_path, "plain")["status"] == "paused")
         before = ids(tmp_path, "plain")

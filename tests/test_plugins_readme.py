@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from journalled import context, deliver_all
 from receiver import Answer, open_receiver
 from roomtone import Answer as AnswerEvent
-from roomtone import Audio, Durable, Interim, Sink, Turn, Word, cli, encode
+from roomtone import Audio, Durable, Interim, Level, Sink, Turn, Word, cli, encode
 from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.sinks import command as sinks_command
 from roomtone.config import load
@@ -260,6 +260,8 @@ def test_every_kind_and_field_is_on_the_page() -> None:
         expected[str(struct.__struct_config__.tag)] = [name for name in fields if name not in ENVELOPE]
     assert written == expected
     assert {"kind", *msgspec.json.decode(encode(TURN))} - set(expected["turn"]) == ENVELOPE
+    assert all(hasattr(TURN, name) for name in ENVELOPE)
+    assert (TURN.kind, hasattr(Interim, "kind"), hasattr(Level, "kind")) == ("turn", True, True)
     assert all(f"`{name}`" in PAGE for name in (*ENVELOPE, *Word.__struct_fields__))
 
 

@@ -28,7 +28,16 @@ class Word(msgspec.Struct, frozen=True):
     speaker: str | None = None
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+class Tagged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What every event has, durable or live."""
+
+    @property
+    def kind(self) -> str:
+        """What it is called in JSON, which is also the name of its hook."""
+        return str(self.__struct_config__.tag)
+
+
+class Event(Tagged, frozen=True, kw_only=True):
     """What every durable event has. `position` and `at` are where the fact begins (a turn: its first word).
 
     `seq` orders all rooms in one sequence; `id` is a UUIDv7. Both are given at commit, and zero and empty before.
@@ -40,6 +49,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     room: str
     position: int
     at: datetime
+
+    @property
+    def kind(self) -> str:
+        """What it is called in JSON, which is also the name of its hook."""
+        return str(self.__struct_config__.tag)
 
 
 class RecordingStarted(Event, frozen=True, kw_only=True, tag="recording_started"):
@@ -184,7 +198,7 @@ class Notice(Event, frozen=True, kw_only=True, tag="notice"):
     text: str
 
 
-class Interim(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="interim"):
+class Interim(Tagged, frozen=True, kw_only=True, tag="interim"):
     """Text that may still change: replaced by the next of the same session and turn, ended by its turn."""
 
     room: str
@@ -195,7 +209,7 @@ class Interim(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     text: str
 
 
-class Level(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="level"):
+class Level(Tagged, frozen=True, kw_only=True, tag="level"):
     """How loud the last block was, in dB below full scale: `rms` and `peak`, 0 at most, -96.3 for silence."""
 
     room: str
@@ -241,7 +255,7 @@ _decoder: msgspec.json.Decoder[Durable] = msgspec.json.Decoder(Durable)
 
 def kind_of(event: Durable | Live) -> str:
     """The event's `kind`, which is also the name of its hook."""
-    return str(event.__struct_config__.tag)
+    return event.kind
 
 
 KINDS: tuple[str, ...] = tuple(str(kind.__struct_config__.tag) for kind in get_args(Durable))

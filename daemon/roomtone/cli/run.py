@@ -1,5 +1,6 @@
 """`roomtone run`: the daemon."""
 
+import io
 import os
 import sys
 from datetime import UTC, datetime
@@ -42,6 +43,8 @@ def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
     logs.configure("debug" if verbose else level, sys.stderr)
     config.sinks.update(extra)
     os.umask(places.UMASK)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what a sink prints is there at once, and not 8 kB later
     environ = secret.take(os.environ)
     trio.run(service.run, config, environ, reread)
     if is_printing:

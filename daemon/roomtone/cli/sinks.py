@@ -174,9 +174,11 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"  {sink.name:12} {sink.kind:10} {', '.join(_facts(sink))}"
         if sink.reason:
             yield f"  {'':12} {sink.reason}"
-    if report.problems:
+    told = [sink.reason for sink in report.sinks if sink.reason]
+    left = [problem for problem in report.problems if not any(problem.text in reason for reason in told)]
+    if left:
         yield "plugins that do not load"
-    yield from (f"  {problem.plugin:12} {problem.text}" for problem in report.problems)
+    yield from (f"  {problem.plugin:12} {problem.text}" for problem in left)
 
 
 def _facts(sink: Standing) -> Iterator[str]:
