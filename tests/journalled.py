@@ -1,6 +1,6 @@
 """Events as the journal hands them to a sink: numbered from 1, with ids that only grow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +11,7 @@ import trio
 
 from roomtone import Context, Durable, Sink
 from roomtone.delivery import run_sink
-from roomtone.journal import Refusal, open_journal
+from roomtone.journal import Journal, Refusal, open_journal
 from roomtone.live import Live
 from roomtone.sinks import PROJECT, Hooks
 
@@ -61,3 +61,15 @@ async def deliver_all(sink: Sink, folder: Path, facts: Sequence[Durable]) -> lis
                 await trio.sleep(0.01)
         closing.set()
         return await journal.refused(told.name)
+
+
+def fill_disk(journal: Journal) -> Callable[[], None]:
+    """A full disk as SQLite itself reports it. Returns what makes room again."""
+    writer = journal._database._writer
+    pages = writer.execute("PRAGMA page_count").fetchone()[0]
+    writer.execute(f"PRAGMA max_page_count = {pages}")
+
+    def make_room() -> None:
+        writer.execute("PRAGMA max_page_count = 1000000")
+
+    return make_room

@@ -113,7 +113,9 @@ def test_reports_cover_everything_once(steps: list[tuple[str, int]]) -> None:
             case "close":
                 ledger.closed(turn, Span(max(0, ledger.sent - amount), ledger.sent))
                 turn += 1
+        assert ledger.report(now) == ledger.report(now)
         acknowledged, rows = ledger.report(now)
+        ledger.settle(acknowledged)
         for span, _ in rows:
             assert span.start == reported
             reported = span.end

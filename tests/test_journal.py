@@ -3,7 +3,6 @@
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -18,6 +17,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from journalled import fill_disk
 from roomtone.database import SCHEMA
 from roomtone.events import Durable, Gap, Muted, Notice
 from roomtone.facts import next_id
@@ -505,18 +505,6 @@ async def test_a_crash_after_a_clean_stop_is_known_as_one(tmp_path: Path, path: 
         assert journal.interrupted
     async with open_journal(path) as journal:
         assert not journal.interrupted
-
-
-def fill_disk(journal: Journal) -> Callable[[], None]:
-    """A full disk as SQLite itself reports it. Returns what makes room again."""
-    writer = journal._database._writer
-    pages = writer.execute("PRAGMA page_count").fetchone()[0]
-    writer.execute(f"PRAGMA max_page_count = {pages}")
-
-    def make_room() -> None:
-        writer.execute("PRAGMA max_page_count = 1000000")
-
-    return make_room
 
 
 async def test_full_disk_is_waited_out(path: Path, autojump_clock: trio.abc.Clock) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import trio
 from trio.testing import MockClock
 
+from journalled import fill_disk
 from roomtone.events import Turn, Word
 from roomtone.speech.coverage import Ledger
 from roomtone.speech.minutes import Minutes
@@ -121,3 +122,20 @@ async def test_a_session_beside_this_one_has_said_more(tmp_path: Path, autojump_
 
         turns = await new_turns(room)
         assert [[word.end / RATE for word in turn.words] for turn in turns] == [[4.0], [8.0]]
+
+
+async def test_what_is_not_written_is_not_settled(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A commit that is cancelled while the disk is full leaves the turn waiting, and the position where it was."""
+    async with take_minutes(tmp_path, [1.0]) as (minutes, room):
+        make_room = fill_disk(room.journal)
+        minutes.add(heard(0, *(3 + number / 100 for number in range(200))))
+        with trio.move_on_after(20) as patience:
+            await minutes.journal(whatever_comes=True)
+        assert patience.cancelled_caught
+        assert minutes.acknowledged == 1
+        assert await new_turns(room) == []
+        make_room()
+        await minutes.journal(whatever_comes=True)
+
+        (turn,) = await new_turns(room)
+        assert len(turn.words) == 200

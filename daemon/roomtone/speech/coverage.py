@@ -7,7 +7,9 @@ or the budget) or *pending* (anything else).
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 
 SETTLING = 10.0
@@ -139,14 +141,26 @@ class Ledger:
         heard = Spans([(self.start, self.heard(now))])
         return (heard | self._finals).reach(self.start)
 
+    def after(self, turns: Mapping[int, Span | None]) -> "Ledger":
+        """How this ledger will stand when these turns are in the journal."""
+        ledger = deepcopy(self)
+        for turn, words in turns.items():
+            ledger.closed(turn, words)
+        return ledger
+
+    def settle(self, acknowledged: int, turns: Mapping[int, Span | None] = MappingProxyType({})) -> None:
+        """What `report` has said is in the journal now, and so are these turns. Nothing is settled before."""
+        for turn, words in turns.items():
+            self.closed(turn, words)
+        self._reported = max(self._reported, acknowledged)
+        self._finals -= Spans([(self.start, self._reported)])
+        self.start = max(self.start, self._reported)
+
     def report(self, now: float) -> tuple[int, list[tuple[Span, Settled]]]:
-        """The acknowledged position, and the spans newly settled since the last report as transcribed or silent."""
+        """The acknowledged position, and the spans to be settled since the last report as transcribed or silent."""
         acknowledged = self.acknowledged(now)
         fresh = Spans([(self._reported, acknowledged)])
         transcribed = fresh & self._finals
         rows: list[tuple[Span, Settled]] = [(span, "transcribed") for span in transcribed]
         rows += [(span, "silent") for span in fresh - transcribed]
-        self._reported = max(self._reported, acknowledged)
-        self._finals -= Spans([(self.start, self._reported)])
-        self.start = max(self.start, self._reported)
         return acknowledged, sorted(rows)

@@ -153,11 +153,15 @@ class Minutes:
         """Write what has become due: turns whose seam is decided now, and coverage once in REPORT_EVERY seconds."""
         await self.journal()
         await self._journal_answers()
-        if trio.current_time() >= self._reported_at + REPORT_EVERY and self._settled.is_set():
-            await self._commit(())
+        async with self._desk.seam:
+            if trio.current_time() >= self._reported_at + REPORT_EVERY and self._settled.is_set():
+                await self._commit(())
 
     async def journal(self, *, whatever_comes: bool = False) -> None:
-        """Write the turns whose seam is decided, or all of them, and what they settle, in one transaction."""
+        """Write the turns whose seam is decided, or all of them, and what they settle, in one transaction.
+
+        Cancelled, it has written nothing, and they wait on.
+        """
         async with self._desk.seam:
             if self._waiting and (self._settled.is_set() or whatever_comes):
                 await self._journal(whatever_comes=whatever_comes)
@@ -166,7 +170,7 @@ class Minutes:
         old = await self._recall()
         if not (self._decided(old) or whatever_comes):
             return
-        waiting, self._waiting = self._waiting, []
+        waiting = tuple(self._waiting)
         self._keep(waiting, old)
         turns: list[Turn] = []
         for turn, heard in waiting:
@@ -174,9 +178,14 @@ class Minutes:
             kept = [i for i in self._kept[turn.turn_order].indexes if limit is None or heard[i].end <= limit]
             if kept or not heard:
                 turns.append(self._turn(turn, tuple(heard[i] for i in kept), whole=len(kept) == len(heard)))
-            span = Span(heard[0].start, max(word.end for word in heard)) if heard else None
-            self._ledger.closed(turn.turn_order, span)
-        events = await self._commit([*turns, *self._replies.marks(turns)])
+        closed = {
+            turn.turn_order: Span(heard[0].start, max(word.end for word in heard)) if heard else None
+            for turn, heard in waiting
+        }
+        events = await self._commit([*turns, *self._replies.marks(turns)], closed)
+        # One that was corrected meanwhile is another entry, and still waits.
+        done = {id(entry) for entry in waiting}
+        self._waiting = [entry for entry in self._waiting if id(entry) not in done]
         written = {event.turn_order: event for event in events if isinstance(event, Turn)}
         self._ids.update((order, turn.id) for order, turn in written.items())
         self._replies.written((turn.turn_order for turn, _ in waiting), written)
@@ -246,11 +255,16 @@ class Minutes:
             supersedes=self._ids.get(turn.turn_order),
         )
 
-    async def _commit(self, facts: Sequence[Fact]) -> tuple[Durable, ...]:
-        """One transaction: these facts, and everything that is newly settled with them."""
+    async def _commit(
+        self, facts: Sequence[Fact], closed: Mapping[int, Span | None] = MappingProxyType({})
+    ) -> tuple[Durable, ...]:
+        """One transaction: these facts, and everything that is newly settled with them and with the turns they close.
+
+        Nothing counts as settled before it is in the journal.
+        """
         desk = self._desk
         self._reported_at = trio.current_time()
-        acknowledged, rows = self._ledger.report(self._reported_at)
+        acknowledged, rows = self._ledger.after(closed).report(self._reported_at)
         covers = [
             Cover(
                 room=desk.room,
@@ -263,12 +277,11 @@ class Minutes:
             )
             for span, state in rows
         ]
-        moved = acknowledged > self.acknowledged
+        marks = self._marks(acknowledged) if acknowledged > self.acknowledged else ()
+        events = await desk.journal.commit(*facts, *covers, *marks) if facts or covers or marks else ()
         self.acknowledged = max(self.acknowledged, acknowledged)
-        marks = self._marks(acknowledged) if moved else ()
-        if not (facts or covers or marks):
-            return ()
-        return await desk.journal.commit(*facts, *covers, *marks)
+        self._ledger.settle(acknowledged, closed)
+        return events
 
     @property
     def is_expecting(self) -> bool:
