@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from conftest import Report
-from roomtone.events import SessionEnded
+from journalled import fill_disk
+from roomtone.events import Notice, SessionEnded
+from roomtone.speech.parameters import Streaming
+from roomtone.speech.terms import Terms
 from roomtone.speech.transcriber import LAST_TRY, transcribe
 from roomtone.testing.conversation import Manner
 from roomtone.testing.faults import (
@@ -282,6 +285,113 @@ async def test_random_kills(
 
     assert unsettled == 0
     assert len(missing) + doubled <= allowed * len(ended)
+
+
+async def connections(folder: Path, faults: Faults, seconds: float, **more: Any) -> list[float]:
+    """When, in seconds from the first, a room in which somebody speaks for so long asked for its sessions."""
+    async with (
+        open_service(faults=faults, port=None, utc=trio.current_time) as service,
+        open_room(folder, reach(service)) as room,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(partial(transcribe, room.desk, realtime=True, **({"utc": trio.current_time} | more)))
+        await room.record(speak(range(1, 1000), RATE)[: round(seconds * RATE) * 2])
+        nursery.cancel_scope.cancel()
+        return [session.asked_at - service.sessions[0].asked_at for session in service.sessions]
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_service_that_asks_for_time_gets_it(told: bool, tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A refusal with Retry-After is not tried again before that."""
+    faults = script({0: [Refuse(503, told=told, retry_after="100")], 1: [Refuse(429, told=told, retry_after="90")]})
+    _, second, third, *_ = await connections(tmp_path, faults, 300)
+
+    assert 100 <= second < 105
+    assert second + 90 <= third < second + 95
+
+
+async def test_too_many_sessions_are_backed_off_from(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The limit of new sessions is met with a minute at least."""
+    asked = (await connections(tmp_path, script({number: [Refuse(429)] for number in range(3)}), 300))[:4]
+
+    assert len(asked) == 4
+    assert min(later - sooner for sooner, later in pairwise(asked)) >= 60
+
+
+async def test_a_clock_that_is_ahead_relieves_nobody(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """By a clock that is four hours ahead every session has expired already; it is not that one which ends them."""
+    asked = await connections(tmp_path, script({}), 400, utc=lambda: trio.current_time() + 4 * 3600)
+
+    assert asked == [0]
+
+
+async def test_it_is_said_that_sessions_are_accepted_again(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The notice comes with the session, not with its end hours later; and a new refusal is news again."""
+    wrong = [Close(1008, "Unauthorized Connection: Invalid API key")]
+    async with (
+        open_service(
+            faults=script({0: wrong, 1: [Drop(seconds=100)], 2: wrong}), port=None, utc=trio.current_time
+        ) as service,
+        open_room(tmp_path, reach(service, remote=False)) as room,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        await room.record(quiet(380, RATE))
+        assert await notices(room) == ["session.refused", "session.recovered"]
+        await room.record(quiet(100, RATE))
+        assert await notices(room) == ["session.refused", "session.recovered", "session.refused"]
+        nursery.cancel_scope.cancel()
+
+
+async def notices(room: Room) -> list[str]:
+    found = await room.journal.select("desk", ["notice"], 0, 1 << 60)
+    return [event.code for event in sorted(found, key=lambda event: event.seq) if isinstance(event, Notice)]
+
+
+async def test_a_session_that_waits_to_relieve_another_is_kept_alive(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The service ends sessions in which nothing is said for five seconds; a pause may take a minute to come."""
+    numbers = list(range(1, 601))
+    speech, terms = speak(numbers, RATE, turn=len(numbers)), Streaming(inactivity_timeout=5)
+    async with (
+        open_service(faults=lambda _: [Expire(100.0)], port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service, streaming=terms), terms=Terms(terms)) as room,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        await room.record(speech)
+        room.spool.end_of_data()
+        await settle(room)
+        nursery.cancel_scope.cancel()
+
+        assert await room.numbers() == numbers
+    assert {session.ended for session in service.sessions} == {"terminated"}
+
+
+async def test_a_session_that_ends_while_it_waits_relieves_nobody(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The old session goes on, and the next attempt to relieve it is backed off."""
+    numbers = list(range(1, 601))
+    faults: Faults = lambda number: [Close(1011, seconds=3)] if number % 3 else [Expire(100.0)]  # noqa: E731
+    heard, unsettled, _ = await listen(tmp_path, faults, audio=speak(numbers, RATE, turn=len(numbers)))
+
+    assert heard == numbers
+    assert unsettled == 0
+
+
+async def test_a_full_disk_does_not_hold_a_session_that_is_left(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Where the journal has no room for the last of a session, it is left all the same, and heard again later."""
+    async with open_service(port=None, utc=trio.current_time) as service:
+        async with open_room(tmp_path, reach(service)) as room, trio.open_nursery() as nursery:
+            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            await room.record(speak(range(1, 21), RATE))
+            fill_disk(room.journal)
+            await room.record(speak(range(21, 41), RATE))
+            nursery.cancel_scope.cancel()
+            begun = trio.current_time()
+        assert trio.current_time() - begun < 30
+        async with open_room(tmp_path, reach(service)) as room:
+            room.spool.end_of_data()
+            await transcribe(room.desk, realtime=True, utc=trio.current_time)
+            assert await room.numbers() == list(range(1, 41))
 
 
 async def leave(folder: Path, faults: Faults, stop: float, *, audio: bytes) -> tuple[float, list[int], list[int]]:

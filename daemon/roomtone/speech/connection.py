@@ -11,6 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
@@ -29,6 +30,7 @@ from trio_websocket import (
 from wsproto.utilities import ProtocolError
 
 from roomtone.speech import protocol
+from roomtone.speech.completion import wait_of
 from roomtone.speech.protocol import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage, Verdict
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -43,6 +45,8 @@ socket's back-pressure reaches the service."""
 LEAVING: Final = 2.0
 """Seconds for the closing handshake. trio-websocket's own 60 s would hold a room on a dead network for a minute."""
 
+_HEAD: Final = 8192
+"""Bytes of a server's answer that are looked at."""
 _HEADERS: Final = (("User-Agent", "roomtone"), ("AssemblyAI-Version", "2025-05-12"))
 _SECRET_PARAMETERS: Final = frozenset({"token", "webhook_auth_header_value"})
 _FAILURES: Final = (
@@ -61,15 +65,17 @@ class SessionOver(Exception):  # noqa: N818 - most sessions end well
     """How a session ended, or why there was none.
 
     `code` is the service's, from its Error message before the close code, or the HTTP status of a refused upgrade, or
-    None where the network broke. `text` is for people and holds no secret. `refused`: there was no `Begin`.
+    None where the network broke. `text` is for people and holds no secret. `refused`: there was no `Begin`. `wait` is
+    how many seconds it asks to be left alone.
     """
 
-    def __init__(self, code: int | None, text: str, verdict: Verdict, *, refused: bool) -> None:
+    def __init__(self, code: int | None, text: str, verdict: Verdict, *, refused: bool, wait: float = 0.0) -> None:
         super().__init__(code, text, verdict)
         self.code = code
         self.text = text
         self.verdict = verdict
         self.refused = refused
+        self.wait = wait
 
     def __str__(self) -> str:
         code = "" if self.code is None else f"{self.code}: "
@@ -246,7 +252,14 @@ class _Ending:
             code = code if self.error.error_code is None else self.error.error_code
             text = self.error.error or text
         text = self.redact(text)
-        return SessionOver(code, text, protocol.classify(code, text), refused=not self.begun)
+        return SessionOver(code, text, protocol.classify(code, text), refused=not self.begun, wait=self._wait())
+
+    def _wait(self) -> float:
+        """What the answer to a refused upgrade says in its Retry-After."""
+        if self.status is None:
+            return 0.0
+        found = re.search(rb"\r\nretry-after:([^\r]*)\r", self.head.partition(b"\r\n\r\n")[0] + b"\r", re.IGNORECASE)
+        return wait_of(found[1].decode("ascii", "replace").strip() if found else None, datetime.now(UTC))
 
     def judge(self, failure: BaseException) -> SessionOver:
         status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
@@ -282,8 +295,8 @@ class _Observed(trio.abc.Stream):
         finally:
             if not data:
                 self.ended.set()
-        if len(self._ending.head) < 16:
-            self._ending.head += data[:16]
+        if len(self._ending.head) < _HEAD:
+            self._ending.head += data[:_HEAD]
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 import structlog
 import trio
 
-from roomtone.backoff import Backoff
+from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Notice
 from roomtone.speech.minutes import Desk
 from roomtone.speech.passage import Ending
@@ -32,13 +32,20 @@ class Failures:
         self._has_tried = False
 
     def next_delay(self, ending: Ending) -> float:
+        """Seconds until the next attempt: at least what the service has asked for, and no two rooms in step."""
+        least = ending.wait
         match ending.verdict:
-            case Verdict.RETRY | Verdict.BACK_OFF:
-                return self._backoff.next()
             case Verdict.BACK_OFF_A_MINUTE:
-                return 60.0 + self._backoff.next()
+                least = max(least, 60.0)
             case Verdict.FATAL:
-                return REFUSED + self._backoff.next()
+                least = max(least, REFUSED)
+        return least + self._backoff.next()
+
+    async def begun(self) -> None:
+        """A session is up, so whatever was refused before is accepted again."""
+        if self._told:
+            self._told = ""
+            await self._tell("info", "session.recovered", "The speech service accepts sessions again.")
 
     async def wait_out(self, ending: Ending, lasted: float) -> bool:
         """Wait as long as this ending asks for; a session that lived, not one that spoke, resets the back-off.
@@ -47,13 +54,15 @@ class Failures:
         session was up, there is one more attempt, at once, unless the service wants none so soon.
         """
         self._backoff.healthy_for(lasted)
+        if self._backoff.failures == 0:
+            self._count = 0
         if ending.complete:
-            await self._tell_recovered()
+            self._count = 0
             return True
         self._count += 1
         self._desk.failed(ending.text)
         delay = self.next_delay(ending)
-        if self._count & (self._count - 1) == 0:
+        if is_worth_saying(self._count):
             log.warning("session.failed", room=self._desk.room, reason=ending.text, failures=self._count, next_in=delay)
         if ending.verdict is Verdict.FATAL and ending.text != self._told:
             self._told = ending.text
@@ -65,12 +74,6 @@ class Failures:
             self._has_tried = True
             return ending.verdict in {Verdict.RETRY, Verdict.BACK_OFF}
         return True
-
-    async def _tell_recovered(self) -> None:
-        if self._told:
-            self._told = ""
-            await self._tell("info", "session.recovered", "The speech service accepts sessions again.")
-        self._count = 0
 
     async def _tell(self, severity: Literal["info", "warning", "error"], code: str, text: str) -> None:
         desk = self._desk

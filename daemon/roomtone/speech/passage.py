@@ -32,17 +32,20 @@ LAST_TURN = 1.5
 """Seconds in which the service says what it has heard at last, when it is asked to end the turn."""
 LAST_WORDS = 10.0
 """Seconds that Termination may take after Terminate."""
+CLOSING = 2.0
+"""Seconds that the journal has for the last of a session when everything is cancelled."""
 
 
 class Ending(NamedTuple):
     """How a session was over. `complete`: the service has answered Terminate, so that all it was sent is heard;
-    `begun`: there was one at all.
+    `begun`: there was one at all; `wait`: the service asks to be left alone for so many seconds.
     """
 
     complete: bool
     verdict: Verdict
     text: str
     begun: bool = True
+    wait: float = 0.0
 
 
 class Passage:
@@ -130,14 +133,18 @@ class Passage:
                 with terms.told(self._tell, asked=asked):
                     await self._converse(session)
         except SessionOver as over:
-            if not self.ending.begun:
-                self.ending = Ending(complete=False, verdict=over.verdict, text=str(over), begun=False)
+            begun = self.ending.begun
+            self.ending = Ending(complete=False, verdict=over.verdict, text=str(over), begun=begun, wait=over.wait)
+            if not begun:
                 task_status.started()
         finally:
             self.over.set()
 
     async def _converse(self, session: Session) -> None:
         self.begun_at = trio.current_time()
+        if session.begin.expires_at is not None:
+            self.expires_at = datetime.fromtimestamp(session.begin.expires_at, UTC)
+        await self._wait_until_it_may_send(session)
         minutes = await self._open_minutes(session.begin)
         termination: protocol.Termination | None = None
         try:
@@ -154,14 +161,27 @@ class Passage:
                 nursery.cancel_scope.cancel()
             await self._settled.wait()
         finally:
-            # What the service has said is journalled even when the deadline of a shutdown has struck.
-            with trio.CancelScope(shield=True):
-                await self._close(minutes, termination)
+            # What the service has said is journalled even when the deadline of a shutdown has struck. A full disk must
+            # not hold that up: what it does not take is pending, and heard again at the next start.
+            async with trio.open_nursery() as nursery:
+                with trio.CancelScope(shield=True) as patience:
+                    nursery.start_soon(_hurry, patience)
+                    await self._close(minutes, termination)
+                nursery.cancel_scope.cancel()
+
+    async def _wait_until_it_may_send(self, session: Session) -> None:
+        """Keep a session alive that is to relieve another, for the service ends who says nothing. Raises SessionOver
+        where it has ended already.
+        """
+        pause = min(PING_EVERY, self._desk.terms.streaming.inactivity_timeout / 2)
+        while not self._may_send.is_set():
+            with trio.move_on_after(pause):
+                await self._may_send.wait()
+            if not self._may_send.is_set() and not await session.send(protocol.keep_alive()):
+                while True:
+                    await session.receive()
 
     async def _open_minutes(self, begin: Begin) -> Minutes:
-        if begin.expires_at is not None:
-            self.expires_at = datetime.fromtimestamp(begin.expires_at, UTC)
-        await self._may_send.wait()
         minutes = Minutes(
             self._desk,
             self._track,
@@ -273,3 +293,11 @@ async def _report_for_ever(minutes: Minutes) -> None:
     while True:
         await trio.sleep(1)
         await minutes.report()
+
+
+async def _hurry(patience: trio.CancelScope) -> None:
+    """Once this is cancelled, there is only so much patience left."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        patience.deadline = trio.current_time() + CLOSING

@@ -9,6 +9,7 @@ Where a gate listens first, the live lane has a session only while somebody spea
 acknowledged as such. `roomtone transcribe` makes holes of it.
 """
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -43,6 +44,8 @@ LONGEST = 10_200.0
 """Seconds after which a session is relieved where the service names no end: ten minutes before its three hours."""
 MARGIN = 180.0
 """Seconds before the end that the service names at which the next session is opened, a quarter of short ones."""
+SHORTEST = 20.0
+"""Seconds that every session lasts at the service; one that is said to last less is told by another clock than ours."""
 LAST_TRY = 5.0
 """Seconds that a session may take to begin when the daemon stops: what is pending is kept for the next start."""
 REPORT_EVERY = 10.0
@@ -239,6 +242,8 @@ class _Lanes:
             opening.start_soon(self._hurry, opening.cancel_scope)
             await nursery.start(passage.run)
             opening.cancel_scope.cancel()
+        if passage.ending.begun:
+            await self._failures.begun()
         return passage.ending.begun
 
     async def _hurry(self, opening: trio.CancelScope) -> None:
@@ -333,24 +338,27 @@ class _Lanes:
 
     def _relief_in(self, passage: Passage) -> float:
         """Seconds until this session is to be relieved."""
-        life = self._longest
-        if passage.expires_at is not None:
-            left = passage.expires_at.timestamp() - self._utc()
-            age = trio.current_time() - passage.begun_at
-            life = min(life, age + left - min(MARGIN, (age + left) / 4))
+        whole = trio.current_time() - passage.begun_at + self._left(passage)
+        life = min(self._longest, whole - min(MARGIN, whole / 4))
         return max(0.0, passage.begun_at + life - trio.current_time())
+
+    def _left(self, passage: Passage) -> float:
+        """Seconds until the service ends this session, as far as it says so and our two clocks agree."""
+        if passage.expires_at is None:
+            return math.inf
+        left = passage.expires_at.timestamp() - self._utc()
+        # A clock that is hours ahead would have every session relieved as soon as it begins.
+        return left if trio.current_time() - passage.begun_at + left >= SHORTEST else math.inf
 
     async def _relieve(self, nursery: trio.Nursery, old: Passage) -> Passage:
         """Open the next session before the old one ends, and switch in a pause. The old one where that fails."""
         settled, may_send = trio.Event(), trio.Event()
         new = self._passage(old.position, old.position, settled=settled, may_send=may_send)
-        if not await self._begin(nursery, new):
+        paused = await self._begin(nursery, new) and await self._wait_for_pause(old, new)
+        if new.over.is_set():
             log.warning("session.unrelieved", room=self._desk.room, reason=new.ending.text)
             with trio.move_on_after(self._failures.next_delay(new.ending)):
                 await old.over.wait()
-            return old
-        paused = await self._wait_for_pause(old)
-        if new.over.is_set():
             return old
         if old.over.is_set():
             done = old.acknowledged
@@ -367,19 +375,19 @@ class _Lanes:
         may_send.set()
         return new
 
-    async def _wait_for_pause(self, passage: Passage) -> bool:
-        """Until the last 300 ms that this session was sent are a pause, or it is over. False: no pause came in time."""
-        spool, rate, patience = self._desk.spool, self._desk.rate, PAUSE_WITHIN
-        if passage.expires_at is not None:
-            patience = min(patience, passage.expires_at.timestamp() - self._utc() - SHARED - LAST_WORDS)
-        with trio.move_on_after(max(0.0, patience)):
-            while not passage.over.is_set():
-                begin = max(0, passage.position - 5 * rate)
-                piece = await spool.read(begin, passage.position - begin) if passage.position > begin else None
+    async def _wait_for_pause(self, old: Passage, new: Passage) -> bool:
+        """Until the last 300 ms that the old session was sent are a pause, or one of the two is over. False: no pause
+        came in time.
+        """
+        spool, rate = self._desk.spool, self._desk.rate
+        with trio.move_on_after(max(0.0, min(PAUSE_WITHIN, self._left(old) - SHARED - LAST_WORDS))):
+            while not (old.over.is_set() or new.over.is_set()):
+                begin = max(0, old.position - 5 * rate)
+                piece = await spool.read(begin, old.position - begin) if old.position > begin else None
                 if piece is None or ends_quiet(piece.audio, rate):
                     return True
                 await trio.sleep(self._desk.frame / rate)
-        return passage.over.is_set()
+        return old.over.is_set()
 
     async def _settle(self, old: Passage, end: int, settled: trio.Event) -> None:
         """Let the new session's words into the journal when the old one's are there, or are a hole up to `end`."""

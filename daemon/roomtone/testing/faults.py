@@ -12,10 +12,14 @@ import msgspec
 
 
 class Refuse(msgspec.Struct, frozen=True, tag=True):
-    """Answer the upgrade with this HTTP status. `told`: with the length of the body, else it ends with the stream."""
+    """Answer the upgrade with this HTTP status. `told`: with the length of the body, else it ends with the stream.
+
+    `retry_after` is the header of that name, if there is one.
+    """
 
     status: int = 503
     told: bool = True
+    retry_after: str | None = None
 
 
 class Deaf(msgspec.Struct, frozen=True, tag=True):

@@ -134,7 +134,9 @@ async def open_service(
 
 
 async def _refuse(request: WebSocketRequest, line: Line, one: fault.Refuse) -> None:
+    headers = [] if one.retry_after is None else [(b"Retry-After", one.retry_after.encode())]
     if one.told:
-        await request.reject(one.status, body=b"no")
+        await request.reject(one.status, extra_headers=headers, body=b"no")
     else:
-        await line.send_all(b"HTTP/1.1 %d No\r\nConnection: close\r\n\r\nno" % one.status)
+        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        await line.send_all(b"HTTP/1.1 %d No\r\n%sConnection: close\r\n\r\nno" % (one.status, lines))
