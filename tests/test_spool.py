@@ -6,7 +6,7 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -317,6 +317,40 @@ async def test_what_the_quota_took_meanwhile_is_erased(tmp_path: Path) -> None:
         spool.segments()[0].path.unlink()
         await spool.erase(10_000, 40_000, journalled=spool.end)
         assert spool.segments()[1].path.read_bytes() == bytes(20_000) + tone(40_000, 20_000)
+
+
+async def test_bytes_are_durable_and_so_are_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose folder was not synced may have no name after a power cut, or the one that it had before."""
+    synced: list[str] = []
+
+    def noting(sync: Callable[[int], None]) -> Callable[[int], None]:
+        def synchronize(file: int) -> None:
+            path = Path(f"/proc/self/fd/{file}").readlink()
+            synced.append("folder" if path == tmp_path else path.suffix)
+            sync(file)
+
+        return synchronize
+
+    monkeypatch.setattr(os, "fsync", noting(os.fsync))
+    monkeypatch.setattr(os, "fdatasync", noting(os.fdatasync))
+    async with spool_of(tmp_path, sync_interval=1000) as spool:
+        await spool.append(tone(0, 200), at(0) + timedelta(milliseconds=10))
+        await spool.sync()
+        assert synced == [".pcm", "folder"]
+        await spool.append(tone(200, 200), at(200))  # which knows the time better, so that the name changes
+        synced.clear()
+        await spool.cut()
+        assert synced == [".pcm", "folder"]
+        synced.clear()
+        await spool.erase(0, 100, journalled=0)
+        assert synced == [".pcm", "folder"]
+
+
+def test_a_new_segment_never_takes_the_place_of_another(tmp_path: Path) -> None:
+    """That a name is there already is a mistake of ours, and no reason to lose what it holds."""
+    (tmp_path / "a.pcm").write_bytes(b"audio")
+    with pytest.raises(FileExistsError):
+        Disk().create(tmp_path / "a.pcm")
 
 
 async def test_a_full_disk_counts_nothing_and_heals(tmp_path: Path) -> None:
