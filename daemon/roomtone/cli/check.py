@@ -72,10 +72,12 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
         findings.append(_streaming(name, room, key))
         if room.gate.mode == "speech":
             findings.append(_gate(name, room))
-    is_wanted = any(_endpoint(room, key) == parameters.LOCAL for room in config.rooms.values())
-    if is_wanted or (config.budget.limits() and config.budget.at_cap == "local"):
-        what = "on this machine" if is_wanted else "on this machine, for when the budget is spent"
-        findings.append(Finding("recognizer", what, fault=await recognizer_fault()))
+    if any(_endpoint(room, key) == parameters.LOCAL for room in config.rooms.values()):
+        findings.append(Finding("recognizer", "on this machine", fault=await recognizer_fault()))
+    elif config.budget.limits() and config.budget.at_cap == "local":
+        fault = await recognizer_fault()
+        advice = None if fault is None else f'{fault}; or set [budget] at_cap = "record"'
+        findings.append(Finding("recognizer", "on this machine, for when the budget is spent", fault=advice))
     findings += await _state_and_sinks(config, environ, state)
     findings += [
         Finding(f"plugin {problem.plugin}", "does not load", fault=problem.text) for problem in plugins.problems
