@@ -13,7 +13,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Message, Request, TextMessage
 
 from roomtone.speech import protocol
-from roomtone.speech.connection import LEAVING, QUEUE, Connect, SessionOver, open_session
+from roomtone.speech.connection import GOODBYE, LEAVING, QUEUE, Connect, SessionOver, open_session
 from roomtone.speech.protocol import Begin, Error, Termination, TurnMessage, Unknown, Verdict
 from roomtone.testing.faults import Close, Stall, script
 from roomtone.testing.service import open_service
@@ -347,13 +347,36 @@ async def test_leaving_a_dead_network_takes_two_seconds(autojump_clock: MockCloc
         assert trio.current_time() == 5 + LEAVING
 
 
-async def test_a_cancelled_session_is_left_at_once(autojump_clock: MockClock) -> None:
-    """At the hard deadline nothing waits for a dead network."""
+async def test_a_cancelled_session_is_terminated(autojump_clock: MockClock) -> None:
+    """A session that is only dropped may be billed for hours: it is told to end even where nobody hears its words."""
+    async with open_service(port=None) as service:
+        with trio.move_on_after(5):
+            async with open_session(service.url, connect=service.connect) as session:
+                await session.send_audio(bytes(3200))
+                await session.receive()
+        assert trio.current_time() < 5 + GOODBYE
+        assert [record.ended for record in service.sessions] == ["terminated"]
+
+
+async def test_a_session_that_is_left_is_terminated(autojump_clock: MockClock) -> None:
+    """So is one that was left for a failure of ours; and one that was asked to end is not asked again."""
+    async with open_service(port=None) as service:
+        with pytest.raises(ValueError, match="ours"):
+            async with open_session(service.url, connect=service.connect):
+                raise ValueError("ours")
+        async with open_session(service.url, connect=service.connect) as session:
+            await session.send(protocol.terminate())
+            await session.receive()
+        assert [record.ended for record in service.sessions] == ["terminated", "terminated"]
+
+
+async def test_a_cancelled_session_is_left_soon(autojump_clock: MockClock) -> None:
+    """At the hard deadline a dead network has a second, and no more."""
     async with open_service(port=None, faults=script({0: [Stall()]})) as service:
         with trio.move_on_after(5):
             async with open_session(service.url, connect=service.connect) as session:
                 await session.receive()
-        assert trio.current_time() == 5
+        assert trio.current_time() == 5 + GOODBYE
 
 
 async def test_a_blocked_sender_can_be_left() -> None:

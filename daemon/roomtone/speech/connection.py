@@ -44,6 +44,9 @@ socket's back-pressure reaches the service."""
 
 LEAVING: Final = 2.0
 """Seconds for the closing handshake. trio-websocket's own 60 s would hold a room on a dead network for a minute."""
+GOODBYE: Final = 1.0
+"""Seconds that a session has to say that it is over when it is left by cancellation: one that is only dropped may be
+billed until it would have expired."""
 
 _HEAD: Final = 8192
 """Bytes of a server's answer that are looked at."""
@@ -96,6 +99,7 @@ class Session:
         self._ending = ending
         self._early = deque(early)
         self._phase = Phase.BEGUN
+        self._sending = 0
 
     async def send_audio(self, frame: bytes) -> bool:
         """Send one frame, s16le mono, 50 to 1000 ms. Waits while the service does not read. False: it is over."""
@@ -140,15 +144,26 @@ class Session:
         return message
 
     async def aclose(self) -> None:
-        """Say goodbye and close, within LEAVING seconds. Leaving `open_session` does this."""
-        with trio.move_on_after(LEAVING), suppress(ConnectionClosed, ProtocolError):
-            await self._socket.aclose()
+        """Terminate, if that was not done, and close: within LEAVING seconds, or GOODBYE when cancelled. Leaving
+        `open_session` does this.
+        """
+        is_cancelled = trio.current_effective_deadline() == -math.inf
+        patience = GOODBYE if is_cancelled else LEAVING
+        with trio.CancelScope(deadline=trio.current_time() + patience, shield=True):
+            # Behind half a frame that a cancelled sender has left there is nothing to be said.
+            if self._phase is Phase.BEGUN and not self._sending:
+                await self.send(protocol.terminate())
+            with suppress(ConnectionClosed, ProtocolError):
+                await self._socket.aclose()
 
     async def _send(self, message: str | bytes) -> bool:
+        self._sending += 1
         # ProtocolError: the close went out between the library's look at its state and the send.
         with suppress(ConnectionClosed, ProtocolError):
             await self._socket.send_message(message)
+            self._sending -= 1
             return True
+        self._sending -= 1
         return False
 
 
@@ -164,24 +179,27 @@ async def open_session(
 
     `headers` hold the key and are never shown. TCP, TLS, the upgrade and `Begin` have `timeout` seconds together, for
     trio-websocket's own time-out does not run while a server keeps silent. Leaving takes at most LEAVING seconds,
-    whatever the peer does, and none when cancelled. It does not send Terminate: only who receives can wait for what
-    that brings.
+    whatever the peer does, and GOODBYE seconds when cancelled. Who wants what Terminate brings sends it and receives;
+    any other session is terminated when it is left, and nobody hears its last words.
 
     Raises SessionOver on entry, and whatever the body raises, as it is.
     """
     ending = _Ending(_Redaction(url, headers))
     inside: Exception | None = None
+    reading = trio.CancelScope()
     async with trio.open_nursery() as nursery:
         try:
-            read = partial(_read, url, headers, connect or open_stream, ending)
+            read = partial(_read, url, headers, connect or open_stream, ending, reading)
             session = await _begin(nursery, read, ending, timeout)
+            reading.shield = True  # the connection outlives a cancellation by the goodbye
             try:
                 yield session
             finally:
                 await session.aclose()
         except Exception as error:  # noqa: BLE001 - raised below: in here the nursery would wrap it in a group
             inside = error
-        nursery.cancel_scope.cancel()
+        finally:
+            reading.cancel()
     if inside is not None:
         raise inside
 
@@ -319,20 +337,24 @@ async def _read(
     headers: Sequence[tuple[str, str]],
     connect: Connect,
     ending: _Ending,
+    reading: trio.CancelScope,
     *,
     task_status: trio.TaskStatus[WebSocketConnection | None],
 ) -> None:
-    """Own the connection: open it, read it until it has ended, close it. All that can befall it ends in `ending`."""
+    """Own the connection: open it, read it until it has ended or `reading` is cancelled, close it. All that can befall
+    it ends in `ending`.
+    """
     upgraded = False
     try:
-        stream = _Observed(await connect(url), ending)
-        try:
-            async with trio.open_nursery() as nursery:
-                socket = await _upgrade(nursery, stream, url, headers)
-                upgraded = True
-                task_status.started(socket)
-        finally:
-            await trio.aclose_forcefully(stream)
+        with reading:
+            stream = _Observed(await connect(url), ending)
+            try:
+                async with trio.open_nursery() as nursery:
+                    socket = await _upgrade(nursery, stream, url, headers)
+                    upgraded = True
+                    task_status.started(socket)
+            finally:
+                await trio.aclose_forcefully(stream)
     except* _FAILURES as group:
         ending.failure = _first(group)
     finally:
