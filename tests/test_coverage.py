@@ -122,3 +122,19 @@ def test_reports_cover_everything_once(steps: list[tuple[str, int]]) -> None:
         assert acknowledged >= last
         assert reported == max(acknowledged, 0)
         last = acknowledged
+
+
+def test_termination_hears_what_was_still_being_said() -> None:
+    """A turn that never had its final holds nothing back behind the service's last word; and what is told is let go."""
+    ledger = Ledger(0, floor=0)
+    ledger.opened(0, 100)
+    ledger.closed(0, Span(100, 200))
+    ledger.opened(1, 300)
+    ledger.sent = 1000
+    ledger.terminated()
+    assert ledger.report(0.0) == (
+        1000,
+        [(Span(0, 100), "silent"), (Span(100, 200), "transcribed"), (Span(200, 1000), "silent")],
+    )
+    ledger.settle(1000)
+    assert not ledger._finals

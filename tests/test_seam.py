@@ -84,3 +84,19 @@ def test_kills(differently: float, allowed: float, report: Report) -> None:
     )
 
     assert len(bad) <= allowed * kills
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_new"),
+    [
+        (("alpha", 1.0), ("Alpha,", 1.8), False),
+        (("alpha", 1.0), ("alpha", 2.0), True),
+        (("alpha", 1.0), ("other", 1.3), False),
+        (("alpha", 1.0), ("other", 1.6), True),
+    ],
+    ids=["same text", "same text, elsewhere", "same place", "another word"],
+)
+def test_what_is_one_word(old: tuple[str, float], new: tuple[str, float], *, is_new: bool) -> None:
+    """Two hearings of one word may be 0.9 s apart where they agree on it, and half a second where they do not."""
+    first, second = (Word(text, round((end - 0.2) * 1000), round(end * 1000)) for text, end in (old, new))
+    assert unheard([[first]], [second], 1000) == ([0] if is_new else [])
