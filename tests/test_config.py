@@ -579,7 +579,7 @@ def test_examples(path: Path, bundled: Plugins) -> None:
 def test_schema(bundled: Plugins) -> None:
     """The schema for editors is the one of these Structs, and takes the reference and the examples."""
     path = ROOT / "config" / "roomtone.schema.json"
-    assert path.read_text() == schema_text(), "run: make schema"
+    assert path.read_text() == schema_text(), "run: roomtone config --schema > config/roomtone.schema.json"
 
     schema = msgspec.json.decode(path.read_bytes())
     validator = jsonschema.Draft202012Validator(schema)
