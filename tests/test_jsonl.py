@@ -1,10 +1,12 @@
 """roomtone_jsonl: lines that are whole, durable, private and not doubled."""
 
+import fcntl
 import gzip
 import os
 import resource
 import stat
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from journalled import Numbering, accept, context, deliver_all
 from roomtone import Audio, Durable, Gap, Notice, Turn, encode
 from roomtone_jsonl import Jsonl, lines
+from roomtone_jsonl.lines import Lines
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
 
@@ -118,6 +121,22 @@ async def test_zeros_of_a_power_cut_go(tmp_path: Path) -> None:
     path.write_bytes(encode(events[0]) + b"\n" + bytes(4096))
     await deliver(Jsonl(path="events.jsonl"), tmp_path, events)
     assert path.read_bytes() == b"".join(encode(event) + b"\n" for event in events)
+
+
+async def test_opened_while_another_writes_it_waits(tmp_path: Path) -> None:
+    """`roomtone sinks test` opens the file beside the daemon: half a line is no torn one while its writer is at it."""
+    path = tmp_path / "a.jsonl"
+    with path.open("ab", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(b'{"id":"1","te')
+        with ThreadPoolExecutor() as other:
+            opening = other.submit(Lines, path)
+            with pytest.raises(TimeoutError):
+                opening.result(0.2)
+            file.write(b'xt":"whole"}\n')
+            fcntl.flock(file, fcntl.LOCK_UN)
+            opening.result(60)
+    assert path.read_bytes() == b'{"id":"1","text":"whole"}\n'
 
 
 async def test_a_last_line_without_newline_is_kept(tmp_path: Path) -> None:

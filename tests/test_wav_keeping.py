@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from journalled import accept, context, deliver_all
 from roomtone import Durable, Forgotten, RecordingStopped, Turn, Word
-from roomtone.durable import remove
+from roomtone.durable import alone, remove
 from roomtone_wav import Wav, compression, keeping
 from roomtone_wav.catalog import Catalog
 from test_wav import NOON, Room, audio, hand
@@ -218,6 +218,21 @@ async def test_a_wav_that_cannot_be_compressed_stays(tmp_path: Path, monkeypatch
     assert {Path(name).suffix for name in files(tmp_path / "wav")} == {".wav", ".json"}
     await live(Wav(directory="wav", format="flac"), tmp_path, [])
     assert [Path(name).suffix for name in contents(tmp_path / "wav")] == [".flac", ".wav"]
+
+
+async def test_opened_beside_another_it_leaves_the_files(tmp_path: Path) -> None:
+    """`roomtone sinks test` opens it beside the daemon: two that compress the same file would spoil it."""
+    room, sink = speaker(tmp_path), Wav(directory="wav", format="flac", keep_days=1)
+    room.says(RATE)
+    room.is_away(60)
+    room.says(RATE)
+    with alone(context(tmp_path).state / "recordings.lock") as is_alone:
+        assert is_alone
+        await live(sink, tmp_path, room.events)
+        assert {Path(name).suffix for name in contents(tmp_path / "wav")} == {".wav"}
+        assert len(contents(tmp_path / "wav")) == 2
+    await live(sink, tmp_path, [])
+    assert ".wav" not in {Path(name).suffix for name in list(contents(tmp_path / "wav"))[:-1]}
 
 
 @pytest.mark.parametrize("form", ["flac", "opus"])

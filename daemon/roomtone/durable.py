@@ -5,7 +5,10 @@ Everything is for the daemon's user only, whatever the umask: files 0600, folder
 Errors: OSError that names the file or folder, from all of these.
 """
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PRIVATE = 0o600
@@ -54,3 +57,22 @@ def remove(path: Path) -> int:
         return 0
     sync_folder(path.parent)
     return size
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[bool]:
+    """Whether nobody else is in this context with this file, which is made where it is missing. It ends with the
+    process too.
+
+    `roomtone sinks test` opens a sink beside the daemon's: what must not be done by two at once asks here.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)

@@ -5,11 +5,12 @@ and the next batch begins a new one: no signal is needed, and no inode is compar
 """
 
 import errno
+import fcntl
 import io
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -148,6 +149,9 @@ def _opened(path: Path) -> Iterator[io.FileIO]:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         with io.FileIO(os.open(path, flags, 0o600), "r+") as file:
             _check(file)
+            with suppress(OSError):  # a file system without locks
+                # `roomtone sinks test` opens it too, and would cut off, as torn, a line that is just being written.
+                fcntl.flock(file, fcntl.LOCK_EX)
             if is_new:
                 sync_folder(path.parent)
             yield file

@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from roomtone import Context, Sink, hookimpl
-from roomtone.durable import make_folder
+from roomtone.durable import alone, make_folder
 from roomtone_transcript.captions import Captions
 from roomtone_wav import compression
 from roomtone_wav.catalog import CATALOG, open_catalog, read_catalog
@@ -113,7 +113,8 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
         def write(recording: Recording) -> None:
             write_sidecar(recording, catalog.turns(recording) if has_text else None, self.captions)
 
-        keeper = Keeper(catalog, directory, write, keep_days=self.keep_days, keep_gb=self.keep_gb)
+        is_alone = stack.enter_context(alone(context.state / "recordings.lock"))
+        keeper = Keeper(catalog, directory, write, keep_days=self.keep_days, keep_gb=self.keep_gb, is_alone=is_alone)
         stack.callback(keeper.close)
         kind = TranscribingWriter if has_text else Writer
         return kind(catalog, path, keeper, write, split=self.split, gaps=self.gaps, format=self.format)

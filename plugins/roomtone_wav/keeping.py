@@ -43,6 +43,7 @@ class Keeper:
         *,
         keep_days: float | None,
         keep_gb: float | None,
+        is_alone: bool = True,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._catalog = catalog
@@ -50,6 +51,7 @@ class Keeper:
         self._write_sidecar = write_sidecar
         self._keep_days = keep_days
         self._keep_bytes = None if keep_gb is None else round(keep_gb * 1e9)
+        self._is_alone = is_alone
         self._clock = clock
         self._work: Generator[None, None, int] | None = None
         self._at_work: Kept | None = None
@@ -57,7 +59,11 @@ class Keeper:
         self._looked = float("-inf")
 
     def advance(self) -> bool:
-        """Do some of what is to be done. Returns whether there is more."""
+        """Do some of what is to be done. Returns whether there is more. Beside another one it does nothing: two that
+        compress the same file would spoil it.
+        """
+        if not self._is_alone:
+            return False
         if time.monotonic() - self._looked >= _EVERY:
             self._looked = time.monotonic()
             self._retain()
