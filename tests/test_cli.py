@@ -417,6 +417,22 @@ def test_check_faults(home: Path) -> None:
     assert done.stderr == "roomtone: 3 of these would not run\n"
 
 
+def test_check_of_an_open_without_its_decorator(home: Path) -> None:
+    """What an author forgets most easily is said as the daemon says it, and not in Python's words."""
+    (home / "plugins").mkdir()
+    (home / "plugins" / "bare.py").write_text(
+        "from roomtone import Sink, hookimpl\n"
+        'class Bare(Sink, frozen=True, tag="bare"):\n'
+        "    async def open(self, context):\n        yield self\n"
+        "@hookimpl\ndef register_sinks():\n    return [Bare]\n"
+    )
+    write_config(home, bare={"kind": "bare"})
+
+    done = run("check")
+
+    assert "Bare.open gives no async context manager; put @asynccontextmanager above it" in done.stdout
+
+
 def test_check_opens_files(home: Path) -> None:
     """A file that is a source is opened unasked, for that disturbs nobody; the line names it."""
     write_config(home, log=LOG)

@@ -17,6 +17,7 @@ from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import Loaded, config_option, load
 from roomtone.config import Config, Room
+from roomtone.delivery import opened
 from roomtone.failure import explain
 from roomtone.hooks import bind
 from roomtone.secret import Secret
@@ -109,7 +110,7 @@ async def _sink(name: str, sink: Sink, config: Config, environ: Mapping[str, str
     )
     try:
         with trio.fail_after(sink.timeout):
-            async with sink.open(context) as plugin:
+            async with opened(sink, context) as plugin:
                 bind(plugin, name=name)
     except trio.TooSlowError:
         return Finding(f"sink {name}", _kind(sink), fault=f"opening took longer than {sink.timeout:g} s")
