@@ -19,6 +19,8 @@ from running import COMMAND, events, write_wav
 
 README = Path(__file__).parent.parent / "README.md"
 RATE = 16_000
+STANDSTILL = {"loop.stalled", "loop.resumed", "rooms.unaccounted", "rooms.accounted"}
+"""What a daemon says that a loaded machine has not let run for half a minute."""
 SAID = speak(range(1, 9), RATE, turn=4) + quiet(0.5, RATE)
 
 
@@ -76,7 +78,7 @@ async def test_the_tutorial(tmp_path: Path) -> None:
     assert -1 not in places, shown
     seconds = len(SAID) / 2 / RATE
     assert f"({seconds:.2f} s)" in shown
-    assert log == ""
+    assert [line for line in log.splitlines() if json.loads(line)["event"] not in STANDSTILL] == []
     (analysis,) = events(tmp_path, "analysis")
     assert analysis["text"] in shown
     assert len(gateway.requests) == 1
