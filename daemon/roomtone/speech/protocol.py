@@ -361,12 +361,12 @@ def step(phase: Phase, kind: str) -> tuple[Phase, bool]:
 
 
 class Verdict(Enum):
-    """What the end of a session means for the next one."""
+    """What the end of a session means for the next one. The words are for who reads them behind the reason."""
 
-    RETRY = "retry at once"
-    BACK_OFF = "back off"
-    BACK_OFF_A_MINUTE = "back off a minute"
-    FATAL = "ask a person"
+    RETRY = "tried again at once"
+    BACK_OFF = "tried again soon"
+    BACK_OFF_A_MINUTE = "tried again in a minute"
+    FATAL = "a person must mend this"
 
 
 # The first row that fits. Text goes before codes: one and the same code is used for what a person must mend and for
