@@ -26,7 +26,7 @@ LAYERS = (
     {"journal"},
     {"capture.*"},
     {"speech.*"},
-    {"hooks", "batch", "failure", "worker", "pins", "proof"},
+    {"hooks", "batch", "failure", "worker", "pins", "proof", "standing"},
     {"delivery"},
     {"rehearsal", "testing.*", "testing"},
     {"plugins"},

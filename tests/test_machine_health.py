@@ -21,12 +21,12 @@ from roomtone import exposition
 from roomtone.checkup import complaints
 from roomtone.config import Service, address_of, decode
 from roomtone.control import Cost, Disk, OpenGap, Report, RoomReport
-from roomtone.delivery import SinkStatus
 from roomtone.document import ConfigError
 from roomtone.events import Answer, Audio, Gap, SessionEnded, SessionStarted, Turn
 from roomtone.figures import Counting, Figures
 from roomtone.plugins import Plugins
 from roomtone.speech.books import Bill, Spent
+from roomtone.standing import SinkStatus
 from roomtone.testing.spoken import speak
 from running import COMMAND, SINKS, events, run, write_wav
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from roomtone.control import Report, RoomReport
-from roomtone.delivery import SinkStatus
+from roomtone.standing import SinkStatus
 
 ABSENT = 60.0
 """Seconds without a source up to which it is a device that somebody plugs in again."""

@@ -25,13 +25,13 @@ import structlog
 import trio
 
 from roomtone import events
-from roomtone.delivery import SinkStatus
 from roomtone.events import Cause, Interim, Level
 from roomtone.figures import Figures
 from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.speech.books import Bill
 from roomtone.speech.budget import Course
+from roomtone.standing import SinkStatus
 
 VERSION = 1
 LONGEST_REQUEST = 65_536

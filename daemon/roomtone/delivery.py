@@ -6,30 +6,27 @@ module is the plugin boundary: whatever a sink raises ends here, as a line in th
 journal raises passes through, and so does cancellation.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from datetime import UTC, datetime
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, cast
 
 import msgspec
 import structlog
 import trio
 
-from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.batch import Batch, SinkFailed
-from roomtone.events import Audio, Durable, Notice, Severity, kind_of
-from roomtone.failure import explain, innermost, wish
-from roomtone.hooks import Implementation, Misfit, bind
+from roomtone.events import Audio, Durable, kind_of
+from roomtone.failure import innermost
+from roomtone.hooks import Implementation, bind, opened
 from roomtone.journal import Journal, JournalError, Mark
 from roomtone.live import Live, LiveEvent
 from roomtone.orders import Orders, Retry, cancel, mark_of, orders_of, prefix
 from roomtone.pins import pins_mark
 from roomtone.proof import Place, Proof
 from roomtone.sinks import Context, Sink, wants
-from roomtone.streak import HEALTHY, Streak
+from roomtone.standing import SinkStatus, Standing
 from roomtone.worker import Worker
 
 BATCH = 1000
@@ -40,22 +37,7 @@ _CANCELLED = (
     "hook that raises trio.Cancelled"
 )
 
-State: TypeAlias = Literal["opening", "active", "failing", "stuck", "configuration error", "paused"]
-
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-
-
-class SinkStatus(msgspec.Struct, frozen=True):
-    """How one sink is doing: `behind` events wait for it, `refused` were set aside, `error` is what failed last, or why
-    it is paused.
-    """
-
-    name: str
-    kind: str
-    state: State
-    behind: int
-    refused: int
-    error: str | None
 
 
 class Delivery:
@@ -84,15 +66,11 @@ class Delivery:
         self._closing = closing
         self._leaving = False
         self._log = log.bind(sink=name)
-        self._state: State = "opening"
-        self._error: str | None = None
+        self._standing = Standing(name, journal, closing)
         self._refused = 0
         self._cursor = journal.tip
         self._durable_cursor = journal.tip
         self._limit = BATCH
-        self._backoff = Backoff(first=0.5, longest=60.0, healthy=HEALTHY)
-        self._slowly = Backoff(first=60.0, longest=3600.0)
-        self._streak = Streak()
         self._proof = Proof(name, sink, journal, alone or trio.Lock())
         self._orders = Orders()
         self._called = trio.Event()
@@ -106,10 +84,10 @@ class Delivery:
         return SinkStatus(
             name=self._name,
             kind=str(self._sink.__struct_config__.tag),
-            state=self._state,
+            state=self._standing.state,
             behind=max(0, self._journal.tip - self._cursor),
             refused=self._refused,
-            error=self._error,
+            error=self._standing.error,
         )
 
     async def run(self) -> None:
@@ -125,7 +103,7 @@ class Delivery:
                 if self._orders.paused is None or self._leaving:
                     return
                 continue
-            delay = await self._fail(failure)
+            delay = await self._standing.fail(failure, self._journal.tip - self._cursor)
             if not is_last:
                 await self._rest(trio.current_time() + delay)
             behind = self._journal.tip - self._cursor
@@ -175,12 +153,11 @@ class Delivery:
         if self._called.is_set():
             await self._obey()
         while self._orders.paused is not None:
-            self._state, self._error = "paused", self._orders.paused.reason
+            self._standing.pause(self._orders.paused.reason)
             if self._closing.is_set():
                 return False
             await _first_of(self._closing.wait, self._called.wait)
             await self._obey()
-            self._backoff.reset()
         return True
 
     async def _rest(self, until: float) -> None:
@@ -251,7 +228,7 @@ class Delivery:
 
     async def _pump(self, worker: Worker) -> None:
         """Batches from the cursor to the tip, for ever; returns at the tip when `closing` is set, or to `leave`."""
-        healthy_at = float("inf")
+        self._standing.open()
         while not self._leaving:
             if self._called.is_set():
                 await self._obey()
@@ -264,19 +241,16 @@ class Delivery:
             events = await self._journal.read(self._cursor, 1 if self._proof.is_suspect else self._limit)
             if events:
                 await self._deliver(events, worker)
-                self._backoff.reset()
+                self._standing.deliver()
             else:
                 self._cursor = max(self._cursor, tip)  # beyond rows that cannot be read
                 if is_closing:
                     await self._advance(self._cursor)
                     return
-            healthy_at = min(healthy_at, trio.current_time() + HEALTHY)
             if not worker.is_stuck:  # in a live hook
-                self._state, self._error = "active", None
-                if self._streak.failures and trio.current_time() >= healthy_at:
-                    await self._recover()
+                await self._standing.work()
             if not events:
-                await self._wait_for_more(healthy_at if self._streak.failures else float("inf"))
+                await self._wait_for_more(self._standing.due)
 
     async def _deliver(self, events: Sequence[Durable], worker: Worker) -> None:
         wanted = self._wanted(events, worker)
@@ -360,58 +334,14 @@ class Delivery:
                         await worker.tell_live(event)
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
                     failures += 1
-                    self._state = "active"  # stuck until now, perhaps
-                    if is_worth_saying(failures):
-                        self._log.warning("sink.live_failed", error=explain(error), failures=failures)
+                    self._standing.miss(error, failures)
 
     def _wants_live(self, hooks: Implementation, event: LiveEvent) -> bool:
         kind, rooms, kinds = kind_of(event), self._sink.rooms, self._sink.kinds
         return kind in hooks.live and (not rooms or event.room in rooms) and (not kinds or kind in kinds)
 
-    async def _fail(self, failure: BaseException) -> float:
-        """Tell the log and, where it lasts, a person. Returns the seconds until the next attempt."""
-        is_misfit = isinstance(failure, Misfit)
-        self._state = "configuration error" if is_misfit else "failing"
-        self._error = explain(failure)
-        is_due = self._streak.is_failed(trio.current_time(), at_once=is_misfit)
-        delay = max((self._slowly if is_misfit else self._backoff).next(), wish(failure))
-        if is_worth_saying(self._streak.failures):
-            self._log.warning(
-                "sink.failed",
-                error=self._error,
-                failures=self._streak.failures,
-                behind=self._journal.tip - self._cursor,
-                again_in=round(delay, 1),
-            )
-            self._log.debug("sink.traceback", exc_info=failure)
-        if is_due:
-            code, text = ("sink.misfit", "cannot be used") if is_misfit else ("sink.failing", "keeps failing")
-            await self._tell(
-                "error", code, f"Sink {self._name} {text}: {self._error}. Events wait for it in the journal."
-            )
-        return delay
-
-    async def _recover(self) -> None:
-        """Deliveries have gone well for the healthy time: the streak of failures is over."""
-        self._log.info("sink.recovered", failures=self._streak.failures)
-        if self._streak.is_healed(trio.current_time()):
-            await self._tell("info", "sink.recovered", f"Sink {self._name} gets its events again.")
-
     async def _tell_stuck(self, text: str) -> None:
-        self._state, self._error = "stuck", text
-        self._log.error("sink.stuck", timeout=self._sink.timeout)
-        if self._streak.is_failed(trio.current_time(), at_once=True):
-            await self._tell(
-                "error",
-                "sink.stuck",
-                f"Sink {self._name} hangs: {text}. Events wait for it in the journal and go on when the call returns.",
-            )
-
-    async def _tell(self, severity: Severity, code: str, text: str) -> None:
-        """Commit a notice. It reaches this sink too, in its turn; the streak sees to it that few are made."""
-        if not self._closing.is_set():
-            at = datetime.now(UTC)
-            await self._journal.commit(Notice(room="", position=0, at=at, severity=severity, code=code, text=text))
+        await self._standing.hang(text, self._sink.timeout)
 
 
 async def run_sink(
@@ -431,18 +361,6 @@ async def _first_of(*waits: Callable[[], Any]) -> None:
 async def _cancel_after(wait: Callable[[], Any], scope: trio.CancelScope) -> None:
     await wait()
     scope.cancel()
-
-
-def opened(sink: Sink, context: Context) -> AbstractAsyncContextManager[object]:
-    """The sink's context. Raises Misfit where its `open` gives none."""
-    made = sink.open(context)
-    if inspect.iscoroutine(made):
-        made.close()  # else Python warns of it somewhere far from here
-    if not isinstance(made, AbstractAsyncContextManager):
-        raise Misfit(
-            f"{type(sink).__qualname__}.open gives no async context manager; put @asynccontextmanager above it"
-        )
-    return made
 
 
 def _present(event: Durable) -> Durable:

@@ -16,8 +16,8 @@ import trio
 
 from roomtone.config import Service, address_of
 from roomtone.control import Cost, Report, RoomReport
-from roomtone.delivery import SinkStatus
 from roomtone.durable import replace
+from roomtone.standing import SinkStatus
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

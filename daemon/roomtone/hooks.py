@@ -7,6 +7,7 @@ sink that raises ends for the others.
 import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import pluggy
 
 from roomtone.events import KINDS, Durable, kind_of
-from roomtone.sinks import PROJECT, Hooks, Registry
+from roomtone.sinks import PROJECT, Context, Hooks, Registry, Sink
 
 LIVE = ("interim", "level")
 """The hooks of the live feed: best effort, without acknowledgement."""
@@ -61,6 +62,18 @@ class Implementation:
     def hooks_for(self, event: Durable) -> tuple[Hook, ...]:
         """The hooks to call for this event: that of its kind first, then `event`."""
         return self._durable.get(kind_of(event), ())
+
+
+def opened(sink: Sink, context: Context) -> AbstractAsyncContextManager[object]:
+    """The sink's context. Raises Misfit where its `open` gives none."""
+    made = sink.open(context)
+    if inspect.iscoroutine(made):
+        made.close()  # else Python warns of it somewhere far from here
+    if not isinstance(made, AbstractAsyncContextManager):
+        raise Misfit(
+            f"{type(sink).__qualname__}.open gives no async context manager; put @asynccontextmanager above it"
+        )
+    return made
 
 
 def bind(plugin: object, *, name: str) -> Implementation:

@@ -8,11 +8,12 @@ import structlog
 import trio
 
 from roomtone import places
-from roomtone.delivery import Delivery, SinkStatus
+from roomtone.delivery import Delivery
 from roomtone.echoes import Passage
 from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.sinks import Context, Sink
+from roomtone.standing import SinkStatus
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 

@@ -6,10 +6,9 @@ import msgspec
 import trio
 
 from roomtone.batch import Batch, SinkFailed
-from roomtone.delivery import opened
 from roomtone.events import Durable
 from roomtone.failure import explain, innermost
-from roomtone.hooks import Implementation, bind
+from roomtone.hooks import Implementation, bind, opened
 from roomtone.sinks import Context, Sink
 from roomtone.worker import Worker
 

@@ -17,9 +17,8 @@ from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import Loaded, config_option, load
 from roomtone.config import Config, Room
-from roomtone.delivery import opened
 from roomtone.failure import explain
-from roomtone.hooks import bind
+from roomtone.hooks import bind, opened
 from roomtone.secret import Secret
 from roomtone.sinks import Context, Sink
 from roomtone.speech import parameters

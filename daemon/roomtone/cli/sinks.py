@@ -20,10 +20,10 @@ from roomtone.config import Broken
 from roomtone.control import ControlError, Status
 from roomtone.control import Report as ControlReport
 from roomtone.database import Database
-from roomtone.delivery import SinkStatus
 from roomtone.orders import orders_of, prefix
 from roomtone.plugins import Plugins, Problem, load_plugins
 from roomtone.sinks import Sink, wants
+from roomtone.standing import SinkStatus
 
 PAGE = 1000
 

@@ -13,8 +13,8 @@ import trio
 from roomtone.cli.daemon import find_daemon
 from roomtone.cli.loaded import config_option
 from roomtone.control import Cost, Report, RoomReport, Status, open_client
-from roomtone.delivery import SinkStatus
 from roomtone.speech.books import Spent
+from roomtone.standing import SinkStatus
 
 PERIOD = 1.0
 """Seconds between two looks."""

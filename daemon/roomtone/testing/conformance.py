@@ -27,10 +27,9 @@ import trio
 
 from roomtone import events
 from roomtone.batch import Batch
-from roomtone.delivery import opened
 from roomtone.events import Durable, kind_of
 from roomtone.failure import explain
-from roomtone.hooks import bind
+from roomtone.hooks import bind, opened
 from roomtone.sinks import Sink, wants
 from roomtone.testing.room import NOON, FakeRoom, context_of, open_room
 from roomtone.worker import Worker
