@@ -14,7 +14,7 @@ from wsproto.events import AcceptConnection, CloseConnection, Message, Request, 
 
 from roomtone.speech import protocol
 from roomtone.speech.connection import GOODBYE, LEAVING, QUEUE, Connect, SessionOver, open_session
-from roomtone.speech.protocol import Begin, Error, Termination, TurnMessage, Unknown, Verdict
+from roomtone.speech.protocol import Begin, Error, Termination, TimedWord, TurnMessage, Unknown, Verdict
 from roomtone.testing.faults import Close, Stall, script
 from roomtone.testing.service import open_service
 
@@ -447,6 +447,24 @@ async def test_an_unexpected_message_is_reported_and_passed_on(autojump_clock: M
         async with peer(handler) as connect, open_session(URL, connect=connect) as session:
             assert await session.receive() == Unknown("Weather")
     assert [(entry["event"], entry["phase"]) for entry in logs] == [("message.unexpected", "begun")]
+
+
+async def test_a_field_of_no_use_is_reported_once(autojump_clock: MockClock) -> None:
+    """A service that labels speakers in another way than it did costs the labels and not the sessions."""
+
+    async def handler(far: Peer) -> None:
+        await far.begin()
+        for order in range(3):
+            word = '{"start":0,"end":400,"text":"yes","speaker":0}'
+            turn = f'{{"turn_order":{order},"end_of_turn":true,"transcript":"yes","words":[{word}],"type":"Turn"}}'
+            await far.stream.send_all(far.wire.send(TextMessage(turn)))
+        await trio.sleep_forever()
+
+    with structlog.testing.capture_logs() as logs:
+        async with peer(handler) as connect, open_session(URL, connect=connect) as session:
+            turns = [await session.receive() for _ in range(3)]
+    assert turns == [TurnMessage(order, True, "yes", words=(TimedWord(0, 400, "yes"),)) for order in range(3)]
+    assert [(entry["event"], entry["field"]) for entry in logs] == [("message.unusable_field", "speaker")]
 
 
 async def test_nobody_listening_is_no_connection() -> None:

@@ -90,13 +90,15 @@ def test_no_json_raises_anything_else(value: Any) -> None:
         '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":null}',
         '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","words":[{"text":"x"}]}',
         '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","end_of_turn_confidence":NaN}',
-        '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","end_of_turn_confidence":"nan"}',
+        '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","words":"x"}',
+        '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","words":[{"start":0,"end":1,"text":0}]}',
+        '{"type":"Turn","turn_order":0,"end_of_turn":"perhaps","transcript":"x"}',
         '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","end_of_turn_confidence":1e999}',
         '{"type":"Turn","turn_order":1e30,"end_of_turn":true,"transcript":"x"}',
         '{"type":"Turn","turn_order":' + "9" * 5000 + ',"end_of_turn":true,"transcript":"x"}',
         '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"x","words":[{"start":0,"end":1e12,"text":"x"}]}',
         '{"type":"Begin"}',
-        '{"type":"Begin","id":"x","expires_at":1e12}',
+        '{"type":"Begin","id":7,"expires_at":1}',
         '{"type":"LLMGatewayResponse","turn_order":0,"data":' + "[" * 40 + "]" * 40 + "}",
         "[" * 100_000,
         '{"type":' + "[" * 100_000,
@@ -175,6 +177,70 @@ def test_what_the_service_sends_is_read(text: str, message: Message) -> None:
     assert parse(text.encode()) == message
     if not isinstance(message, Unknown):
         assert parse(encode(message)) == message
+
+
+ESSENTIAL = {"turn_order": 3, "end_of_turn": True, "transcript": "Hi there"}
+WORDS = [{"start": 0, "end": 428, "text": "Hi"}, {"start": 440.5, "end": 799, "text": "there"}]
+
+
+def optional(kind: type[msgspec.Struct], *but: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Some of the fields that may be absent, with anything in them."""
+    names = [field.name for field in msgspec.structs.fields(kind) if not field.required and field.name not in but]
+    return st.fixed_dictionaries({}, optional=dict.fromkeys(names, JSON))
+
+
+@given(optional(TurnMessage, "words"), st.tuples(optional(TimedWord), optional(TimedWord)))
+def test_what_is_optional_costs_no_words(fields: dict[str, Any], parts: tuple[dict[str, Any], ...]) -> None:
+    """Whatever stands in the fields that may be absent, the words come with their times, and each field is typed."""
+    words = [{**part, **word} for part, word in zip(parts, WORDS, strict=True)]
+    unusable: set[str] = set()
+    turn = parse(msgspec.json.encode({**fields, **ESSENTIAL, "words": words, "type": "Turn"}), unusable.add)
+
+    assert isinstance(turn, TurnMessage)
+    assert (turn.turn_order, turn.end_of_turn, turn.transcript) == (3, True, "Hi there")
+    assert [(word.start, word.end, word.text) for word in turn.words or ()] == [(0, 428, "Hi"), (440.5, 799, "there")]
+    assert unusable <= fields.keys() | parts[0].keys() | parts[1].keys()
+    assert parse(encode(turn)) == turn
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "names"),
+    [
+        (
+            (
+                '{"type":"Turn","turn_order":0,"end_of_turn":true,"transcript":"a b","end_of_turn_confidence":"nan",'
+                '"turn_is_formatted":true,"language_code":7,"language_confidence":"0.9","words":[{"start":0,"end":1,'
+                '"text":"a","speaker":0,"confidence":0.5},{"start":1,"end":2,"text":"b","confidence":null}]}'
+            ),
+            TurnMessage(
+                0,
+                True,
+                "a b",
+                turn_is_formatted=True,
+                words=(TimedWord(0, 1, "a", 0.5), TimedWord(1, 2, "b")),
+                language_confidence=0.9,
+            ),
+            ["end_of_turn_confidence", "language_code", "speaker"],
+        ),
+        (
+            (
+                '{"type":"SpeakerRevision","revisions":[{"turn_order":1,"speaker_label":2,"words":'
+                '[{"start":1,"end":2,"text":"x","speaker":"A","word_is_final":"no idea"}]}]}'
+            ),
+            SpeakerRevision((Revision(1, None, (TimedWord(1, 2, "x", speaker="A"),)),)),
+            ["speaker_label", "word_is_final"],
+        ),
+        ('{"type":"Begin","id":"x","expires_at":"soon"}', Begin("x"), ["expires_at"]),
+        ('{"type":"Begin","id":"x","expires_at":1e12}', Begin("x"), ["expires_at"]),
+        ('{"type":"Error","error_code":"bad","error":"no"}', Error("no"), ["error_code"]),
+        ('{"type":"Termination","session_duration_seconds":{}}', Termination(), ["session_duration_seconds"]),
+    ],
+)
+def test_what_is_of_no_use_is_left_out_by_name(text: str, message: Message, names: list[str]) -> None:
+    """The rest of the message counts, and who asks is told which fields did not."""
+    unusable: set[str] = set()
+    assert parse(text, unusable.add) == message
+    assert sorted(unusable) == names
 
 
 def test_the_server_sends_what_clients_expect() -> None:

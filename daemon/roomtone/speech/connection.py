@@ -257,12 +257,19 @@ class _Ending:
         self.error: Error | None = None
         self.begun = False
         self.deadline = math.inf
+        self._unusable: set[str] = set()
 
     @property
     def status(self) -> int | None:
         """The HTTP status, where the answer to the upgrade is no switch of protocols."""
         found = re.match(rb"HTTP/1\.[01] ([2-5]\d\d)", self.head)
         return int(found[1]) if found else None
+
+    def leave_out(self, field: str) -> None:
+        """Say, once a session, that the service sends what is of no use in this field."""
+        if field not in self._unusable:
+            self._unusable.add(field)
+            log.warning("message.unusable_field", field=field)
 
     def over(self, code: int | None, text: str) -> SessionOver:
         """The Error message counts for more than the close that follows it, which libraries on the way replace."""
@@ -439,7 +446,7 @@ async def _next(socket: WebSocketConnection, ending: _Ending) -> Message | None:
                 await ending.ended.wait()
         raise ending.judge(ending.failure or closed) from None
     try:
-        return protocol.parse(frame)
+        return protocol.parse(frame, ending.leave_out)
     except Malformed as malformed:
         reason = ending.redact(str(malformed))
         if malformed.kind in {None, TurnMessage.kind, Begin.kind}:

@@ -2,14 +2,15 @@
 
 What comes from the network is hostile until it is typed: `parse` returns a message or raises Malformed, and nothing
 else ever. What is typed is lenient, for the service changes without notice: unknown fields are dropped, unknown types
-become Unknown, and whatever may be absent is None. Times in messages are milliseconds of the session's audio.
+become Unknown, and whatever may be absent is None, also where its value is of no use. Times in messages are
+milliseconds of the session's audio.
 
 The facts are AssemblyAI's: its two SDKs, its API specification, and what was seen on the wire. The recognizer of this
 machine speaks the same words with the encoders below.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum, StrEnum
 from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
@@ -238,11 +239,21 @@ _KINDS: Final[Mapping[str, type[Message]]] = {
 }
 
 
-def parse(text: str | bytes) -> Message:
+_PARTS: Final[Mapping[str, type[msgspec.Struct]]] = {"words": TimedWord, "revisions": Revision}
+"""The lists in messages, by the names of their fields."""
+
+
+def _tell_nobody(field: str) -> None:
+    """For who does not want to know what was left out."""
+
+
+def parse(text: str | bytes, unusable: Callable[[str], None] = _tell_nobody) -> Message:
     """The message that one frame holds.
 
-    Raises Malformed, and only that, for whatever cannot be used: no JSON, no object, half a message, nesting deeper
-    than any honest one, numbers out of all range, more than LARGEST bytes.
+    A field that may be absent counts as absent where its value is of no use, and `unusable` is told its name: a speaker
+    that became a number must not cost the words. Raises Malformed, and only that, for whatever cannot be used: no JSON,
+    no object, half a message, nesting deeper than any honest one, numbers out of all range where a message needs them,
+    more than LARGEST bytes.
     """
     fields = _object(text)
     kind = fields.pop("type", None)
@@ -255,10 +266,10 @@ def parse(text: str | bytes) -> Message:
     if kind == Error.kind and not isinstance(fields.get("error", ""), str):
         fields["error"] = msgspec.json.encode(fields["error"]).decode()
     try:
-        # Not strict: whole numbers may come as 3.0 and as "3". Strings cannot smuggle a NaN past the bounds.
-        return msgspec.convert(fields, _KINDS[kind], strict=False)
-    except msgspec.ValidationError as error:
-        raise Malformed(f"the {kind} message is not usable: {error}", _KINDS[kind].kind) from None
+        message: Message = _convert(fields, _KINDS[kind])
+    except msgspec.ValidationError:
+        message = _convert_essence(fields, _KINDS[kind], unusable)
+    return message
 
 
 def encode(message: Message) -> str:
@@ -431,6 +442,58 @@ def _object(text: str | bytes) -> dict[str, Any]:
     if not isinstance(decoded, dict):
         raise Malformed("the message is no object")
     return decoded
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    # Not strict: whole numbers may come as 3.0 and as "3". Strings cannot smuggle a NaN past the bounds.
+    return msgspec.convert(value, kind, strict=False)
+
+
+def _convert_essence(fields: Mapping[str, Any], kind: type[Message], unusable: Callable[[str], None]) -> Message:
+    """The message without what may be absent and is of no use. Raises Malformed where more than that is wrong."""
+    try:
+        message: Message = _convert(_usable(fields, kind, unusable), kind)
+    except msgspec.ValidationError as error:
+        raise Malformed(f"the {kind.kind} message is not usable: {error}", kind.kind) from None
+    return message
+
+
+def _usable(fields: Mapping[str, Any], kind: type[msgspec.Struct], unusable: Callable[[str], None]) -> dict[str, Any]:
+    """The fields of a message without those that may be absent and do not fit, in its lists too.
+
+    A list itself stays: a turn whose words cannot be read would stand at no position.
+    """
+    return _without(fields, kind, {kind: msgspec.structs.fields(kind) for kind in (kind, *_PARTS.values())}, unusable)
+
+
+def _without(
+    fields: Mapping[str, Any],
+    kind: type[msgspec.Struct],
+    known: Mapping[type[msgspec.Struct], tuple[msgspec.structs.FieldInfo, ...]],
+    unusable: Callable[[str], None],
+) -> dict[str, Any]:
+    kept = dict(fields)
+    for field in known[kind]:
+        if field.name not in kept:
+            continue
+        value = kept[field.name]
+        part = _PARTS.get(field.name)
+        if part is not None and isinstance(value, list):
+            kept[field.name] = [
+                _without(item, part, known, unusable) if isinstance(item, dict) else item for item in value
+            ]
+        elif part is None and not field.required and not _fits(value, field.type):
+            del kept[field.name]
+            unusable(field.name)
+    return kept
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        _convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _deeper(value: Any, limit: int) -> bool:
