@@ -461,6 +461,8 @@ async def test_times_come_from_the_segment_and_go_on_outside(tmp_path: Path) -> 
     async with spool_of(tmp_path) as spool:
         with pytest.raises(LookupError):
             spool.at(0)
+        spool.date(500, NOON)
+        assert spool.at(400) == NOON - timedelta(seconds=0.1)
         await spool.cut(skip=1000)
         await spool.append(tone(1000, 200), NOON)
         await spool.cut(fresh=True)

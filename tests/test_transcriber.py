@@ -3,6 +3,7 @@
 import random
 import shutil
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +14,13 @@ import trio
 from trio.testing import MockClock
 
 from conftest import Report
+from gating import gating
 from journalled import fill_disk
 from roomtone.events import Notice, SessionEnded
+from roomtone.facts import Cover, Mark
 from roomtone.speech.parameters import Streaming
 from roomtone.speech.terms import Terms
-from roomtone.speech.transcriber import LAST_TRY, transcribe
+from roomtone.speech.transcriber import LAST_TRY, repair, transcribe, withhold
 from roomtone.testing.conversation import Manner
 from roomtone.testing.faults import (
     GARBLED,
@@ -37,7 +40,7 @@ from roomtone.testing.faults import (
 )
 from roomtone.testing.service import open_service
 from roomtone.testing.spoken import quiet, speak
-from speaking import RATE, Room, open_room, reach
+from speaking import BEGAN, RATE, Room, open_room, reach
 
 NUMBERS = list(range(1, 121))
 """About a minute and a half of speech."""
@@ -497,3 +500,47 @@ async def test_a_stop_leaves_holes(tmp_path: Path, autojump_clock: MockClock) ->
     assert before[-1] == 600
     assert len(before) < 600
     assert after == numbers
+
+
+@pytest.mark.parametrize("recovered", [False, True], ids=["nothing known", "recovered"])
+@pytest.mark.parametrize("work", ["with a gate", "without one", "by hand", "over budget"])
+async def test_a_spool_that_was_removed_closes_its_holes(
+    work: str, recovered: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Where all audio is gone and none has come yet, what was in holes is said to be missing, at the time it was."""
+    end = 300 * RATE
+    async with open_service(port=None, utc=trio.current_time) as service, open_room(tmp_path, reach(service)) as room:
+        await room.journal.commit(
+            Cover("desk", 0, end, "captured", None, BEGAN, BEGAN + timedelta(seconds=300)),
+            Mark("room/desk/acknowledged", 290 * RATE),
+            Mark("room/desk/holes", [[40 * RATE, 60 * RATE], [100 * RATE, 110 * RATE]]),
+        )
+        if recovered:
+            await room.spool.cut(skip=end)
+        gate = gating() if work == "with a gate" else None
+        with trio.move_on_after(60):
+            match work:
+                case "by hand":
+                    room.spool.end_of_data()
+                    await repair(room.desk)
+                case "over budget":
+                    await withhold(room.desk)
+                case _:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(
+                            partial(transcribe, room.desk, realtime=True, utc=trio.current_time, gating=gate)
+                        )
+                        await trio.sleep(30)
+                        room.spool.end_of_data()
+        holes = await room.journal.mark("room/desk/holes")
+        notices = [notice for notice in await room.journal.read(0) if isinstance(notice, Notice)]
+
+    assert not service.sessions
+    if work == "over budget":
+        assert len(holes) == 2
+        return
+    assert holes is None
+    assert [(notice.code, notice.at) for notice in sorted(notices, key=lambda notice: notice.position)] == [
+        ("transcript.missing", BEGAN + timedelta(seconds=40)),
+        ("transcript.missing", BEGAN + timedelta(seconds=100)),
+    ]

@@ -16,7 +16,7 @@ cannot take its threads.
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
@@ -68,6 +68,7 @@ class Spool:
             self._index.add(one)
         self._newest = segments[-1] if segments else None
         self._recorded = self._newest.end if self._newest else 0
+        self._dated: tuple[int, datetime] | None = None
         self.end = self._recorded
         self._fresh = False
         self._sheet: Sheet | None = None
@@ -149,14 +150,21 @@ class Spool:
     def at(self, position: int) -> datetime:
         """UTC of the sample at `position`, by the time of its segment, or of the nearest one that is known.
 
-        Raises LookupError while no audio was ever recorded.
+        Where there is no audio, the time counts that `date` was told. Raises LookupError while it was told none.
         """
         segment = self._sheet.segment() if self._sheet else self._newest
         if segment is None:
-            raise LookupError("the spool has no audio yet")
+            if self._dated is None:
+                raise LookupError("the spool has no audio yet")
+            dated, at = self._dated
+            return at + timedelta(seconds=(position - dated) / self.rate)
         if position < segment.position and len(self._index):
             segment = self._index.before(position) or self._index[0]
         return segment.when(position, self.rate)
+
+    def date(self, position: int, at: datetime) -> None:
+        """Say when a position was (UTC), for as long as no audio does: somebody may have removed all of it."""
+        self._dated = (position, at)
 
     def segments(self) -> tuple[Segment, ...]:
         """The closed segments, ordered by position."""

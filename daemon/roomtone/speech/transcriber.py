@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Literal
 
 import structlog
@@ -135,10 +136,19 @@ class _Lanes:
         """Where the journal says that this room's transcript stands."""
         desk = self._desk
         self._acknowledged = await desk.journal.mark(self._key("acknowledged")) or 0
+        if not desk.spool.recorded():
+            desk.spool.date(*await self._last_captured())
         # Where all of the spool is settled, its last session has heard the end of it: nothing is to be sent again.
         self._again = self._acknowledged < desk.spool.end
         self._holes = Spans((start, end) for start, end in await desk.journal.mark(self._key("holes")) or [])
         await self._take_wishes()
+
+    async def _last_captured(self) -> tuple[int, datetime]:
+        """The last position that the journal knows to be recorded, and its time; now where it knows none."""
+        desk, done = self._desk, self._acknowledged
+        known = await desk.journal.covered(desk.room, max(0, done - 1))
+        times = [(cover.end, cover.until) for cover in known if cover.state == "captured"]
+        return max(times, default=(done, datetime.fromtimestamp(self._utc(), UTC)))
 
     @asynccontextmanager
     async def listening(self, gating: Gating | None) -> AsyncIterator[None]:
@@ -435,9 +445,10 @@ class _Lanes:
                 return
 
     async def _repair(self, hole: Span) -> Ending:
-        desk = self._desk
-        if hole.start < desk.spool.first:
-            gone = Span(hole.start, min(hole.end, desk.spool.first))
+        desk, recorded = self._desk, self._desk.spool.recorded()
+        is_gone = not recorded or hole.start >= recorded[-1].end
+        if is_gone or hole.start < desk.spool.first:
+            gone = hole if is_gone else Span(hole.start, min(hole.end, desk.spool.first))
             await self._close_hole(gone, self._missing(gone))
             return Ending(complete=gone == hole, verdict=Verdict.RETRY, text="the audio is gone")
 
