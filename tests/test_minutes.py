@@ -9,10 +9,10 @@ import trio
 from trio.testing import MockClock
 
 from journalled import fill_disk
-from roomtone.events import Turn, Word
+from roomtone.events import Answer, Turn, Word
 from roomtone.speech.coverage import Ledger
 from roomtone.speech.minutes import Minutes
-from roomtone.speech.protocol import TimedWord, TurnMessage
+from roomtone.speech.protocol import LLMGatewayResponse, TimedWord, TurnMessage
 from roomtone.speech.track import Track
 from roomtone.testing.service import open_service
 from speaking import BEGAN, RATE, Room, open_room, reach
@@ -139,3 +139,21 @@ async def test_what_is_not_written_is_not_settled(tmp_path: Path, autojump_clock
 
         (turn,) = await new_turns(room)
         assert len(turn.words) == 200
+
+
+async def test_an_answer_that_is_not_written_waits(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A commit that is cancelled while the disk is full loses no answer: the end of the session writes it, once."""
+    async with take_minutes(tmp_path, [1.0]) as (minutes, room):
+        minutes.add(heard(0, 3.0), is_answered=True)
+        await minutes.journal(whatever_comes=True)
+        make_room = fill_disk(room.journal)
+        body = {"choices": [{"message": {"role": "assistant", "content": "long " * 10_000}}]}
+        with trio.move_on_after(20) as patience:
+            await minutes.answer(LLMGatewayResponse(0, "yes", body))
+        assert patience.cancelled_caught
+        make_room()
+        await minutes.end("terminated", None, 30.0)
+
+        found = await room.journal.select("desk", ["answer"], 0, 1 << 60)
+        (answer,) = [event for event in found if isinstance(event, Answer)]
+        assert answer.text.startswith("long long")

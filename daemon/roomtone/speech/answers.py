@@ -99,8 +99,17 @@ class Answers:
         self.gateway = gateway
         self.policy = policy
         self.pay = pay
+        self.told = False
+        """Whether the last that was said of this room's answers is that they are missing."""
         self._unanswered = unanswered
-        self._told = False
+
+    def is_asked_again(self, question: Question) -> bool:
+        """Whether this question waits to be asked again, outside of its session."""
+        return question in self._unanswered
+
+    def ask_again(self, question: Question) -> None:
+        """Have this question wait once more: what was to settle it could not be written."""
+        self._unanswered.add(question)
 
     def is_settled(self, question: Question) -> bool:
         """Whether this overdue question was asked again, and that is done."""
@@ -109,9 +118,9 @@ class Answers:
     def answered(self, question: Question, at: datetime) -> list[Fact]:
         """What to commit with the answer to this turn, in time or late."""
         self._unanswered.discard(question)
-        if not self._told:
+        if not self.told:
             return [question.done]
-        self._told = False
+        self.told = False
         return [question.done, _notice(question, at, "info", "answer.recovered", "Turns get their answers again.")]
 
     def missing(self, question: Question, at: datetime, reason: str) -> list[Fact]:
@@ -123,9 +132,9 @@ class Answers:
 
     def give_up(self, question: Question, at: datetime, reason: str) -> list[Fact]:
         """The notice that answers are missing, unless it was the last that was said."""
-        if self._told:
+        if self.told:
             return []
-        self._told = True
+        self.told = True
         text = f"A turn got no answer from the language model: {reason}. {_ADVICE}"
         return [_notice(question, at, "warning", "answer.missing", text)]
 

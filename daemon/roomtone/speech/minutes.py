@@ -294,8 +294,9 @@ class Minutes:
         await self._journal_answers()
 
     async def _journal_answers(self, *, is_last: bool = False) -> None:
-        if facts := self._replies.facts(trio.current_time(), is_last=is_last):
-            await self._desk.journal.commit(*facts)
+        with self._replies.due(trio.current_time(), is_last=is_last) as facts:
+            if facts:
+                await self._desk.journal.commit(*facts)
 
     async def begin(self, expires_at: datetime | None) -> None:
         """Journal that the session is up."""

@@ -3,8 +3,10 @@
 Time is in seconds of any clock that only grows.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
+from typing import NamedTuple
 
 import structlog
 
@@ -19,6 +21,15 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 UNCLAIMED = 256
 """Answers that wait for their turn to be journalled; then the oldest are dropped."""
+
+
+class _Taken(NamedTuple):
+    """What one turn's facts were made of: its answer, until when it was expected, and who waited to be asked again."""
+
+    order: int
+    said: Completion | str | None
+    expected: float | None
+    asked_again: Question | None
 
 
 class Replies:
@@ -80,23 +91,57 @@ class Replies:
         if self._answers is not None:
             self._answers.pay(usage, model)
 
-    def facts(self, now: float, *, is_last: bool = False) -> list[Fact]:
-        """What to commit: answers whose turn is in the journal, and what is said of those that will not come.
+    @contextmanager
+    def due(self, now: float, *, is_last: bool = False) -> Iterator[list[Fact]]:
+        """What to commit inside: answers whose turn is in the journal, and what is said of those that will not come.
 
-        `is_last`: the session is over, and what has not come will not.
+        `is_last`: the session is over, and what has not come will not. Where the commit raises, or is cancelled, all
+        of it waits on as it was; meanwhile nobody else is given it.
         """
+        told = self._answers is not None and self._answers.told
         facts: list[Fact] = []
-        for order in sorted(self._turns.keys() & self._said.keys()):
-            said, is_expected = self._said.pop(order), self._expected.pop(order, None) is not None
-            if isinstance(said, Completion):
-                facts += self._answered(order, said)
-            elif is_expected:
-                facts += self._missing(order, said)
-        for order in sorted(self._turns.keys() & self._expected.keys()):
-            if is_last or self._expected[order] <= now:
-                del self._expected[order]
-                facts += self._missing(order, "the session ended before" if is_last else "none has come in time")
-        return facts
+        taken: list[_Taken] = []
+        for order in sorted(self._turns.keys() & (self._said.keys() | self._expected.keys())):
+            if order in self._said or is_last or self._expected[order] <= now:
+                one = _Taken(
+                    order, self._said.pop(order, None), self._expected.pop(order, None), self._asked_again(order)
+                )
+                new = self._settle(one, is_last=is_last)
+                facts += new
+                taken += [one] if new else []
+        try:
+            yield facts
+        except BaseException:
+            self._put_back(taken, told=told)
+            raise
+
+    def _settle(self, one: _Taken, *, is_last: bool) -> list[Fact]:
+        match one.said:
+            case Completion() as said:
+                return self._answered(one.order, said)
+            case str() as reason:
+                return self._missing(one.order, reason) if one.expected is not None else []
+            case None:
+                return self._missing(one.order, "the session ended before" if is_last else "none has come in time")
+
+    def _put_back(self, taken: Iterable[_Taken], *, told: bool) -> None:
+        for order, said, expected, asked_again in taken:
+            if said is not None:
+                self._said.setdefault(order, said)  # unless another has come meanwhile
+            if expected is not None:
+                self._expected.setdefault(order, expected)
+            if asked_again is not None and self._answers is not None:
+                self._answers.ask_again(asked_again)
+        if self._answers is not None:
+            self._answers.told = told
+
+    def _asked_again(self, order: int) -> Question | None:
+        """The question about this turn, where it waits to be asked again outside of the session."""
+        turn = self._turns[order]
+        if turn is None or self._answers is None:
+            return None
+        question = self._question(order, turn[1])
+        return question if self._answers.is_asked_again(question) else None
 
     def _answered(self, order: int, said: Completion) -> list[Fact]:
         turn, answers = self._turns[order], self._answers

@@ -1,0 +1,94 @@
+"""The book of a session's answers: what could not be written waits on as it was."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from roomtone.events import Answer, Durable, Notice, Turn
+from roomtone.journal import Fact
+from roomtone.speech.answers import Answers, Policy, Unanswered
+from roomtone.speech.parameters import Gateway, Prompt
+from roomtone.speech.protocol import LLMGatewayResponse
+from roomtone.speech.replies import Replies
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+GATEWAY = Gateway("one", (Prompt("user", "Heard: {{turn}}"),), 100)
+
+
+class Cancelled(BaseException):
+    """As trio's own, which nobody else can make."""
+
+
+def open_replies(*, ask_again: bool) -> tuple[Replies, Unanswered]:
+    """A session with one turn in the journal, whose answer may take ten seconds."""
+    unanswered = Unanswered()
+    answers = Answers(GATEWAY, Policy(10.0, ask_again), unanswered, lambda _usage, _model: None)
+    replies = Replies("desk", "session", lambda _: NOON, answers)
+    replies.expect(0, 0.0)
+    turn = Turn(
+        room="desk", position=0, at=NOON, id="turn", session_id="session", turn_order=0, text="Hello.", words=()
+    )
+    replies.written([0], {0: turn})
+    return replies, unanswered
+
+
+def answer(replies: Replies) -> None:
+    replies.take(LLMGatewayResponse(0, "Hello.", {"choices": [{"message": {"content": "Hi!"}}]}))
+
+
+def due(replies: Replies, now: float) -> list[Fact]:
+    with replies.due(now) as facts:
+        return facts
+
+
+def fail(replies: Replies, now: float) -> list[Fact]:
+    """A commit that is cancelled."""
+    given: list[Fact] = []
+
+    def commit() -> None:
+        with replies.due(now) as facts:
+            given.extend(facts)
+            assert due(replies, now) == []  # nobody else is given it meanwhile
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        commit()
+    return given
+
+
+def events(facts: list[Fact]) -> list[type[Durable]]:
+    return [type(fact) for fact in facts if isinstance(fact, Durable)]
+
+
+def test_an_answer_in_time() -> None:
+    """It is due again after a commit that failed, and no more after one that did not."""
+    replies, _ = open_replies(ask_again=False)
+    answer(replies)
+    before = fail(replies, 1.0)
+
+    assert due(replies, 2.0) == before
+    assert events(before) == [Answer]
+    assert due(replies, 3.0) == []
+    assert not replies.is_expecting
+
+
+def test_a_notice() -> None:
+    """That an answer is missing, and that they come again, is said once each, in the commit that succeeds."""
+    replies, _ = open_replies(ask_again=False)
+    assert events(fail(replies, 11.0)) == events(due(replies, 12.0)) == [Notice]
+    answer(replies)
+    assert events(fail(replies, 13.0)) == events(due(replies, 14.0)) == [Answer, Notice]
+    assert due(replies, 15.0) == []
+
+
+def test_a_late_answer() -> None:
+    """What waits to be asked again does so until its late answer is written."""
+    replies, unanswered = open_replies(ask_again=True)
+    assert due(replies, 11.0) == []
+    answer(replies)
+    before = fail(replies, 12.0)
+    assert len(unanswered._questions) == 1
+
+    assert due(replies, 13.0) == before
+    assert events(before) == [Answer]
+    assert not unanswered._questions
