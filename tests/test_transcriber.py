@@ -544,3 +544,30 @@ async def test_a_spool_that_was_removed_closes_its_holes(
         ("transcript.missing", BEGAN + timedelta(seconds=40)),
         ("transcript.missing", BEGAN + timedelta(seconds=100)),
     ]
+
+
+async def test_a_hole_of_which_some_is_left(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What the quota took is said to be missing, once, and the rest is transcribed at once: no session has failed."""
+    failures: list[str] = []
+    async with (
+        open_service(port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service), failed=failures.append) as room,
+    ):
+        await room.record(quiet(10, RATE), live=False)
+        await room.spool.cut()
+        await room.record(speak(range(1, 9), RATE), live=False)
+        await room.spool.cut()
+        await room.spool.remove(room.spool.segments()[0])
+        end = room.spool.end
+        await room.journal.commit(Mark("room/desk/acknowledged", end), Mark("room/desk/holes", [[0, end]]))
+        room.spool.end_of_data()
+        begun = trio.current_time()
+        await repair(room.desk)
+
+        assert await room.numbers() == list(range(1, 9))
+        assert await room.journal.mark("room/desk/holes") is None
+        notices = [notice for notice in await room.journal.read(0) if isinstance(notice, Notice)]
+        assert [(notice.code, notice.at) for notice in notices] == [("transcript.missing", BEGAN)]
+        assert len(service.sessions) == 1
+        assert not failures
+        assert trio.current_time() - begun < 30

@@ -440,7 +440,7 @@ class _Lanes:
             ending = await self._repair(hole)
             if ending.complete:
                 await self._close_hole(hole)
-                log.info("hole.repaired", room=self._desk.room)
+                log.info("hole.closed", room=self._desk.room)
             if not await self._failures.wait_out(ending, trio.current_time() - begun):
                 return
 
@@ -450,7 +450,9 @@ class _Lanes:
         if is_gone or hole.start < desk.spool.first:
             gone = hole if is_gone else Span(hole.start, min(hole.end, desk.spool.first))
             await self._close_hole(gone, self._missing(gone))
-            return Ending(complete=gone == hole, verdict=Verdict.RETRY, text="the audio is gone")
+            if gone == hole:
+                return Ending(complete=True, verdict=Verdict.RETRY, text="the audio is gone")
+            hole = Span(gone.end, hole.end)
 
         def shrink(acknowledged: int) -> Sequence[Mark]:
             self._holes -= Spans([(hole.start, acknowledged)])
