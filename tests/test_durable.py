@@ -1,12 +1,16 @@
 """Files that survive a power cut: what is durable, and in which order."""
 
 import os
+import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from roomtone.durable import make_folder, remove, replace
+from roomtone.durable import make_folder, open_sqlite, remove, replace, scrub
+
+TABLES = "CREATE TABLE IF NOT EXISTS notes (number INTEGER PRIMARY KEY, text TEXT NOT NULL);"
 
 
 @pytest.fixture
@@ -48,3 +52,76 @@ def test_make_folder(tmp_path: Path, synced: list[tuple[str, list[str]]]) -> Non
 
     assert synced == [(tmp_path.name, ["a"]), ("a", ["b"])]
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "a", tmp_path / "a" / "b")} == {0o700}
+
+
+def numbers(path: Path) -> list[int]:
+    with open_sqlite(path, TABLES) as database:
+        return [number for (number,) in database.execute("SELECT number FROM notes ORDER BY number")]
+
+
+def test_what_is_committed_stays(tmp_path: Path) -> None:
+    """The database is private, waits for the disk at each commit, and forgets what was not committed."""
+    path = tmp_path / "notes.sqlite"
+    with open_sqlite(path, TABLES) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        database.execute("INSERT INTO notes VALUES (1, '')")
+        database.commit()
+        database.execute("INSERT INTO notes VALUES (2, '')")
+        assert {stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()} == {0o600}
+        assert len(list(tmp_path.iterdir())) == 3
+    assert numbers(path) == [1]
+
+
+def test_what_is_scrubbed_is_nowhere(tmp_path: Path) -> None:
+    """Deleted rows are in no byte of the file or its log; who reads it meanwhile keeps it from being said too early."""
+    path = tmp_path / "notes.sqlite"
+    with open_sqlite(path, TABLES) as database:
+        database.executemany("INSERT INTO notes (text) VALUES (?)", [("secret " * 500,)] * 9)
+        database.commit()
+        database.execute("PRAGMA busy_timeout = 10")
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM notes").fetchone()
+            database.execute("DELETE FROM notes")
+            with pytest.raises(OSError, match=r"notes\.sqlite is being read"):
+                scrub(database)
+        scrub(database)
+        assert b"secret" not in b"".join(each.read_bytes() for each in tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_database_is_put_aside(tmp_path: Path) -> None:
+    """What was there stays to be looked at, and a new file begins."""
+    path = tmp_path / "notes.sqlite"
+    path.write_bytes(b"no database" * 500)
+    assert numbers(path) == []
+    assert (tmp_path / "notes.spoiled").read_bytes() == b"no database" * 500
+
+
+def test_damage_that_shows_late_is_put_aside_too(tmp_path: Path) -> None:
+    """A page in the middle of the file that the disk has spoiled fails once, and not each time for ever."""
+    path = tmp_path / "notes.sqlite"
+    with open_sqlite(path, TABLES) as database:
+        database.executemany("INSERT INTO notes (text) VALUES (?)", [("x" * 1000,)] * 100)
+        database.commit()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8192] + b"\xff" * (len(whole) - 8192))
+    with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+        numbers(path)
+    assert numbers(path) == []
+    assert (tmp_path / "notes.spoiled").stat().st_size == len(whole)
+
+
+def test_any_other_error_leaves_the_file(tmp_path: Path) -> None:
+    """What is wrong with the statement or the folder is not the file's fault."""
+    path = tmp_path / "notes.sqlite"
+    with open_sqlite(path, TABLES) as database:
+        database.execute("INSERT INTO notes VALUES (1, '')")
+        database.commit()
+    with pytest.raises(sqlite3.IntegrityError), open_sqlite(path, TABLES) as database:
+        database.execute("INSERT INTO notes VALUES (1, '')")
+    with pytest.raises(OSError, match=r"notes\.sqlite: .*syntax"), open_sqlite(path, "CREATE NOTHING"):
+        pass
+    assert numbers(path) == [1]
+    with pytest.raises(OSError, match="missing"), open_sqlite(tmp_path / "missing/notes.sqlite", TABLES):
+        pass

@@ -1,9 +1,11 @@
 """plugins/README.md: every example runs as it stands, and every hook, kind and field is on the page."""
 
 import re
+import sqlite3
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +18,7 @@ from click.testing import CliRunner
 from journalled import context, deliver_all
 from receiver import Answer, open_receiver
 from roomtone import Answer as AnswerEvent
-from roomtone import Audio, Durable, Interim, Level, Sink, Turn, Word, cli, encode
+from roomtone import Audio, Durable, Forgotten, Interim, Level, Sink, Turn, Word, cli, encode
 from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.sinks import command as sinks_command
 from roomtone.config import load
@@ -154,6 +156,17 @@ async def test_ticket(plugins: Plugins, tmp_path: Path) -> None:
         refused = await deliver_all(made(plugins, "ticket", url=receiver.url), tmp_path, [ANSWER, ANSWER])
     assert [refusal.reason for refusal in refused] == ["the ticket system says "]
     assert [post.headers["idempotency-key"] for post in receiver.accepted] == [receiver.events[0]["id"]]
+
+
+async def test_tally(plugins: Plugins, tmp_path: Path) -> None:
+    """The example that remembers counts each turn once, over a restart, and not what is forgotten."""
+    sink = made(plugins, "tally")
+    wish = Forgotten(room="desk", position=0, at=NOON, start=0, end=9, from_=NOON, until=NOON)
+    await deliver_all(sink, tmp_path, [TURN, msgspec.structs.replace(TURN, position=9, speaker="Ada"), wish])
+    await deliver_all(sink, tmp_path, [msgspec.structs.replace(TURN, position=19, speaker="Ada", text="Bye.")])
+    with closing(sqlite3.connect(tmp_path / "state/archive/tally.sqlite")) as database:
+        rows = database.execute("SELECT speaker, sum(words) FROM turns GROUP BY speaker").fetchall()
+    assert rows == [("Ada", 3)]
 
 
 async def test_loudest(plugins: Plugins, tmp_path: Path) -> None:

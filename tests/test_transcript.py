@@ -319,6 +319,21 @@ async def test_a_spoiled_store_is_put_aside(tmp_path: Path) -> None:
     assert [text.splitlines()[2] for text in pages(tmp_path / "pages").values()] == ["12:00:01 One.", "12:00:02 Two."]
 
 
+async def test_a_store_that_turns_out_spoiled_is_put_aside(tmp_path: Path) -> None:
+    """Damage that opening does not show fails once: the daemon opens the sink again, and what comes goes on."""
+    sink = TranscriptSink(directory="pages", format="text", start="oldest")
+    await deliver_all(sink, tmp_path, [said(order, f"{order}.", order=order) for order in range(300)])
+    store = tmp_path / "state/archive/transcript.sqlite"
+    whole = store.read_bytes()
+    store.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+    assert await deliver_all(sink, tmp_path, [said(9000, "Last.")]) == []
+    assert store.with_suffix(".spoiled").exists()
+    assert [text.splitlines()[-1] for text in pages(tmp_path / "pages").values()] == [
+        "12:04:59 299.",
+        "14:30:00 Last.",
+    ]
+
+
 async def test_a_full_disk_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that the disk refuses is named and stays as it was; the batch comes again, and then it is whole."""
     first, second = committed(said(1, "One."), said(2, "Two.", order=1))

@@ -1,4 +1,4 @@
-"""Files that survive a power cut: for the bundled sinks, and for whoever writes one that keeps files.
+"""Files that survive a power cut: for the bundled sinks, and for whoever writes one that keeps files or a database.
 
 A file is durable when its bytes and its name are: fsync of a file says nothing of the folder that names it.
 Everything is for the daemon's user only, whatever the umask: files 0600, folders 0700.
@@ -7,11 +7,16 @@ Errors: OSError that names the file or folder, from all of these.
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import structlog
+
 PRIVATE = 0o600
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 def make_folder(folder: Path) -> None:
@@ -76,3 +81,81 @@ def alone(path: Path) -> Iterator[bool]:
             yield True
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def open_sqlite(path: Path, tables: str) -> Iterator[sqlite3.Connection]:
+    """The database in this file, made where it is missing, with these tables (`CREATE TABLE IF NOT EXISTS ...`).
+
+    What is committed survives a power cut, and what is deleted is zeros in the file; `scrub` takes it from the log too.
+    Hooks come from one worker thread at a time, not always the same one: each may use the connection. What is not
+    committed when the context is left has not happened.
+
+    A file that the disk has spoiled is put aside, with the ending `.spoiled`, and a new one begun: at once where
+    opening shows it, else when the context is left with SQLite's error, so that a sink goes on when it is opened again.
+    """
+    database = _connect(path, tables)
+    try:
+        with closing(database):
+            yield database
+    except BaseException as error:
+        if (damage := _damage(error)) is not None:
+            _put_aside(path, damage)
+        raise
+
+
+def scrub(database: sqlite3.Connection) -> None:
+    """Commit, and leave nothing in the log of what was deleted. Errors: OSError where somebody else reads it."""
+    database.commit()
+    busy, *_ = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        (_, _, path), *_ = database.execute("PRAGMA database_list").fetchall()
+        raise OSError(f"{path} is being read by somebody else, and cannot be scrubbed")
+
+
+def _connect(path: Path, tables: str) -> sqlite3.Connection:
+    try:
+        try:
+            return _prepared(path, tables)
+        except sqlite3.DatabaseError as error:
+            if _damage(error) is None:
+                raise
+            _put_aside(path, error)
+            return _prepared(path, tables)
+    except sqlite3.Error as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+def _prepared(path: Path, tables: str) -> sqlite3.Connection:
+    path.touch(mode=PRIVATE)  # SQLite gives its log the mode of the file
+    database = sqlite3.connect(path, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in free pages of the file
+        database.executescript(tables)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _damage(error: BaseException) -> sqlite3.Error | None:
+    """The error in it, or in a group, by which SQLite says that the file is no sound database."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for each in error.exceptions if (found := _damage(each)) is not None), None)
+    if not isinstance(error, sqlite3.Error):
+        return None
+    # Errors of the library's own, such as a closed connection, have no code.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return error if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB} else None
+
+
+def _put_aside(path: Path, error: sqlite3.Error) -> None:
+    """Only the last one is kept. Its log goes with it: SQLite would take the new file for the one it belongs to."""
+    aside = path.with_suffix(".spoiled")
+    for end in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + end).replace(aside.with_name(aside.name + end))
+    sync_folder(path.parent)
+    log.warning("database.spoiled", path=str(path), aside=str(aside), error=str(error))

@@ -5,18 +5,16 @@ The pages are made from it, so that they can be made again when something comes 
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import structlog
 
 from roomtone import encode
+from roomtone.durable import open_sqlite, scrub
 from roomtone_transcript.page import Entry
-
-log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -95,10 +93,7 @@ class Store:
 
     def scrub(self) -> None:
         """Commit, and leave nothing in the log of what was deleted. Errors: OSError where somebody else reads it."""
-        self._database.commit()
-        busy, *_ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise OSError("the store is being read by somebody else, and cannot be scrubbed")
+        scrub(self._database)
 
     def _delete(self, where: str, *values: Any) -> set[Page]:
         rows = self._database.execute(f"SELECT DISTINCT room, page FROM entries WHERE {where}", values)  # noqa: S608 - our own text
@@ -110,33 +105,5 @@ class Store:
 @contextmanager
 def open_store(path: Path) -> Iterator[Store]:
     """The store at this path. One that the disk has spoiled is put aside: the pages stay, and new ones begin beside."""
-    with closing(_connect(path)) as database:
+    with open_sqlite(path, _SCHEMA) as database:
         yield Store(database)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        return _prepare(path)
-    except sqlite3.OperationalError as error:
-        raise OSError(f"{path}: {error}") from error
-    except sqlite3.DatabaseError as error:
-        aside = path.replace(path.with_suffix(".spoiled"))
-        for beside in ("-wal", "-shm"):  # else SQLite would take the new file for the one that these belong to
-            path.with_name(path.name + beside).unlink(missing_ok=True)
-        log.warning("store.spoiled", path=str(path), aside=str(aside), error=str(error))
-        return _prepare(path)
-
-
-def _prepare(path: Path) -> sqlite3.Connection:
-    path.touch(mode=0o600)
-    # Hooks come from one worker thread at a time, not always the same one.
-    database = sqlite3.connect(path, check_same_thread=False)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in free pages of the file
-        database.executescript(_SCHEMA)
-    except BaseException:
-        database.close()
-        raise
-    return database

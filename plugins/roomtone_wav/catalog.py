@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-import structlog
 
 from roomtone import Turn, encode
+from roomtone.durable import open_sqlite, scrub
 from roomtone_wav.recording import Recording, Stretch
-
-log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 CATALOG = "recordings.sqlite"
 """The file's name in the sink's own folder."""
@@ -190,10 +188,7 @@ class Catalog:
 
     def scrub(self) -> None:
         """Commit, and leave nothing in the log of what was deleted. Errors: OSError where somebody else reads it."""
-        self._database.commit()
-        busy, *_ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise OSError("the catalog is being read by somebody else, and cannot be scrubbed")
+        scrub(self._database)
 
     def _kept(self, where: str, *values: Any) -> list[Kept]:
         rows = self._database.execute(f"SELECT era, body FROM recordings WHERE {where}", values)  # noqa: S608 - our own text
@@ -210,7 +205,7 @@ class Catalog:
 @contextmanager
 def open_catalog(path: Path) -> Iterator[Catalog]:
     """The catalog at this path. One that the disk has spoiled is put aside: then files begin anew, and none is lost."""
-    with closing(_connect(path)) as database:
+    with open_sqlite(path, _SCHEMA) as database:
         yield Catalog(database)
 
 
@@ -222,32 +217,3 @@ def read_catalog(path: Path) -> Iterator[Catalog | None]:
         return
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         yield Catalog(database)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        return _prepare(path)
-    except sqlite3.OperationalError as error:
-        raise OSError(f"{path}: {error}") from error
-    except sqlite3.DatabaseError as error:
-        aside = path.replace(path.with_suffix(".spoiled"))
-        for beside in ("-wal", "-shm"):  # else SQLite would take the new file for the one that these belong to
-            path.with_name(path.name + beside).unlink(missing_ok=True)
-        log.warning("catalog.spoiled", path=str(path), aside=str(aside), error=str(error))
-        return _prepare(path)
-
-
-def _prepare(path: Path) -> sqlite3.Connection:
-    path.touch(mode=0o600)
-    # Hooks come from one worker thread at a time, not always the same one.
-    database = sqlite3.connect(path, check_same_thread=False)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in free pages of the file
-        database.executescript(_SCHEMA)
-        database.execute("SELECT count(*) FROM recordings").fetchone()
-    except BaseException:
-        database.close()
-        raise
-    return database
