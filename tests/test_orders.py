@@ -393,6 +393,19 @@ def test_a_test_event(tmp_path: Path, table: str, code: int, said: str) -> None:
         assert b"sink.test" in line
 
 
+@pytest.mark.parametrize("kind", ["wav", "transcript"])
+def test_a_test_event_is_not_kept(tmp_path: Path, kind: str) -> None:
+    """What nobody has said stands neither on a page nor beside a recording, nor waits for the first one."""
+    keys = "transcript = true\n" if kind == "wav" else ""
+    config = prepare(tmp_path) + f'[sinks.mine]\nkind = "{kind}"\ndirectory = "kept"\n{keys}'
+    (tmp_path / "roomtone.toml").write_text(config)
+    done = roomtone(tmp_path, "test", "mine")
+    assert "has acknowledged the test: turn" in done.output
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"This is a test" in path.read_bytes()]
+    assert kept == []
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
 def test_statuses(tmp_path: Path) -> None:
     """Every sink is listed with what is the matter with it; one that is broken keeps nobody from running."""
     config = prepare(tmp_path) + '[sinks.off]\nkind = "jsonl"\npath = "x"\ndisabled = true\n'

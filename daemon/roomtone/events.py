@@ -17,6 +17,9 @@ Cause: TypeAlias = Literal["overrun", "device", "muted", "daemon down", "suspend
 
 Severity: TypeAlias = Literal["info", "warning", "error"]
 
+TEST = "sink.test"
+"""The code of the notice, and the session of the turn, that `roomtone sinks test` sends."""
+
 
 class Word(msgspec.Struct, frozen=True):
     """One recognized word. `start` and `end` are positions; `confidence` is 0 to 1, or None where unknown."""
@@ -54,6 +57,11 @@ class Event(Tagged, frozen=True, kw_only=True):
     def kind(self) -> str:
         """What it is called in JSON, which is also the name of its hook."""
         return str(self.__struct_config__.tag)
+
+    @property
+    def is_test(self) -> bool:
+        """Whether `roomtone sinks test` has sent it: it has not happened, and has no place among what has."""
+        return TEST in (getattr(self, "session_id", None), getattr(self, "code", None))
 
 
 class RecordingStarted(Event, frozen=True, kw_only=True, tag="recording_started"):

@@ -57,6 +57,8 @@ class Scribe:
     @hookimpl
     def turn(self, event: Turn) -> None:
         """What was said, in the place of what it corrects."""
+        if event.is_test:
+            return
         if event.supersedes:
             self._changed |= self._store.remove(event.supersedes)
         end = max((word.end for word in event.words), default=event.position)

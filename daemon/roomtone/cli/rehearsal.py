@@ -14,13 +14,12 @@ from roomtone.cli.loaded import config_option, load
 from roomtone.config import Config
 from roomtone.diagnosis import unknown
 from roomtone.document import ConfigError
-from roomtone.events import Notice, Turn, kind_of
+from roomtone.events import TEST, Notice, Turn, kind_of
 from roomtone.facts import next_id
 from roomtone.hooks import Implementation
 from roomtone.rehearsal import Outcome, rehearse
 from roomtone.sinks import Context, Sink, wants
 
-CODE = "sink.test"
 TEXT = "This is a test. `roomtone sinks test` has sent it; nothing has happened."
 
 
@@ -58,8 +57,8 @@ def test_event(sink: Sink, hooks: Implementation, config: Config) -> Notice | Tu
     """
     now, room = datetime.now(UTC), next(iter(sink.rooms or config.rooms))
     id_ = str(next_id(uuid.UUID(int=0), int(now.timestamp() * 1000)))
-    notice = Notice(id=id_, room="", position=0, at=now, severity="info", code=CODE, text=TEXT)
-    turn = Turn(id=id_, room=room, position=0, at=now, session_id=CODE, turn_order=0, text=TEXT)
+    notice = Notice(id=id_, room="", position=0, at=now, severity="info", code=TEST, text=TEXT)
+    turn = Turn(id=id_, room=room, position=0, at=now, session_id=TEST, turn_order=0, text=TEXT)
     return next((event for event in (notice, turn) if wants(sink, event) and hooks.hooks_for(event)), None)
 
 
