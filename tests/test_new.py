@@ -96,6 +96,13 @@ def test_a_name_that_cannot_be_one(tmp_path: Path, name: str, monkeypatch: pytes
     assert not list(tmp_path.iterdir())
 
 
+def test_what_comes_next_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says to install is this folder: a bare name would be a package that pip fetches from wherever."""
+    monkeypatch.chdir(tmp_path)
+    assert "next: pip install ./word-book, " in invoke("word-book")[1]
+    assert f"next: pip install {tmp_path}/away, " in invoke("word-book", "--directory", str(tmp_path / "away"))[1]
+
+
 def test_nothing_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is there stays as it is."""
     monkeypatch.chdir(tmp_path)

@@ -36,7 +36,9 @@ def new(name: str, directory: Path | None, *, as_file: bool) -> None:
     if as_file:
         click.echo(f'next: a table [sinks.{name}] with kind = "{name}", then roomtone sinks test {name}')
     else:
-        click.echo(f'next: pip install {target}, and a table with kind = "{name}"; the sink is {target / module}')
+        # Without a slash pip would look for a package of that name, which may be somebody else's.
+        place = target if target.is_absolute() else f"./{target}"
+        click.echo(f'next: pip install {place}, and a table with kind = "{name}"; the sink is {target / module}')
 
 
 def written(name: str, *, as_file: bool) -> Iterator[tuple[Path, str]]:
