@@ -19,7 +19,7 @@ from journalled import accept, context, deliver_all
 from roomtone import Durable, Forgotten, RecordingStopped, Turn, Word
 from roomtone.durable import alone, remove
 from roomtone_wav import Wav, compression, keeping
-from roomtone_wav.catalog import Catalog
+from roomtone_wav.catalog import Catalog, open_catalog
 from test_wav import NOON, Room, audio, hand
 
 RATE = 8000
@@ -392,6 +392,24 @@ async def test_what_somebody_deleted_does_not_count(tmp_path: Path) -> None:
         remove(path)
     await live(Wav(directory="wav", keep_gb=3.5 * (44 + 2 * RATE) / 1e9), tmp_path, [])
     assert len(contents(tmp_path / "wav")) == 3
+
+
+def test_a_look_at_years_of_files_reads_few_of_them(tmp_path: Path) -> None:
+    """A year has 105,120 files of five minutes: what is asked every few seconds goes by an index, not through all."""
+    asked: list[str] = []
+    with open_catalog(tmp_path / "recordings.sqlite") as catalog:
+        catalog._database.set_trace_callback(asked.append)
+        catalog.todo("remove")
+        catalog.todo("encode")
+        catalog.finished(NOON)
+        catalog.size()
+        catalog.newest("desk")
+        catalog._database.set_trace_callback(None)
+        plans = [
+            [step for *_, step in catalog._database.execute(f"EXPLAIN QUERY PLAN {statement}")] for statement in asked
+        ]
+    indexes = ["recordings_to_do", "recordings_to_do", "recordings_by_end", "recordings_by_end", "PRIMARY KEY"]
+    assert [index for index, plan in zip(indexes, plans, strict=True) if index not in plan[0]] == [], plans
 
 
 async def test_files_of_a_lost_journal_are_still_kept_and_removed(tmp_path: Path) -> None:

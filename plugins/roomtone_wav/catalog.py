@@ -7,6 +7,7 @@ written here is durable before the file that it names is made, so no crash leave
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -28,12 +29,15 @@ CREATE TABLE IF NOT EXISTS recordings (
     PRIMARY KEY (room, era, first)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS recordings_to_do ON recordings (todo) WHERE todo != '';
+CREATE INDEX IF NOT EXISTS recordings_by_end ON recordings (until, size);
 CREATE TABLE IF NOT EXISTS turns (
     id TEXT PRIMARY KEY, room TEXT NOT NULL, position INTEGER NOT NULL, end INTEGER NOT NULL, body BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS turns_by_position ON turns (room, position);
 CREATE TABLE IF NOT EXISTS forgotten (room TEXT NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL);
 """
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 Todo: TypeAlias = Literal["", "grow", "encode", "remove"]
 """What is still to be done with a file: nothing; to let it grow and then compress it; that now; to remove its WAV."""
@@ -110,7 +114,7 @@ class Catalog:
         )
 
     def todo(self, what: Todo) -> list[Kept]:
-        return self._kept("todo = ? ORDER BY until", what)
+        return self._kept("todo = ? AND todo != '' ORDER BY until", what)  # said twice, for the index to be used
 
     def get(self, kept: Kept) -> Recording | None:
         """The same recording as it is known now."""
@@ -122,10 +126,11 @@ class Catalog:
             (todo, kept.recording.room, kept.era, kept.recording.first),
         )
 
-    def finished(self) -> list[Kept]:
-        """Every recording but the newest of each room, the oldest first."""
+    def finished(self, before: datetime = _NEVER) -> list[Kept]:
+        """Every recording but the newest of each room, the oldest first: those that ended before that time (UTC)."""
         newest = "SELECT room, max(first) FROM recordings WHERE era = 0 GROUP BY room"
-        return self._kept(f"NOT (era = 0 AND (room, first) IN ({newest})) ORDER BY until")
+        where = f"until < ? AND NOT (era = 0 AND (room, first) IN ({newest})) ORDER BY until"
+        return self._kept(where, before.isoformat())
 
     def size(self) -> int:
         """Bytes of all files, those that somebody has deleted since included."""

@@ -135,7 +135,7 @@ class Keeper:
         """Remove what is too old, then the oldest of what is too much. Never the file that a room's audio goes to."""
         if self._keep_days is not None:
             limit = self._clock() - timedelta(days=self._keep_days)
-            self._remove([kept for kept in self._catalog.finished() if kept.recording.until < limit], "age")
+            self._remove(self._catalog.finished(limit), "age")
         if self._keep_bytes is not None and self._catalog.size() > self._keep_bytes:
             self._remove(self._surplus(self._catalog.finished(), self._keep_bytes), "size")
 
