@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
 from roomtone import Turn, Word
+from roomtone_transcript.page import one_line
 
 Captions: TypeAlias = Literal["srt", "vtt"]
 
@@ -32,20 +33,17 @@ def cues(turn: Turn, place: Callable[[int], float], speakers: Mapping[str, str])
         yield Cue(start, start + max(_SHORT, len(turn.text) / _READING), _plain(turn.text), _name(turn, None, speakers))
         return
     line: list[Word] = []
+    width, until = 0, 0.0
     for word in turn.words:
-        if line and not _fits(line, word, place):
+        is_fit = width + len(word.text) <= _WIDE and place(word.end) <= until
+        if line and not (is_fit and word.speaker == line[0].speaker):
             yield _cue(turn, line, place, speakers)
             line = []
+        if not line:
+            width, until = 0, place(word.start) + _LONG
         line.append(word)
+        width += len(word.text) + 1
     yield _cue(turn, line, place, speakers)
-
-
-def _fits(line: list[Word], word: Word, place: Callable[[int], float]) -> bool:
-    return (
-        sum(len(each.text) + 1 for each in line) + len(word.text) <= _WIDE
-        and place(word.end) - place(line[0].start) <= _LONG
-        and word.speaker == line[0].speaker
-    )
 
 
 def _cue(turn: Turn, line: list[Word], place: Callable[[int], float], speakers: Mapping[str, str]) -> Cue:
@@ -87,10 +85,7 @@ def _escaped(text: str) -> str:
 
 def _plain(text: str) -> str:
     """In one line, for an empty one would end the caption, and without what is no character to show."""
-    return (
-        "".join(character for character in " ".join(text.split()) if character.isprintable())
-        or "\N{HORIZONTAL ELLIPSIS}"
-    )
+    return one_line(text) or "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _time(seconds: float, point: str) -> str:

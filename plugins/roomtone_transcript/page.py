@@ -70,12 +70,12 @@ def _markdown(entry: Entry, style: Style) -> Iterator[str]:
     match entry:
         case Turn():
             for speaker, text in paragraphs(entry):
-                name = f" {_escaped(_one_line(style.speakers.get(speaker, speaker)))}:" if speaker else ""
-                yield f"**{style.time(entry.at)}{name}** {_escaped(_one_line(text))}"
+                name = f" {_escaped(one_line(style.speakers.get(speaker, speaker)))}:" if speaker else ""
+                yield f"**{style.time(entry.at)}{name}** {_escaped(one_line(text))}"
         case Answer():
             yield _indented(_unmarked(entry.text), "> ")
         case Analysis():
-            yield _indented(f"**{_escaped(_one_line(entry.name))}**\n\n{_unmarked(entry.text)}", "> ")
+            yield _indented(f"**{_escaped(one_line(entry.name))}**\n\n{_unmarked(entry.text)}", "> ")
         case Gap():
             yield f"_{_missing(entry, style)}_"
 
@@ -84,12 +84,12 @@ def _text(entry: Entry, style: Style) -> Iterator[str]:
     match entry:
         case Turn():
             for speaker, text in paragraphs(entry):
-                name = f" {_one_line(style.speakers.get(speaker, speaker))}:" if speaker else ""
-                yield f"{style.time(entry.at)}{name} {_one_line(text)}"
+                name = f" {one_line(style.speakers.get(speaker, speaker))}:" if speaker else ""
+                yield f"{style.time(entry.at)}{name} {one_line(text)}"
         case Answer():
             yield _indented(entry.text, "    ")
         case Analysis():
-            yield _indented(f"{_one_line(entry.name)}:\n{entry.text}", "    ")
+            yield _indented(f"{one_line(entry.name)}:\n{entry.text}", "    ")
         case Gap():
             yield f"[{_missing(entry, style)}]"
 
@@ -98,8 +98,10 @@ def _missing(gap: Gap, style: Style) -> str:
     return f"{style.time(gap.from_)} to {style.time(gap.until)}: nothing recorded ({gap.cause})"
 
 
-def _one_line(text: str) -> str:
-    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+def one_line(text: str) -> str:
+    """The text in one line, without what is no character to show."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(character for character in line if character.isprintable())
 
 
 def _indented(text: str, mark: str) -> str:

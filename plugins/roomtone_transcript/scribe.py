@@ -135,8 +135,9 @@ class Scribe:
             return
         make_folder(path.parent)
         replace(path, render(self._title(page, start), entries, self._style))
+        cues = self._cues(page, start, entries) if self._captions else []
         for form in self._captions:
-            replace(path.with_suffix(f".{form}"), captions.render(self._cues(page, start, entries), form))
+            replace(path.with_suffix(f".{form}"), captions.render(cues, form))
 
     def _title(self, page: Page, start: datetime) -> str:
         local = start.astimezone(self._style.zone)

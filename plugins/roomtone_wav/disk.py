@@ -85,6 +85,6 @@ def write_sidecar(recording: Recording, turns: Sequence[Turn] | None = None, cap
     """Replace the recording's sidecar as a whole, and its captions, which are timed for the file."""
     path = Path(recording.path)
     replace(path.with_suffix(".json"), recording.sidecar(turns))
+    found = [cue for turn in turns or () for cue in cues(turn, recording.second, {})] if captions else []
     for form in captions:
-        found = (cue for turn in turns or () for cue in cues(turn, recording.second, {}))
         replace(path.with_suffix(f".{form}"), render(found, form))
