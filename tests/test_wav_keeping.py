@@ -412,6 +412,29 @@ def test_a_look_at_years_of_files_reads_few_of_them(tmp_path: Path) -> None:
     assert [index for index, plan in zip(indexes, plans, strict=True) if index not in plan[0]] == [], plans
 
 
+async def test_files_of_a_spoiled_catalog_are_still_removed(tmp_path: Path) -> None:
+    """What the catalog knew before the disk spoiled it is known again by the sidecars: it goes in its time."""
+    room = speaker(tmp_path)
+    for _ in range(4):
+        room.says(RATE)
+        room.is_away(60)
+    await live(Wav(directory="wav", format="flac", keep_days=36_500), tmp_path, room.events)
+    (tmp_path / "wav" / "notes.json").write_text('{"file": "of somebody else"}')
+    (tmp_path / "wav" / "torn.json").write_text('{"file": ')
+    (tmp_path / "state/archive/recordings.sqlite").write_bytes(b"spoiled" * 2000)
+    anew = speaker(tmp_path, era=2)
+    anew.says(RATE)
+    await live(Wav(directory="wav", format="flac", keep_days=36_500), tmp_path, anew.events)
+    assert len(contents(tmp_path / "wav")) == 5
+    await live(Wav(directory="wav", format="flac", keep_gb=1e-9), tmp_path, [])
+    assert files(tmp_path / "wav") == [
+        "desk_20250301T120000Z_2.json",
+        "desk_20250301T120000Z_2.wav",
+        "notes.json",
+        "torn.json",
+    ]
+
+
 async def test_files_of_a_lost_journal_are_still_kept_and_removed(tmp_path: Path) -> None:
     """Positions that begin again make the old files strangers to new audio, but not to compression and retention."""
     (tmp_path / "old").mkdir()

@@ -16,6 +16,9 @@ import structlog
 
 PRIVATE = 0o600
 
+SPOILED = ".spoiled"
+"""The ending of a database that was put aside."""
+
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
@@ -153,7 +156,7 @@ def _damage(error: BaseException) -> sqlite3.Error | None:
 
 def _put_aside(path: Path, error: sqlite3.Error) -> None:
     """Only the last one is kept. Its log goes with it: SQLite would take the new file for the one it belongs to."""
-    aside = path.with_suffix(".spoiled")
+    aside = path.with_suffix(SPOILED)
     for end in ("", "-wal", "-shm"):
         with suppress(FileNotFoundError):
             path.with_name(path.name + end).replace(aside.with_name(aside.name + end))

@@ -9,19 +9,22 @@ from pathlib import Path, PurePath
 from typing import Annotated, ClassVar
 
 import msgspec
+import structlog
 import trio
 
 from roomtone import Context, Sink, hookimpl
-from roomtone.durable import alone, make_folder
+from roomtone.durable import SPOILED, alone, make_folder
 from roomtone_transcript.captions import Captions
 from roomtone_wav import compression
 from roomtone_wav.catalog import CATALOG, open_catalog, read_catalog
-from roomtone_wav.disk import write_sidecar
+from roomtone_wav.disk import described, write_sidecar
 from roomtone_wav.keeping import Keeper
 from roomtone_wav.recording import HEADER, WIDTH, Format, Gaps, Recording, Split
 from roomtone_wav.writer import TranscribingWriter, Writer
 
 __all__ = ["Wav", "register_sinks"]
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 _PERIOD = 15.0
 """Seconds between two looks at what finished files need."""
@@ -105,6 +108,10 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
         chosen = {room: rate for room, rate in context.rates.items() if not self.rooms or room in self.rooms}
         compression.check(self.format, chosen)
         catalog = stack.enter_context(open_catalog(context.state / CATALOG))
+        if (context.state / CATALOG).with_suffix(SPOILED).exists() and catalog.is_empty():
+            # What the spoiled one knew: else nobody would ever remove those files.
+            files = catalog.adopt(described(directory))
+            log.info("recordings.adopted", sink=context.name, files=files)
         has_text = self.transcript or bool(self.captions)
 
         def path(recording: Recording) -> Path:

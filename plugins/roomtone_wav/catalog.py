@@ -5,7 +5,8 @@ written here is durable before the file that it names is made, so no crash leave
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,6 +100,17 @@ class Catalog:
         self._database.execute("DELETE FROM turns WHERE room = ? AND id <= ?", (newest.room, newest.last))
         self._database.execute("DELETE FROM forgotten WHERE room = ?", (newest.room,))
 
+    def adopt(self, recordings: Iterable[Recording]) -> int:
+        """Know these files, to remove them in their time. No position belongs to them. Returns how many they are."""
+        eras = Counter[tuple[str, int]]()
+        for recording in recordings:
+            key = recording.room, recording.first
+            eras[key] += 1
+            self.put(recording, era=eras[key])
+        self._database.execute("UPDATE recordings SET todo = '' WHERE era > 0")
+        self._database.commit()
+        return eras.total()
+
     def open_up(self, recording: Recording) -> None:
         """The recording is a WAV again, and to be compressed again."""
         self.put(recording)
@@ -112,6 +124,9 @@ class Catalog:
             "UPDATE recordings SET todo = 'encode' WHERE room = ? AND era = 0 AND first < ? AND todo = 'grow'",
             (room, before),
         )
+
+    def is_empty(self) -> bool:
+        return self._database.execute("SELECT 1 FROM recordings LIMIT 1").fetchone() is None
 
     def todo(self, what: Todo) -> list[Kept]:
         return self._kept("todo = ? AND todo != '' ORDER BY until", what)  # said twice, for the index to be used

@@ -10,6 +10,9 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from roomtone import Turn
 from roomtone.durable import make_folder, remove, replace
@@ -62,6 +65,22 @@ def open_wav(path: str) -> Iterator[Wav]:
         raise OSError(error.errno, error.strerror, path) from error
     finally:
         os.close(descriptor)
+
+
+def described(directory: Path) -> Iterator[Recording]:
+    """What the sidecars below the directory say of the files beside them; those without a file are left out."""
+    for sidecar in sorted(directory.rglob("*.json")):
+        try:
+            facts = msgspec.json.decode(sidecar.read_bytes(), type=dict[str, Any])
+            path = sidecar.with_name(Path(str(facts["file"])).name)
+            form = path.suffix[1:]
+            size = None if form == "wav" else path.stat().st_size
+            own = {"path": str(path), "last": "", "format": form, "compressed": size}
+            recording = msgspec.convert(facts | own, Recording)
+        except (OSError, KeyError, msgspec.DecodeError, msgspec.ValidationError):  # somebody else's file, or a torn one
+            continue
+        if path.exists():
+            yield recording
 
 
 def create(recording: Recording) -> None:
