@@ -96,6 +96,15 @@ async def test_only_the_last_words_are_shown(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 300
 
 
+async def test_a_flood_without_end_is_ended(tmp_path: Path) -> None:
+    """A program that talks on both outputs for ever, and reads nothing, takes its time and no more."""
+    flood = "echo $$ > leader; yes out & echo $! > child; yes err >&2"
+    with trio.fail_after(30), pytest.raises(CommandFailed, match=r"took longer than .* s and was killed: .*err err"):
+        await deliver(shell(flood, timeout=1.0), tmp_path, turns(200, text="x" * 5000))
+    for name in ("leader", "child"):
+        await wait_dead(int((tmp_path / name).read_text()))
+
+
 async def test_data_error_sets_one_event_aside(tmp_path: Path) -> None:
     """Exit status 65 refuses the one event of a run; of several it is not known which, so none is set aside."""
     sink = shell("echo wrong >&2; exit 65")

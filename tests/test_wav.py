@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import stat
+import time
 import wave
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -245,6 +246,35 @@ async def test_hours_split_at_the_sample(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("hour", "names"),
+    [
+        (datetime(2025, 3, 30, 1, tzinfo=UTC), ["2025-03-30 00:59:59", "2025-03-30 01:00:00"]),
+        (datetime(2025, 10, 26, 1, tzinfo=UTC), ["2025-10-26 00:59:59", "2025-10-26 01:00:00"]),
+        (datetime(2026, 1, 1, tzinfo=UTC), ["2025-12-31 23:59:59", "2026-01-01 00:00:00"]),
+    ],
+)
+async def test_hours_are_of_no_time_zone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hour: datetime, names: Sequence[str]
+) -> None:
+    """Where the machine's clocks change, and at midnight, an hour is an hour: no file is doubled, none is named twice."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        room = Room(tmp_path, at=hour - timedelta(seconds=1))
+        room.says(1500)
+        await deliver(
+            Wav(directory="wav", split="hour", template="{start:%Y-%m-%d %H:%M:%S}.wav"), tmp_path, room.events
+        )
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert contents(tmp_path / "wav") == {
+        f"{names[0]}.wav": audio(0, 1000),
+        f"{names[1]}.wav": audio(1000, 1500),
+    }
+
+
 async def test_an_hour_begins_once(tmp_path: Path) -> None:
     """A clock corrected by a moment, back over the hour, begins no second file and moves no sample."""
     room = Room(tmp_path, at=NOON - timedelta(milliseconds=300))
@@ -283,6 +313,17 @@ async def test_rooms_do_not_mix(tmp_path: Path) -> None:
         "desk/2025-03-01/desk_20250301T120000Z.wav": audio(0, 800),
         "hall/2025-03-01/hall_20250301T120000Z.wav": audio(0, 800),
     }
+
+
+async def test_rooms_whose_files_are_called_the_same(tmp_path: Path) -> None:
+    """Rooms that begin in the same second under a template without `room` do not write into each other's files."""
+    desk, hall = Room(tmp_path), Room(tmp_path, room="hall")
+    for room in (desk, hall):
+        room.says(100)
+        room.says(50)
+    events = [event for pair in zip(desk.events, hall.events, strict=True) for event in pair]
+    await deliver(Wav(directory="wav", template="{start:%H%M%S}.wav"), tmp_path, events)
+    assert contents(tmp_path / "wav") == {"120000.wav": audio(0, 150), "120000_2.wav": audio(0, 150)}
 
 
 @pytest.mark.parametrize("room", ["../../etc", "..", "a/b"])
