@@ -100,7 +100,7 @@ async def test_a_flood_without_end_is_ended(tmp_path: Path) -> None:
     """A program that talks on both outputs for ever, and reads nothing, takes its time and no more."""
     flood = "echo $$ > leader; yes out & echo $! > child; yes err >&2"
     with trio.fail_after(30), pytest.raises(CommandFailed, match=r"took longer than .* s and was killed: .*err err"):
-        await deliver(shell(flood, timeout=1.0), tmp_path, turns(200, text="x" * 5000))
+        await deliver(shell(flood, timeout=2.0), tmp_path, turns(200, text="x" * 5000))
     for name in ("leader", "child"):
         await wait_dead(int((tmp_path / name).read_text()))
 

@@ -257,7 +257,7 @@ async def test_hours_split_at_the_sample(tmp_path: Path) -> None:
 async def test_hours_are_of_no_time_zone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hour: datetime, names: Sequence[str]
 ) -> None:
-    """Where the machine's clocks change, and at midnight, an hour is an hour: no file doubles, no name does."""
+    """Where the machine's clocks change, and at midnight, an hour is an hour, and no name comes twice."""
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
     try:
