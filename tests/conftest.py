@@ -32,3 +32,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("figures")
         for line in lines:
             terminalreporter.write_line(line)
+
+
+LONGEST = (
+    "test_soak",
+    "test_crashes",
+    "test_faults",
+    "test_systemd",
+    "test_limits",
+    "test_daemon",
+    "test_transcriber",
+    "test_recorder",
+    "test_delivery",
+    "test_plugins_readme",
+    "test_service",
+    "test_conversations",
+    "test_forgetting",
+    "test_echoes",
+    "test_cli",
+    "test_outages",
+)
+"""Modules that take long, and begin first: else one worker has one of them to itself while the others have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort by module, the longest first. `--no-loadscope-reorder` keeps xdist from doing it by the number of tests."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from roomtone.cli.schema import SCHEMA
+from roomtone.cli.schema import SCHEMA, dedented
 from roomtone.events import Durable, Live
 
 
@@ -45,7 +45,7 @@ def schema() -> dict[str, Any]:
         "required": ["kind"],
         "oneOf": list(references),
         "discriminator": {"propertyName": "kind", "mapping": mapping},
-        "$defs": components,
+        "$defs": dedented(components),
     }
 
 

@@ -3,6 +3,7 @@
 Made from the Structs, with the bundled sinks; a sink of any other kind is let through, for its keys are its plugin's.
 """
 
+import inspect
 import json
 import sys
 from collections.abc import Mapping
@@ -52,8 +53,20 @@ def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
             "analysis": _named(inquiry),
             "sinks": _named({"anyOf": [*sinks, other]}),
         },
-        "$defs": components,
+        "$defs": dedented(components),
     }
+
+
+def dedented(part: Any, key: str = "") -> Any:
+    """A schema with its descriptions as Python 3.13 has them: until then a docstring has its indentation in it."""
+    match part:
+        case dict():
+            return {name: dedented(value, name) for name, value in part.items()}
+        case list():
+            return [dedented(value) for value in part]
+        case str() if key == "description":
+            return inspect.cleandoc(part)
+    return part
 
 
 def _named(table: dict[str, Any]) -> dict[str, Any]:
