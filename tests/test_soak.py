@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from conftest import Report
@@ -170,6 +171,17 @@ async def test_hours_of_audio(tmp_path: Path, autojump_clock: MockClock, report:
     assert final.objects < 1.1 * first.objects + 2000
     assert final.files <= first.files + 5
     assert final.disk < 1.3 * first.disk + 1024
+
+
+async def test_a_healthy_hour_is_quiet_in_the_log(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """While all goes well, and somebody speaks in each minute, nothing is told more often than once a minute."""
+    with capture_logs() as logs:
+        async with open_service(port=None, utc=now) as service:
+            await live_on(tmp_path, service, Counting(start="oldest"), range(20))
+
+    told = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
+    assert "session.started" in told
+    assert len(told) <= 20
 
 
 async def test_a_month_of_events(
