@@ -2,6 +2,7 @@
 below /opt, made with an interpreter that a service can see.
 """
 
+import fcntl
 import json
 import os
 import subprocess
@@ -40,9 +41,19 @@ def booted(folder: Path, binds: Mapping[str, Path] | None = None, *, limits: boo
 @cache
 def installed() -> Path:
     """The folder that a guest shows as `PREFIX`: a venv with the wheel of this tree. Made beside our own packages, and
-    kept there for the next time; the wheel itself is built and installed each time.
+    kept there for the next time; the wheel itself is built and installed by each run, once for all of its workers.
     """
     folder = Path(sys.prefix) / "guest"
+    run, made = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"process {os.getpid()}"), folder / "made-by"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if not made.exists() or made.read_text() != run:
+            _install(folder)
+            made.write_text(run)
+    return folder
+
+
+def _install(folder: Path) -> None:
     python = folder / "bin" / "python"
     if not python.exists():
         _pip_free_venv(folder)
@@ -54,7 +65,6 @@ def installed() -> Path:
     subprocess.run([*into, f"roomtone[local] @ file://{wheel}"], check=True, timeout=600)
     subprocess.run([*into, "--no-deps", "--force-reinstall", wheel], check=True, timeout=300)
     _move_scripts(folder)
-    return folder
 
 
 def _pip_free_venv(folder: Path) -> None:
