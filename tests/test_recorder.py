@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from roomtone.capture.entries import Mute
@@ -863,6 +863,8 @@ Scene: st.SearchStrategy[Act] = st.one_of(
 
 
 @settings(max_examples=40, deadline=None)
+@example(runs=[([Talk(5), Step(100), Talk(5)], False)])
+@example(runs=[([Talk(5), Full(on=True), Talk(5), Fail()], False)])
 @given(runs=st.lists(st.tuples(st.lists(Scene, max_size=6), st.booleans()), min_size=1, max_size=3))
 def test_every_position_and_second_is_accounted_for(
     tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[list[Act], bool]]
@@ -886,10 +888,11 @@ async def _check(folder: Path, runs: list[tuple[list[Act], bool]]) -> None:
         await play(state, [Talk(1), *acts], 90, down=down, then=copy)
         state = crashed if crash else state
         down += slept + 100
-    async with open_run(state, []) as run:
-        events = await run.journal.select("desk", KINDS, 0, LAST)
-        covers = await run.journal.covered("desk")
-        _assert_accounted(events, covers, run.spool)
+        if not crash:  # at once: what a run has left out, the next one would explain as its own absence
+            async with open_run(state, []) as run:
+                events = await run.journal.select("desk", KINDS, 0, LAST)
+                covers = await run.journal.covered("desk")
+                _assert_accounted(events, covers, run.spool)
 
 
 def _assert_accounted(events: list[Durable], covers: list[Cover], spool: Spool) -> None:
