@@ -15,7 +15,8 @@ from gating import gating
 from roomtone.capture.gate import TAIL, Hearing
 from roomtone.facts import Mark
 from roomtone.speech.coverage import Span, Spans
-from roomtone.speech.transcriber import repair, transcribe, wish_mark
+from roomtone.speech.repairs import wish_mark
+from roomtone.speech.transcriber import repair, transcribe
 from roomtone.testing.faults import Drop, Expire, Fault, Faults, NoBegin, NoTermination, Refuse, Stall, script
 from roomtone.testing.service import Service, open_service
 from roomtone.testing.spoken import quiet, speak

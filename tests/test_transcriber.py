@@ -18,9 +18,10 @@ from gating import gating
 from journalled import fill_disk
 from roomtone.events import Notice, SessionEnded
 from roomtone.facts import Cover, Mark
+from roomtone.speech.attempts import LAST_TRY
 from roomtone.speech.parameters import Streaming
 from roomtone.speech.terms import Terms
-from roomtone.speech.transcriber import LAST_TRY, repair, transcribe, withhold
+from roomtone.speech.transcriber import repair, transcribe, withhold
 from roomtone.testing.conversation import Manner
 from roomtone.testing.faults import (
     GARBLED,

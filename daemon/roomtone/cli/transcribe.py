@@ -28,8 +28,9 @@ from roomtone.speech.coverage import Spans
 from roomtone.speech.endpoint import Endpoints, open_endpoints
 from roomtone.speech.governor import FREE, Governor, open_governor
 from roomtone.speech.minutes import Desk
+from roomtone.speech.repairs import wish_mark
 from roomtone.speech.terms import Terms
-from roomtone.speech.transcriber import repair, wish_mark
+from roomtone.speech.transcriber import repair
 
 
 class Unsent(NamedTuple):

@@ -3,7 +3,8 @@
 Two lanes work on one spool. The live lane follows the head, and relieves a session by the next one before it expires.
 Where it has fallen too far behind for a service that takes little more than real time, it goes on near the head and
 leaves a hole, which the repair lane transcribes beside it. Both resume from what the journal says is acknowledged, five
-seconds earlier, and `seam` tells which words are new.
+seconds earlier, and `seam` tells which words are new. What becomes of holes is in `repairs`, how a session is had at
+all in `attempts`.
 
 Where a gate listens first, the live lane has a session only while somebody speaks; what lies between is *unsent*, and
 acknowledged as such. `roomtone transcribe` makes holes of it.
@@ -20,21 +21,18 @@ import structlog
 import trio
 
 from roomtone.capture.gate import Gate, Gating
-from roomtone.events import Notice
 from roomtone.facts import Cover
 from roomtone.journal import Mark
+from roomtone.speech.attempts import Attempts
 from roomtone.speech.coverage import Span, Spans
-from roomtone.speech.failures import Failures
 from roomtone.speech.minutes import Desk
 from roomtone.speech.outgoing import wait_piece
 from roomtone.speech.passage import LAST_WORDS, Ending, Passage
 from roomtone.speech.pause import ends_quiet, last_pause
-from roomtone.speech.protocol import Verdict
+from roomtone.speech.repairs import Repairs, at_once
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-AGAIN = 5
-"""Seconds that are sent again after a session has died: where both sessions heard the same words they are aligned."""
 BEHIND = 20
 """Seconds behind the head up to which one session catches up; beyond, the rest is a hole for the repair lane."""
 PAUSE_WITHIN = 60.0
@@ -47,8 +45,6 @@ MARGIN = 180.0
 """Seconds before the end that the service names at which the next session is opened, a quarter of short ones."""
 SHORTEST = 20.0
 """Seconds that every session lasts at the service; one that is said to last less is told by another clock than ours."""
-LAST_TRY = 5.0
-"""Seconds that a session may take to begin when the daemon stops: what is pending is kept for the next start."""
 REPORT_EVERY = 10.0
 """Seconds between commits of what the gate, or the budget, holds back."""
 
@@ -83,7 +79,7 @@ async def transcribe(
     try:
         async with lanes.listening(gating):
             await lanes.live()
-            await lanes.repair_all()
+            await lanes.repair()
     finally:
         lanes.tell_left()
 
@@ -92,7 +88,7 @@ async def repair(desk: Desk) -> None:
     """Transcribe what is in holes, those that a person has asked for included, and nothing else."""
     lanes = _Lanes(desk, realtime=False, first="oldest", longest=LONGEST, utc=time.time, leaving=trio.Event())
     await lanes.load()
-    await lanes.repair_all()
+    await lanes.repair()
 
 
 async def withhold(desk: Desk) -> None:
@@ -100,11 +96,6 @@ async def withhold(desk: Desk) -> None:
     lanes = _Lanes(desk, realtime=False, first="oldest", longest=LONGEST, utc=time.time, leaving=trio.Event())
     await lanes.load()
     await lanes.withhold_all()
-
-
-def wish_mark(room: str, span: Span) -> Mark:
-    """The mark by which a person wants what lies between these positions transcribed, whatever the gate thought."""
-    return Mark(f"room/{room}/wish/{span.start}-{span.end}", list(span))
 
 
 class _Lanes:
@@ -120,13 +111,12 @@ class _Lanes:
     ) -> None:
         self._desk = desk
         self._leaves_holes = realtime and desk.endpoint.remote
-        self._first = first
         self._longest = longest
         self._utc = utc
         self._acknowledged = 0
-        self._holes = Spans()
         self._again = True
-        self._failures = Failures(desk, leaving)
+        self._attempts = Attempts(desk, leaving)
+        self._repairs = Repairs(desk, self._attempts, first=first, leaving=leaving)
         self._leaving = leaving
         self._gate: Gate | None = None
         self._open: list[Passage] = []
@@ -140,8 +130,8 @@ class _Lanes:
             desk.spool.date(*await self._last_captured())
         # Where all of the spool is settled, its last session has heard the end of it: nothing is to be sent again.
         self._again = self._acknowledged < desk.spool.end
-        self._holes = Spans((start, end) for start, end in await desk.journal.mark(self._key("holes")) or [])
-        await self._take_wishes()
+        await self._repairs.load()
+        await self._repairs.take_wishes(self._acknowledged)
 
     async def _last_captured(self) -> tuple[int, datetime]:
         """The last position that the journal knows to be recorded, and its time; now where it knows none."""
@@ -182,7 +172,7 @@ class _Lanes:
             begun = trio.current_time()
             ending = await self._chain()
             self._again = not ending.complete
-            if not await self._failures.wait_out(ending, trio.current_time() - begun):
+            if not await self._attempts.wait_out(ending, trio.current_time() - begun):
                 return
 
     async def _wait_for_work(self) -> bool:
@@ -190,7 +180,7 @@ class _Lanes:
         if self._gate is None:
             return await wait_piece(self._desk.spool, self._acknowledged, 1) is not None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._repair_for_ever)
+            nursery.start_soon(self._repairs.mend_for_ever, lambda: self._acknowledged)
             found = await self._wait_for_speech(self._gate)
             nursery.cancel_scope.cancel()
         return found
@@ -219,9 +209,9 @@ class _Lanes:
         """Sessions that relieve one another, from the durable position to the first that ends without a successor."""
         start, floor = await self._choose_start()
         self._open, self._until = [], None
-        passage = self._passage(start, floor, settled=_set(), may_send=_set())
+        passage = self._passage(start, floor, settled=at_once(), may_send=at_once())
         async with trio.open_nursery() as nursery:
-            if not await self._begin(nursery, passage):
+            if not await self._attempts.begin(nursery, passage):
                 return passage.ending
             beside = trio.CancelScope()
             nursery.start_soon(self._work_beside, beside, start)
@@ -246,23 +236,6 @@ class _Lanes:
         self._open.append(passage)
         return passage
 
-    async def _begin(self, nursery: trio.Nursery, passage: Passage) -> bool:
-        """Whether the service lets this session begin. When leaving, it has LAST_TRY seconds for that."""
-        async with trio.open_nursery() as opening:
-            opening.start_soon(self._hurry, opening.cancel_scope)
-            await nursery.start(passage.run)
-            opening.cancel_scope.cancel()
-        if passage.ending.begun:
-            await self._failures.begun()
-        return passage.ending.begun
-
-    async def _hurry(self, opening: trio.CancelScope) -> None:
-        await self._leaving.wait()
-        if self._desk.endpoint.remote:
-            # The recognizer on this machine may be reading its model, and it will come.
-            await trio.sleep(LAST_TRY)
-            opening.cancel()
-
     def _advance(self, acknowledged: int) -> Sequence[Mark]:
         self._acknowledged = max(self._acknowledged, acknowledged)
         mark = Mark(self._key("acknowledged"), self._acknowledged)
@@ -281,12 +254,7 @@ class _Lanes:
                 done = max(self._acknowledged, min(done, self._gate.settled))
             await self._leave_hole(Span(self._acknowledged, done), acknowledged=done)
             return done, done
-        return (self._again_from(done) if self._again else done), done
-
-    def _again_from(self, done: int) -> int:
-        """Five seconds before a settled position, but not before the end of a hole: what lies there is not settled."""
-        edge = max((hole.end for hole in self._holes if hole.end <= done), default=0)
-        return min(done, max(self._desk.spool.first, edge, done - AGAIN * self._desk.rate))
+        return (self._repairs.again_from(done) if self._again else done), done
 
     async def _pause_before(self, head: int) -> int:
         """The last pause within the seconds that a session catches up with, or the head itself."""
@@ -304,7 +272,7 @@ class _Lanes:
         """What goes on while a chain of sessions that began at `start` does."""
         with scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._repair_for_ever)
+                nursery.start_soon(self._repairs.mend_for_ever, lambda: self._acknowledged)
                 if self._gate is not None:
                     nursery.start_soon(self._close_in_silence, self._gate, start)
 
@@ -364,15 +332,15 @@ class _Lanes:
         """Open the next session before the old one ends, and switch in a pause. The old one where that fails."""
         settled, may_send = trio.Event(), trio.Event()
         new = self._passage(old.position, old.position, settled=settled, may_send=may_send)
-        paused = await self._begin(nursery, new) and await self._wait_for_pause(old, new)
+        paused = await self._attempts.begin(nursery, new) and await self._wait_for_pause(old, new)
         if new.over.is_set():
             log.warning("session.unrelieved", room=self._desk.room, reason=new.ending.text)
-            with trio.move_on_after(self._failures.next_delay(new.ending)):
+            with trio.move_on_after(self._attempts.next_delay(new.ending)):
                 await old.over.wait()
             return old
         if old.over.is_set():
             done = old.acknowledged
-            new.begin_at(self._again_from(done), done)
+            new.begin_at(self._repairs.again_from(done), done)
             settled.set()
         else:
             begin = seam = old.end_at_once() if paused else old.position
@@ -406,97 +374,24 @@ class _Lanes:
             await self._leave_hole(Span(old.acknowledged, end), acknowledged=end)
         settled.set()
 
-    # --- the repair lane ---------------------------------------------------------------------------------------------
+    # --- the holes ---------------------------------------------------------------------------------------------------
 
     async def _leave_hole(self, hole: Span, *, acknowledged: int) -> None:
         """Everything up to `acknowledged` is settled, or in a hole: of this one, what the gate wants heard."""
         holes = Spans([hole]) if self._gate is None else self._gate.hearing.passages(hole.start, hole.end)
         unsent = self._unsent(Spans([hole]) - holes)
-        self._holes |= holes
-        await self._desk.journal.commit(*unsent, *self._advance(acknowledged), self._holes_mark())
+        await self._desk.journal.commit(*unsent, *self._advance(acknowledged), self._repairs.add(holes))
         log.info("hole.left", room=self._desk.room, seconds=round((hole.end - hole.start) / self._desk.rate, 1))
 
-    def _holes_mark(self) -> Mark:
-        return Mark(self._key("holes"), [list(hole) for hole in self._holes] or None)
-
-    async def _take_wishes(self) -> None:
-        """Make holes of what a person wants transcribed, as far as the live lane has passed it."""
-        wishes = await self._desk.journal.marks(self._key("wish/"))
-        if wishes:
-            self._holes |= Spans((start, min(end, self._acknowledged)) for start, end in wishes.values())
-            await self._desk.journal.commit(self._holes_mark(), *(Mark(wish, None) for wish in wishes))
-
-    async def _repair_for_ever(self) -> None:
-        while True:
-            await self._take_wishes()
-            await self.repair_all()
-            await trio.sleep(AGAIN)
-
-    async def repair_all(self) -> None:
-        """Transcribe what is in holes, one at a time; when leaving, none: they are there at the next start."""
-        while self._holes and not self._leaving.is_set():
-            hole = list(self._holes)[-1 if self._first == "newest" else 0]
-            begun = trio.current_time()
-            ending = await self._repair(hole)
-            if ending.complete:
-                await self._close_hole(hole)
-                log.info("hole.closed", room=self._desk.room)
-            if not await self._failures.wait_out(ending, trio.current_time() - begun):
-                return
-
-    async def _repair(self, hole: Span) -> Ending:
-        desk, recorded = self._desk, self._desk.spool.recorded()
-        is_gone = not recorded or hole.start >= recorded[-1].end
-        if is_gone or hole.start < desk.spool.first:
-            gone = hole if is_gone else Span(hole.start, min(hole.end, desk.spool.first))
-            await self._close_hole(gone, self._missing(gone))
-            if gone == hole:
-                return Ending(complete=True, verdict=Verdict.RETRY, text="the audio is gone")
-            hole = Span(gone.end, hole.end)
-
-        def shrink(acknowledged: int) -> Sequence[Mark]:
-            self._holes -= Spans([(hole.start, acknowledged)])
-            return [self._holes_mark()]
-
-        passage = Passage(
-            desk,
-            start=self._again_from(hole.start),
-            floor=hole.start,
-            until=hole.end,
-            marks=shrink,
-            settled=_set(),
-            may_send=_set(),
-        )
-        async with trio.open_nursery() as nursery:
-            await self._begin(nursery, passage)
-        return passage.ending
+    async def repair(self) -> None:
+        """Transcribe what is in holes; when leaving, none."""
+        await self._repairs.mend()
 
     def tell_left(self) -> None:
         """Where the room is left before all of it is transcribed: say how much is left, in one line."""
         desk = self._desk
         recorded = Spans([(desk.spool.first, desk.spool.end)])
-        left = (Spans([(self._acknowledged, desk.spool.end)]) | self._holes) & recorded
+        left = (Spans([(self._acknowledged, desk.spool.end)]) | self._repairs.holes) & recorded
         if left and self._leaving.is_set():
             seconds = round(left.total / desk.rate, 1)
             log.warning("transcript.pending", room=desk.room, seconds=seconds, until="the next start")
-
-    async def _close_hole(self, hole: Span, *notices: Notice) -> None:
-        self._holes -= Spans([hole])
-        await self._desk.journal.commit(*notices, self._holes_mark())
-
-    def _missing(self, span: Span) -> Notice:
-        seconds = (span.end - span.start) / self._desk.rate
-        return Notice(
-            room=self._desk.room,
-            position=span.start,
-            at=self._desk.spool.at(span.start),
-            severity="warning",
-            code="transcript.missing",
-            text=f"{seconds:.0f} s of audio were removed before they could be transcribed.",
-        )
-
-
-def _set() -> trio.Event:
-    event = trio.Event()
-    event.set()
-    return event

@@ -1,4 +1,4 @@
-"""How a room waits after a session has failed, and when a person hears of it."""
+"""How a room tries for its sessions: how long one may take to begin, what follows a failure, who hears of it."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ import trio
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Notice
 from roomtone.speech.minutes import Desk
-from roomtone.speech.passage import Ending
+from roomtone.speech.passage import Ending, Passage
 from roomtone.speech.protocol import Verdict
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -17,8 +17,12 @@ REFUSED = 300.0
 """Seconds between attempts that only a person can make succeed."""
 
 
-class Failures:
-    """How a room waits after a session's end, and when it tells somebody. Its lanes share it: they meet one service.
+LAST_TRY = 5.0
+"""Seconds that a session may take to begin when the daemon stops: what is pending is kept for the next start."""
+
+
+class Attempts:
+    """A room's attempts at having a session. Its lanes share them: they meet one service.
 
     `leaving` ends all waiting: the daemon stops.
     """
@@ -41,11 +45,25 @@ class Failures:
                 least = max(least, REFUSED)
         return least + self._backoff.next()
 
-    async def begun(self) -> None:
-        """A session is up, so whatever was refused before is accepted again."""
-        if self._told:
+    async def begin(self, nursery: trio.Nursery, passage: Passage) -> bool:
+        """Run the passage in this nursery. Whether the service lets its session begin; one that does is accepted again,
+        whatever was refused before.
+        """
+        async with trio.open_nursery() as opening:
+            opening.start_soon(self._hurry, opening.cancel_scope)
+            await nursery.start(passage.run)
+            opening.cancel_scope.cancel()
+        if passage.ending.begun and self._told:
             self._told = ""
             await self._tell("info", "session.recovered", "The speech service accepts sessions again.")
+        return passage.ending.begun
+
+    async def _hurry(self, opening: trio.CancelScope) -> None:
+        await self._leaving.wait()
+        if self._desk.endpoint.remote:
+            # The recognizer on this machine may be reading its model, and it will come.
+            await trio.sleep(LAST_TRY)
+            opening.cancel()
 
     async def wait_out(self, ending: Ending, lasted: float) -> bool:
         """Wait as long as this ending asks for; a session that lived, not one that spoke, resets the back-off.
