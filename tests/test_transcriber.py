@@ -19,6 +19,7 @@ from journalled import fill_disk
 from roomtone.events import Notice, SessionEnded
 from roomtone.facts import Cover, Mark
 from roomtone.speech.attempts import LAST_TRY
+from roomtone.speech.coverage import Spans
 from roomtone.speech.parameters import Streaming
 from roomtone.speech.terms import Terms
 from roomtone.speech.transcriber import repair, transcribe, withhold
@@ -35,6 +36,7 @@ from roomtone.testing.faults import (
     HangUp,
     NoBegin,
     NoTermination,
+    Numb,
     Refuse,
     Stall,
     script,
@@ -151,6 +153,63 @@ async def test_a_silent_socket_is_noticed(tmp_path: Path, autojump_clock: MockCl
         assert first.began_at is not None
         assert second.began_at is not None
         assert 30 < second.began_at - first.began_at < 30 + 15 + 1
+
+
+@pytest.mark.parametrize("numb", [{0}, {0, 1}])
+async def test_a_session_that_hears_nothing(numb: set[int], tmp_path: Path, autojump_clock: MockClock) -> None:
+    """One that answers pings and says no word more is doubted after a minute of speech; others hear it all."""
+    spoken = list(range(1, 600))
+    faults = script({number: [Numb(words=20)] for number in numb})
+    async with (
+        open_service(faults=faults, port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service)) as room,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            await room.record(speak(spoken, RATE))
+            room.spool.end_of_data()
+
+        settled = Spans((cover.start, cover.end) for cover in await room.covers())
+        events = await room.journal.select("desk", ["notice"], 0, 1 << 60)
+        doubts = [event for event in events if isinstance(event, Notice) and event.code == "session.deaf"]
+
+        assert await room.numbers() == spoken
+        assert list(settled) == [(0, room.spool.end)]
+        assert len(doubts) >= 1
+        assert service.sessions[0].open_seconds < 15 + 2 * 60 + 10 + 5 + 60
+
+
+async def test_a_doubt_that_was_right(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Where others have heard words in what a session was deaf to, the next deaf one is doubted no later than it."""
+    faults = script({0: [Numb(words=20)], 1: [Drop(words=300)], 3: [Numb(words=20)]})
+    async with (
+        open_service(faults=faults, port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service)) as room,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            await room.record(speak(range(1, 1000), RATE))
+            room.spool.end_of_data()
+
+        assert await room.numbers() == list(range(1, 1000))
+        assert service.sessions[3].open_seconds < 110
+
+
+async def test_music_is_doubted_ever_more_rarely(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What sounds like speech and is none costs other sessions after 1, 2 and 4 minutes, then after 8."""
+    silent = [Numb()]
+    async with (
+        open_service(faults=lambda _: silent, port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service)) as room,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            await room.record(speak(range(1500), RATE))
+            room.spool.end_of_data()
+
+        # Each of the three costs a session that takes its place, and one that hears the same again.
+        assert len(service.sessions) == 1 + 3 * 2
+        assert list(Spans((one.start, one.end) for one in await room.covers())) == [(0, room.spool.end)]
 
 
 async def test_a_quiet_room_is_not_cut(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -6,6 +6,7 @@ from roomtone.capture.spool import Piece, Spool
 from roomtone.speech import protocol
 from roomtone.speech.connection import Session
 from roomtone.speech.coverage import Ledger
+from roomtone.speech.doubt import Doubt
 from roomtone.speech.track import Pace, Track
 
 IDLE = 10.0
@@ -20,10 +21,20 @@ class Outgoing:
     """A stretch of the spool on its way to a session, from `position` up to `until` where that is known.
 
     `frame` is in samples; `remote` endpoints take little more than real time. `until` may be set while this runs.
+    `doubt` is shown what was sent.
     """
 
     def __init__(
-        self, spool: Spool, track: Track, ledger: Ledger, *, rate: int, frame: int, until: int | None, remote: bool
+        self,
+        spool: Spool,
+        track: Track,
+        ledger: Ledger,
+        *,
+        rate: int,
+        frame: int,
+        until: int | None,
+        remote: bool,
+        doubt: Doubt,
     ) -> None:
         self.position = track.position
         self.until = until
@@ -32,6 +43,7 @@ class Outgoing:
         self._ledger = ledger
         self._rate = rate
         self._frame = frame
+        self._doubt = doubt
         self._pace = Pace(rate, now=trio.current_time(), speed=1.2 if remote else None)
 
     async def send(self, session: Session) -> bool:
@@ -89,6 +101,7 @@ class Outgoing:
         self._track.send(padded)
         self._track.jump(position)
         self._ledger.sent = position
+        self._doubt.send(position - samples, frame)
         return sent
 
 

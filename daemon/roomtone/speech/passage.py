@@ -16,6 +16,7 @@ from roomtone.journal import Mark
 from roomtone.speech import protocol
 from roomtone.speech.connection import Session, SessionOver
 from roomtone.speech.coverage import Ledger
+from roomtone.speech.doubt import Doubt
 from roomtone.speech.minutes import Desk, Minutes
 from roomtone.speech.outgoing import Outgoing
 from roomtone.speech.protocol import Begin, Verdict
@@ -52,6 +53,7 @@ class Passage:
     """One session from position `start`, all before `floor` being settled, up to `until` where that is known.
 
     `marks` and `settled` are as Minutes has them; `may_send` holds a session back that is to relieve another.
+    `doubted_after`: so many minutes of what sounds like speech, and not a word, are held to be deafness.
     `acknowledged` is, once the session is `over`, how far everything is settled.
     """
 
@@ -65,6 +67,7 @@ class Passage:
         marks: Callable[[int], Sequence[Mark]],
         settled: trio.Event,
         may_send: trio.Event,
+        doubted_after: float = math.inf,
     ) -> None:
         self.over = trio.Event()
         self.ending = Ending(complete=False, verdict=Verdict.RETRY, text="left", begun=False)
@@ -75,6 +78,7 @@ class Passage:
         self._marks = marks
         self._settled = settled
         self._may_send = may_send
+        self._doubted_after = doubted_after
         self._book = TurnBook(two_finals=desk.two_finals)
         self._asked = False
         self._changes: dict[str, Any] = {}
@@ -87,6 +91,7 @@ class Passage:
         self._floor = self.acknowledged = max(floor, start)
         self._ledger = Ledger(start, floor=self._floor)
         self._track = Track(start, self._desk.rate)
+        self._doubt = Doubt(start, self._desk.rate, minutes=self._doubted_after)
         self._outgoing = Outgoing(
             self._desk.spool,
             self._track,
@@ -95,6 +100,7 @@ class Passage:
             frame=self._desk.frame,
             until=self._until,
             remote=self._desk.endpoint.remote,
+            doubt=self._doubt,
         )
 
     def end_at_once(self) -> int:
@@ -117,6 +123,11 @@ class Passage:
     def position(self) -> int:
         """The position that is sent next."""
         return self._outgoing.position
+
+    @property
+    def deaf_since(self) -> int | None:
+        """From where on this session seems to have heard nothing of what it was sent, if that is so."""
+        return self._doubt.deaf_since
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Open a session and live it. `started` comes when it has begun, or could not; `ending` says which, and how it
@@ -262,6 +273,8 @@ class Passage:
             with trio.move_on_at(self._book.deadline()):
                 message = await session.receive()
             now = trio.current_time()
+            if isinstance(message, protocol.TurnMessage | protocol.Silence):
+                self._doubt.hear()
             match message:
                 case protocol.TurnMessage() | protocol.SpeakerRevision():
                     await self._take(self._book.feed(message, now), minutes)

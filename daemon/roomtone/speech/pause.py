@@ -1,7 +1,8 @@
 """Where nobody speaks: pauses in 16-bit audio, by loudness. Pure, and cheap enough for a small computer.
 
-Only used to choose where a session ends and the next begins, so that a wrong answer costs a seam inside a word, which
-the overlap mends, and not a word. A voice detector would cost more than it is worth here.
+Used to choose where a session ends and the next begins, so that a wrong answer costs a seam inside a word, which the
+overlap mends, and not a word; and to doubt a session that says nothing, so that a wrong answer costs another session.
+A voice detector would cost more than it is worth here.
 """
 
 from array import array
@@ -34,8 +35,7 @@ def last_pause(audio: bytes, rate: int) -> int | None:
     levels = loudness(audio, rate)
     if not levels:
         return None
-    floor = sorted(levels)[len(levels) // 50]
-    limit = max(_SILENCE, floor * _ABOVE_FLOOR)
+    limit = _limit(levels)
     needed = round(SHORTEST / _WINDOW)
     window = max(_STRIDE, int(rate * _WINDOW))
     run = 0
@@ -46,11 +46,23 @@ def last_pause(audio: bytes, rate: int) -> int | None:
     return None
 
 
+def share_loud(audio: bytes, rate: int) -> float:
+    """The share of this audio, 0 to 1, that is 10 dB louder than its quietest moments; 0 where there is no audio."""
+    levels = loudness(audio, rate)
+    limit = _limit(levels)
+    return sum(level > limit for level in levels) / max(1, len(levels))
+
+
 def ends_quiet(audio: bytes, rate: int) -> bool:
     """Whether the last 300 ms of this audio (give some seconds of it) are a pause."""
     levels = loudness(audio, rate)
     needed = round(SHORTEST / _WINDOW)
     if len(levels) < needed:
         return False
-    floor = sorted(levels)[len(levels) // 50]
-    return max(levels[-needed:]) <= max(_SILENCE, floor * _ABOVE_FLOOR)
+    return max(levels[-needed:]) <= _limit(levels)
+
+
+def _limit(levels: list[float]) -> float:
+    """What is no louder than this is quiet."""
+    floor = sorted(levels)[len(levels) // 50] if levels else 0.0
+    return max(_SILENCE, floor * _ABOVE_FLOOR)

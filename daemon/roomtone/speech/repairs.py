@@ -4,6 +4,7 @@ A hole is recorded audio that is not settled although the room's acknowledged po
 restarts, shrinks as its session is heard, and is closed by Termination, or by a notice where its audio is gone.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -51,6 +52,8 @@ class Repairs:
         self._attempts = attempts
         self._first = first
         self._leaving = leaving
+        self._doubted: Span | None = None
+        self._doubted_after = 1.0
 
     async def load(self) -> None:
         """The holes as the journal knows them."""
@@ -78,6 +81,23 @@ class Repairs:
         if wishes:
             holes = Spans((start, min(end, acknowledged)) for start, end in wishes.values())
             await self._desk.journal.commit(self.add(holes), *(Mark(wish, None) for wish in wishes))
+
+    async def doubt(self, span: Span) -> None:
+        """A session heard this and said nothing, though it sounds like speech: make a hole of it, for another one."""
+        desk = self._desk
+        self._doubted, self._doubted_after = span, 2 * self._doubted_after
+        seconds = round((span.end - span.start) / desk.rate)
+        text = f"The speech service said nothing in {seconds} s of what sounds like speech. It is sent them again."
+        await desk.journal.commit(self._notice(span.start, "session.deaf", text), self.add(Spans([span])))
+        log.warning("session.deaf", room=desk.room, seconds=seconds)
+
+    async def doubted_after(self) -> float:
+        """Minutes of what sounds like speech after which a session that says nothing is doubted: one, and twice as many
+        after each doubt that was wrong. It was right where another session found words.
+        """
+        if self._doubted and await self._desk.journal.select(self._desk.room, ["turn"], *self._doubted):
+            self._doubted, self._doubted_after = None, 1.0
+        return self._doubted_after if self._desk.endpoint.remote else math.inf
 
     async def mend_for_ever(self, acknowledged: Callable[[], int]) -> None:
         """Mend what holes there are and what holes come, wishes included, until cancelled."""
@@ -131,11 +151,10 @@ class Repairs:
 
     def _missing(self, span: Span) -> Notice:
         seconds = (span.end - span.start) / self._desk.rate
-        return Notice(
-            room=self._desk.room,
-            position=span.start,
-            at=self._desk.spool.at(span.start),
-            severity="warning",
-            code="transcript.missing",
-            text=f"{seconds:.0f} s of audio were removed before they could be transcribed.",
-        )
+        text = f"{seconds:.0f} s of audio were removed before they could be transcribed."
+        return self._notice(span.start, "transcript.missing", text)
+
+    def _notice(self, position: int, code: str, text: str) -> Notice:
+        desk = self._desk
+        at = desk.spool.at(position)
+        return Notice(room=desk.room, position=position, at=at, severity="warning", code=code, text=text)

@@ -37,6 +37,8 @@ BEHIND = 20
 """Seconds behind the head up to which one session catches up; beyond, the rest is a hole for the repair lane."""
 PAUSE_WITHIN = 60.0
 """Seconds that relieving a session waits for a pause in the speech."""
+DOUBT_EVERY = 5.0
+"""Seconds between looks at whether a session still hears."""
 SHARED = 6
 """Seconds that both sessions are sent where no pause comes."""
 LONGEST = 10_200.0
@@ -121,6 +123,7 @@ class _Lanes:
         self._gate: Gate | None = None
         self._open: list[Passage] = []
         self._until: int | None = None
+        self._doubted_after = math.inf
 
     async def load(self) -> None:
         """Where the journal says that this room's transcript stands."""
@@ -170,8 +173,12 @@ class _Lanes:
         """Follow the head until the spool has ended and all of it is settled, or in a hole."""
         while await self._wait_for_work():
             begun = trio.current_time()
+            self._doubted_after = await self._repairs.doubted_after()
             ending = await self._chain()
             self._again = not ending.complete
+            for passage in self._open:
+                if passage.deaf_since is not None and passage.deaf_since < self._acknowledged:
+                    await self._repairs.doubt(Span(passage.deaf_since, self._acknowledged))
             if not await self._attempts.wait_out(ending, trio.current_time() - begun):
                 return
 
@@ -232,6 +239,7 @@ class _Lanes:
             marks=self._advance,
             settled=settled,
             may_send=may_send,
+            doubted_after=self._doubted_after,
         )
         self._open.append(passage)
         return passage
@@ -273,6 +281,7 @@ class _Lanes:
         with scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._repairs.mend_for_ever, lambda: self._acknowledged)
+                nursery.start_soon(self._doubt_for_ever)
                 if self._gate is not None:
                     nursery.start_soon(self._close_in_silence, self._gate, start)
 
@@ -357,15 +366,20 @@ class _Lanes:
         """Until the last 300 ms that the old session was sent are a pause, or one of the two is over. False: no pause
         came in time.
         """
-        spool, rate = self._desk.spool, self._desk.rate
         with trio.move_on_after(max(0.0, min(PAUSE_WITHIN, self._left(old) - SHARED - LAST_WORDS))):
             while not (old.over.is_set() or new.over.is_set()):
-                begin = max(0, old.position - 5 * rate)
-                piece = await spool.read(begin, old.position - begin) if old.position > begin else None
-                if piece is None or ends_quiet(piece.audio, rate):
+                if await self._pauses(old):
                     return True
-                await trio.sleep(self._desk.frame / rate)
+                await trio.sleep(self._desk.frame / self._desk.rate)
         return old.over.is_set()
+
+    async def _pauses(self, passage: Passage) -> bool:
+        """Whether nobody spoke in the last 300 ms that this session was sent."""
+        begin = max(0, passage.position - 5 * self._desk.rate)
+        if passage.position == begin:
+            return True
+        piece = await self._desk.spool.read(begin, passage.position - begin)
+        return piece is None or ends_quiet(piece.audio, self._desk.rate)
 
     async def _settle(self, old: Passage, end: int, settled: trio.Event) -> None:
         """Let the new session's words into the journal when the old one's are there, or are a hole up to `end`."""
@@ -373,6 +387,25 @@ class _Lanes:
         if old.acknowledged < end:
             await self._leave_hole(Span(old.acknowledged, end), acknowledged=end)
         settled.set()
+
+    # --- doubting a session ------------------------------------------------------------------------------------------
+
+    async def _doubt_for_ever(self) -> None:
+        """End a session of this chain that answers and seems to hear nothing, in a pause if one comes."""
+        while True:
+            await trio.sleep(DOUBT_EVERY)
+            for passage in self._open:
+                if passage.deaf_since is not None and not passage.over.is_set():
+                    await self._part_in_pause(passage)
+
+    async def _part_in_pause(self, passage: Passage) -> None:
+        """End a session in a pause of the speech, unless it says something meanwhile."""
+        ends_by = trio.current_time() + PAUSE_WITHIN
+        while passage.deaf_since is not None:
+            if await self._pauses(passage) or trio.current_time() >= ends_by:
+                passage.end_at_once()
+                return
+            await trio.sleep(self._desk.frame / self._desk.rate)
 
     # --- the holes ---------------------------------------------------------------------------------------------------
 

@@ -119,6 +119,7 @@ class Call:
         self._waiting: list[tuple[int, trio.Event]] = []
         self._thoughts: deque[tuple[float, str]] = deque()
         self._thinking = trio.Event()
+        self._is_numb = False
         # Bounded, and full is no loss: the reader waits, as a service does that cannot keep up.
         self._send, self._outbox = trio.open_memory_channel[tuple[float, str | bytes | None]](1000)
 
@@ -239,6 +240,8 @@ class Call:
     async def _say(self, *messages: protocol.Message) -> None:
         due = trio.current_time() + self._rules.manner.latency
         for message in messages:
+            if self._is_numb and not isinstance(message, protocol.Termination):
+                continue
             if isinstance(message, protocol.LLMGatewayResponse) and self._rules.manner.thinking:
                 self._thoughts.append((due + self._rules.manner.thinking, protocol.encode(message)))
                 self._thinking.set()
@@ -289,6 +292,9 @@ class Call:
             case fault.Stall(duration=duration):
                 await self._reach(one.seconds, one.words)
                 await self._line.stall(duration)
+            case fault.Numb():
+                await self._reach(one.seconds, one.words)
+                self._is_numb = True
             case fault.Garble(message=name):
                 await self._reach(one.seconds, one.words)
                 await self._send.send((trio.current_time(), GARBLED[name]))

@@ -61,6 +61,13 @@ class Stall(msgspec.Struct, frozen=True, tag=True):
     words: int = 0
 
 
+class Numb(msgspec.Struct, frozen=True, tag=True):
+    """Say nothing any more, and answer pings and Terminate as before: what stood behind the connection is gone."""
+
+    seconds: float = 0.0
+    words: int = 0
+
+
 class NoTermination(msgspec.Struct, frozen=True, tag=True):
     """Answer Terminate with nothing; `close`: with the last turns and a close, but no Termination."""
 
@@ -85,7 +92,9 @@ class TooEarly(msgspec.Struct, frozen=True, tag=True):
     """Send a partial turn before Begin."""
 
 
-Fault: TypeAlias = Refuse | Deaf | HangUp | NoBegin | Close | Drop | Stall | NoTermination | Garble | Expire | TooEarly
+Fault: TypeAlias = (
+    Refuse | Deaf | HangUp | NoBegin | Close | Drop | Stall | Numb | NoTermination | Garble | Expire | TooEarly
+)
 Faults: TypeAlias = Callable[[int], Sequence[Fault]]
 """The faults of a connection by its number; the first is 0."""
 
