@@ -13,7 +13,8 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Message, Request, TextMessage
 
 from roomtone.speech import protocol
-from roomtone.speech.connection import GOODBYE, LEAVING, QUEUE, Connect, SessionOver, open_session
+from roomtone.speech.connection import GOODBYE, LEAVING, QUEUE, Connect, open_session
+from roomtone.speech.ending import SessionOver
 from roomtone.speech.protocol import Begin, Error, Termination, TimedWord, TurnMessage, Unknown, Verdict
 from roomtone.testing.faults import Close, Stall, script
 from roomtone.testing.service import open_service

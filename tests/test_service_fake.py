@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roomtone.speech import protocol
-from roomtone.speech.connection import SessionOver, open_session
+from roomtone.speech.connection import open_session
+from roomtone.speech.ending import SessionOver
 from roomtone.speech.parameters import Gateway, Prompt, Streaming, query
 from roomtone.speech.protocol import LLMGatewayResponse, Message, SpeakerRevision, Termination, TurnMessage, Verdict
 from roomtone.testing.conversation import Manner

@@ -6,23 +6,18 @@ Everything else that is raised is a defect of ours and propagates.
 """
 
 import math
-import re
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final, TypeAlias
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
-import h11
 import structlog
 import trio
 from trio_websocket import (
-    CloseReason,
     ConnectionClosed,
-    ConnectionRejected,
     HandshakeError,
     WebSocketConnection,
     wrap_client_stream,
@@ -30,8 +25,8 @@ from trio_websocket import (
 from wsproto.utilities import ProtocolError
 
 from roomtone.speech import protocol
-from roomtone.speech.completion import wait_of
-from roomtone.speech.protocol import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage, Verdict
+from roomtone.speech.ending import FAILURES, HEAD, Evidence, Redaction, first_of
+from roomtone.speech.protocol import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -48,41 +43,7 @@ GOODBYE: Final = 1.0
 """Seconds that a session has to say that it is over when it is left by cancellation: one that is only dropped may be
 billed until it would have expired."""
 
-_HEAD: Final = 8192
-"""Bytes of a server's answer that are looked at."""
 _HEADERS: Final = (("User-Agent", "roomtone"), ("AssemblyAI-Version", "2025-05-12"))
-_SECRET_PARAMETERS: Final = frozenset({"token", "webhook_auth_header_value"})
-_FAILURES: Final = (
-    ConnectionClosed,
-    HandshakeError,
-    h11.ProtocolError,
-    ProtocolError,
-    OSError,
-    trio.BrokenResourceError,
-)
-"""What a network and its far end can do to us. ssl.SSLError is an OSError; ConnectionRejected, ConnectionTimeout and
-DisconnectionTimeout are HandshakeErrors."""
-
-
-class SessionOver(Exception):  # noqa: N818 - most sessions end well
-    """How a session ended, or why there was none.
-
-    `code` is the service's, from its Error message before the close code, or the HTTP status of a refused upgrade, or
-    None where the network broke. `text` is for people and holds no secret. `refused`: there was no `Begin`. `wait` is
-    how many seconds it asks to be left alone.
-    """
-
-    def __init__(self, code: int | None, text: str, verdict: Verdict, *, refused: bool, wait: float = 0.0) -> None:
-        super().__init__(code, text, verdict)
-        self.code = code
-        self.text = text
-        self.verdict = verdict
-        self.refused = refused
-        self.wait = wait
-
-    def __str__(self) -> str:
-        code = "" if self.code is None else f"{self.code}: "
-        return f"{code}{self.text} ({self.verdict.value})"
 
 
 class Session:
@@ -93,10 +54,10 @@ class Session:
     the session must be left then.
     """
 
-    def __init__(self, socket: WebSocketConnection, ending: "_Ending", begin: Begin, early: Sequence[Message]) -> None:
+    def __init__(self, socket: WebSocketConnection, evidence: Evidence, begin: Begin, early: Sequence[Message]) -> None:
         self.begin = begin
         self._socket = socket
-        self._ending = ending
+        self._evidence = evidence
         self._early = deque(early)
         self._phase = Phase.BEGUN
         self._sending = 0
@@ -128,7 +89,7 @@ class Session:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(ask)
-            await self._ending.ended.wait()
+            await self._evidence.ended.wait()
             nursery.cancel_scope.cancel()
         return answered
 
@@ -137,7 +98,7 @@ class Session:
 
         After an Error or a Termination the close has LEAVING seconds to come.
         """
-        message = self._early.popleft() if self._early else await _receive(self._socket, self._ending)
+        message = self._early.popleft() if self._early else await _receive(self._socket, self._evidence)
         self._phase, expected = protocol.step(self._phase, message.kind)
         if not expected:
             log.warning("message.unexpected", kind=message.kind, phase=self._phase.value)
@@ -184,13 +145,13 @@ async def open_session(
 
     Raises SessionOver on entry, and whatever the body raises, as it is.
     """
-    ending = _Ending(_Redaction(url, headers))
+    evidence = Evidence(Redaction(url, headers))
     inside: Exception | None = None
     reading = trio.CancelScope()
     async with trio.open_nursery() as nursery:
         try:
-            read = partial(_read, url, headers, connect or open_stream, ending, reading)
-            session = await _begin(nursery, read, ending, timeout)
+            read = partial(_read, url, headers, connect or open_stream, evidence, reading)
+            session = await _begin(nursery, read, evidence, timeout)
             reading.shield = True  # the connection outlives a cancellation by the goodbye
             try:
                 yield session
@@ -227,90 +188,12 @@ async def open_stream(url: str) -> trio.abc.Stream:
     return secure
 
 
-class _Redaction:
-    """Takes the secrets of one session out of any text."""
-
-    def __init__(self, url: str, headers: Sequence[tuple[str, str]]) -> None:
-        parameters = parse_qsl(urlsplit(url).query)
-        secrets = [value for name, value in parameters if name in _SECRET_PARAMETERS]
-        secrets += [part for _, value in headers for part in (value, *value.split())]
-        self._secrets = sorted({secret for secret in secrets if len(secret) > 3}, key=len, reverse=True)
-
-    def __call__(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "…")
-        return " ".join(text.split())[:500]
-
-
-class _Ending:
-    """What is known about how a session ends: it comes from four places, and the order of their arrival is no order.
-
-    `head` is how the server's answer begins, `ended` that the reading is over, `failure` what ended it if that was no
-    close, `error` the Error message.
-    """
-
-    def __init__(self, redact: _Redaction) -> None:
-        self.redact = redact
-        self.head = b""
-        self.ended = trio.Event()
-        self.failure: BaseException | None = None
-        self.error: Error | None = None
-        self.begun = False
-        self.deadline = math.inf
-        self._unusable: set[str] = set()
-
-    @property
-    def status(self) -> int | None:
-        """The HTTP status, where the answer to the upgrade is no switch of protocols."""
-        found = re.match(rb"HTTP/1\.[01] ([2-5]\d\d)", self.head)
-        return int(found[1]) if found else None
-
-    def leave_out(self, field: str) -> None:
-        """Say, once a session, that the service sends what is of no use in this field."""
-        if field not in self._unusable:
-            self._unusable.add(field)
-            log.warning("message.unusable_field", field=field)
-
-    def over(self, code: int | None, text: str) -> SessionOver:
-        """The Error message counts for more than the close that follows it, which libraries on the way replace."""
-        if self.error is not None:
-            code = code if self.error.error_code is None else self.error.error_code
-            text = self.error.error or text
-        text = self.redact(text)
-        return SessionOver(code, text, protocol.classify(code, text), refused=not self.begun, wait=self._wait())
-
-    def _wait(self) -> float:
-        """What the answer to a refused upgrade says in its Retry-After."""
-        if self.status is None:
-            return 0.0
-        found = re.search(rb"\r\nretry-after:([^\r]*)\r", self.head.partition(b"\r\n\r\n")[0] + b"\r", re.IGNORECASE)
-        return wait_of(found[1].decode("ascii", "replace").strip() if found else None, datetime.now(UTC))
-
-    def judge(self, failure: BaseException) -> SessionOver:
-        status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
-        if status is not None:
-            return self.over(status, f"the service refuses the connection with HTTP {status}")
-        match failure:
-            case ConnectionClosed(reason=CloseReason() as reason):
-                # 1006 is never sent: it is how libraries say that the network broke.
-                code = None if reason.code == 1006 else reason.code
-                return self.over(code, reason.reason or f"the connection is closed ({reason.name.lower()})")
-            case ConnectionClosed():
-                return self.over(None, "the connection is closed")
-            case OSError():
-                return self.over(None, f"no connection: {'; '.join(_causes(failure))}")
-            case HandshakeError():
-                return self.over(None, str(failure))
-            case _:
-                return self.over(None, f"the server breaks the protocol: {failure}")
-
-
 class _Observed(trio.abc.Stream):
     """The byte stream, noting what trio-websocket keeps to itself: how the answer begins, and that the stream ended."""
 
-    def __init__(self, stream: trio.abc.Stream, ending: _Ending) -> None:
+    def __init__(self, stream: trio.abc.Stream, evidence: Evidence) -> None:
         self._stream = stream
-        self._ending = ending
+        self._evidence = evidence
         self.ended = trio.Event()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -320,8 +203,8 @@ class _Observed(trio.abc.Stream):
         finally:
             if not data:
                 self.ended.set()
-        if len(self._ending.head) < _HEAD:
-            self._ending.head += data[:_HEAD]
+        if len(self._evidence.head) < HEAD:
+            self._evidence.head += data[:HEAD]
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -343,18 +226,18 @@ async def _read(
     url: str,
     headers: Sequence[tuple[str, str]],
     connect: Connect,
-    ending: _Ending,
+    evidence: Evidence,
     reading: trio.CancelScope,
     *,
     task_status: trio.TaskStatus[WebSocketConnection | None],
 ) -> None:
     """Own the connection: open it, read it until it has ended or `reading` is cancelled, close it. All that can befall
-    it ends in `ending`.
+    it ends in `evidence`.
     """
     upgraded = False
     try:
         with reading:
-            stream = _Observed(await connect(url), ending)
+            stream = _Observed(await connect(url), evidence)
             try:
                 async with trio.open_nursery() as nursery:
                     socket = await _upgrade(nursery, stream, url, headers)
@@ -362,10 +245,10 @@ async def _read(
                     task_status.started(socket)
             finally:
                 await trio.aclose_forcefully(stream)
-    except* _FAILURES as group:
-        ending.failure = _first(group)
+    except* FAILURES as group:
+        evidence.failure = first_of(group)
     finally:
-        ending.ended.set()
+        evidence.ended.set()
     if not upgraded:
         task_status.started(None)
 
@@ -400,42 +283,42 @@ async def _upgrade(
 async def _begin(
     nursery: trio.Nursery,
     read: Callable[..., Awaitable[None]],
-    ending: _Ending,
+    evidence: Evidence,
     timeout: float,
 ) -> Session:
     with trio.move_on_after(timeout):
         socket: WebSocketConnection | None = await nursery.start(read)
         if socket is None:
-            raise ending.judge(ending.failure or HandshakeError("the connection was closed"))
+            raise evidence.judge(evidence.failure or HandshakeError("the connection was closed"))
         early: list[Message] = []
         while len(early) < QUEUE:
-            message = await _receive(socket, ending)
+            message = await _receive(socket, evidence)
             if isinstance(message, Begin):
-                ending.begun = True
-                return Session(socket, ending, message, early)
+                evidence.begun = True
+                return Session(socket, evidence, message, early)
             # What a service says too early is used as if it had come in time.
             log.warning("message.unexpected", kind=message.kind, phase=Phase.CONNECTING.value)
             early.append(message)
-        raise ending.over(None, f"{QUEUE} messages and no Begin among them")
-    raise ending.over(ending.status, f"no session within {timeout:g} s")
+        raise evidence.over(None, f"{QUEUE} messages and no Begin among them")
+    raise evidence.over(evidence.status, f"no session within {timeout:g} s")
 
 
-async def _receive(socket: WebSocketConnection, ending: _Ending) -> Message:
+async def _receive(socket: WebSocketConnection, evidence: Evidence) -> Message:
     """The next message that is of use. Raises SessionOver after the last."""
     while True:
-        with trio.move_on_at(ending.deadline) as limit:
-            message = await _next(socket, ending)
+        with trio.move_on_at(evidence.deadline) as limit:
+            message = await _next(socket, evidence)
         if limit.cancelled_caught:
-            raise ending.over(1000 if ending.error is None else None, "the service did not close the connection")
+            raise evidence.over(1000 if evidence.error is None else None, "the service did not close the connection")
         if isinstance(message, Error | Termination):
-            ending.deadline = trio.current_time() + LEAVING
+            evidence.deadline = trio.current_time() + LEAVING
         if isinstance(message, Error):
-            ending.error = message
+            evidence.error = message
         elif message is not None:
             return message
 
 
-async def _next(socket: WebSocketConnection, ending: _Ending) -> Message | None:
+async def _next(socket: WebSocketConnection, evidence: Evidence) -> Message | None:
     """One message, or None for one that is of no use and of no harm."""
     try:
         frame = await socket.get_message()
@@ -443,33 +326,14 @@ async def _next(socket: WebSocketConnection, ending: _Ending) -> Message | None:
         if closed.reason is None or closed.reason.code == 1006:
             # The reading task has seen what broke; it ends within the next moments, having closed the queue first.
             with trio.move_on_after(LEAVING):
-                await ending.ended.wait()
-        raise ending.judge(ending.failure or closed) from None
+                await evidence.ended.wait()
+        raise evidence.judge(evidence.failure or closed) from None
     try:
-        return protocol.parse(frame, ending.leave_out)
+        return protocol.parse(frame, evidence.leave_out)
     except Malformed as malformed:
-        reason = ending.redact(str(malformed))
+        reason = evidence.redact(str(malformed))
         if malformed.kind in {None, TurnMessage.kind, Begin.kind}:
             # It was, or may have been, somebody's words: the next session hears them again.
-            raise ending.over(None, reason) from None
+            raise evidence.over(None, reason) from None
         log.warning("message.malformed", kind=malformed.kind, reason=reason)
         return None
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """One exception of a group of failures: the one with an HTTP status says most."""
-    leaves = _leaves(group)
-    return next((leaf for leaf in leaves if isinstance(leaf, ConnectionRejected)), leaves[0])
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for nested in error.exceptions for leaf in _leaves(nested)]
-    return [error]
-
-
-def _causes(error: BaseException) -> list[str]:
-    """What stands behind an OSError: trio tries each address of a name and says only that all failed."""
-    if error.__cause__ is None:
-        return [str(error) or type(error).__name__]
-    return sorted({str(leaf) for leaf in _leaves(error.__cause__)})

@@ -9,7 +9,8 @@ import msgspec
 import trio
 
 from roomtone.speech import parameters
-from roomtone.speech.connection import Session, SessionOver, open_session
+from roomtone.speech.connection import Session, open_session
+from roomtone.speech.ending import SessionOver
 from roomtone.speech.local import Recognizer, RecognizerUnavailable, open_recognizer
 from roomtone.speech.parameters import LOCAL
 from roomtone.speech.protocol import Verdict

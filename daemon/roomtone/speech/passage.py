@@ -14,9 +14,10 @@ import trio
 
 from roomtone.journal import Mark
 from roomtone.speech import protocol
-from roomtone.speech.connection import Session, SessionOver
+from roomtone.speech.connection import Session
 from roomtone.speech.coverage import Ledger
 from roomtone.speech.doubt import Doubt
+from roomtone.speech.ending import SessionOver
 from roomtone.speech.minutes import Desk, Minutes
 from roomtone.speech.outgoing import Outgoing
 from roomtone.speech.protocol import Begin, Verdict

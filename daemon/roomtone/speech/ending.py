@@ -1,0 +1,157 @@
+"""How a session ended, or why there was none: one verdict from what four places know of it.
+
+The Error message, the close, the answer to the upgrade and the failure of the stream come in any order, and each may be
+missing. What is said of them is for people, and holds no secret.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+import h11
+import structlog
+import trio
+from trio_websocket import CloseReason, ConnectionClosed, ConnectionRejected, HandshakeError
+from wsproto.utilities import ProtocolError
+
+from roomtone.speech import protocol
+from roomtone.speech.completion import wait_of
+from roomtone.speech.protocol import Error, Verdict
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+FAILURES: Final = (
+    ConnectionClosed,
+    HandshakeError,
+    h11.ProtocolError,
+    ProtocolError,
+    OSError,
+    trio.BrokenResourceError,
+)
+"""What a network and its far end can do to us. ssl.SSLError is an OSError; ConnectionRejected, ConnectionTimeout and
+DisconnectionTimeout are HandshakeErrors."""
+
+HEAD: Final = 8192
+"""Bytes of a server's answer that are looked at."""
+_SECRET_PARAMETERS: Final = frozenset({"token", "webhook_auth_header_value"})
+
+
+class SessionOver(Exception):  # noqa: N818 - most sessions end well
+    """How a session ended, or why there was none.
+
+    `code` is the service's, from its Error message before the close code, or the HTTP status of a refused upgrade, or
+    None where the network broke. `text` is for people and holds no secret. `refused`: there was no `Begin`. `wait` is
+    how many seconds it asks to be left alone.
+    """
+
+    def __init__(self, code: int | None, text: str, verdict: Verdict, *, refused: bool, wait: float = 0.0) -> None:
+        super().__init__(code, text, verdict)
+        self.code = code
+        self.text = text
+        self.verdict = verdict
+        self.refused = refused
+        self.wait = wait
+
+    def __str__(self) -> str:
+        code = "" if self.code is None else f"{self.code}: "
+        return f"{code}{self.text} ({self.verdict.value})"
+
+
+class Redaction:
+    """Takes the secrets of one session out of any text."""
+
+    def __init__(self, url: str, headers: Sequence[tuple[str, str]]) -> None:
+        parameters = parse_qsl(urlsplit(url).query)
+        secrets = [value for name, value in parameters if name in _SECRET_PARAMETERS]
+        secrets += [part for _, value in headers for part in (value, *value.split())]
+        self._secrets = sorted({secret for secret in secrets if len(secret) > 3}, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        return " ".join(text.split())[:500]
+
+
+class Evidence:
+    """What is known about how a session ends: it comes from four places, and the order of their arrival is no order.
+
+    `head` is how the server's answer begins, `ended` that the reading is over, `failure` what ended it if that was no
+    close, `error` the Error message.
+    """
+
+    def __init__(self, redact: Redaction) -> None:
+        self.redact = redact
+        self.head = b""
+        self.ended = trio.Event()
+        self.failure: BaseException | None = None
+        self.error: Error | None = None
+        self.begun = False
+        self.deadline = math.inf
+        self._unusable: set[str] = set()
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status, where the answer to the upgrade is no switch of protocols."""
+        found = re.match(rb"HTTP/1\.[01] ([2-5]\d\d)", self.head)
+        return int(found[1]) if found else None
+
+    def leave_out(self, field: str) -> None:
+        """Say, once a session, that the service sends what is of no use in this field."""
+        if field not in self._unusable:
+            self._unusable.add(field)
+            log.warning("message.unusable_field", field=field)
+
+    def over(self, code: int | None, text: str) -> SessionOver:
+        """The Error message counts for more than the close that follows it, which libraries on the way replace."""
+        if self.error is not None:
+            code = code if self.error.error_code is None else self.error.error_code
+            text = self.error.error or text
+        text = self.redact(text)
+        return SessionOver(code, text, protocol.classify(code, text), refused=not self.begun, wait=self._wait())
+
+    def _wait(self) -> float:
+        """What the answer to a refused upgrade says in its Retry-After."""
+        if self.status is None:
+            return 0.0
+        found = re.search(rb"\r\nretry-after:([^\r]*)\r", self.head.partition(b"\r\n\r\n")[0] + b"\r", re.IGNORECASE)
+        return wait_of(found[1].decode("ascii", "replace").strip() if found else None, datetime.now(UTC))
+
+    def judge(self, failure: BaseException) -> SessionOver:
+        status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
+        if status is not None:
+            return self.over(status, f"the service refuses the connection with HTTP {status}")
+        match failure:
+            case ConnectionClosed(reason=CloseReason() as reason):
+                # 1006 is never sent: it is how libraries say that the network broke.
+                code = None if reason.code == 1006 else reason.code
+                return self.over(code, reason.reason or f"the connection is closed ({reason.name.lower()})")
+            case ConnectionClosed():
+                return self.over(None, "the connection is closed")
+            case OSError():
+                return self.over(None, f"no connection: {'; '.join(_causes(failure))}")
+            case HandshakeError():
+                return self.over(None, str(failure))
+            case _:
+                return self.over(None, f"the server breaks the protocol: {failure}")
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One exception of a group of failures: the one with an HTTP status says most."""
+    leaves = _leaves(group)
+    return next((leaf for leaf in leaves if isinstance(leaf, ConnectionRejected)), leaves[0])
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for nested in error.exceptions for leaf in _leaves(nested)]
+    return [error]
+
+
+def _causes(error: BaseException) -> list[str]:
+    """What stands behind an OSError: trio tries each address of a name and says only that all failed."""
+    if error.__cause__ is None:
+        return [str(error) or type(error).__name__]
+    return sorted({str(leaf) for leaf in _leaves(error.__cause__)})
