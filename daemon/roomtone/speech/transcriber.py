@@ -177,8 +177,9 @@ class _Lanes:
             ending = await self._chain()
             self._again = not ending.complete
             for passage in self._open:
-                if passage.deaf_since is not None and passage.deaf_since < self._acknowledged:
-                    await self._repairs.doubt(Span(passage.deaf_since, self._acknowledged))
+                end = min(passage.position, self._acknowledged)
+                if passage.deaf_since is not None and passage.deaf_since < end:
+                    await self._repairs.doubt(Span(passage.deaf_since, end))
             if not await self._attempts.wait_out(ending, trio.current_time() - begun):
                 return
 
