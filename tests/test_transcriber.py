@@ -195,6 +195,25 @@ async def test_a_doubt_that_was_right(tmp_path: Path, autojump_clock: MockClock)
         assert service.sessions[3].open_seconds < 110
 
 
+async def test_a_doubted_session_that_was_relieved(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Only what it was sent is heard again, and not what its successor has heard."""
+    async with (
+        open_service(faults=script({0: [Numb()]}), port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service)) as room,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(transcribe, room.desk, realtime=True, longest=71.0, utc=trio.current_time))
+            await room.record(speak(range(1, 300), RATE))
+            room.spool.end_of_data()
+
+        first, second = service.sessions[:2]
+        assert first.ended_at is not None
+        assert second.began_at is not None
+        assert second.began_at < first.ended_at
+        assert sum(one.audio_seconds for one in service.sessions) < room.spool.end / RATE + 90
+        assert await room.numbers() == list(range(1, 300))
+
+
 async def test_music_is_doubted_ever_more_rarely(tmp_path: Path, autojump_clock: MockClock) -> None:
     """What sounds like speech and is none costs other sessions after 1, 2 and 4 minutes, then after 8."""
     silent = [Numb()]
