@@ -78,6 +78,38 @@ def test_a_turn_reaches_past_what_is_heard() -> None:
     assert ledger.acknowledged(SETTLING) == 400
 
 
+def test_a_service_that_is_late_has_longer() -> None:
+    """Twice as long as its words took to come, and never less than ten seconds."""
+    ledger = Ledger(0, floor=0)
+    ledger.sent = 1000
+    ledger.answered(1000, now=100)
+
+    ledger.late_by(20)
+    assert ledger.acknowledged(100 + 39.9) == 0
+    assert ledger.acknowledged(100 + 40) == 1000
+
+    ledger.sent = 2000
+    ledger.answered(2000, now=200)
+    ledger.late_by(1)
+    assert ledger.acknowledged(200 + SETTLING - 0.1) == 1000
+    assert ledger.acknowledged(200 + SETTLING) == 2000
+
+
+def test_a_turn_that_is_later_than_that() -> None:
+    """What was held to be silent is transcribed all the same, but for what older sessions have settled."""
+    ledger = Ledger(0, floor=100)
+    ledger.sent = 1000
+    ledger.answered(1000, now=0)
+    assert ledger.report(SETTLING) == (1000, [(Span(100, 1000), "silent")])
+    ledger.settle(1000)
+
+    late = {0: Span(50, 300)}
+    assert ledger.after(late).report(SETTLING) == (1000, [(Span(100, 300), "transcribed")])
+
+    ledger.settle(1000, late)
+    assert ledger.report(SETTLING) == (1000, [])
+
+
 def test_termination_settles_everything() -> None:
     """After Termination all that this session was sent is heard."""
     ledger = Ledger(0, floor=0)
@@ -99,7 +131,9 @@ def test_what_others_settled_is_not_reported_again() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["send", "ping", "open", "close"]), st.integers(1, 50)), max_size=40))
 def test_reports_cover_everything_once(steps: list[tuple[str, int]]) -> None:
-    """Whatever happens, the rows of all reports are adjacent, and the acknowledged position never goes back."""
+    """Whatever happens, the rows of all reports are adjacent, but for the turns of a service that was too late; and the
+    acknowledged position never goes back.
+    """
     ledger, now, turn, reported, last = Ledger(0, floor=0), 0.0, 0, 0, 0
     for step, amount in steps:
         now += amount
@@ -116,9 +150,12 @@ def test_reports_cover_everything_once(steps: list[tuple[str, int]]) -> None:
         assert ledger.report(now) == ledger.report(now)
         acknowledged, rows = ledger.report(now)
         ledger.settle(acknowledged)
-        for span, _ in rows:
-            assert span.start == reported
-            reported = span.end
+        for span, state in rows:
+            if span.end <= reported:
+                assert state == "transcribed"
+            else:
+                assert span.start == reported
+                reported = span.end
         assert acknowledged >= last
         assert reported == max(acknowledged, 0)
         last = acknowledged

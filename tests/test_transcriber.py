@@ -34,6 +34,7 @@ from roomtone.testing.faults import (
     Faults,
     Garble,
     HangUp,
+    Lag,
     NoBegin,
     NoTermination,
     Numb,
@@ -212,6 +213,29 @@ async def test_a_doubted_session_that_was_relieved(tmp_path: Path, autojump_cloc
         assert second.began_at < first.ended_at
         assert sum(one.audio_seconds for one in service.sessions) < room.spool.end / RATE + 90
         assert await room.numbers() == list(range(1, 300))
+
+
+@pytest.mark.parametrize("delay", [12, 40])
+async def test_a_service_that_is_late(delay: int, tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What it has not said yet when its session dies is not held to be silence, as far as its words told that it is
+    late.
+    """
+    slower = [Lag(lag, words=20 + 4 * lag) for lag in range(2, delay + 1)]
+    faults = script({0: [*slower, Drop(words=400)]})
+    async with (
+        open_service(faults=faults, port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service)) as room,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            await room.record(speak(range(1, 500), RATE))
+            room.spool.end_of_data()
+
+        transcribed = Spans((one.start, one.end) for one in await room.covers() if one.state == "transcribed")
+        words = Spans((word.start, word.end) for turn in await room.turns() for word in turn.words)
+        assert service.sessions[0].numbers[-1] >= 400
+        assert not words - transcribed
+        assert await room.numbers() == list(range(1, 500))
 
 
 async def test_music_is_doubted_ever_more_rarely(tmp_path: Path, autojump_clock: MockClock) -> None:

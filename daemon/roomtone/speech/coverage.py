@@ -93,8 +93,9 @@ class Spans:
 class Ledger:
     """What one session has heard: built from what was sent, the pings that were answered, and the turns.
 
-    *heard(p)*: a pong has come to a ping sent after p was sent, ten seconds have passed since, and no turn is open at
-    or before p. A returned send proves nothing: the kernel takes two minutes of audio for a peer that is gone.
+    *heard(p)*: a pong has come to a ping sent after p was sent, ten seconds have passed since, or twice as long as the
+    service is late with its words, and no turn is open at or before p. A returned send proves nothing: the kernel takes
+    two minutes of audio for a peer that is gone.
     """
 
     def __init__(self, start: int, *, floor: int) -> None:
@@ -107,11 +108,17 @@ class Ledger:
         self._open: dict[int, int] = {}
         self._settled = start
         self._finals = Spans()
-        self._reported = max(start, floor)
+        self._floor = self._reported = max(start, floor)
+        self._settling = SETTLING
+        self._late = Spans()
 
     def answered(self, sent: int, now: float) -> None:
         """A ping that went out when everything before `sent` had been sent has its pong, at `now` seconds."""
         self._answered.append((now, sent))
+
+    def late_by(self, seconds: float) -> None:
+        """What the service has said now ends so many seconds of audio before the last that it was sent."""
+        self._settling = max(SETTLING, 2 * seconds)
 
     def opened(self, turn: int, start: int) -> None:
         """A turn is open from position `start`: nothing at or behind it counts as heard before it is closed."""
@@ -123,6 +130,9 @@ class Ledger:
         if words:
             end = words.end if self.limit is None else min(words.end, self.limit)
             self._finals |= Spans([(words.start, end)])
+            if end <= self._reported:
+                # It was taken for silence, for the service is later than anybody could know.
+                self._late |= Spans([(max(words.start, self._floor), end)])
 
     def terminated(self) -> None:
         """The service has sent Termination: all that this session was sent is heard."""
@@ -131,7 +141,7 @@ class Ledger:
 
     def heard(self, now: float) -> int:
         """Everything before this position is heard, at `now` seconds."""
-        while self._answered and self._answered[0][0] + SETTLING <= now:
+        while self._answered and self._answered[0][0] + self._settling <= now:
             self._settled = max(self._settled, self._answered.popleft()[1])
         limits = [] if self.limit is None else [self.limit]
         return max(self.start, min([self._settled, *self._open.values(), *limits]))
@@ -154,13 +164,17 @@ class Ledger:
             self.closed(turn, words)
         self._reported = max(self._reported, acknowledged)
         self._finals -= Spans([(self.start, self._reported)])
+        self._late = Spans()
         self.start = max(self.start, self._reported)
 
     def report(self, now: float) -> tuple[int, list[tuple[Span, Settled]]]:
-        """The acknowledged position, and the spans to be settled since the last report as transcribed or silent."""
+        """The acknowledged position, and the spans to be settled since the last report as transcribed or silent.
+
+        A turn of a service that was too late is transcribed, though its span was reported silent.
+        """
         acknowledged = self.acknowledged(now)
         fresh = Spans([(self._reported, acknowledged)])
         transcribed = fresh & self._finals
-        rows: list[tuple[Span, Settled]] = [(span, "transcribed") for span in transcribed]
+        rows: list[tuple[Span, Settled]] = [(span, "transcribed") for span in (*self._late, *transcribed)]
         rows += [(span, "silent") for span in fresh - transcribed]
         return acknowledged, sorted(rows)

@@ -276,6 +276,8 @@ class Passage:
             now = trio.current_time()
             if isinstance(message, protocol.TurnMessage | protocol.Silence):
                 self._doubt.hear()
+            if isinstance(message, protocol.TurnMessage) and message.words:
+                self._ledger.late_by(self._track.sent / self._desk.rate - message.words[-1].end / 1000)
             match message:
                 case protocol.TurnMessage() | protocol.SpeakerRevision():
                     await self._take(self._book.feed(message, now), minutes)

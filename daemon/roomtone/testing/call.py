@@ -120,6 +120,7 @@ class Call:
         self._thoughts: deque[tuple[float, str]] = deque()
         self._thinking = trio.Event()
         self._is_numb = False
+        self._lag = 0.0
         # Bounded, and full is no loss: the reader waits, as a service does that cannot keep up.
         self._send, self._outbox = trio.open_memory_channel[tuple[float, str | bytes | None]](1000)
 
@@ -238,7 +239,7 @@ class Call:
         await self._close(1000, "Session Ended")
 
     async def _say(self, *messages: protocol.Message) -> None:
-        due = trio.current_time() + self._rules.manner.latency
+        due = trio.current_time() + self._rules.manner.latency + self._lag
         for message in messages:
             if self._is_numb and not isinstance(message, protocol.Termination):
                 continue
@@ -295,6 +296,9 @@ class Call:
             case fault.Numb():
                 await self._reach(one.seconds, one.words)
                 self._is_numb = True
+            case fault.Lag(delay=delay):
+                await self._reach(one.seconds, one.words)
+                self._lag = delay
             case fault.Garble(message=name):
                 await self._reach(one.seconds, one.words)
                 await self._send.send((trio.current_time(), GARBLED[name]))

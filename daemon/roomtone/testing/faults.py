@@ -68,6 +68,14 @@ class Numb(msgspec.Struct, frozen=True, tag=True):
     words: int = 0
 
 
+class Lag(msgspec.Struct, frozen=True, tag=True):
+    """Say everything `delay` seconds later than before, and answer pings as before: a service that cannot keep up."""
+
+    delay: float
+    seconds: float = 0.0
+    words: int = 0
+
+
 class NoTermination(msgspec.Struct, frozen=True, tag=True):
     """Answer Terminate with nothing; `close`: with the last turns and a close, but no Termination."""
 
@@ -93,7 +101,7 @@ class TooEarly(msgspec.Struct, frozen=True, tag=True):
 
 
 Fault: TypeAlias = (
-    Refuse | Deaf | HangUp | NoBegin | Close | Drop | Stall | Numb | NoTermination | Garble | Expire | TooEarly
+    Refuse | Deaf | HangUp | NoBegin | Close | Drop | Stall | Numb | Lag | NoTermination | Garble | Expire | TooEarly
 )
 Faults: TypeAlias = Callable[[int], Sequence[Fault]]
 """The faults of a connection by its number; the first is 0."""
