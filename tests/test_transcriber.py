@@ -156,8 +156,10 @@ async def test_a_silent_socket_is_noticed(tmp_path: Path, autojump_clock: MockCl
         assert 30 < second.began_at - first.began_at < 30 + 15 + 1
 
 
-@pytest.mark.parametrize("numb", [{0}, {0, 1}])
-async def test_a_session_that_hears_nothing(numb: set[int], tmp_path: Path, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(("numb", "gated"), [({0}, False), ({0, 1}, False), ({0}, True)])
+async def test_a_session_that_hears_nothing(
+    numb: set[int], gated: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
     """One that answers pings and says no word more is doubted after a minute of speech; others hear it all."""
     spoken = list(range(1, 600))
     faults = script({number: [Numb(words=20)] for number in numb})
@@ -166,8 +168,9 @@ async def test_a_session_that_hears_nothing(numb: set[int], tmp_path: Path, auto
         open_room(tmp_path, reach(service)) as room,
     ):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
-            await room.record(speak(spoken, RATE))
+            gate = gating() if gated else None
+            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time, gating=gate))
+            await room.record(speak(spoken, RATE) + quiet(60, RATE))
             room.spool.end_of_data()
 
         settled = Spans((cover.start, cover.end) for cover in await room.covers())
