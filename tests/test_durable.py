@@ -1,6 +1,7 @@
 """Files that survive a power cut: what is durable, and in which order."""
 
 import os
+import resource
 import sqlite3
 import stat
 from contextlib import closing
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from roomtone.durable import make_folder, open_sqlite, remove, replace, scrub
+from roomtone.durable import append, make_folder, open_sqlite, remove, replace, scrub
 
 TABLES = "CREATE TABLE IF NOT EXISTS notes (number INTEGER PRIMARY KEY, text TEXT NOT NULL);"
 
@@ -36,6 +37,32 @@ def test_replace(tmp_path: Path, synced: list[tuple[str, list[str]]]) -> None:
     assert synced == [("file.new", ["file.new"]), (tmp_path.name, ["file"])]
     assert (tmp_path / "file").read_bytes() == b"new"
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_append(tmp_path: Path, synced: list[tuple[str, list[str]]]) -> None:
+    """The bytes are durable before this returns, and nothing is put behind what is not as it should be."""
+    (tmp_path / "file").write_bytes(b"1234")
+
+    assert append(tmp_path / "file", b"56", size=4)
+    assert synced == [("file", ["file"])]
+    assert not append(tmp_path / "file", b"78", size=4)
+    assert not append(tmp_path / "other", b"78", size=0)
+    assert (tmp_path / "file").read_bytes() == b"123456"
+    assert not (tmp_path / "other").exists()
+
+
+def test_append_where_there_is_no_room(tmp_path: Path) -> None:
+    """What the disk does not take whole it takes not at all, and the error says so."""
+    (tmp_path / "file").write_bytes(b"1234")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            append(tmp_path / "file", b"5678", size=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert (tmp_path / "file").read_bytes() == b"1234"
 
 
 def test_remove(tmp_path: Path, synced: list[tuple[str, list[str]]]) -> None:

@@ -5,6 +5,7 @@ import random
 import stat
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from journalled import Numbering, accept, context, deliver_all
 from roomtone import Analysis, Answer, Durable, Forgotten, Gap, SessionStarted, Turn, Word
-from roomtone_transcript import TranscriptSink
+from roomtone_transcript import TranscriptSink, scribe
 from roomtone_transcript.captions import Cue, render
 from roomtone_transcript.scribe import Scribe
 
@@ -65,11 +66,15 @@ def committed(*facts: Durable) -> list[Durable]:
     return [numbering.commit(fact) for fact in facts]
 
 
-async def deliver(sink: TranscriptSink, folder: Path, events: Iterable[Durable], *, flush: bool = True) -> None:
-    """One life of the sink with one batch."""
+async def deliver(
+    sink: TranscriptSink, folder: Path, events: Iterable[Durable], *, flush: bool = True, size: int = 1000
+) -> None:
+    """One life of the sink, with batches of this size; the last one is flushed or not."""
     async with sink.open(context(folder)) as plugin:
         scribe: Any = plugin
-        for event in events:
+        for number, event in enumerate(events):
+            if number and number % size == 0:
+                scribe.flush()
             getattr(scribe, str(event.__struct_config__.tag), lambda _: None)(event)
         if flush:
             scribe.flush()
@@ -152,6 +157,99 @@ async def test_late_text_stands_where_it_was_said(tmp_path: Path) -> None:
     await deliver(sink, tmp_path, [first, second])
     await deliver(sink, tmp_path, [repaired])
     assert page(tmp_path).splitlines()[2::2] == ["12:00:05 First.", "12:01:00 Later.", "12:01:30 Last."]
+
+
+async def test_what_is_said_next_is_put_behind(tmp_path: Path) -> None:
+    """The page is not written anew for what belongs to its end: a day of talk would be written thousands of times."""
+    greeting, reply, late, answer = committed(
+        said(1, "One.", timed=True), said(5, "Three.", order=2), said(3, "Two.", order=1), answered(5, "Yes.", order=2)
+    )
+    async with TranscriptSink(directory="pages", format="text", captions=("srt", "vtt")).open(
+        context(tmp_path)
+    ) as plugin:
+        scribe: Any = plugin
+
+        def inodes() -> list[int]:
+            return [path.stat().st_ino for path in sorted((tmp_path / "pages/desk").iterdir())]
+
+        scribe.turn(greeting)
+        scribe.flush()
+        first = inodes()
+        scribe.turn(reply)
+        scribe.flush()
+        scribe.answer(answer)
+        scribe.flush()
+        assert inodes() == first
+        behind = pages(tmp_path / "pages")
+
+        scribe.turn(late)
+        scribe.flush()
+    assert behind["desk/desk_2025-03-01.txt"].endswith("One.\n\n12:00:05 Three.\n\n    Yes.\n")
+    assert behind["desk/desk_2025-03-01.srt"].count("-->") == 2
+    assert page_of(tmp_path).endswith("One.\n\n12:00:03 Two.\n\n12:00:05 Three.\n\n    Yes.\n")
+
+
+def test_what_does_not_belong_behind(tmp_path: Path) -> None:
+    """Whatever comes in whatever batches, the files are those of one batch."""
+    long = " ".join(f"word{number}" for number in range(40))
+    orders: dict[str, Sequence[Durable]] = {
+        "late": committed(said(1, "One."), said(5, "Three.", order=2), said(3, "Two.", order=1)),
+        "an answer to an older turn": committed(
+            said(1, "One."), said(5, "Two.", order=1), answered(9, "To one.", order=0), said(7, "Three.", order=2)
+        ),
+        "an answer before its turn": committed(
+            said(1, "One."), answered(2, "To three.", order=2), said(3, "Two.", order=1), said(9, "Three.", order=2)
+        ),
+        "two who speak at once": committed(said(1, long, timed=True), said(4, "No.", order=1, timed=True)),
+        "late in its batch": committed(
+            said(1, "One."), said(2, "Two.", order=1), said(9, "4", order=3), said(5, "3", order=2)
+        ),
+    }
+    for captions in ((), ("srt", "vtt")):
+        for name, events in orders.items():
+            written = []
+            for size in (1000, 2, 1):
+                folder = tmp_path / f"{name} {len(captions)} {size}"
+                folder.mkdir()
+                sink = TranscriptSink(directory="pages", format="text", captions=captions)
+                trio.run(partial(deliver, sink, folder, events, size=size))
+                written.append(pages(folder / "pages"))
+            assert written[1] == written[0], name
+            assert written[2] == written[0], name
+
+
+async def test_only_so_many_ends_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that was forgotten meanwhile is written anew, and is whole."""
+    monkeypatch.setattr(scribe, "_SHEETS", 1)
+    sink = TranscriptSink(directory="pages", format="text")
+    days = [said(0, "One."), said(86_400, "Two.", order=1), said(5, "Three.", order=2)]
+    async with sink.open(context(tmp_path)) as plugin:
+        assert isinstance(plugin, Scribe)
+        for event in committed(*days):
+            assert isinstance(event, Turn)
+            plugin.turn(event)
+            plugin.flush()
+            assert len(plugin._sheets) == 1
+    assert page_of(tmp_path).endswith("One.\n\n12:00:05 Three.\n")
+
+
+def page_of(folder: Path) -> str:
+    return (folder / "pages/desk/desk_2025-03-01.txt").read_text()
+
+
+@pytest.mark.parametrize("damage", [b"", b"torn", None])
+async def test_a_page_that_somebody_touched_is_written_anew(tmp_path: Path, damage: bytes | None) -> None:
+    """What does not end as it was written is not added to: a page is always whole."""
+    first, second = committed(said(1, "One."), said(5, "Two.", order=1))
+    async with TranscriptSink(directory="pages", format="text").open(context(tmp_path)) as plugin:
+        scribe: Any = plugin
+        scribe.turn(first)
+        scribe.flush()
+        path = tmp_path / "pages/desk/desk_2025-03-01.txt"
+        path.unlink() if damage is None else path.write_bytes(damage)
+        scribe.turn(second)
+        scribe.flush()
+    assert page_of(tmp_path) == "desk, 2025-03-01 (UTC)\n\n12:00:01 One.\n\n12:00:05 Two.\n"
 
 
 async def test_a_correction_takes_the_place_of_what_it_corrects(tmp_path: Path) -> None:
@@ -379,24 +477,28 @@ def test_wrong_tables_are_refused(table: dict[str, Any], named: str) -> None:
 @given(
     lives=st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["died", "flushed", "acknowledged"])), max_size=5),
     seed=st.integers(0, 99),
+    late=st.sampled_from([0.0, 0.3, 1.0]),
     split=st.sampled_from(["day", "session"]),
 )
 @settings(max_examples=40, deadline=None)
 def test_crashes_leave_no_trace(
-    tmp_path_factory: pytest.TempPathFactory, lives: Sequence[tuple[int, str]], seed: int, split: Any
+    tmp_path_factory: pytest.TempPathFactory, lives: Sequence[tuple[int, str]], seed: int, late: float, split: Any
 ) -> None:
-    """However often it dies, before or after a flush, and gets events again, the pages are those of one quiet life."""
+    """However often it dies, before or after a flush, and gets events again, late or in order, the pages are those of
+    one quiet life with one batch.
+    """
     folder = tmp_path_factory.mktemp("lives")
     dice = random.Random(seed)
     events: list[Durable] = []
     numbering = Numbering()
     for order in range(10):
-        turn = said(dice.uniform(0, 90_000), f"Turn {order}.", order=order, timed=True, session_id=dice.choice("st"))
-        if events and dice.random() < 0.3:
+        second = dice.uniform(0, 90_000) if dice.random() < late else 8_000.0 * order
+        turn = said(second, f"Turn {order}.", order=order, timed=True, session_id=dice.choice("st"))
+        if events and dice.random() < late:
             turn = msgspec.structs.replace(turn, supersedes=dice.choice(events).id)
         events.append(numbering.commit(turn))
         if dice.random() < 0.3:
-            events.append(numbering.commit(answered(dice.uniform(0, 90_000), f"Answer {order}.", order=order)))
+            events.append(numbering.commit(answered(second, f"Answer {order}.", order=dice.choice([order, order + 1]))))
     sink = TranscriptSink(directory="pages", split=split, captions=("srt",))
     for name in ("quiet", "hard"):
         (folder / name).mkdir()
@@ -407,11 +509,11 @@ def test_crashes_leave_no_trace(
         batch = events[acknowledged : acknowledged + count]
 
         async def live(batch: Sequence[Durable] = batch, flush: bool = end != "died") -> None:
-            await deliver(sink, folder / "hard", batch, flush=flush)
+            await deliver(sink, folder / "hard", batch, flush=flush, size=dice.randint(1, 4))
 
         trio.run(live)
         acknowledged += len(batch) if end == "acknowledged" else 0
-    trio.run(deliver, sink, folder / "hard", events[acknowledged:])
+    trio.run(partial(deliver, sink, folder / "hard", events[acknowledged:], size=dice.randint(1, 4)))
     quiet, hard = pages(folder / "quiet/pages"), pages(folder / "hard/pages")
     assert hard == quiet
 

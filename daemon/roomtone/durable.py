@@ -50,6 +50,27 @@ def replace(path: Path, data: bytes) -> None:
     put_in_place(new, path)
 
 
+def append(path: Path, data: bytes, *, size: int) -> bool:
+    """Put these bytes behind the `size` bytes of the file. False: it has not as many, or is gone; nothing was written.
+
+    A full disk leaves it as it was. A power cut may leave some of the bytes: who appends knows the size of what counts.
+    """
+    with suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
+        if file.seek(0, os.SEEK_END) != size:
+            return False
+        try:
+            written = file.write(data)
+            while written < len(data):
+                written += file.write(data[written:])
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+        return True
+    return False
+
+
 def put_in_place(new: Path, path: Path) -> None:
     """Give the finished file, whose bytes are durable, the name that it is for."""
     new.replace(path)

@@ -24,8 +24,9 @@ __all__ = ["TranscriptSink", "register_sinks"]
 class TranscriptSink(Sink, frozen=True, kw_only=True, tag="transcript"):
     """`[sinks.<name>]` with `kind = "transcript"`.
 
-    A page is always whole, and is written anew when something comes late: text that was repaired after an outage
-    stands where it was said, a corrected turn in the place of the first one, and an answer below its turn.
+    A page is always whole. What is said next is put behind what stands there; the page is written anew when something
+    comes late: text that was repaired after an outage stands where it was said, a corrected turn in the place of the
+    first one, and an answer below its turn.
     """
 
     directory: Annotated[str, msgspec.Meta(min_length=1)]

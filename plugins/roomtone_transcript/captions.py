@@ -59,15 +59,25 @@ def _name(turn: Turn, word: Word | None, speakers: Mapping[str, str]) -> str | N
 
 def render(cues: Iterable[Cue], form: Captions) -> bytes:
     """The file of captions in this form."""
-    ordered = sorted(cues)
-    if form == "srt":
-        blocks = (
-            f"{number}\n{_time(cue.start, ',')} --> {_time(cue.end, ',')}\n{_spoken(cue)}\n"
-            for number, cue in enumerate(ordered, 1)
-        )
-        return "\n".join(blocks).encode()
-    blocks = (f"{_time(cue.start, '.')} --> {_time(cue.end, '.')}\n{_voiced(cue)}\n" for cue in ordered)
-    return "\n".join(("WEBVTT\n", *blocks)).encode()
+    head = "WEBVTT\n" if form == "vtt" else ""
+    return head.encode() + render_more(ordered(cues), form, after=0)
+
+
+def render_more(cues: Iterable[Cue], form: Captions, *, after: int) -> bytes:
+    """What these add to the end of a file that has so many captions, in this order."""
+    blocks: list[str] = []
+    for number, cue in enumerate(cues, after + 1):
+        if form == "srt":
+            between = "\n" if number > 1 else ""
+            blocks.append(f"{between}{number}\n{_time(cue.start, ',')} --> {_time(cue.end, ',')}\n{_spoken(cue)}\n")
+        else:
+            blocks.append(f"\n{_time(cue.start, '.')} --> {_time(cue.end, '.')}\n{_voiced(cue)}\n")
+    return "".join(blocks).encode()
+
+
+def ordered(cues: Iterable[Cue]) -> list[Cue]:
+    """As they are to be seen."""
+    return sorted(cues, key=lambda cue: (cue.start, cue.end, cue.text, cue.speaker or ""))
 
 
 def _spoken(cue: Cue) -> str:

@@ -10,6 +10,7 @@ from roomtone import Analysis, Answer, Gap, Turn
 
 Format: TypeAlias = Literal["markdown", "text"]
 Entry: TypeAlias = Turn | Answer | Analysis | Gap
+Place: TypeAlias = tuple[int, int, str]
 
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 
@@ -31,30 +32,39 @@ class Style(NamedTuple):
 
 def render(title: str, entries: Iterable[Entry], style: Style) -> bytes:
     """The page: what was said in the order of its saying, whatever order it came in."""
-    line = _markdown if style.format == "markdown" else _text
     heading = f"# {_escaped(title)}" if style.format == "markdown" else title
-    return (
-        "\n\n".join((heading, *(block for entry in ordered(entries) for block in line(entry, style)))) + "\n"
-    ).encode()
+    return f"{heading}\n".encode() + render_more(ordered(entries), style)
+
+
+def render_more(entries: Iterable[Entry], style: Style) -> bytes:
+    """What these add to the end of a page, in this order."""
+    line = _markdown if style.format == "markdown" else _text
+    return "".join(f"\n{block}\n" for entry in entries for block in line(entry, style)).encode()
 
 
 def ordered(entries: Iterable[Entry]) -> list[Entry]:
     """By position; an answer below its turn, if that is here."""
     entries = list(entries)
-    turns = {(each.session_id, each.turn_order): each.position for each in entries if isinstance(each, Turn)}
+    turns = positions(entries)
+    return sorted(entries, key=lambda entry: place(entry, turns))
 
-    def place(entry: Entry) -> tuple[int, int, str]:
-        match entry:
-            case Answer():
-                return turns.get((entry.session_id, entry.turn_order), entry.position), 2, entry.id
-            case Analysis():
-                return entry.end, 3, entry.id
-            case Gap():
-                return entry.start, 0, entry.id
-            case _:
-                return entry.position, 1, entry.id
 
-    return sorted(entries, key=place)
+def positions(entries: Iterable[Entry]) -> dict[tuple[str, int], int]:
+    """Where the turns among these were said, by session and order."""
+    return {(each.session_id, each.turn_order): each.position for each in entries if isinstance(each, Turn)}
+
+
+def place(entry: Entry, turns: Mapping[tuple[str, int], int]) -> Place:
+    """Where the entry stands among others, `turns` being those that may have been answered."""
+    match entry:
+        case Answer():
+            return turns.get((entry.session_id, entry.turn_order), entry.position), 2, entry.id
+        case Analysis():
+            return entry.end, 3, entry.id
+        case Gap():
+            return entry.start, 0, entry.id
+        case _:
+            return entry.position, 1, entry.id
 
 
 def paragraphs(turn: Turn) -> Iterator[tuple[str | None, str]]:

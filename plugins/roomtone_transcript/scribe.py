@@ -1,4 +1,4 @@
-"""The hooks of the transcript sink: events become entries, and pages that have changed are written anew."""
+"""The hooks of the transcript sink: events become entries, and these go onto their pages."""
 
 from collections.abc import Mapping
 from datetime import datetime, time
@@ -8,16 +8,20 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from roomtone import Analysis, Answer, Forgotten, Gap, SessionStarted, Turn, hookimpl
-from roomtone.durable import make_folder, remove, replace
 from roomtone_transcript import captions
 from roomtone_transcript.captions import Captions, Cue
-from roomtone_transcript.page import Entry, Style, render
+from roomtone_transcript.page import Entry, Style
+from roomtone_transcript.sheet import Sheet
 from roomtone_transcript.store import Page, Store
 
 Split: TypeAlias = Literal["day", "session"]
 
 _NOTEWORTHY = 1.0
 """Seconds from which on a gap stands on the page."""
+_SHEETS = 100
+"""Pages of which it is remembered how they end; the one that was written longest ago is forgotten, and written anew
+when something is said on it.
+"""
 _RATE = 16_000
 """Hz of a room that the configuration does not have any more."""
 
@@ -46,6 +50,8 @@ class Scribe:
         self._captions = captions
         self._rates = rates
         self._changed: set[Page] = set()
+        self._new: dict[Page, dict[str, Entry]] = {}
+        self._sheets: dict[Page, Sheet] = {}
         self._is_to_scrub = False
 
     @hookimpl
@@ -66,6 +72,7 @@ class Scribe:
         if not self._captions and len(speakers) < 2:  # words are most of a turn's bytes
             event = msgspec.structs.replace(event, words=(), speaker=event.speaker or next(iter(speakers), None))
         self._put(event, event.session_id, event.at, event.position, end)
+        self._changed |= self._store.answered(event)
 
     @hookimpl
     def answer(self, event: Answer) -> None:
@@ -97,9 +104,10 @@ class Scribe:
             self._store.scrub()
             self._is_to_scrub = False
         self._store.commit()
-        for page in sorted(self._changed):
-            self._write(page)
+        for page in sorted(self._changed | self._new.keys()):
+            self._write(page, list(self._new.get(page, {}).values()))
         self._changed.clear()
+        self._new.clear()
 
     def _put(self, entry: Entry, session: str | None, at: datetime, start: int, end: int) -> None:
         """Put the entry on its page. What belongs to no session has a place on the pages of days only."""
@@ -110,7 +118,7 @@ class Scribe:
         page = Page(entry.room, key)
         self._begin(page, at if self._split == "session" else datetime.combine(day, time(), self._style.zone))
         self._store.put(page, entry, start, end)
-        self._changed.add(page)
+        self._new.setdefault(page, {})[entry.id] = entry
 
     def _begin(self, page: Page, start: datetime) -> None:
         if self._store.page(page) is not None:
@@ -124,20 +132,18 @@ class Scribe:
             free = path.with_stem(f"{path.stem}_{number}")
         self._store.begin(page, start, free)
 
-    def _write(self, page: Page) -> None:
+    def _write(self, page: Page, new: list[Entry]) -> None:
         known = self._store.page(page)
         assert known is not None  # noqa: S101 - an entry is put on a page that has begun
         start, path = known
-        entries = self._store.entries(page)
-        if not entries:
-            for each in (path, *(path.with_suffix(f".{form}") for form in self._captions)):
-                remove(each)
-            return
-        make_folder(path.parent)
-        replace(path, render(self._title(page, start), entries, self._style))
-        cues = self._cues(page, start, entries) if self._captions else []
-        for form in self._captions:
-            replace(path.with_suffix(f".{form}"), captions.render(cues, form))
+        sheet = self._sheets.pop(page, None)
+        if sheet is None or page in self._changed or not sheet.append(new, self._cues(page, start, new)):
+            entries = self._store.entries(page)
+            sheet = Sheet(path, self._style, self._captions)
+            sheet.write(self._title(page, start), entries, self._cues(page, start, entries))
+        self._sheets[page] = sheet
+        if len(self._sheets) > _SHEETS:
+            del self._sheets[next(iter(self._sheets))]
 
     def _title(self, page: Page, start: datetime) -> str:
         local = start.astimezone(self._style.zone)
@@ -147,6 +153,8 @@ class Scribe:
     def _cues(self, page: Page, start: datetime, entries: list[Entry]) -> list[Cue]:
         rate = self._rates.get(page.room, _RATE)
         found: list[Cue] = []
+        if not self._captions:
+            return found
         for turn in entries:
             if isinstance(turn, Turn):
                 began = (turn.at - start).total_seconds()

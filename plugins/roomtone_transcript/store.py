@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from roomtone import encode
+from roomtone import Turn, encode
 from roomtone.durable import open_sqlite, scrub
 from roomtone_transcript.page import Entry
 
@@ -67,6 +67,14 @@ class Store:
     def entries(self, page: Page) -> list[Entry]:
         rows = self._database.execute("SELECT body FROM entries WHERE room = ? AND page = ?", page)
         return [_decoder.decode(body) for (body,) in rows]
+
+    def answered(self, turn: Turn) -> set[Page]:
+        """The pages with answers to this turn that came before it."""
+        row = (turn.session_id, turn.turn_order, turn.id)
+        rows = self._database.execute(
+            "SELECT DISTINCT room, page FROM entries WHERE session = ? AND turn = ? AND id != ?", row
+        )
+        return {Page(*row) for row in rows}
 
     def begin(self, page: Page, start: datetime, path: Path) -> None:
         """Fix when the page begins and where it lies, unless that is known."""
