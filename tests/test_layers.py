@@ -10,7 +10,20 @@ import pytest
 DAEMON = Path(__file__).parent.parent / "daemon" / "roomtone"
 
 LAYERS = (
-    {"events", "clock", "backoff", "durable", "places", "diagnosis", "document", "secret", "facts", "orders", "streak"},
+    {
+        "events",
+        "clock",
+        "calendar",
+        "backoff",
+        "durable",
+        "places",
+        "diagnosis",
+        "document",
+        "secret",
+        "facts",
+        "orders",
+        "streak",
+    },
     {
         "sinks",
         "live",

@@ -1,7 +1,8 @@
 """Retention: settled audio goes first, the quota outranks what waits, and whoever misses something is told."""
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone import Sink
+from roomtone import Sink, calendar
 from roomtone.capture.entries import audio_entry
 from roomtone.capture.segment import Segment, name_segment
 from roomtone.capture.spool import Spool, open_spool
@@ -27,6 +28,7 @@ from roomtone.retention import (
     MARGIN,
     PRUNING,
     Gauge,
+    Instruments,
     Removal,
     Rules,
     Shelf,
@@ -208,12 +210,13 @@ class Desk(NamedTuple):
 
 
 @asynccontextmanager
-async def open_desk(state: Path, storage: Storage) -> AsyncIterator[Desk]:
+async def open_desk(state: Path, storage: Storage, *, utc: Callable[[], float] = time.time) -> AsyncIterator[Desk]:
     """A room of 1000 Hz whose disk has room; every look takes place as time passes."""
     spools: dict[str, Spool] = {}
     sinks: dict[str, Sink] = {}
     unloaded: set[str] = set()
     space = [Space(10**12, 10**12)]
+    instruments = Instruments(lambda _: space[0], utc, trio.current_time)
     rules = Rules(lambda: storage, lambda: spools, lambda: sinks, lambda: unloaded)
     async with (
         open_journal(state / "journal.sqlite", inline=True) as journal,
@@ -221,7 +224,7 @@ async def open_desk(state: Path, storage: Storage) -> AsyncIterator[Desk]:
         trio.open_nursery() as nursery,
     ):
         spools["desk"] = spool
-        nursery.start_soon(lambda: keep_room(state, rules, journal, measure=lambda _: space[0]))
+        nursery.start_soon(lambda: keep_room(state, rules, journal, instruments))
         yield Desk(state, spool, journal, spools, sinks, unloaded, space)
         nursery.cancel_scope.cancel()
 
@@ -240,6 +243,38 @@ async def test_settled_audio_goes_at_its_age(tmp_path: Path, autojump_clock: tri
         assert desk.files() == 1
         assert desk.spool.first == desk.spool.end - SEGMENT * RATE
         assert not await desk.notices()
+
+
+async def test_a_clock_that_jumps_ahead_makes_nothing_old(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A year of audio and of events outlives a clock that is wrong for hours, also where the daemon begins anew; a
+    notice says so. When it has gone on like that for long enough it is believed.
+    """
+    monkeypatch.setattr(calendar, "PATIENCE", timedelta(minutes=10))  # a day of looks would take half a minute
+    began, ahead = time.time(), 0.0
+
+    def utc() -> float:
+        return began + trio.current_time() + ahead
+
+    storage = Storage(spool_days=1, journal_days=30)
+    async with open_desk(tmp_path, storage, utc=utc) as desk:
+        await desk.record(10, at=datetime.fromtimestamp(utc(), UTC))
+        await desk.transcribe(100 * SEGMENT * RATE)
+        await trio.sleep(2 * INTERVAL)
+        assert desk.files() == 10
+        ahead = 10 * 365 * 86_400.0
+        await trio.sleep(300)
+        assert desk.files() == 10
+        assert [notice.code for notice in await desk.notices()] == ["clock.jumped"]
+    ahead *= 2
+    async with open_desk(tmp_path, storage, utc=utc) as desk:
+        await trio.sleep(300)
+        assert desk.files() == 10
+        # That it was off for years, and not its clock, may be true this time.
+        assert len(await desk.notices()) == 1
+        await trio.sleep(400)
+        assert desk.files() == 1
 
 
 async def test_a_sink_pins_what_it_has_not_acknowledged(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:

@@ -23,7 +23,7 @@ from roomtone.delivery import Delivery
 from roomtone.events import Audio, Durable, SessionEnded, SessionStarted, Turn, Word
 from roomtone.facts import Cover, Mark
 from roomtone.ledger import summarize
-from roomtone.retention import Rules, keep_room
+from roomtone.retention import Instruments, Rules, keep_room
 from roomtone.sinks import Context, Sink, hookimpl
 from roomtone.speech.transcriber import transcribe
 from roomtone.testing.faults import Drop, Expire, Fault, Refuse
@@ -135,7 +135,7 @@ async def live_on(folder: Path, service: Service, sink: Counting, minutes: range
         delivery = Delivery("counting", sink, journal=room.journal, live=desk.live, context=context, closing=closing)
         rules = Rules(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
         supporting.start_soon(delivery.run)
-        supporting.start_soon(partial(keep_room, folder, rules, room.journal, utc=now))
+        supporting.start_soon(keep_room, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))
         rooms.start_soon(partial(transcribe, desk, realtime=True, utc=now))
         await record(room, minutes)
         size = measure(folder)
@@ -224,7 +224,7 @@ async def live_a_day(folder: Path, service: Service, sink: Counting, day: int) -
         delivery = Delivery("counting", sink, journal=room.journal, live=live, context=context, closing=closing)
         rules = Rules(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
         nursery.start_soon(delivery.run)
-        nursery.start_soon(partial(keep_room, folder, rules, room.journal, utc=now))
+        nursery.start_soon(keep_room, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))
         for hour in range(24):
             sink.down.clear()
             sink.down.update({"away"} if day % 7 == 3 and hour in {8, 9} else {})

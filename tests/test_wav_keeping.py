@@ -19,7 +19,8 @@ from journalled import accept, context, deliver_all
 from roomtone import Durable, Forgotten, RecordingStopped, Turn, Word
 from roomtone.durable import alone, remove
 from roomtone_wav import Wav, compression, keeping
-from roomtone_wav.catalog import Catalog, open_catalog
+from roomtone_wav.catalog import CATALOG, Catalog, open_catalog
+from roomtone_wav.keeping import Keeper
 from test_wav import NOON, Room, audio, hand
 
 RATE = 8000
@@ -365,6 +366,39 @@ async def test_old_files_are_removed(tmp_path: Path) -> None:
     assert transcript(tmp_path / "wav") == [["new"], [], []]
     assert len(files(tmp_path / "wav")) == 9
     assert len([path for path in (tmp_path / "wav").rglob("*") if path.is_dir()]) <= 5
+
+
+async def test_a_clock_that_jumps_ahead_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong clock makes no recording old before it has gone on like that for a day, over restarts too."""
+    monkeypatch.setattr(keeping, "_EVERY", 0.0)
+    room = speaker(tmp_path)
+    for _ in range(3):
+        room.says(RATE)
+        room.is_away(60)
+    await live(Wav(directory="wav"), tmp_path, room.events)
+
+    def look(*times: tuple[float, float]) -> list[int]:
+        """How many recordings are left in one life, when the clock says so many days, after so many hours."""
+        left = []
+        with open_catalog(context(tmp_path).state / CATALOG) as catalog:
+            at = [0.0, 0.0]
+            keeper = Keeper(
+                catalog,
+                tmp_path / "wav",
+                lambda _: None,
+                keep_days=30,
+                keep_gb=None,
+                clock=lambda: NOON + timedelta(days=at[0]),
+                uptime=lambda: 3600 * at[1],
+            )
+            for at[:] in times:
+                keeper.advance()
+                left.append(len(contents(tmp_path / "wav")))
+        return left
+
+    assert look((0, 0), (3650, 1), (3650, 2)) == [3, 3, 3]
+    assert look((3650, 0), (3651, 23)) == [3, 3]
+    assert look((1, 0), (25, 24 * 24), (32, 24 * 31)) == [3, 3, 1]
 
 
 async def test_the_oldest_of_too_much_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,11 +26,12 @@ from typing import Literal, NamedTuple
 import structlog
 import trio
 
+from roomtone.calendar import Calendar, uptime
 from roomtone.capture.segment import WIDTH, Segment, parse_segment
 from roomtone.capture.spool import Spool
 from roomtone.config import Storage
 from roomtone.events import Notice
-from roomtone.facts import Cover, Fact
+from roomtone.facts import Cover, Fact, Mark
 from roomtone.journal import Journal
 from roomtone.pins import is_pinned, pins_key, pins_of
 from roomtone.sinks import Sink
@@ -58,6 +59,9 @@ RESERVE = 4 << 20
 """Bytes that are kept for the next start. On a disk without any room SQLite opens no journal, and a daemon that cannot
 start cannot make room either.
 """
+
+CALENDAR = "calendar"
+"""The mark with the time that ages were judged by last."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -227,20 +231,28 @@ class Rules(NamedTuple):
     unloaded: Callable[[], Collection[str]] = tuple
 
 
-async def keep_room(
-    state: Path,
-    rules: Rules,
-    journal: Journal,
-    *,
-    measure: Callable[[Path], Space] = measure,
-    utc: Callable[[], float] = time.time,
-) -> None:
-    """Look after the disk of the state folder, for ever. `utc` is in Unix seconds.
+class Instruments(NamedTuple):
+    """What is read of the machine: the space of a folder's disk, the time in Unix seconds, and the seconds of a clock
+    that nobody sets.
+    """
+
+    measure: Callable[[Path], Space] = measure
+    utc: Callable[[], float] = time.time
+    uptime: Callable[[], float] = uptime
+
+
+INSTRUMENTS = Instruments()
+
+
+async def keep_room(state: Path, rules: Rules, journal: Journal, instruments: Instruments = INSTRUMENTS) -> None:
+    """Look after the disk of the state folder, for ever.
 
     Errors: those of the journal, also when its file is gone: a daemon that ends is started again, and finds a new one.
     Contained here: OSError of the file system, which is logged and tried again.
     """
-    keeper = _Keeper(state, rules, journal, measure, utc)
+    known = await journal.mark(CALENDAR)
+    calendar = Calendar(None if known is None else datetime.fromisoformat(known))
+    keeper = _Keeper(state, rules, journal, instruments, calendar)
     pruned = -math.inf
     while True:
         await keeper.look()
@@ -256,20 +268,39 @@ class _Keeper:
         state: Path,
         rules: Rules,
         journal: Journal,
-        measure: Callable[[Path], Space],
-        utc: Callable[[], float],
+        instruments: Instruments,
+        calendar: Calendar,
     ) -> None:
         self._state = state
         self._rules = rules
         self._journal = journal
-        self._measure = measure
-        self._utc = utc
+        self._instruments = instruments
+        self._calendar = calendar
+        self._is_at_start = True
         self._gauge = Gauge()
         self._tolls: dict[tuple[str, str], Toll] = {}
         self._pending: list[Fact] = []
 
     def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._utc(), UTC)
+        return datetime.fromtimestamp(self._instruments.utc(), UTC)
+
+    def _today(self) -> datetime:
+        """The time to judge ages by. A clock that has jumped ahead is told of, and makes nothing old for a day."""
+        now, was_doubting = self._now(), self._calendar.is_doubting
+        today = self._calendar.read(now, self._instruments.uptime())
+        # At the start it may as well be the machine that was off.
+        was_doubting, self._is_at_start = was_doubting or self._is_at_start, False
+        if self._calendar.is_doubting and not was_doubting:
+            days = (now - today).days
+            text = (
+                f"The clock has jumped ahead by {days} days. Nothing is removed for its age until it has gone on like "
+                "that for a day. Set it, if it is wrong."
+            )
+            log.warning("clock.jumped", days=days)
+            self._pending.append(
+                Notice(room="", position=0, at=now, severity="warning", code="clock.jumped", text=text)
+            )
+        return today
 
     @property
     def is_low(self) -> bool:
@@ -287,7 +318,7 @@ class _Keeper:
             shelves,
             quota=storage.spool_quota,
             lacking=mark - space.free,
-            before=now - timedelta(days=storage.spool_days),
+            before=self._today() - timedelta(days=storage.spool_days),
         )
         self._say_forced(forced, storage.spool_quota, now)
         await self._commit()
@@ -302,7 +333,8 @@ class _Keeper:
     async def prune(self) -> None:
         """Forget old events and old coverage, and more of the events where the journal is over its quota."""
         storage = self._rules.storage()
-        before = self._now() - timedelta(days=storage.journal_days)
+        today = self._today()
+        before = today - timedelta(days=storage.journal_days)
         seq = await self._journal.first_since(before)
         oldest, size = await self._journal.extent()
         if size > storage.journal_quota:
@@ -312,6 +344,7 @@ class _Keeper:
             if removed := await self._journal.prune(seq, await self._waiting()):
                 log.info("journal.pruned", events=removed)
             await self._journal.prune_coverage(before)
+            await self._journal.commit(Mark(CALENDAR, today.isoformat()))
 
     async def _waiting(self) -> list[str]:
         """The sinks that events wait for. One that has never run, for its plugin did not load, begins when it does."""
@@ -414,7 +447,7 @@ class _Keeper:
 
     def _space(self) -> Space:
         try:
-            return self._measure(self._state)
+            return self._instruments.measure(self._state)
         except OSError as error:
             log.error("disk.unmeasurable", folder=str(self._state), error=str(error))  # noqa: TRY400 - the error's text says it all
             return Space(1 << 62, 1 << 62)

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from roomtone import Turn, encode
+from roomtone.calendar import Calendar
 from roomtone.durable import open_sqlite, scrub
 from roomtone_wav.recording import Recording, Stretch
 
@@ -36,6 +37,8 @@ CREATE TABLE IF NOT EXISTS turns (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS turns_by_position ON turns (room, position);
 CREATE TABLE IF NOT EXISTS forgotten (room TEXT NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL);
+-- One row: the time that ages were judged by last.
+CREATE TABLE IF NOT EXISTS calendar (id INTEGER PRIMARY KEY CHECK (id = 0), believed TEXT NOT NULL);
 """
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -146,6 +149,14 @@ class Catalog:
         newest = "SELECT room, max(first) FROM recordings WHERE era = 0 GROUP BY room"
         where = f"until < ? AND NOT (era = 0 AND (room, first) IN ({newest})) ORDER BY until"
         return self._kept(where, before.isoformat())
+
+    def calendar(self) -> Calendar:
+        """The time that ages are judged by, as it is known from before."""
+        found = self._database.execute("SELECT believed FROM calendar").fetchone()
+        return Calendar(datetime.fromisoformat(found[0]) if found else None)
+
+    def note_today(self, today: datetime) -> None:
+        self._database.execute("INSERT OR REPLACE INTO calendar VALUES (0, ?)", (today.isoformat(),))
 
     def size(self) -> int:
         """Bytes of all files, those that somebody has deleted since included."""

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 import structlog
 
+from roomtone.calendar import uptime
 from roomtone.durable import remove
 from roomtone_wav import compression
 from roomtone_wav.catalog import Catalog, Kept
@@ -24,6 +25,8 @@ _SLICE = 0.25
 """Seconds of work at once, for as long as which the hooks wait."""
 _EVERY = 60.0
 """Seconds between two looks at age and size."""
+_NOTED_EVERY = 3600.0
+"""Seconds between two notes of the time that ages were judged by: a restart must not take a wrong clock at its word."""
 
 Ended = Literal["age", "size"]
 
@@ -45,6 +48,7 @@ class Keeper:
         keep_gb: float | None,
         is_alone: bool = True,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        uptime: Callable[[], float] = uptime,
     ) -> None:
         self._catalog = catalog
         self._directory = directory
@@ -53,6 +57,9 @@ class Keeper:
         self._keep_bytes = None if keep_gb is None else round(keep_gb * 1e9)
         self._is_alone = is_alone
         self._clock = clock
+        self._uptime = uptime
+        self._calendar = catalog.calendar()
+        self._noted = float("-inf")
         self._work: Generator[None, None, int] | None = None
         self._at_work: Kept | None = None
         self._failed: set[str] = set()
@@ -134,8 +141,12 @@ class Keeper:
     def _retain(self) -> None:
         """Remove what is too old, then the oldest of what is too much. Never the file that a room's audio goes to."""
         if self._keep_days is not None:
-            limit = self._clock() - timedelta(days=self._keep_days)
-            self._remove(self._catalog.finished(limit), "age")
+            today = self._calendar.read(self._clock(), self._uptime())
+            self._remove(self._catalog.finished(today - timedelta(days=self._keep_days)), "age")
+            if time.monotonic() - self._noted >= _NOTED_EVERY:
+                self._noted = time.monotonic()
+                self._catalog.note_today(today)
+                self._catalog.commit()
         if self._keep_bytes is not None and self._catalog.size() > self._keep_bytes:
             self._remove(self._surplus(self._catalog.finished(), self._keep_bytes), "size")
 
