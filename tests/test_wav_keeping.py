@@ -310,6 +310,46 @@ def transcript(folder: Path) -> list[list[str]]:
     return [[turn["text"] for turn in facts["transcript"]] for facts in sidecars(folder)]
 
 
+def long_turn(second: float, text: str, **facts: Any) -> Turn:
+    """A turn whose words are a second each."""
+    begin = round(second * RATE)
+    words = [Word(word, begin + at * RATE, begin + (at + 1) * RATE) for at, word in enumerate(text.split())]
+    return msgspec.structs.replace(said(second, text), words=tuple(words), **facts)
+
+
+@pytest.mark.parametrize(("turn_first", "start", "end"), [(False, 1, 2), (True, 4, 5)])
+async def test_a_turn_in_two_files_stands_beside_both(tmp_path: Path, turn_first: bool, start: int, end: int) -> None:
+    """Each file has the words that begin in it, in transcript and captions, timed for it; a correction changes both,
+    and what is forgotten of either is gone from both.
+    """
+    room = speaker(tmp_path, at=NOON - timedelta(seconds=3))
+    room.says(3 * RATE)
+    room.says(4 * RATE)
+    sink = Wav(directory="wav", split="hour", transcript=True, captions=("vtt",))
+    turn = long_turn(1, "one two three four five")
+    for events in ([turn], room.events) if turn_first else (room.events, [turn]):
+        await live(sink, tmp_path, events)
+
+    assert transcript(tmp_path / "wav") == [["one two"], ["three four five"]]
+    assert [each["transcript"][0]["position"] for each in sidecars(tmp_path / "wav")] == [RATE, 3 * RATE]
+    captions = [path.read_text() for path in sorted((tmp_path / "wav").rglob("*.vtt"))]
+    assert "00:00:01.000 --> 00:00:03.000\none two\n" in captions[0]
+    assert "00:00:00.000 --> 00:00:03.000\nthree four five\n" in captions[1]
+
+    better = long_turn(1, "one two three four six", id="better", supersedes=turn.id)
+    await live(sink, tmp_path, [better])
+    assert transcript(tmp_path / "wav") == [["one two"], ["three four six"]]
+
+    await live(sink, tmp_path, [long_turn(1, "one", id="short", supersedes="better")])
+    assert transcript(tmp_path / "wav") == [["one"], []]
+
+    await live(sink, tmp_path, [msgspec.structs.replace(turn, id="again", supersedes="short")])
+    gone = Forgotten(room="desk", position=0, at=NOON, start=start * RATE, end=end * RATE, from_=NOON, until=NOON)
+    await live(sink, tmp_path, [gone])
+    assert transcript(tmp_path / "wav") == [[], []]
+    assert all("-->" not in path.read_text() for path in (tmp_path / "wav").rglob("*.vtt"))
+
+
 async def test_the_sidecar_has_the_transcript(tmp_path: Path) -> None:
     """Turns stand beside the file that their first sample is in, whether they come before it or long after, by
     position, and a correction in the place of what it corrects.

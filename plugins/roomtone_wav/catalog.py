@@ -17,7 +17,7 @@ import msgspec
 from roomtone import Turn, encode
 from roomtone.calendar import Calendar
 from roomtone.durable import open_sqlite, scrub
-from roomtone_wav.recording import Recording, Stretch
+from roomtone_wav.recording import LONGEST_TURN, Recording, Stretch, part_of
 
 CATALOG = "recordings.sqlite"
 """The file's name in the sink's own folder."""
@@ -184,10 +184,11 @@ class Catalog:
         row = (turn.id, turn.room, turn.position, end, encode(turn))
         self._database.execute("INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?)", row)
 
-    def take_turn(self, id_: str) -> int | None:
-        """Know nothing of the turn any more. Returns its position, if it was known."""
-        rows = self._database.execute("DELETE FROM turns WHERE id = ? RETURNING position", (id_,)).fetchall()
-        return rows[0][0] if rows else None
+    def take_turn(self, id_: str) -> Stretch | None:
+        """Know nothing of the turn any more. Returns where it was said, if it was known."""
+        where = "DELETE FROM turns WHERE id = ? RETURNING position, max(end, position + 1)"
+        rows = self._database.execute(where, (id_,)).fetchall()
+        return Stretch(*rows[0]) if rows else None
 
     def forget_turns(self, room: str, start: int, end: int) -> None:
         """Know nothing of what was said between these positions, begun before or not."""
@@ -207,12 +208,17 @@ class Catalog:
         return [Stretch(*row) for row in rows]
 
     def turns(self, recording: Recording) -> Sequence[Turn]:
-        """What is said in the recording, by position."""
+        """What is said in the recording, by position; of a turn that goes on in another one, what is in this one."""
         rows = self._database.execute(
-            "SELECT body FROM turns WHERE room = ? AND position >= ? AND position < ? ORDER BY position, id",
-            (recording.room, recording.first, recording.end),
+            "SELECT body FROM turns WHERE room = ? AND position >= ? AND position < ? AND max(end, position + 1) > ? "
+            "ORDER BY position, id",
+            (recording.room, recording.first - LONGEST_TURN * recording.rate, recording.end, recording.first),
         )
-        return [msgspec.json.decode(body, type=Turn) for (body,) in rows]
+        following = self.following(recording.room, recording.first)
+        end = None if following is None else following.first
+        turns = [msgspec.json.decode(body, type=Turn) for (body,) in rows]
+        parts = [part_of(turn, recording.first, end, recording.rate) for turn in turns]
+        return [part for part in parts if part is not None]
 
     def commit(self) -> None:
         self._database.commit()

@@ -21,6 +21,9 @@ WIDTH = 2
 LONGEST = (2**32 - 1 - (HEADER - 8)) // WIDTH
 """Samples that one file can hold: RIFF counts its bytes, but for the first eight, in 32 bits."""
 
+LONGEST_TURN = 600
+"""Seconds of the longest turn that may go on in another file than it began in."""
+
 Split: TypeAlias = Literal["recording", "hour"] | Annotated[int, msgspec.Meta(ge=1, le=1440)]
 """Where files end beside the ends of recordings: nowhere, or each so many minutes since midnight (UTC)."""
 Format: TypeAlias = Literal["wav", "flac", "opus"]
@@ -173,6 +176,19 @@ def _silence(recording: Recording, position: int, at: datetime) -> int:
     """
     elapsed = (microseconds(at - recording.until) * recording.rate + 500_000) // 1_000_000
     return max(0, elapsed - (position - recording.end))
+
+
+def part_of(turn: Turn, start: int, end: int | None, rate: int) -> Turn | None:
+    """What of the turn is said from `start` up to `end`, if that is known: a word is where it begins. None: nothing."""
+    words = tuple(word for word in turn.words if start <= word.start and (end is None or word.start < end))
+    if not turn.words:
+        return turn if start <= turn.position and (end is None or turn.position < end) else None
+    if not words or len(words) == len(turn.words):
+        return turn if words else None
+    position = words[0].start
+    at = turn.at + duration(position - turn.position, rate)
+    text = " ".join(word.text for word in words)
+    return msgspec.structs.replace(turn, position=position, at=at, words=words, text=text)
 
 
 def united(stretches: Iterable[Stretch], start: int, end: int) -> tuple[Stretch, ...]:

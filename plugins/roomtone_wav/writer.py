@@ -12,10 +12,19 @@ from roomtone import Audio, Forgotten, Gap, RecordingStopped, Turn, hookimpl
 from roomtone_wav import compression, disk
 from roomtone_wav.catalog import Catalog
 from roomtone_wav.keeping import Keeper
-from roomtone_wav.recording import WIDTH, Format, Gaps, Hole, Recording, Split, continued, duration, united
-
-_TURN = 600
-"""Seconds of the longest turn that may have begun before what is forgotten."""
+from roomtone_wav.recording import (
+    LONGEST_TURN,
+    WIDTH,
+    Format,
+    Gaps,
+    Hole,
+    Recording,
+    Split,
+    Stretch,
+    continued,
+    duration,
+    united,
+)
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -100,10 +109,12 @@ class Writer:
             self._catalog.put_forgotten(event.room, event.start, event.end)
             self._is_to_scrub = True
             if (newest := self._catalog.newest(event.room)) is not None:
-                # A turn that goes may have begun in a file before: what is said there is written anew.
-                for before in self._catalog.overlapping(event.room, event.start - _TURN * newest.rate, event.start):
-                    if Path(before.path).exists():
-                        self._save(before)
+                # A turn that goes may have begun in a file before, or gone on in one behind: what is said there is
+                # written anew.
+                around = LONGEST_TURN * newest.rate
+                for near in self._catalog.overlapping(event.room, event.start - around, event.end + around):
+                    if Path(near.path).exists():
+                        self._save(near)
             for recording in self._catalog.overlapping(event.room, event.start, event.end):
                 if not Path(recording.path).exists():
                     continue
@@ -240,7 +251,7 @@ class TranscribingWriter(Writer):
     """A writer whose sidecars have what is said in the file, with corrections in the place of what they correct.
 
     A turn comes before the audio that it was said in as often as after it: it is kept, and stands beside the file as
-    soon as that has its first sample.
+    soon as that has its first sample; where another file begins inside it, its words stand beside the one they are in.
     """
 
     @hookimpl
@@ -251,10 +262,11 @@ class TranscribingWriter(Writer):
         with self._lock:
             if event.supersedes and (corrected := self._catalog.take_turn(event.supersedes)) is not None:
                 self._touch(event.room, corrected)
-            self._catalog.put_turn(event, max((word.end for word in event.words), default=event.position))
-            self._touch(event.room, event.position)
+            end = max((word.end for word in event.words), default=event.position)
+            self._catalog.put_turn(event, end)
+            self._touch(event.room, Stretch(event.position, max(end, event.position + 1)))
 
-    def _touch(self, room: str, position: int) -> None:
-        recording = self._catalog.holding(room, position)
-        if recording is not None and position < recording.end and Path(recording.path).exists():
-            self._changed[recording.room, recording.first] = recording
+    def _touch(self, room: str, said: Stretch) -> None:
+        for recording in self._catalog.overlapping(room, said.start, said.end):
+            if Path(recording.path).exists():
+                self._changed[recording.room, recording.first] = recording
