@@ -20,7 +20,7 @@ help:
 	@echo "make lint     linting and types only"
 	@echo "make audit    ask whether the installed packages have known vulnerabilities"
 	@echo "make format   format the code"
-	@echo "make soak     a simulated day of audio, instead of three hours"
+	@echo "make soak     a simulated day of audio, instead of two hours"
 	@echo "make bench    measure, and judge nothing"
 	@echo "make requirements   take the newest releases of what it depends on, to test with and to install"
 	@echo "make clean    remove what these targets made"

@@ -17,12 +17,16 @@ DEMO = files("roomtone") / "demo"
 RATE = 16_000
 
 
-def demo_audio() -> bytes:
-    """The demo recording: 16-bit little-endian mono at RATE."""
+THREE_LINES = 14.3
+"""Seconds after which the first three sentences of the demo recording have been said."""
+
+
+def demo_audio(seconds: float | None = None) -> bytes:
+    """The demo recording, or so many seconds of it: 16-bit little-endian mono at RATE."""
     with as_file(DEMO / "meeting.flac") as path:
         samples, rate = soundfile.read(path, dtype="int16")
     assert (rate, samples.ndim) == (RATE, 1)
-    return bytes(samples.astype("<i2").tobytes())
+    return bytes(samples[: None if seconds is None else round(seconds * RATE)].astype("<i2").tobytes())
 
 
 def demo_lines() -> list[str]:

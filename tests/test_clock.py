@@ -58,7 +58,7 @@ def blocks(total: int) -> Iterator[int]:
         yield round(block * RATE)
 
 
-@pytest.mark.parametrize("ppm", [50, -50, 0])
+@pytest.mark.parametrize("ppm", [50, -50])
 def test_words_stay_within_50_ms_through_a_week(ppm: int) -> None:
     """A crystal off by 50 ppm, reads up to 300 ms late with stalls of 20 s, steps of UTC and nights of sleep move no
     word by 50 ms, when it is asked for 15 s after it was spoken.

@@ -31,7 +31,7 @@ from roomtone.testing.service import Service, open_service
 from roomtone.testing.spoken import numbers_in, quiet, speak
 from speaking import RATE, Room, open_room, reach
 
-HOURS = int(os.environ.get("SOAK_HOURS", "3"))
+HOURS = int(os.environ.get("SOAK_HOURS", "2"))
 """Simulated hours in frames of audio; `make soak` asks for a day."""
 STORAGE = Storage(spool_days=1 / 48, journal_days=1 / 24)
 TURNS = 20

@@ -18,6 +18,7 @@ from gating import gating
 from journalled import fill_disk
 from roomtone.events import Notice, SessionEnded
 from roomtone.facts import Cover, Mark
+from roomtone.speech import doubt
 from roomtone.speech.attempts import LAST_TRY
 from roomtone.speech.coverage import Spans
 from roomtone.speech.parameters import Streaming
@@ -156,12 +157,19 @@ async def test_a_silent_socket_is_noticed(tmp_path: Path, autojump_clock: MockCl
         assert 30 < second.began_at - first.began_at < 30 + 15 + 1
 
 
+@pytest.fixture
+def short_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doubts take quarters of a minute, for minutes of speech cost seconds of CPU."""
+    monkeypatch.setattr(doubt, "MINUTE", 15.0)
+
+
+@pytest.mark.usefixtures("short_minutes")
 @pytest.mark.parametrize(("numb", "gated"), [({0}, False), ({0, 1}, False), ({0}, True)])
 async def test_a_session_that_hears_nothing(
     numb: set[int], gated: bool, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """One that answers pings and says no word more is doubted after a minute of speech; others hear it all."""
-    spoken = list(range(1, 600))
+    spoken = list(range(1, 200))
     faults = script({number: [Numb(words=20)] for number in numb})
     async with (
         open_service(faults=faults, port=None, utc=trio.current_time) as service,
@@ -180,25 +188,27 @@ async def test_a_session_that_hears_nothing(
         assert await room.numbers() == spoken
         assert list(settled) == [(0, room.spool.end)]
         assert len(doubts) >= 1
-        assert service.sessions[0].open_seconds < 15 + 2 * 60 + 10 + 5 + 60
+        assert service.sessions[0].open_seconds < 15 + 2 * 15 + 10 + 5 + 60
 
 
+@pytest.mark.usefixtures("short_minutes")
 async def test_a_doubt_that_was_right(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Where others have heard words in what a session was deaf to, the next deaf one is doubted no later than it."""
-    faults = script({0: [Numb(words=20)], 1: [Drop(words=300)], 3: [Numb(words=20)]})
+    faults = script({0: [Numb(words=20)], 1: [Drop(words=120)], 3: [Numb(words=20)]})
     async with (
         open_service(faults=faults, port=None, utc=trio.current_time) as service,
         open_room(tmp_path, reach(service)) as room,
     ):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
-            await room.record(speak(range(1, 1000), RATE))
+            await room.record(speak(range(1, 400), RATE))
             room.spool.end_of_data()
 
-        assert await room.numbers() == list(range(1, 1000))
-        assert service.sessions[3].open_seconds < 110
+        assert await room.numbers() == list(range(1, 400))
+        assert service.sessions[3].open_seconds < 60
 
 
+@pytest.mark.usefixtures("short_minutes")
 async def test_a_doubted_session_that_was_relieved(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Only what it was sent is heard again, and not what its successor has heard."""
     async with (
@@ -206,16 +216,16 @@ async def test_a_doubted_session_that_was_relieved(tmp_path: Path, autojump_cloc
         open_room(tmp_path, reach(service)) as room,
     ):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(transcribe, room.desk, realtime=True, longest=71.0, utc=trio.current_time))
-            await room.record(speak(range(1, 300), RATE))
+            nursery.start_soon(partial(transcribe, room.desk, realtime=True, longest=24.0, utc=trio.current_time))
+            await room.record(speak(range(1, 200), RATE, turn=40))
             room.spool.end_of_data()
 
         first, second = service.sessions[:2]
         assert first.ended_at is not None
         assert second.began_at is not None
         assert second.began_at < first.ended_at
-        assert sum(one.audio_seconds for one in service.sessions) < room.spool.end / RATE + 90
-        assert await room.numbers() == list(range(1, 300))
+        assert sum(one.audio_seconds for one in service.sessions) < room.spool.end / RATE + 50
+        assert await room.numbers() == list(range(1, 200))
 
 
 @pytest.mark.parametrize("delay", [12, 40])
@@ -241,6 +251,7 @@ async def test_a_service_that_is_late(delay: int, tmp_path: Path, autojump_clock
         assert await room.numbers() == list(range(1, 500))
 
 
+@pytest.mark.usefixtures("short_minutes")
 async def test_music_is_doubted_ever_more_rarely(tmp_path: Path, autojump_clock: MockClock) -> None:
     """What sounds like speech and is none costs other sessions after 1, 2 and 4 minutes, then after 8."""
     silent = [Numb()]
@@ -250,7 +261,7 @@ async def test_music_is_doubted_ever_more_rarely(tmp_path: Path, autojump_clock:
     ):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
-            await room.record(speak(range(1500), RATE))
+            await room.record(speak(range(400), RATE))
             room.spool.end_of_data()
 
         # Each of the three costs a session that takes its place, and one that hears the same again.
@@ -259,10 +270,10 @@ async def test_music_is_doubted_ever_more_rarely(tmp_path: Path, autojump_clock:
 
 
 async def test_a_quiet_room_is_not_cut(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """A room in which nobody speaks for an hour keeps its one session."""
+    """A room in which nobody speaks for half an hour keeps its one session."""
     async with (
         open_service(port=None, utc=trio.current_time) as service,
-        open_room(tmp_path, reach(service)) as room,
+        open_room(tmp_path, reach(service), sync_interval=600) as room,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
@@ -332,14 +343,14 @@ async def test_an_outage_of_hours(
             port=None,
             utc=trio.current_time,
         ) as service,
-        open_room(tmp_path, reach(service)) as room,
+        open_room(tmp_path, reach(service), sync_interval=600) as room,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(partial(transcribe, room.desk, realtime=True, first=first, utc=trio.current_time))
         await room.record(speech)
         await room.record(quiet(60, RATE))
         for _ in range(3):
-            await room.record(quiet(600, RATE) + speak(range(41, 61), RATE), live=False)
+            await room.record(quiet(200, RATE) + speak(range(41, 61), RATE), live=False)
             await trio.sleep(3600)
         await room.record(speak(range(101, 121), RATE))
         room.spool.end_of_data()
@@ -404,7 +415,7 @@ async def connections(folder: Path, faults: Faults, seconds: float, **more: Any)
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(partial(transcribe, room.desk, realtime=True, **({"utc": trio.current_time} | more)))
-        await room.record(speak(range(1, 1000), RATE)[: round(seconds * RATE) * 2])
+        await room.record(speak(range(1, 400), RATE)[: round(seconds * RATE) * 2])
         nursery.cancel_scope.cancel()
         return [session.asked_at - service.sessions[0].asked_at for session in service.sessions]
 
