@@ -23,7 +23,7 @@ from typing import Any
 import trio
 
 from roomtone import config as configuration
-from roomtone import document, logs, service
+from roomtone import document, loading, logs, service
 from roomtone.database import Database
 from roomtone.facts import Cover, Mark
 from roomtone.plugins import load_plugins
@@ -142,8 +142,8 @@ def live(path: Path, order: dict[str, Any]) -> None:
         arm(Executioner(order["step"], path.parent))
 
     def read() -> configuration.Config:
-        plugins = load_plugins(configuration.plugin_paths(document.read(path), path))
-        return configuration.load(path, plugins)
+        plugins = load_plugins(loading.plugin_paths(document.read(path), path))
+        return loading.load(path, plugins)
 
     logs.configure("info", sys.stderr)
     trio.run(service.run, read(), os.environ, read)

@@ -29,11 +29,11 @@ from roomtone.cli.init import Answers, compose
 from roomtone.cli.receiver import open_receiver
 from roomtone.cli.screen import QUIET, WIDTH, Captions, Lines, bar_of, describe
 from roomtone.cli.tally import Tally, coverage_of
-from roomtone.database import JournalError
 from roomtone.document import ConfigError
 from roomtone.events import Audio, Gap, Level, Notice, RecordingStarted, Turn, Word
 from roomtone.facts import Cover
 from roomtone.journal import open_journal
+from roomtone.tables import JournalError
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -11,11 +11,12 @@ import msgspec
 import pytest
 import tomli_w
 
-from roomtone import config as configuration
+from roomtone import loading
 from roomtone.capture.feed import Command, File, Microphone
 from roomtone.cli.schema import schema_text
-from roomtone.config import Broken, Config, Room, Service, decode, each_sink, effective, find_key, load
+from roomtone.config import Config, Room, Service, effective, find_key
 from roomtone.document import ConfigError
+from roomtone.loading import Broken, decode, each_sink, load
 from roomtone.plugins import Plugins, Problem, load_plugins
 from roomtone.secret import Secret
 from roomtone.sinks import Module, Sink
@@ -468,12 +469,12 @@ def test_plugin_paths(tmp_path: Path) -> None:
     """The folder `plugins` beside the configuration is used when it is there; what is named is used in any case."""
     path = tmp_path / "roomtone.toml"
 
-    assert configuration.plugin_paths({}, path) == ()
+    assert loading.plugin_paths({}, path) == ()
     (tmp_path / "plugins").mkdir()
-    assert configuration.plugin_paths({}, path) == (tmp_path / "plugins",)
+    assert loading.plugin_paths({}, path) == (tmp_path / "plugins",)
     named = {"service": {"plugins": ["lamp.py", "/srv/plugins"]}}
-    assert configuration.plugin_paths(named, path) == (tmp_path / "lamp.py", Path("/srv/plugins"))
-    assert configuration.plugin_paths({"service": {"plugins": 3}}, path) == (tmp_path / "plugins",)
+    assert loading.plugin_paths(named, path) == (tmp_path / "lamp.py", Path("/srv/plugins"))
+    assert loading.plugin_paths({"service": {"plugins": 3}}, path) == (tmp_path / "plugins",)
 
 
 def test_key(tmp_path: Path) -> None:

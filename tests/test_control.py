@@ -14,26 +14,14 @@ import msgspec
 import pytest
 import trio
 
-from roomtone import control
-from roomtone.control import (
-    CLIENTS,
-    LONGEST_REQUEST,
-    Answer,
-    ControlError,
-    Done,
-    Mute,
-    Refused,
-    Request,
-    Rotate,
-    Tail,
-    find_socket,
-    open_client,
-    open_socket,
-    serve,
-)
+from roomtone import inquiry
+from roomtone.client import find_socket, open_client
+from roomtone.control import CLIENTS, LONGEST_REQUEST, open_socket, serve
 from roomtone.events import Interim, Notice
+from roomtone.inquiry import Answer, Done, Mute, Refused, Request, Rotate, Tail
 from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
+from roomtone.sockets import ControlError
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -288,4 +276,4 @@ async def test_a_place_that_cannot_have_a_socket_stops_nothing(tmp_path: Path) -
 
 def test_requests_carry_their_version() -> None:
     """So that an older daemon can say what it does not speak."""
-    assert msgspec.json.decode(msgspec.json.encode(control.Status())) == {"ask": "status", "version": 1}
+    assert msgspec.json.decode(msgspec.json.encode(inquiry.Status())) == {"ask": "status", "version": 1}

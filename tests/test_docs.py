@@ -14,7 +14,7 @@ import pytest
 
 from roomtone import cli, events
 from roomtone.cli.schema import schema_text
-from roomtone.config import decode
+from roomtone.loading import decode
 from roomtone.plugins import load_plugins
 
 ROOT = Path(__file__).parent.parent

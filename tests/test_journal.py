@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from journalled import fill_disk
-from roomtone.database import SCHEMA
 from roomtone.events import Durable, Gap, Muted, Notice
 from roomtone.facts import next_id
 from roomtone.journal import Cover, Journal, JournalError, Mark, open_journal
+from roomtone.tables import SCHEMA
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

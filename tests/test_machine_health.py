@@ -19,11 +19,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from roomtone import exposition
 from roomtone.checkup import complaints
-from roomtone.config import Service, address_of, decode
-from roomtone.control import Cost, Disk, OpenGap, Report, RoomReport
+from roomtone.config import Service, address_of
 from roomtone.document import ConfigError
 from roomtone.events import Answer, Audio, Gap, SessionEnded, SessionStarted, Turn
 from roomtone.figures import Counting, Figures
+from roomtone.inquiry import Cost, Disk, OpenGap, Report, RoomReport
+from roomtone.loading import decode
 from roomtone.plugins import Plugins
 from roomtone.speech.books import Bill, Spent
 from roomtone.standing import SinkStatus

@@ -21,12 +21,12 @@ from roomtone import Answer as AnswerEvent
 from roomtone import Audio, Durable, Forgotten, Interim, Level, Sink, Turn, Word, cli, encode
 from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.sinks import command as sinks_command
-from roomtone.config import load
 from roomtone.delivery import run_sink
 from roomtone.events import Live as LiveEvent
 from roomtone.hooks import bind
 from roomtone.journal import open_journal
 from roomtone.live import Live
+from roomtone.loading import load
 from roomtone.plugins import Plugins, load_plugins
 from roomtone.sinks import Hooks, Registry
 from roomtone.testing import LAWS

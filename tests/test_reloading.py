@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from roomtone import config as configuration
+from roomtone import loading
 from roomtone.config import Config
 from roomtone.plugins import Plugins, load_plugins
 from roomtone.reloading import Changes, compare
@@ -31,7 +31,7 @@ def read(folder: Path, *, room: str = "door", path: str = "a", sink: str = "note
     plugin.parent.mkdir(exist_ok=True)
     file.write_text(FILE.format(room=room, path=path, sink=sink))
     plugin.write_text(HOOKS.format(body=body))
-    return configuration.load(file, plugins_of(plugin))
+    return loading.load(file, plugins_of(plugin))
 
 
 def plugins_of(path: Path) -> Plugins:

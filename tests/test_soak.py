@@ -22,8 +22,8 @@ from roomtone.config import Storage
 from roomtone.delivery import Delivery
 from roomtone.events import Audio, Durable, SessionEnded, SessionStarted, Turn, Word
 from roomtone.facts import Cover, Mark
+from roomtone.housekeeping import Instruments, Rules, keep_room
 from roomtone.ledger import summarize
-from roomtone.retention import Instruments, Rules, keep_room
 from roomtone.sinks import Context, Sink, hookimpl
 from roomtone.speech.transcriber import transcribe
 from roomtone.testing.faults import Drop, Expire, Fault, Refuse

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from roomtone.cli.status import lines
-from roomtone.control import Cost, Disk, Report
+from roomtone.inquiry import Cost, Disk, Report
 from roomtone.speech.books import Bill, Spent
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

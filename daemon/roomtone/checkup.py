@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from roomtone.control import Report, RoomReport
+from roomtone.inquiry import Report, RoomReport
 from roomtone.standing import SinkStatus
 
 ABSENT = 60.0

@@ -12,17 +12,17 @@ from pathlib import Path
 import structlog
 import trio
 
-from roomtone import control
+from roomtone import inquiry
 from roomtone.capture.entries import Mute
 from roomtone.capture.feed import name_of
 from roomtone.capture.recovery import RateChanged
 from roomtone.capture.spool import Spool
-from roomtone.control import Answer, Cost, Coverage, Disk, Done, OpenGap, Refused, Report, Request, RoomReport, Session
 from roomtone.document import ConfigError
 from roomtone.erasure import Erasure
 from roomtone.figures import Counting
 from roomtone.glance import Glance
 from roomtone.health import RoomHealth
+from roomtone.inquiry import Answer, Cost, Coverage, Disk, Done, OpenGap, Refused, Report, Request, RoomReport, Session
 from roomtone.journal import Journal
 from roomtone.ledger import summarize
 from roomtone.notify import Supervision
@@ -78,22 +78,22 @@ class Commands:
     async def answer(self, request: Request) -> Answer:  # noqa: PLR0911 - one for each request
         """Do what is asked, and say what was done."""
         match request:
-            case control.Status():
+            case inquiry.Status():
                 return await self.report()
             case _ if self._supervision.stopping.is_set():
                 return Refused(("the daemon is stopping",))
-            case control.Reload():
+            case inquiry.Reload():
                 return await self.reload()
-            case control.Forget(room=room, since=since, until=end):
+            case inquiry.Forget(room=room, since=since, until=end):
                 return await self._erasure.forget(room, since, end)
-            case control.Mute(room=room, seconds=seconds):
+            case inquiry.Mute(room=room, seconds=seconds):
                 if seconds is not None and not 0 < seconds <= 366 * 86_400:
                     return Refused((f"{seconds:g} seconds: mute for more than 0 s and at most a year",))
                 until = None if seconds is None else datetime.fromtimestamp(time.time() + seconds, UTC)
                 return await self._for_each(room, lambda one: _mute(one, until))
-            case control.Unmute(room=room):
+            case inquiry.Unmute(room=room):
                 return await self._for_each(room, _unmute)
-            case control.Rotate(room=room):
+            case inquiry.Rotate(room=room):
                 return await self._for_each(room, _rotate)
             case _:
                 return Refused((f"{type(request).__name__} has no single answer",))

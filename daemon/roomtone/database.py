@@ -1,77 +1,29 @@
-"""The journal's file: its tables and every statement that touches them. Synchronous; `journal.py` puts it into trio.
+"""The journal's file: every statement that touches its tables. Synchronous; `journal.py` puts it into trio.
 
 SQLite in WAL mode with synchronous=FULL: what `transact` has returned survives a power cut. Two connections: one
 writes, the other can only read, so that reading never waits for writing. Each is used by one thread at a time.
 """
 
-import os
 import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 import structlog
 
 from roomtone.events import Audio, Durable, Forgotten, decode, encode, kind_of, spoken_in, turn_of
 from roomtone.facts import Cover, Fact, Mark, Refusal, next_id
-
-SCHEMA = 1
-"""The version of the tables below, in the file's user_version."""
-
-_TABLES = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE events (
-    -- AUTOINCREMENT: without it pruning would let numbers come again, below every cursor.
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    room TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    position INTEGER NOT NULL,
-    at TEXT NOT NULL,
-    body TEXT NOT NULL
-);
-CREATE INDEX events_by_position ON events (room, kind, position);
-CREATE TABLE sinks (name TEXT PRIMARY KEY, cursor INTEGER NOT NULL, at TEXT NOT NULL);
-CREATE TABLE refused (
-    sink TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    at TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    body TEXT,
-    PRIMARY KEY (sink, seq)
-);
-CREATE TABLE coverage (
-    room TEXT NOT NULL,
-    start INTEGER NOT NULL,
-    "end" INTEGER NOT NULL,
-    state TEXT NOT NULL,
-    cause TEXT,
-    "from" TEXT NOT NULL,
-    until TEXT NOT NULL
-);
-CREATE INDEX coverage_by_end ON coverage (room, state, "end");
-CREATE TABLE marks (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-PRAGMA user_version = {SCHEMA};
-COMMIT;
-"""
-
-_CLEAN = "journal/clean"
-"""The mark of a file that was closed in order. Without it the file is checked before it is used again."""
+from roomtone.tables import CLEAN, explained, open_file
 
 _READ_BYTES = 4 * 1024 * 1024
 """One read ends here even with fewer events than asked for: an answer of the gateway may have a megabyte."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-
-
-class JournalError(Exception):
-    """The journal cannot be used. Says which file, what is wrong with it, and what to do."""
 
 
 class Database:
@@ -89,14 +41,14 @@ class Database:
         self.tip: int = row[0] if row else 0
         row = writer.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         self._last_id = uuid.UUID(row[0]) if row else uuid.UUID(int=0)
-        self.was_closed = self.mark(_CLEAN) is not None
+        self.was_closed = self.mark(CLEAN) is not None
 
     def transact(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
         """Do all the works in one transaction, durable when this returns, or none of them."""
         before = self.tip, self._last_id
         self._writer.execute("BEGIN IMMEDIATE")
         try:
-            self._writer.execute("DELETE FROM marks WHERE key = ?", (_CLEAN,))
+            self._writer.execute("DELETE FROM marks WHERE key = ?", (CLEAN,))
             results = [work() for work in works]
             self._writer.execute("COMMIT")
         except BaseException:
@@ -417,102 +369,20 @@ class Database:
         """
         with suppress(sqlite3.DatabaseError):
             if is_clean:
-                self._writer.execute("INSERT OR REPLACE INTO marks VALUES (?, 'true')", (_CLEAN,))
+                self._writer.execute("INSERT OR REPLACE INTO marks VALUES (?, 'true')", (CLEAN,))
             else:
-                self._writer.execute("DELETE FROM marks WHERE key = ?", (_CLEAN,))
+                self._writer.execute("DELETE FROM marks WHERE key = ?", (CLEAN,))
 
 
 @contextmanager
 def open_database(path: Path) -> Iterator[Database]:
-    """Open the file, made with mode 0600 in a folder of 0700. The caller holds the folder (`places.lock`): seq is
-    counted in this process, and a second one that writes is refused by the table's primary key.
-
-    A damaged file is moved aside and a new one begun. Raises JournalError for a file of a newer version, one that is
-    no journal, and one that cannot be opened or written.
+    """Open the file, as `tables.open_file` does. The caller holds the folder (`places.lock`): seq is counted in this
+    process, and a second one that writes is refused by the table's primary key.
     """
-    with ExitStack() as stack:
-        yield _open(path, stack)
-
-
-def _open(path: Path, stack: ExitStack) -> Database:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        corrupt = _move_if_corrupt(path)
-        writer = stack.enter_context(closing(_connect(path)))
-        reader = stack.enter_context(closing(_connect_to_read(path)))
-        _prepare(path, writer)
-        return Database(writer, reader, corrupt)
-    except OSError as error:
-        raise JournalError(f"cannot open the journal {path}: {error}; the daemon's user must own its folder") from error
-    except sqlite3.Error as error:
-        raise JournalError(
-            f"cannot use the journal {path}: {error}; see that the disk has space and that the daemon's user owns "
-            f"{path.parent}"
-        ) from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    return sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
-
-
-def _connect_to_read(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5, isolation_level=None, check_same_thread=False
-    )
-
-
-def _prepare(path: Path, writer: sqlite3.Connection) -> None:
-    (version,) = writer.execute("PRAGMA user_version").fetchone()
-    (tables,) = writer.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if version > SCHEMA:
-        raise JournalError(
-            f"the journal {path} has version {version} and this Roomtone knows {SCHEMA}: "
-            "install the newer Roomtone again, or move the file away to begin a new journal"
-        )
-    if version == 0 and tables:
-        raise JournalError(f"{path} is a database of something else: move it away, or choose another state folder")
-    writer.execute("PRAGMA journal_mode = WAL")
-    writer.execute("PRAGMA synchronous = FULL")
-    writer.execute("PRAGMA journal_size_limit = 16777216")
-    writer.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in free pages of the file
-    if version == 0:
-        writer.executescript(_TABLES)
-
-
-def is_corrupt(error: sqlite3.Error) -> bool:
-    """Whether the error says that the file is damaged."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-
-
-def _move_if_corrupt(path: Path) -> Path | None:
-    if not path.exists() or path.stat().st_size == 0:
-        return None
-    damage = _damage(path)
-    if damage is None:
-        return None
-    aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-    for suffix in ("", "-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-    log.error("journal.corrupt", file=str(path), moved_to=str(aside), error=damage)
-    return aside
-
-
-def _damage(path: Path) -> str | None:
-    """What is wrong with the file. One that was closed in order is believed: checking reads all of it."""
-    try:
-        with closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version != SCHEMA or connection.execute("SELECT 1 FROM marks WHERE key = ?", (_CLEAN,)).fetchone():
-                return None
-            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.DatabaseError as error:
-        if is_corrupt(error):
-            return str(error)
-        raise
-    return None if verdict == "ok" else str(verdict)
+    with open_file(path) as connections:
+        with explained(path):
+            database = Database(*connections)
+        yield database
 
 
 def _event(body: str) -> Durable | None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import structlog
 import trio
 
-from roomtone.control import Forgot, Refused
+from roomtone.capture.segment import SPOOL
 from roomtone.echoes import Passage, Spools, has_any, stands_outside
 from roomtone.events import Durable
 from roomtone.forgetting import Premises, Removed, forget, rooms_known
+from roomtone.inquiry import Forgot, Refused
 from roomtone.outlets import Outlets
 from roomtone.remains import Search, files_from_before, needles, search
-from roomtone.retention import SPOOL
 from roomtone.sinks import Sink
 
 HEARING = 60.0

@@ -15,8 +15,8 @@ import structlog
 import trio
 
 from roomtone.config import Service, address_of
-from roomtone.control import Cost, Report, RoomReport
 from roomtone.durable import replace
+from roomtone.inquiry import Cost, Report, RoomReport
 from roomtone.standing import SinkStatus
 
 if TYPE_CHECKING:

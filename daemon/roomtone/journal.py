@@ -16,9 +16,10 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
-from roomtone.database import Database, JournalError, is_corrupt, open_database
+from roomtone.database import Database, open_database
 from roomtone.events import Audio, Durable, Forgotten, Notice
 from roomtone.facts import Cover, Fact, Mark, Refusal
+from roomtone.tables import JournalError, is_corrupt
 
 __all__ = ["Cover", "Fact", "Journal", "JournalError", "Mark", "Refusal", "open_journal"]
 

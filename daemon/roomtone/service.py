@@ -19,6 +19,7 @@ import trio
 
 from roomtone import places
 from roomtone.capture.recovery import check_rate
+from roomtone.capture.segment import SPOOL
 from roomtone.capture.spool import Spool
 from roomtone.commands import Commands
 from roomtone.config import Config, check_gates, find_gateway_key, find_key
@@ -28,12 +29,12 @@ from roomtone.exposition import expose
 from roomtone.figures import Counting
 from roomtone.forgetting import Premises, closed, resume
 from roomtone.glance import Glance, watch_events, watch_levels
+from roomtone.housekeeping import Rules, keep_room, use_reserve
 from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
 from roomtone.notify import Progress, open_supervision
 from roomtone.outlets import Grounds, Outlet, Outlets
 from roomtone.reloading import InForce, Reloading, tell_unloaded
-from roomtone.retention import SPOOL, Rules, keep_room, use_reserve
 from roomtone.rooms import Rooms, Surroundings
 from roomtone.speech.analyst import Analyst, open_analyst
 from roomtone.speech.endpoint import open_endpoints

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 import trio
 
 from roomtone import places
+from roomtone.capture.segment import SPOOL
 from roomtone.config import Config
-from roomtone.control import Forget, Forgot, Refused
 from roomtone.erasure import Erasure
 from roomtone.forgetting import Premises, closed
+from roomtone.inquiry import Forget, Forgot, Refused
 from roomtone.journal import open_journal
 from roomtone.live import Live
 from roomtone.outlets import Grounds, Outlet, Outlets
-from roomtone.retention import SPOOL
 
 
 async def forget(config: Config, environ: Mapping[str, str], wish: Forget) -> Forgot | Refused:

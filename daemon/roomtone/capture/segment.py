@@ -23,6 +23,8 @@ import structlog
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
+SPOOL = "spool"
+"""The folder of the spools in the state folder."""
 WIDTH = 2
 """Bytes of one sample."""
 
@@ -161,3 +163,15 @@ class Index:
         if place < len(self) and self._positions[place] + self._samples[place] <= position:
             place += 1
         return self[place] if place < len(self) else None
+
+
+def list_segments(folder: Path) -> list[Segment]:
+    """The segments of a room that is closed, by position. Changes nothing."""
+    found: list[Segment | None] = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        found = [
+            parse_segment(Path(entry.path), entry.stat(follow_symlinks=False).st_size)
+            for entry in entries
+            if entry.is_file(follow_symlinks=False)
+        ]
+    return sorted(segment for segment in found if segment)

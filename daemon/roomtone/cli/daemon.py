@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from roomtone import control, places
+from roomtone import client, places
 from roomtone.cli.loaded import find
-from roomtone.control import ControlError, Done, Forgot, Report, Request
+from roomtone.inquiry import Done, Forgot, Report, Request
+from roomtone.sockets import ControlError
 
 
 def find_daemon(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -22,7 +23,7 @@ def find_daemon(given: Path | None, environ: Mapping[str, str] = os.environ) -> 
     path = find(given, environ)
     folder = (path or Path(places.FILE)).absolute().parent
     state = places.state_folder(None if path is None else _state_of(path), folder, environ)
-    return control.find_socket(places.control_sockets(state, environ))
+    return client.find_socket(places.control_sockets(state, environ))
 
 
 def _state_of(path: Path) -> str | None:
@@ -42,7 +43,7 @@ def _state_of(path: Path) -> str | None:
 
 def ask(given: Path | None, request: Request) -> Done | Forgot | Report:
     """What the daemon answers. Raises ControlError where there is none, or it refuses."""
-    return control.ask(find_daemon(given), request)
+    return client.ask(find_daemon(given), request)
 
 
 def tell(answer: Done | Forgot | Report) -> None:

@@ -15,8 +15,7 @@ import click
 import tomli_w
 import trio
 
-from roomtone import config as configuration
-from roomtone import logs, service
+from roomtone import loading, logs, service
 from roomtone.cli.check import recognizer_fault
 from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.receiver import Receiver, open_receiver
@@ -88,7 +87,7 @@ async def _play(directory: Path, endpoint: str, *, fast: bool, display: Any, tal
             tables = tables_of(recording, endpoint, receiver.url, fast=fast)
             path = directory / "roomtone.toml"
             path.write_text(HEADER + tomli_w.dumps(tables), encoding="utf-8")
-            config = configuration.decode(tables, path, load_plugins(()))
+            config = loading.decode(tables, path, load_plugins(()))
             config.sinks["screen"] = Screen(display=display, tally=tally)
             # The demo keeps to its folder, wherever systemd or the user has others.
             environ = {name: value for name, value in os.environ.items() if name != "STATE_DIRECTORY"}

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import click
 
 from roomtone.capture.recovery import RateChanged
-from roomtone.control import ControlError
-from roomtone.database import JournalError
 from roomtone.document import ConfigError
 from roomtone.places import StateError
+from roomtone.sockets import ControlError
+from roomtone.tables import JournalError
 
 
 class Exit(enum.IntEnum):

@@ -11,12 +11,13 @@ from typing import Any, Final
 import click
 import trio
 
-from roomtone import control, places, secret
+from roomtone import client, places, secret
 from roomtone.cli.duration import DURATION
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, find, load
 from roomtone.config import Config
-from roomtone.control import ControlError, Forget, Forgot, Refused, Report, Status
+from roomtone.inquiry import Forget, Forgot, Refused, Report, Status
+from roomtone.sockets import ControlError
 
 PATIENCE = 900.0
 """Seconds for the answer of the daemon: a journal of gigabytes is written anew."""
@@ -85,7 +86,7 @@ def _forget(given: Path | None, wish: Forget) -> Forgot:
     """By the daemon where it runs, else here. Raises ControlError, StateError and what `load` raises."""
     config = None if find(given) is None else load(given).config
     daemon = _daemon_of(config)
-    answer = _alone(config, wish) if daemon is None else control.ask(daemon, wish, patience=PATIENCE)
+    answer = _alone(config, wish) if daemon is None else client.ask(daemon, wish, patience=PATIENCE)
     if isinstance(answer, Refused):
         raise ControlError("\n".join(answer.lines))
     assert isinstance(answer, Forgot)  # noqa: S101 - which mypy cannot know
@@ -96,12 +97,12 @@ def _daemon_of(config: Config | None) -> Path | None:
     """The running daemon that has this configuration's state, or any where there is none: never another one's."""
     state = places.state_folder(None, Path.cwd(), os.environ) if config is None else config.state(os.environ)
     try:
-        path = control.find_socket(places.control_sockets(state, os.environ))
+        path = client.find_socket(places.control_sockets(state, os.environ))
     except ControlError:
         if config is None:
             raise
         return None
-    report = control.ask(path, Status())
+    report = client.ask(path, Status())
     if config is None or not isinstance(report, Report):
         return path
     is_its = report.configuration == str(config.path.absolute()) or report.state == str(state.absolute())

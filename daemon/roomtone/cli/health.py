@@ -9,7 +9,8 @@ from roomtone.checkup import complaints
 from roomtone.cli.daemon import ask
 from roomtone.cli.exits import Exit
 from roomtone.cli.loaded import config_option
-from roomtone.control import ControlError, Report, Status
+from roomtone.inquiry import Report, Status
+from roomtone.sockets import ControlError
 
 
 class Health(msgspec.Struct, frozen=True):

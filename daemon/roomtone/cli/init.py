@@ -11,8 +11,7 @@ import msgspec
 import tomli_w
 import trio
 
-from roomtone import config as configuration
-from roomtone import places, secret
+from roomtone import loading, places, secret
 from roomtone.capture.feed import list_devices
 from roomtone.cli.exits import Exit, Failure
 from roomtone.document import ConfigError
@@ -100,7 +99,7 @@ def command(  # noqa: PLR0917 - click passes them by name
         webhook=webhook or ask.text("Post every event to this address too (empty: no)", "webhook", "") or None,
     )
     tables = compose(answers)
-    configuration.decode(tables, output, plugins)
+    loading.decode(tables, output, plugins)
     _write(output, HEADER + tomli_w.dumps(tables, multiline_strings=True), force=force)
     click.echo(f"wrote {output}")
     click.echo(f"next: roomtone check{_flag(output)}, then roomtone run{_flag(output)}")
@@ -137,7 +136,7 @@ class _Asking:
         answer = answer.strip()
         answers = msgspec.structs.replace(DEFAULTS, **{field: answer or None})
         try:
-            configuration.decode(compose(answers), _NOWHERE, self._plugins)
+            loading.decode(compose(answers), _NOWHERE, self._plugins)
         except ConfigError as error:
             raise click.BadParameter(str(error).replace(f"{_NOWHERE}: ", "")) from None
         return answer

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from roomtone import config as configuration
-from roomtone import document, places
+from roomtone import document, loading, places
 from roomtone.config import Config
 from roomtone.document import ConfigError
 from roomtone.plugins import Plugins, load_plugins
@@ -48,8 +47,8 @@ def load(given: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
         looked = ", ".join(map(str, places.configurations(environ, Path.cwd())))
         raise ConfigError(NOTHING_YET.format(places=looked))
     tables = document.read(path)
-    plugins = load_plugins(configuration.plugin_paths(tables, path))
-    return Loaded(configuration.decode(tables, path, plugins), plugins)
+    plugins = load_plugins(loading.plugin_paths(tables, path))
+    return Loaded(loading.decode(tables, path, plugins), plugins)
 
 
 def find(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:

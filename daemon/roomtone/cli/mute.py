@@ -7,7 +7,7 @@ import click
 from roomtone.cli.daemon import ask, tell
 from roomtone.cli.duration import DURATION
 from roomtone.cli.loaded import config_option
-from roomtone.control import Mute
+from roomtone.inquiry import Mute
 
 
 @click.command(short_help="Close a room's microphone, for a while or until unmuted.")

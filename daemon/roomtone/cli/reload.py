@@ -6,7 +6,7 @@ import click
 
 from roomtone.cli.daemon import ask, tell
 from roomtone.cli.loaded import config_option
-from roomtone.control import Reload
+from roomtone.inquiry import Reload
 
 
 @click.command(short_help="Put a changed configuration into force.")

@@ -6,7 +6,7 @@ import click
 
 from roomtone.cli.daemon import ask, tell
 from roomtone.cli.loaded import config_option
-from roomtone.control import Rotate
+from roomtone.inquiry import Rotate
 
 
 @click.command(short_help="Begin a new recording, without losing a sample.")

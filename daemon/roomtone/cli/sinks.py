@@ -11,18 +11,18 @@ from urllib.parse import quote
 import click
 import msgspec
 
-from roomtone import config as configuration
-from roomtone import document
+from roomtone import document, loading
 from roomtone.cli import new, rehearsal, wishes
 from roomtone.cli.daemon import ask
 from roomtone.cli.loaded import config_option, find
-from roomtone.config import Broken
-from roomtone.control import ControlError, Status
-from roomtone.control import Report as ControlReport
 from roomtone.database import Database
+from roomtone.inquiry import Report as ControlReport
+from roomtone.inquiry import Status
+from roomtone.loading import Broken
 from roomtone.orders import orders_of, prefix
 from roomtone.plugins import Plugins, Problem, load_plugins
 from roomtone.sinks import Sink, wants
+from roomtone.sockets import ControlError
 from roomtone.standing import SinkStatus
 
 PAGE = 1000
@@ -75,7 +75,7 @@ def command(context: click.Context, given: Path | None, *, as_json: bool) -> Non
         return
     path = find(given)
     tables: dict[str, Any] = {} if path is None else document.read(path)
-    plugins = load_plugins(() if path is None else configuration.plugin_paths(tables, path))
+    plugins = load_plugins(() if path is None else loading.plugin_paths(tables, path))
     standings: list[Standing] = []
     if path is not None:
         statuses = working(path)
@@ -92,10 +92,10 @@ def standings_of(tables: dict[str, Any], plugins: Plugins, state: Path) -> Itera
     """How each sink of the file stands, and those that only the journal knows. Raises sqlite3.Error where the journal
     cannot be read.
     """
-    found = configuration.each_sink(tables, plugins)
+    found = loading.each_sink(tables, plugins)
     named = found.keys() | {_kind(sink) for sink in found.values() if isinstance(sink, Sink)}
     found |= {name: module() for name, module in plugins.modules.items() if name not in named}
-    unloaded = configuration.each_unloaded(tables, plugins)
+    unloaded = loading.each_unloaded(tables, plugins)
     found |= {name: Broken("load error", text) for name, text in unloaded.items() if name not in found}
     journal = state / "journal.sqlite"
     if not journal.exists():

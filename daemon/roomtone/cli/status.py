@@ -12,7 +12,8 @@ import trio
 
 from roomtone.cli.daemon import find_daemon
 from roomtone.cli.loaded import config_option
-from roomtone.control import Cost, Report, RoomReport, Status, open_client
+from roomtone.client import open_client
+from roomtone.inquiry import Cost, Report, RoomReport, Status
 from roomtone.speech.books import Spent
 from roomtone.standing import SinkStatus
 

@@ -13,8 +13,9 @@ from roomtone import events
 from roomtone.cli.daemon import find_daemon
 from roomtone.cli.loaded import config_option
 from roomtone.cli.screen import Display, open_display
-from roomtone.control import Dropped, Tail, open_client
+from roomtone.client import open_client
 from roomtone.events import Interim, Level
+from roomtone.inquiry import Dropped, Tail
 
 _decoder: msgspec.json.Decoder[Interim | Level | Dropped] = msgspec.json.Decoder(Interim | Level | Dropped)
 

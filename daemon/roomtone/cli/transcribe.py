@@ -11,6 +11,7 @@ import click
 import trio
 
 from roomtone import places
+from roomtone.capture.segment import SPOOL, list_segments
 from roomtone.capture.spool import open_spool
 from roomtone.cli.coverage import SINCE
 from roomtone.cli.exits import Failure
@@ -21,7 +22,6 @@ from roomtone.config import Config, Room, find_key
 from roomtone.facts import Cover
 from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
-from roomtone.retention import SPOOL, list_segments
 from roomtone.rooms import has_two_finals
 from roomtone.speech.budget import Course
 from roomtone.speech.coverage import Spans

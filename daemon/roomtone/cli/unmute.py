@@ -6,7 +6,7 @@ import click
 
 from roomtone.cli.daemon import ask, tell
 from roomtone.cli.loaded import config_option
-from roomtone.control import Unmute
+from roomtone.inquiry import Unmute
 
 
 @click.command(short_help="Open a muted room's microphone again.")

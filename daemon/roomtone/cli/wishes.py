@@ -15,14 +15,14 @@ from urllib.parse import quote
 
 import click
 
-from roomtone import config as configuration
-from roomtone import diagnosis, document, places
+from roomtone import diagnosis, document, loading, places
 from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.loaded import config_option, find, load
-from roomtone.database import SCHEMA, Database, JournalError
+from roomtone.database import Database
 from roomtone.facts import Mark
 from roomtone.orders import Pause, Retry, cancel, mark_of, orders_of, prefix
 from roomtone.plugins import load_plugins
+from roomtone.tables import SCHEMA, JournalError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -155,8 +155,8 @@ def _put(database: Database, mark: Mark) -> None:
 
 
 def _unknown(name: str, cursors: Mapping[str, int], tables: Mapping[str, Any], path: Path) -> str:
-    plugins = load_plugins(configuration.plugin_paths(tables, path))
-    if name in configuration.each_sink(tables, plugins) or name in plugins.modules:
+    plugins = load_plugins(loading.plugin_paths(tables, path))
+    if name in loading.each_sink(tables, plugins) or name in plugins.modules:
         return f"{path}: [sinks.{name}] has not run yet; start the daemon first"
     unknown = diagnosis.unknown(f'sink "{name}"', name, cursors)
     return f"{path}: {unknown}"
