@@ -2,19 +2,31 @@
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.calendar import JUMP, PATIENCE, Calendar
+from roomtone.calendar import JUMP, PATIENCE, Calendar, Reading, reading_of
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
 YEARS = timedelta(days=3_650)
 
 
+def known() -> Calendar:
+    return Calendar(Reading(NOW, NOW))
+
+
+def again(calendar: Calendar) -> Calendar:
+    """The calendar of the next run."""
+    assert calendar.last is not None
+    return Calendar(reading_of(msgspec.json.decode(msgspec.json.encode(calendar.last.to_builtins()))))
+
+
 def test_time_that_goes_by() -> None:
-    """A clock that goes as time does is believed, over changes of up to a day."""
-    calendar = Calendar(None)
+    """A clock that goes as time does is believed, over changes that are no jump."""
+    calendar = Calendar(reading_of(None))
 
     assert calendar.read(NOW, 0.0) == NOW
     assert calendar.read(NOW + HOUR, 3600.0) == NOW + HOUR
@@ -24,7 +36,7 @@ def test_time_that_goes_by() -> None:
 
 def test_a_jump_is_believed_after_a_day() -> None:
     """Until then the time that has gone by counts, and no more."""
-    calendar = Calendar(NOW)
+    calendar = known()
     day = PATIENCE.total_seconds()
 
     assert calendar.read(NOW + YEARS, 0.0) == NOW
@@ -38,7 +50,7 @@ def test_a_jump_is_believed_after_a_day() -> None:
 
 def test_a_jump_that_is_taken_back() -> None:
     """Another jump has a day of its own."""
-    calendar = Calendar(NOW)
+    calendar = known()
     calendar.read(NOW + YEARS, 0.0)
     assert calendar.read(NOW + HOUR, 3600.0) == NOW + HOUR
     assert not calendar.is_doubting
@@ -48,18 +60,49 @@ def test_a_jump_that_is_taken_back() -> None:
     assert calendar.read(NOW + YEARS + PATIENCE + HOUR, day + 3600.0) == NOW + PATIENCE + HOUR
 
 
+def test_another_year_begins_the_doubt_anew() -> None:
+    """A clock that jumps about is never right for long enough."""
+    calendar = known()
+    for hour in range(0, 80, 20):
+        year = timedelta(days=365 * (40 - hour))
+        assert calendar.read(NOW + YEARS * 4 + year + hour * HOUR, hour * 3600.0) == NOW + hour * HOUR
+    assert calendar.is_doubting
+
+
 def test_a_clock_that_goes_back() -> None:
     """It is believed at once, and its way back is a jump."""
-    calendar = Calendar(NOW)
+    calendar = known()
 
     assert calendar.read(NOW - YEARS, 0.0) == NOW - YEARS
     assert calendar.read(NOW, 10.0) == NOW - YEARS + timedelta(seconds=10)
 
 
+def test_a_machine_that_is_off_at_night_and_on_holiday() -> None:
+    """Nights and weekends are no jumps; after a month off, three days of work are a day that the clock has gone on."""
+    calendar, clock, behind = known(), NOW, []
+    for day in [*range(12), *range(40, 46)]:
+        if day % 7 not in {5, 6}:
+            calendar = again(calendar)
+            for hour in range(9):
+                clock = NOW + day * DAY + hour * HOUR
+                read = calendar.read(clock, 30.0 + hour * 3600.0)
+            behind.append((clock - read).days)
+    assert behind == [0] * 10 + [30, 31, 0, 0]
+
+
+def test_a_reboot_takes_no_wrong_clock_at_its_word() -> None:
+    """However often it boots into the wrong year within a day, nothing gets older than it is."""
+    calendar = known()
+    for boot in range(20):
+        calendar = again(calendar)
+        assert calendar.read(NOW + YEARS + boot * HOUR, 10.0) <= NOW + boot * HOUR
+        assert calendar.read(NOW + YEARS + (boot + 1) * HOUR, 3610.0) <= NOW + (boot + 1) * HOUR
+
+
 @given(st.lists(st.tuples(st.floats(0, 40_000), st.integers(-5_000, 5_000)), max_size=20))
 def test_it_is_never_later_than_the_clock(steps: list[tuple[float, int]]) -> None:
-    """Whatever the clock does, nothing is older than it says, nor than a day more than the time that has gone by."""
-    calendar, uptime, before = Calendar(NOW), 0.0, NOW
+    """Whatever the clock does, nothing is older than it says, nor than a jump more than the time that has gone by."""
+    calendar, uptime, before = known(), 0.0, NOW
     for seconds, days in steps:
         uptime += seconds
         clock = NOW + timedelta(seconds=uptime, days=days)

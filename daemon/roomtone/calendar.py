@@ -1,15 +1,19 @@
 """Which day it is, for deciding what is old enough to be removed. Pure.
 
-A small computer whose clock has no battery wakes up in any year. Where its clock says all at once that a year has
-gone by, a year of recordings would be too old: so a clock that jumps ahead is believed only when it has gone on like
-that for a day. A machine that was really off for months keeps for a day more what has grown old meanwhile.
+A small computer whose clock has no battery wakes up in any year. Where its clock says all at once that a year has gone
+by, a year of recordings would be too old: so a clock that jumps ahead is believed only when it has gone on like that
+for a day, in one run of the daemon or in several. A machine that was really off for a month keeps for a day of its work
+more what has grown old meanwhile.
 """
 
 import time
 from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
-JUMP = timedelta(days=1)
-"""More than this, ahead of the time that has gone by, is a jump. Daylight saving and leap seconds are none."""
+JUMP = timedelta(days=7)
+"""More than this, ahead of the time that has gone by, is a jump. A weekend is none, nor is a holiday of a week: what a
+clock that is wrong by less removes too soon was nearly old enough.
+"""
 PATIENCE = timedelta(days=1)
 """How long a clock has to go on after a jump until it is believed."""
 
@@ -19,33 +23,58 @@ def uptime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class Calendar:
-    """The time to judge ages by. `believed` is the last one that is known from before, or None where there is none."""
+class Reading(NamedTuple):
+    """What is to be kept for the next run: the time that was `believed`, what the `clock` said, and for how many
+    seconds it has gone on since it jumped; None where it is believed.
+    """
 
-    def __init__(self, believed: datetime | None) -> None:
-        self.believed = believed
+    believed: datetime
+    clock: datetime
+    confirmed: float | None = None
+
+    def to_builtins(self) -> list[Any]:
+        """As JSON has it: see `reading_of`."""
+        return [self.believed.isoformat(), self.clock.isoformat(), self.confirmed]
+
+
+def reading_of(kept: Any) -> Reading | None:
+    """The reading that was kept so; None where none was."""
+    if kept is None:
+        return None
+    believed, clock, confirmed = kept
+    return Reading(datetime.fromisoformat(believed), datetime.fromisoformat(clock), confirmed)
+
+
+class Calendar:
+    """The time to judge ages by. `last` is the last reading, of this run or of the one before."""
+
+    def __init__(self, last: Reading | None) -> None:
+        self.last = last
         self._read_at: float | None = None
-        self._jumped_at: float | None = None
 
     @property
     def is_doubting(self) -> bool:
         """Whether the clock has jumped ahead and is not believed yet."""
-        return self._jumped_at is not None
+        return self.last is not None and self.last.confirmed is not None
 
     def read(self, now: datetime, uptime: float) -> datetime:
         """The time to judge by where the clock says `now`, at `uptime` seconds of one that nobody sets.
 
         It is never later than the clock. A clock that goes back is believed at once: it only makes things younger.
         """
-        gone = timedelta(seconds=0 if self._read_at is None else uptime - self._read_at)
+        gone = 0.0 if self._read_at is None else uptime - self._read_at
         self._read_at = uptime
-        expected = now if self.believed is None else self.believed + gone
-        if now <= expected + JUMP:
-            self._jumped_at = None
-        elif self._jumped_at is None:
-            self._jumped_at = uptime
-        elif uptime - self._jumped_at >= PATIENCE.total_seconds():
-            self._jumped_at = None
-            expected = now
-        self.believed = expected if self.is_doubting else now
-        return self.believed
+        self.last = Reading(now, now) if self.last is None else _next(self.last, now, timedelta(seconds=gone))
+        return self.last.believed
+
+
+def _next(last: Reading, now: datetime, gone: timedelta) -> Reading:
+    expected = last.believed + gone
+    if now <= expected + JUMP:
+        return Reading(now, now)
+    # Between two runs the machine may have been off: a clock that has only gone on is the same one.
+    goes_on = last.confirmed is not None and now >= last.clock + gone - JUMP
+    confirmed = (last.confirmed or 0.0) + gone.total_seconds() if goes_on else 0.0
+    if confirmed >= PATIENCE.total_seconds():
+        return Reading(now, now)
+    return Reading(expected, now, confirmed)

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import structlog
 import trio
 
-from roomtone.calendar import Calendar, uptime
+from roomtone.calendar import Calendar, reading_of, uptime
 from roomtone.capture.segment import SPOOL, WIDTH, Segment, list_segments
 from roomtone.capture.spool import Spool
 from roomtone.config import Storage
@@ -46,7 +46,7 @@ start cannot make room either.
 """
 
 CALENDAR = "calendar"
-"""The mark with the time that ages were judged by last."""
+"""The mark with the last reading of the calendar, noted once an hour."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -121,8 +121,7 @@ async def keep_room(state: Path, rules: Rules, journal: Journal, instruments: In
     Errors: those of the journal, also when its file is gone: a daemon that ends is started again, and finds a new one.
     Contained here: OSError of the file system, which is logged and tried again.
     """
-    known = await journal.mark(CALENDAR)
-    calendar = Calendar(None if known is None else datetime.fromisoformat(known))
+    calendar = Calendar(reading_of(await journal.mark(CALENDAR)))
     keeper = _Keeper(state, rules, journal, instruments, calendar)
     pruned = -math.inf
     while True:
@@ -215,7 +214,8 @@ class _Keeper:
             if removed := await self._journal.prune(seq, await self._waiting()):
                 log.info("journal.pruned", events=removed)
             await self._journal.prune_coverage(before)
-            await self._journal.commit(Mark(CALENDAR, today.isoformat()))
+            if self._calendar.last is not None:
+                await self._journal.commit(Mark(CALENDAR, self._calendar.last.to_builtins()))
 
     async def _waiting(self) -> list[str]:
         """The sinks that events wait for. One that has never run, for its plugin did not load, begins when it does."""

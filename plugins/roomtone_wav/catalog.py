@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from roomtone import Turn, encode
-from roomtone.calendar import Calendar
+from roomtone.calendar import Calendar, reading_of
 from roomtone.durable import open_sqlite, scrub
 from roomtone_wav.recording import LONGEST_TURN, Recording, Stretch, part_of
 
@@ -37,8 +37,8 @@ CREATE TABLE IF NOT EXISTS turns (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS turns_by_position ON turns (room, position);
 CREATE TABLE IF NOT EXISTS forgotten (room TEXT NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL);
--- One row: the time that ages were judged by last.
-CREATE TABLE IF NOT EXISTS calendar (id INTEGER PRIMARY KEY CHECK (id = 0), believed TEXT NOT NULL);
+-- One row: the last reading of the calendar that ages are judged by.
+CREATE TABLE IF NOT EXISTS calendar (id INTEGER PRIMARY KEY CHECK (id = 0), reading TEXT NOT NULL);
 """
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -152,11 +152,14 @@ class Catalog:
 
     def calendar(self) -> Calendar:
         """The time that ages are judged by, as it is known from before."""
-        found = self._database.execute("SELECT believed FROM calendar").fetchone()
-        return Calendar(datetime.fromisoformat(found[0]) if found else None)
+        found = self._database.execute("SELECT reading FROM calendar").fetchone()
+        return Calendar(reading_of(msgspec.json.decode(found[0])) if found else None)
 
-    def note_today(self, today: datetime) -> None:
-        self._database.execute("INSERT OR REPLACE INTO calendar VALUES (0, ?)", (today.isoformat(),))
+    def note(self, calendar: Calendar) -> None:
+        """Keep the last reading for the next life."""
+        if calendar.last is not None:
+            reading = msgspec.json.encode(calendar.last.to_builtins())
+            self._database.execute("INSERT OR REPLACE INTO calendar VALUES (0, ?)", (reading.decode(),))
 
     def size(self) -> int:
         """Bytes of all files, those that somebody has deleted since included."""

@@ -145,7 +145,7 @@ class Keeper:
             self._remove(self._catalog.finished(today - timedelta(days=self._keep_days)), "age")
             if time.monotonic() - self._noted >= _NOTED_EVERY:
                 self._noted = time.monotonic()
-                self._catalog.note_today(today)
+                self._catalog.note(self._calendar)
                 self._catalog.commit()
         if self._keep_bytes is not None and self._catalog.size() > self._keep_bytes:
             self._remove(self._surplus(self._catalog.finished(), self._keep_bytes), "size")
