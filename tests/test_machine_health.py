@@ -116,16 +116,36 @@ def test_complaints(state: Report, told: str | None) -> None:
 
 def test_metrics_can_be_read_by_a_parser() -> None:
     """Each metric has its labels and its value, and what is unknown is left out."""
-    figures = Figures(captured=5, lost={"disk full": 4}, missing={"device": 2.5}, broken=3)
-    text = exposition.render(report(changed(ROOM, figures=figures, drift=-12.5)))
+    figures = Figures(
+        captured=5,
+        lost={"disk full": 4},
+        missing={"device": 2.5},
+        sessions=7,
+        broken=3,
+        open_seconds=90.5,
+        open_now=6.5,
+        audio_seconds=80.5,
+        turns=11,
+        answers=10,
+    )
+    room = changed(ROOM, figures=figures, drift=-12.5, quiet=0.25)
+    text = exposition.render(report(room, changed(SINK, refused=2)))
     found = samples(text)
     assert found["roomtone_samples_captured_total", "desk"] == 5
     assert found["roomtone_samples_lost_total", "desk", "disk full"] == 4
     assert found["roomtone_missing_seconds_total", "desk", "device"] == 2.5
     assert found["roomtone_reconnects_total", "desk"] == 3
     assert found["roomtone_drift_ppm", "desk"] == -12.5
+    assert found["roomtone_sessions_total", "desk"] == 7
+    assert found["roomtone_session_open_seconds_total", "desk"] == 90.5
+    assert found["roomtone_session_age_seconds", "desk"] == 6.5
+    assert found["roomtone_session_audio_seconds_total", "desk"] == 80.5
+    assert found["roomtone_turns_total", "desk"] == 11
+    assert found["roomtone_answers_total", "desk"] == 10
+    assert found["roomtone_last_sample_age_seconds", "desk"] == 0.25
     assert found["roomtone_sink_behind", "jsonl", "log"] == 3
-    assert found["roomtone_disk_bytes", "free"] == 30
+    assert found["roomtone_sink_refused", "jsonl", "log"] == 2
+    assert [found["roomtone_disk_bytes", what] for what in ("spool", "journal", "free")] == [10, 20, 30]
     assert ("roomtone_level_dbfs", "desk") not in found
 
 
