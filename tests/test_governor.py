@@ -150,6 +150,23 @@ async def test_a_crash_forgets_ten_seconds_at_most(tmp_path: Path, autojump_cloc
         assert told == ["budget.near"]
 
 
+async def test_it_is_told_at_four_fifths_and_at_the_whole(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The first notice comes at 80 % of the budget and not before, the second at 100 %; each names how much it is."""
+    budget = Budget(daily=0.45)  # an hour
+    async with (
+        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_governor(journal, lambda: budget, utc=Clock()) as governor,
+    ):
+        await journal.commit(*governor.meter("desk", Terms(Streaming())).begin("a"))
+        told = list[list[str]]()
+        for seconds in (0.79 * 3600, 0.02 * 3600, 0.18 * 3600, 0.02 * 3600):
+            await trio.sleep(seconds)
+            told.append([event.text for event in await journal.read(0) if isinstance(event, Notice)])
+    assert list(map(len, told)) == [0, 1, 1, 2]
+    assert told[-1][0].startswith("80 % of the daily budget: ")
+    assert told[-1][1].startswith("The daily budget is spent, ")
+
+
 async def work(room: Room, governor: Governor, other: Room | None, course: Course | None) -> None:
     """What a room does, by its budget: at the service, at the recognizer, or only recording."""
     follow = partial(transcribe, realtime=True, utc=trio.current_time)
