@@ -427,6 +427,20 @@ async def test_by_the_daemons_delivery(tmp_path: Path, batch: int) -> None:
     assert seen == [seq for seq in range(1, 14) if seq != 10]
 
 
+async def test_nothing_comes_twice_that_was_answered(tmp_path: Path) -> None:
+    """Through the delivery, one event to a post, past every sort of bad answer: in order, and none is accepted twice,
+    for each success was heard. What was posted in vain came again with its own id.
+    """
+    bad = [Answer(500), Answer(429, headers=(("retry-after", "1"),)), Answer(reset=True), NEVER, Answer(503)]
+    async with open_receiver() as receiver:
+        receiver.script(Answer(), *bad[:2], Answer(), Answer(), *bad[2:])
+        sink = Webhook(url=receiver.url, start="oldest", read_timeout=3.0)
+        assert await deliver_all(sink, tmp_path, turns(8)) == []
+    assert [event["seq"] for event in receiver.events] == list(range(1, 9))
+    assert [post.events[0]["seq"] for post in receiver.posts] == [1, 2, 2, 2, 3, 4, 4, 4, 4, 5, 6, 7, 8]
+    assert all(post.headers["webhook-id"] == post.events[0]["id"] for post in receiver.posts)
+
+
 async def test_what_was_accepted_before_a_failed_flush_is_not_sent_again(tmp_path: Path) -> None:
     """When a later array and the flush fail, nothing of the batch is acknowledged: the earlier array comes again and
     is known, over a restart, until an event after it has been accepted.
