@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import socket
 import sqlite3
@@ -385,6 +386,29 @@ def test_status_tells_how_everything_stands(folder: Path) -> None:
     assert kinds == {"level"}
     assert "no daemon answers here" in absent
     assert not (folder / "state" / "control").exists()
+
+
+def test_status_can_be_watched(folder: Path) -> None:
+    """With --watch a program gets one report after another, and a person a screen that is kept up to date."""
+    watch = [*COMMAND, "status", "--watch", "--config", str(folder / "roomtone.toml")]
+    with run(folder, configure(folder, rooms={"desk": 0})) as daemon:
+        daemon.wait_for(lambda: recording(folder, "desk"))
+        with subprocess.Popen([*watch, "--json"], stdout=subprocess.PIPE) as lines:
+            assert lines.stdout is not None
+            first, second = (json.loads(lines.stdout.readline())["rooms"][0]["position"] for _ in range(2))
+            lines.kill()
+        far, near = pty.openpty()
+        shown = b""
+        with subprocess.Popen(watch, stdout=near, stderr=near, env=os.environ | {"TERM": "xterm"}) as screen:
+            os.close(near)
+            while shown.count(b"desk: recording since") < 3:
+                shown += os.read(far, 65_536)
+            screen.kill()
+        os.close(far)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.finish() == 0, daemon.log
+    assert first < second
+    assert b"\x1b[?1049h" in shown  # a screen of its own: what stood in the terminal comes back
 
 
 def test_who_watches_and_never_reads_harms_nobody(folder: Path) -> None:
