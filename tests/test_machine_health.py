@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 import trio
 import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
@@ -196,6 +198,32 @@ async def test_whatever_is_asked(autojump_clock: trio.testing.MockClock, request
         answer = b"".join([part async for part in near])
     assert answer.partition(b"\r\n")[0].split(b" ")[1:2] == ([status] if status else [])
     assert (b"roomtone_recording" in answer) == (status == b"200" and not request_.startswith(b"HEAD"))
+
+
+async def test_a_file_that_cannot_be_written_is_told_ever_rarer(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It is tried four times a minute, for years: the log has the first, then the 2nd, 4th and 8th. Once it
+    has been written, the next failure is told at once.
+    """
+    looks = 0
+
+    async def give() -> Report:
+        nonlocal looks
+        await trio.lowlevel.checkpoint()
+        looks += 1
+        match looks:
+            case 21:
+                (tmp_path / "absent").mkdir()
+            case 22:
+                shutil.rmtree(tmp_path / "absent")
+            case 23:
+                scope.cancel()
+        return report()
+
+    with structlog.testing.capture_logs() as logs, trio.CancelScope() as scope:
+        await exposition.expose(Service(metrics_textfile="absent/roomtone.prom"), tmp_path, give)
+    assert [entry["failures"] for entry in logs if entry["event"] == "metrics.unwritten"] == [1, 2, 4, 8, 16, 1]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import h11
 import structlog
 import trio
 
+from roomtone.backoff import is_worth_saying
 from roomtone.config import Service, address_of
 from roomtone.durable import replace
 from roomtone.inquiry import Cost, Report, RoomReport
@@ -47,12 +48,17 @@ async def expose(service: Service, folder: Path, report: Reporting) -> None:
 
 async def _write(folder: Path, name: str, report: Reporting) -> NoReturn:
     path = folder / os.path.expanduser(name)  # noqa: ASYNC240, PTH111 - it asks the environment, and no disk
+    failures = 0
     while True:
         try:
             text = render(await report())
             await trio.to_thread.run_sync(replace, path, text)
         except OSError as error:
-            log.error("metrics.unwritten", path=str(path), error=str(error))  # noqa: TRY400 - the error's text says it all
+            failures += 1
+            if is_worth_saying(failures):
+                log.error("metrics.unwritten", path=str(path), error=str(error), failures=failures)  # noqa: TRY400 - the error's text says it all
+        else:
+            failures = 0
         await trio.sleep(PERIOD)
 
 
