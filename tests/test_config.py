@@ -14,13 +14,14 @@ import tomli_w
 from roomtone import loading
 from roomtone.capture.feed import Command, File, Microphone
 from roomtone.cli.schema import schema_text
-from roomtone.config import Config, Room, Service, effective, find_key
+from roomtone.config import Config, Gate, Room, Service, Storage, effective, find_key
 from roomtone.document import ConfigError
 from roomtone.loading import Broken, decode, each_sink, load
 from roomtone.plugins import Plugins, Problem, load_plugins
 from roomtone.secret import Secret
 from roomtone.sinks import Module, Sink
 from roomtone.speech.analysis import Inquiry
+from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access, Price
 from roomtone.speech.parameters import Fallback, FallbackPolicy, Gateway, Prompt, Streaming
 
@@ -72,6 +73,7 @@ def test_defaults() -> None:
 
     assert config.rooms == {"desk": Room(source=Microphone(device="default"))}
     assert config.rooms["desk"].frame == 3200
+    assert config.rooms["desk"].gate == Gate(mode="always", preroll=2.0, close_after=30.0)
     assert config.service == Service()
     assert config.sinks == {}
     assert config.folder == Path("/etc/roomtone")
@@ -546,7 +548,7 @@ def fields_of(*structs: type[msgspec.Struct]) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("struct", "field"),
     [
-        *fields_of(Service, Room, Microphone, File, Command),
+        *fields_of(Service, Storage, Budget, Room, Gate, Microphone, File, Command),
         *fields_of(Access, Inquiry, Price, Streaming, Gateway, Prompt, Fallback, FallbackPolicy),
         *fields_of(*load_plugins(()).kinds.values()),
     ],
@@ -558,7 +560,9 @@ def test_reference_is_complete(struct: type, field: str) -> None:
     assert re.search(rf"^#?{field} = |[{{ ,]{field} = |^#?\[.*\.{field}\]", text, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("struct", [Service, Room, Access, Streaming, *load_plugins(()).kinds.values()])
+@pytest.mark.parametrize(
+    "struct", [Service, Storage, Budget, Room, Gate, Access, Streaming, *load_plugins(()).kinds.values()]
+)
 def test_reference_says_the_defaults(struct: type) -> None:
     """Where the reference calls a value the default, it is the default."""
     text = REFERENCE.read_text()
