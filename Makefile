@@ -30,7 +30,7 @@ demo: $(VENV)/run
 
 test: $(VENV)/dev packages
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 crash: $(VENV)/dev
 	ROOMTONE_KILLS=200 $(BIN)/python -m pytest -s --timeout=1800 tests/test_crashes.py tests/test_disk_full.py

@@ -5,7 +5,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import trio
 
-from roomtone import inquiry
+from roomtone import control, inquiry
 from roomtone.client import find_socket, open_client
 from roomtone.control import CLIENTS, LONGEST_REQUEST, open_socket, serve
 from roomtone.events import Interim, Notice
@@ -189,6 +189,41 @@ async def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
                 await stream.send_all(b"x" * LONGEST_REQUEST * 100)
         async with open_client(serving.path) as client:
             assert await client.ask(Mute()) == Done((repr(Mute()),))
+
+
+async def test_a_silent_client_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who connects and asks nothing keeps nobody's place."""
+    monkeypatch.setattr(control, "QUIET", 0.2)
+    async with open_serving(tmp_path) as serving, await trio.open_unix_socket(str(serving.path)) as stream:
+        with trio.fail_after(10):
+            assert await stream.receive_some(100) == b""
+
+
+async def test_a_client_that_does_not_read_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events wait for it in the journal, and not for ever."""
+    monkeypatch.setattr(control, "QUIET", 0.2)
+    async with open_serving(tmp_path) as serving, await trio.open_unix_socket(str(serving.path)) as stream:
+        await stream.send_all(msgspec.json.encode(Tail()) + b"\n")
+        with trio.fail_after(10):
+            assert await stream.receive_some(100)
+            for number in range(200):
+                await serving.journal.commit(*(notice(number, "x" * 5000) for _ in range(10)))
+        await trio.sleep(1)
+        received = 0
+        with trio.fail_after(10), suppress(trio.BrokenResourceError):
+            while part := await stream.receive_some(1 << 20):
+                received += len(part)
+        assert received < 200 * 10 * 5000
+
+
+async def test_a_successor_keeps_its_socket(tmp_path: Path) -> None:
+    """A daemon that ends removes its own socket, and not the one that another has put in its place."""
+    path = tmp_path / "control"
+    with ExitStack() as successor:
+        with open_socket(path):
+            path.unlink()
+            successor.enter_context(open_socket(path))
+        assert path.exists()
 
 
 async def test_clients_are_bounded(tmp_path: Path) -> None:

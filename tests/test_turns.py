@@ -61,6 +61,7 @@ def test_the_unformatted_final_waits_for_its_twin() -> None:
     book = TurnBook(two_finals=True)
     raw = final(0, "hello", formatted=False)
     assert book.feed(raw, 10.0) == []
+    assert book.feed(final(0, "hello there", formatted=False), 11.0) == []
     assert book.deadline() == 12.0
     assert book.expire(11.9) == []
     assert book.feed(final(0, "Hello."), 11.9) == [FinalTurn(final(0, "Hello."))]
