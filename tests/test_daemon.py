@@ -256,7 +256,10 @@ def test_a_sink_that_cannot_write_harms_only_itself(tmp_path: Path) -> None:
 
     assert [recorded for _, _, recorded in recordings(tmp_path)] == [audio]
     assert events(tmp_path, "recording_stopped")
-    assert "broken" in daemon.log
+    failed = next(line for line in daemon.log.splitlines() if "sink.failed" in line)
+    assert '"sink":"broken"' in failed
+    assert str(tmp_path / "file") in failed
+    assert "Traceback" not in daemon.log
     assert "Traceback" not in daemon.log
 
 

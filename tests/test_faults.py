@@ -60,13 +60,14 @@ STRUCK = len(speak(NUMBERS[:10], RATE)) / 2 / RATE
 
 
 class Row(NamedTuple):
-    """What a fault has cost: seconds without a session, samples, words."""
+    """What a fault has cost: seconds without a session, samples, words; and samples of which nothing is known."""
 
     fault: str
     recovery: float
     lost: int
     missing: int
     doubled: int
+    unexplained: int
 
 
 async def suffer(folder: Path, name: str, rows: list[Row]) -> None:
@@ -102,6 +103,7 @@ async def judge(name: str, room: Room, begun: float) -> Row:
         (len(SPEECH) - len(audio)) // 2 if audio == SPEECH[: len(audio)] else len(SPEECH) // 2,
         len(set(NUMBERS) - set(numbers)),
         len(numbers) - len(set(numbers)),
+        await room.unsettled(),
     )
 
 
@@ -111,18 +113,22 @@ def committed_at(event: Event) -> float:
 
 
 async def test_each_fault_costs_nothing(tmp_path: Path, report: Report) -> None:
-    """After each fault no sample is lost, and no word is missing or doubled; all at once, each in its own room."""
+    """After each fault no sample is lost or unexplained, no word missing or doubled; all at once, in a room each."""
     rows: list[Row] = []
     with trio.fail_after(250):
         async with trio.open_nursery() as nursery:
             for number, name in enumerate(FAULTS):
                 nursery.start_soon(suffer, tmp_path / str(number), name, rows)
-    table = [f"\n{'fault':32}{'seconds until a session is up':>30}{'samples lost':>14}{'missing':>9}{'doubled':>9}"]
-    table += [f"{row.fault:32}{row.recovery:30.1f}{row.lost:14}{row.missing:9}{row.doubled:9}" for row in sorted(rows)]
+    head = f"\n{'fault':32}{'seconds until a session is up':>30}{'samples lost':>14}{'missing':>9}{'doubled':>9}"
+    table = [f"{head}{'unexplained':>13}"]
+    table += [
+        f"{row.fault:32}{row.recovery:30.1f}{row.lost:14}{row.missing:9}{row.doubled:9}{row.unexplained:13}"
+        for row in sorted(rows)
+    ]
     report("\n".join(table))
 
     assert len(rows) == len(FAULTS)
-    assert [row for row in rows if (row.lost, row.missing, row.doubled) != (0, 0, 0)] == []
+    assert [row for row in rows if any((row.lost, row.missing, row.doubled, row.unexplained))] == []
 
 
 def test_the_daemon_in_bad_weather(tmp_path: Path) -> None:

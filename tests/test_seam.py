@@ -72,9 +72,9 @@ def _quiet(turns: list[list[Word]], death: float) -> int:
     return 0
 
 
-@pytest.mark.parametrize(("differently", "allowed"), [(0.0, 0.001), (0.03, 0.005)])
+@pytest.mark.parametrize(("differently", "allowed"), [(0.0, 0.0), (0.03, 0.005)])
 def test_kills(differently: float, allowed: float, report: Report) -> None:
-    """Over a thousand kills, words are missing or doubled in at most 0.1 % of them, 0.5 % when some are misheard."""
+    """Over a thousand kills, no word is missing or doubled; in at most 0.5 % of them when some are misheard."""
     kills = 1000
     results = [kill(random.Random(seed), differently) for seed in range(kills)]
     bad = [result for result in results if result != (0, 0)]
