@@ -245,6 +245,7 @@ class OpenRoom:
             meter=around.governor.meter(self.name, self._terms) if endpoint.remote else FREE,
             answers=around.analyst.answers(self.name, table.streaming, remote=endpoint.remote),
             speakers=table.speakers,
+            gated=table.gate.mode == "speech",
         )
 
 

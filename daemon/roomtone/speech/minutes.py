@@ -44,7 +44,8 @@ class Desk(NamedTuple):
     `failed` is told why a session could not be, or ended before its time; `meter` counts what sessions cost; `answers`
     is None where no language model is asked about turns; `speakers` are the names for them; `terms` are those that
     `endpoint` opens sessions under. `seam` is held from reading what was said to committing what is new: two sessions
-    beside each other, or two tasks of one, would both find the same word unsaid.
+    beside each other, or two tasks of one, would both find the same word unsaid. `gated`: sessions come and go with
+    speech, too often to be told one by one.
     """
 
     room: str
@@ -62,6 +63,11 @@ class Desk(NamedTuple):
     meter: Meter = FREE
     answers: Answers | None = None
     speakers: Mapping[str, str] = MappingProxyType({})
+    gated: bool = False
+
+    def tell(self, event: str, **facts: object) -> None:
+        """Log the beginning or the end of a session. The events are in the journal in any case."""
+        (log.debug if self.gated else log.info)(event, room=self.room, **facts)
 
 
 class _Kept(NamedTuple):
@@ -313,7 +319,7 @@ class Minutes:
             ),
             *desk.meter.begin(self._id),
         )
-        log.info("session.started", room=desk.room, session_id=self._id, endpoint=desk.endpoint.name)
+        desk.tell("session.started", session_id=self._id, endpoint=desk.endpoint.name)
 
     async def end(self, reason: str, termination: Termination | None, seconds: float) -> None:
         """Journal what still waits, how the session ended, and all that this settles.
@@ -341,4 +347,4 @@ class Minutes:
                 *desk.meter.end(self._id, open_for),
             ]
         )
-        log.info("session.ended", room=desk.room, session_id=self._id, reason=reason, seconds=round(seconds, 1))
+        desk.tell("session.ended", session_id=self._id, reason=reason, seconds=round(seconds, 1))
