@@ -2,8 +2,10 @@
 
 import os
 import random
+import sqlite3
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -430,6 +432,18 @@ async def test_a_store_that_turns_out_spoiled_is_put_aside(tmp_path: Path) -> No
         "12:04:59 299.",
         "14:30:00 Last.",
     ]
+
+
+async def test_an_entry_that_cannot_be_read_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rest of its page is written all the same, and the log says which one it is."""
+    one, two, three = committed(said(1, "One."), said(2, "Two.", order=1), said(3, "Three.", order=2))
+    sink = TranscriptSink(directory="pages", format="text")
+    await deliver(sink, tmp_path, [one, two])
+    with closing(sqlite3.connect(context(tmp_path).state / "transcript.sqlite")) as database, database:
+        database.execute("UPDATE entries SET body = ? WHERE id = ?", (b'{"kind":"turn","posi', two.id))
+    await deliver(sink, tmp_path, [three])
+    assert page(tmp_path).endswith("12:00:01 One.\n\n12:00:03 Three.\n")
+    assert two.id in capsys.readouterr().out
 
 
 async def test_a_full_disk_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 
 from roomtone import Turn, encode
 from roomtone.durable import open_sqlite, scrub
@@ -31,6 +32,8 @@ CREATE TABLE IF NOT EXISTS pages (
 
 _LONGEST = timedelta(hours=30)
 """More than a page is of: the longest day that a change of clocks makes, or the longest session."""
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 _decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
 
@@ -65,8 +68,16 @@ class Store:
         return pages | self._delete(overlap, room, end, start)
 
     def entries(self, page: Page) -> list[Entry]:
-        rows = self._database.execute("SELECT body FROM entries WHERE room = ? AND page = ?", page)
-        return [_decoder.decode(body) for (body,) in rows]
+        """What stands on the page. One that cannot be read, for the disk has spoiled it, is told and left out: it must
+        not keep all others from being written.
+        """
+        found = []
+        for id_, body in self._database.execute("SELECT id, body FROM entries WHERE room = ? AND page = ?", page):
+            try:
+                found.append(_decoder.decode(body))
+            except msgspec.DecodeError as error:
+                log.warning("entry.unreadable", room=page.room, page=page.key, id=id_, error=str(error))
+        return found
 
     def answered(self, turn: Turn) -> set[Page]:
         """The pages with answers to this turn that came before it."""
