@@ -453,6 +453,23 @@ def test_a_budget_that_cannot_count_a_model_is_doubted() -> None:
     assert '"two"' in doubt
 
 
+def test_placeholders_that_nothing_is_put_in_for() -> None:
+    """A misspelt one is told with the one that may be meant, and may stay: a prompt can speak of {{this}}."""
+    text = (
+        DESK
+        + "[rooms.desk.streaming.llm_gateway]\nmodel = 'm'\nmax_tokens = 9\n"
+        + "messages = [{ role = 'user', content = '{{turn}} {{Turn}}' }]\n"
+        + "[analysis.summary]\nmodel = 'm'\nprompt = '{{transcript}} {{room}} {{ transkript }}'\n"
+        + "system = '{{start}}{{x_1}}'\n"
+    )
+    prompt, system, messages = parse(text).warnings
+    assert "[analysis.summary] prompt = " in prompt
+    assert 'unknown placeholder, did you mean "transcript"?' in prompt
+    assert "[analysis.summary] system = " in system
+    assert "[rooms.desk.streaming.llm_gateway] messages = " in messages
+    assert 'did you mean "turn"?' in messages
+
+
 def test_shared() -> None:
     """Two rooms at one microphone, and two sinks at one file, may be meant: a line says what may come of it."""
     text = DESK + '[rooms.door]\nsource = { kind = "microphone" }\n'

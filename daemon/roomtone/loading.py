@@ -26,6 +26,10 @@ from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access
 from roomtone.speech.parameters import Streaming
 
+IN_PROMPTS = ("transcript", "room", "start", "end")
+"""What may stand in a prompt of [analysis] as {{name}}."""
+IN_MESSAGES = ("turn",)
+"""What may stand in a message of llm_gateway as {{name}}."""
 TABLES = ("service", "storage", "budget", "rooms", "gateway", "analysis", "sinks")
 
 
@@ -89,7 +93,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
             *(f"{path}: {_doubted(name, rooms[name], doubt)}" for name, doubt in doubts),
             *(f"{path}: {problem}" for problem in (*_shared_devices(rooms), *_shared_files(sinks))),
             *(f"{path}: [sinks.{name}] gets nothing: {unloaded[name]}" for name in unloaded if name in given),
-            *(f"{path}: {problem}" for problem in _unpriced(tables, rooms)),
+            *(f"{path}: {problem}" for problem in (*_unpriced(tables, rooms), *_unfilled(tables, rooms))),
         ),
     )
 
@@ -261,6 +265,23 @@ def _unpriced(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[
     for model, where in asked.items():
         if access.price(model) is None:
             yield Problem(where, "has no price in [gateway.prices], so the [budget] does not count it", "model", model)
+
+
+def _unfilled(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[Problem]:
+    """Placeholders that nothing is put in for. No errors: a prompt may speak of {{this}} and mean it."""
+    texts = list[tuple[tuple[str, ...], str, str, Sequence[str]]]()
+    for name, table in tables.get("analysis", {}).items():
+        texts += [(("analysis", name), key, table.get(key) or "", IN_PROMPTS) for key in ("prompt", "system")]
+    for name, room in rooms.items():
+        if gateway := room.streaming.llm_gateway:
+            prompts = [*gateway.messages, *(one for each in gateway.fallbacks or () for one in each.messages or ())]
+            where = ("rooms", name, "streaming", "llm_gateway")
+            texts += [(where, "messages", prompt.content, IN_MESSAGES) for prompt in prompts]
+    for where, key, text, known in texts:
+        for stranger in completion.strangers(text, known):
+            yield Problem(
+                where, f"{unknown('placeholder', stranger, known)}; the model will see it as it is", key, text
+            )
 
 
 def _doubted(name: str, room: Room, doubt: parameters.Problem) -> Problem:

@@ -5,7 +5,7 @@ themselves. Bodies are somebody else's: `read` finds the words in them or raises
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final
@@ -26,6 +26,7 @@ LONGEST_WAIT: Final = 3600.0
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _FIELD = re.compile(r"\{\{\s*([a-z]+)\s*\}\}")
+_ANY_FIELD = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _SHOWN = 200
 
 
@@ -140,6 +141,11 @@ def is_loopback(url: str) -> bool:
 def fields(text: str) -> set[str]:
     """The names that stand in the text as {{name}}."""
     return set(_FIELD.findall(text))
+
+
+def strangers(text: str, known: Collection[str]) -> list[str]:
+    """The names that stand in the text as {{name}} and that nothing is put in for, however they are written."""
+    return [name for name in _ANY_FIELD.findall(text) if name not in known]
 
 
 def count(text: str, name: str) -> int:
