@@ -1,4 +1,4 @@
-"""Laws of `roomtone.config` and of the configurations that come with it."""
+"""Laws of `roomtone.config` and `roomtone.loading`, and of the configurations that come with it."""
 
 import re
 import tomllib
