@@ -9,7 +9,7 @@ same, and each doubt that was wrong doubles what the next one takes.
 """
 
 from roomtone.speech.coverage import SETTLING
-from roomtone.speech.pause import share_loud
+from roomtone.speech.pause import loudness, share_loud
 
 MINUTE = 60.0
 """Seconds of audio that are judged as one."""
@@ -27,16 +27,18 @@ class Doubt:
     def __init__(self, start: int, rate: int, *, minutes: float) -> None:
         self._rate = rate
         self._needed = minutes
-        self._minute = bytearray()
+        self._levels: list[float] = []
+        self._heard = 0
         self._begin = self._end = self._since = start
         self._loud = 0
 
     def send(self, position: int, audio: bytes) -> None:
         """The session was sent this audio, s16le mono, its first sample at `position`."""
-        self._minute += audio
+        self._levels += loudness(audio, self._rate)
+        self._heard += len(audio) // 2
         self._end = position + len(audio) // 2
-        if len(self._minute) >= 2 * MINUTE * self._rate:
-            is_loud = share_loud(bytes(self._minute), self._rate) >= LOUD
+        if self._heard >= MINUTE * self._rate:
+            is_loud = share_loud(self._levels) >= LOUD
             self._since = self._begin if is_loud and not self._loud else self._since
             self._loud = self._loud + 1 if is_loud else 0
             self._start_minute()
@@ -47,8 +49,8 @@ class Doubt:
         self._start_minute()
 
     def _start_minute(self) -> None:
-        self._begin = self._end
-        self._minute.clear()
+        self._begin, self._heard = self._end, 0
+        self._levels.clear()
 
     @property
     def deaf_since(self) -> int | None:

@@ -46,9 +46,8 @@ def last_pause(audio: bytes, rate: int) -> int | None:
     return None
 
 
-def share_loud(audio: bytes, rate: int) -> float:
-    """The share of this audio, 0 to 1, that is 10 dB louder than its quietest moments; 0 where there is no audio."""
-    levels = loudness(audio, rate)
+def share_loud(levels: list[float]) -> float:
+    """The share of these, 0 to 1, that are 10 dB louder than the quietest of them; 0 where there are none."""
     limit = _limit(levels)
     return sum(level > limit for level in levels) / max(1, len(levels))
 
