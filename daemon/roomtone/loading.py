@@ -275,8 +275,8 @@ def _unfilled(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[
     for name, room in rooms.items():
         if gateway := room.streaming.llm_gateway:
             prompts = [*gateway.messages, *(one for each in gateway.fallbacks or () for one in each.messages or ())]
-            where = ("rooms", name, "streaming", "llm_gateway")
-            texts += [(where, "messages", prompt.content, IN_MESSAGES) for prompt in prompts]
+            of_turns = ("rooms", name, "streaming", "llm_gateway")
+            texts += [(of_turns, "messages", prompt.content, IN_MESSAGES) for prompt in prompts]
     for where, key, text, known in texts:
         for stranger in completion.strangers(text, known):
             yield Problem(
