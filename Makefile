@@ -11,12 +11,13 @@ CAPTURE_PACKAGES := libportaudio2 libasound2-plugins
 TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox systemd libpam-systemd dbus iproute2 \
 	procps libnss-myhostname
 
-.PHONY: help soak demo run test crash lint audit format bench requirements clean
+.PHONY: help soak demo run test suite crash lint audit format bench requirements clean
 
 help:
 	@echo "make demo     play a recorded conversation through the whole recorder and watch it"
 	@echo "make test     linting, types and every test: what CI runs"
 	@echo "make crash    kill the daemon two hundred times, and at every step of its journal"
+	@echo "make suite    the tests alone"
 	@echo "make lint     linting and types only"
 	@echo "make audit    ask whether the installed packages have known vulnerabilities"
 	@echo "make format   format the code"
@@ -28,8 +29,11 @@ help:
 demo: $(VENV)/run
 	$(BIN)/roomtone demo
 
+# Linting beside the tests: it has one core for a minute, which they leave it. What fails fails both ways.
 test: $(VENV)/dev packages
-	$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint suite
+
+suite: $(VENV)/dev
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 crash: $(VENV)/dev
