@@ -8,6 +8,8 @@ Music and machines sound like speech too. So nobody's audio is held to be lost f
 same, and each doubt that was wrong doubles what the next one takes.
 """
 
+import math
+
 from roomtone.speech.coverage import SETTLING
 from roomtone.speech.pause import loudness, share_loud
 
@@ -34,6 +36,8 @@ class Doubt:
 
     def send(self, position: int, audio: bytes) -> None:
         """The session was sent this audio, s16le mono, its first sample at `position`."""
+        if self._needed == math.inf:
+            return
         self._levels += loudness(audio, self._rate)
         self._heard += len(audio) // 2
         self._end = position + len(audio) // 2
