@@ -658,6 +658,27 @@ async def test_unprocessable_event_is_set_aside(
     assert events_of(logs) == ["event.refused"] * 2
 
 
+async def test_an_unprocessable_event_whose_reason_cannot_be_encoded_is_set_aside(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """The reason is kept as far as it can be, in a bounded length: else the event would come for ever."""
+
+    class Picky(Received):
+        @hookimpl
+        async def event(self, event: Durable) -> None:
+            raise Unprocessable("bad \ud800" + "x" * 10_000)
+
+    with structlog.testing.capture_logs():
+        async with house(tmp_path) as around:
+            await around.commit(1)
+            around.deliver(sink(opens(Picky())))
+            await around.acknowledged(1)
+            ((_, reason),) = [(each.seq, each.reason) for each in await around.journal.refused("made")]
+
+    assert reason.startswith("bad \\ud800xx")
+    assert len(reason) == 2000
+
+
 async def test_unprocessable_of_a_flush_is_found_one_by_one(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """A sink that sends in `flush` and is told that something is unprocessable gets events singly until it is found."""
 

@@ -1,8 +1,12 @@
 """Laws of `roomtone.failure`."""
 
+import os
 from pathlib import Path
 
-from roomtone.failure import explain
+import pytest
+
+from roomtone.batch import SinkFailed
+from roomtone.failure import explain, wish
 
 
 def raised(path: Path) -> OSError:
@@ -22,3 +26,30 @@ def test_file(tmp_path: Path) -> None:
 
     assert text.startswith(f"{path}: No such file or directory ({__file__}:")
     assert "pathlib" not in text
+
+
+class Wild(Exception):  # noqa: N818 - it is no error here
+    """An exception of a plugin's, nothing of which can be read."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    @property
+    def retry_after(self) -> float:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("bad \ud800"), "ValueError: bad \\ud800"),
+        (OSError(2, "gone", os.fsdecode(b"caf\xe9.txt")), "caf\\udce9.txt: gone"),
+        (OSError(2, "gone", b"caf\xe9.txt"), "caf\\udce9.txt: gone"),
+        (Wild(), "Wild: <Wild without a text>"),
+        (SinkFailed("\ud800"), "\\ud800"),
+    ],
+)
+def test_whatever_is_raised_is_read(error: Exception, text: str) -> None:
+    """The text of any exception can be logged and journalled, and reading it raises nothing."""
+    assert explain(error) == text
+    assert wish(error) == 0.0

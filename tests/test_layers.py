@@ -23,6 +23,7 @@ LAYERS = (
         "facts",
         "orders",
         "streak",
+        "wellformed",
     },
     {
         "sinks",

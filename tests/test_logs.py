@@ -3,10 +3,12 @@
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -134,3 +136,101 @@ def test_no_rich() -> None:
     )
 
     subprocess.run([sys.executable, "-c", program], check=True, stderr=subprocess.PIPE)
+
+
+class Nameless:
+    """An object of a plugin's that has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+class Ascii(io.StringIO):
+    """A stream of a locale that has only ASCII."""
+
+    def write(self, text: str) -> int:
+        return super().write(text.encode("ascii").decode())
+
+
+class Terse(Exception):  # noqa: N818 - it has no text
+    """An exception that raises when it is shown."""
+
+    __str__ = Nameless.__str__
+
+
+def broken_syntax() -> SyntaxError:
+    """What the traceback module stumbles over: an attribute that is not what it takes it for."""
+    error = SyntaxError("bad")
+    error.filename, error.lineno, error.text = "x", 1, 7  # type: ignore[assignment]
+    return error
+
+
+SURROGATE = "bad \ud800"
+LISTED = os.fsdecode(b"caf\xe9.txt")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (SURROGATE, "bad \\ud800"),
+        (LISTED, "caf\\udce9.txt"),
+        (Path(LISTED), "caf\\udce9.txt"),
+        (2**70, str(2**70)),
+        (-(2**63) - 1, str(-(2**63) - 1)),
+        (b"\xff", "b'\\xff'"),
+        (Nameless(), "<Nameless without a text>"),
+        ([SURROGATE], ["bad \\ud800"]),
+        ({SURROGATE: SURROGATE}, {"bad \\ud800": "bad \\ud800"}),
+        ([Nameless()], ["<Nameless without a text>"]),
+        (float("nan"), None),
+    ],
+)
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal, Ascii])
+def test_whatever_is_logged_is_shown(kind: type[io.StringIO], value: object, shown: object) -> None:
+    """A log call never raises, whatever it is given, and shows what cannot be encoded as escapes."""
+    stream = kind()
+    logs.configure("info", stream)
+
+    structlog.get_logger().info("sink.failed", error=value)
+    structlog.get_logger().info("next")
+
+    *_, line, after = stream.getvalue().splitlines()
+    line.encode()
+    assert "next" in after
+    if not isinstance(stream, Terminal):
+        assert json.loads(line)["error"] == shown
+
+
+@pytest.mark.parametrize("error", [ValueError(SURROGATE), OSError(2, "gone", LISTED), Terse(), broken_syntax()])
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_every_traceback_is_shown(kind: type[io.StringIO], error: Exception) -> None:
+    """The traceback of an exception whose text cannot be encoded, or that raises when it is shown, ends nothing."""
+    stream = kind()
+    logs.configure("info", stream)
+
+    structlog.get_logger().error("sink.traceback", exc_info=error)
+
+    assert "sink.traceback" in stream.getvalue()
+    assert type(error).__name__ in stream.getvalue() or "cannot be shown" in stream.getvalue()
+    stream.getvalue().encode()
+
+
+def test_a_closed_stream() -> None:
+    """A log whose stream a plugin has closed ends nothing."""
+    stream = io.StringIO()
+    logs.configure("info", stream)
+    stream.close()
+
+    structlog.get_logger().info("sink.opened")
+
+
+def test_a_library_that_logs_badly() -> None:
+    """A library's log call with the wrong arguments ends nothing of the library's."""
+    stream = io.StringIO()
+    logs.configure("info", stream)
+
+    logging.getLogger("httpx2").warning("%d of them", "many")
+
+    assert lines(stream)[0]["text"] == "%d of them"

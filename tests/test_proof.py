@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from roomtone.events import Durable, Notice
 from roomtone.journal import Mark
 from roomtone.proof import EVENTS, Suspicion, Trial, digest_of
 from roomtone.sinks import Context, hookimpl
+from roomtone.standing import Standing
 from running import events, run
 from test_delivery import Received, house, in_order, opens, sink
 from test_journal import crash
@@ -157,6 +158,49 @@ async def test_guilty_is_paused_at_the_third_start_and_the_innocent_is_not(
     assert "roomtone sinks resume killer" in notice.text
     assert killer.seqs == []
     assert in_order(slow.seqs)[-1] == 4  # three events and the notice
+
+
+class Deadly(Exception):  # noqa: N818 - it is no error here
+    """Reading what a sink has raised ends the process, as in a daemon that did not expect such a text."""
+
+
+@pytest.mark.parametrize("where", ["opening", "hook"])
+async def test_who_ends_the_process_by_what_it_raises_is_paused(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The trial lasts until what the sink has raised is contained: containing it may be what ends the process."""
+
+    class Raising(Received):
+        @hookimpl
+        async def event(self, event: Durable) -> None:
+            raise Deadly
+
+    @asynccontextmanager
+    async def opening(context: Context) -> AsyncIterator[object]:
+        if where == "opening":
+            raise Deadly
+        yield Raising()
+
+    async def die(self: Standing, failure: BaseException, behind: int) -> float:
+        if isinstance(failure, Deadly):
+            raise Killed
+        return 1.0
+
+    monkeypatch.setattr(Standing, "fail", die)
+    path = tmp_path / "0"
+    for start in range(3):
+        copy = tmp_path / str(start + 1)
+        with structlog.testing.capture_logs(), suppress(Killed):
+            try:
+                async with life(path, copy, ("raising", opening)) as (around, (guilty,)):
+                    if start == 0:
+                        await around.commit(1)
+                    await trio.sleep(1)
+                    state = guilty.status().state
+            except* Killed:
+                crash(path / "journal.db", copy)
+        path = copy
+    assert state == "paused"
 
 
 class Slow(Received):

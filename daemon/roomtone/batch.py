@@ -13,9 +13,12 @@ import trio
 from roomtone.events import Durable
 from roomtone.hooks import Hook, Implementation
 from roomtone.sinks import Unprocessable
+from roomtone.wellformed import text_of
 
 HOOK_SECONDS = 1.0
 """A batch ends after this much time in hooks, so that what a slow sink has taken is acknowledged soon."""
+MAX_REASON = 2000
+"""Characters that are kept of the reason for which a sink refuses an event."""
 
 
 class SinkFailed(Exception):  # noqa: N818 - it says what is true of the sink
@@ -125,4 +128,4 @@ def _refusal(error: Exception) -> str | None:
     """The reason why the event is unprocessable, also where a nursery of the hook has wrapped it in groups."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    return (str(error) or "no reason given") if isinstance(error, Unprocessable) else None
+    return (text_of(error)[:MAX_REASON] or "no reason given") if isinstance(error, Unprocessable) else None

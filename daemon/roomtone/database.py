@@ -20,6 +20,9 @@ from roomtone.events import Audio, Durable, Forgotten, decode, encode, kind_of, 
 from roomtone.facts import Cover, Fact, Mark, Refusal, next_id
 from roomtone.tables import CLEAN, explained, open_file
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""Raised for the body of an event that cannot be read: of a newer version, or nested too deeply for this stack."""
+
 _READ_BYTES = 4 * 1024 * 1024
 """One read ends here even with fewer events than asked for: an answer of the gateway may have a megabyte."""
 
@@ -277,7 +280,7 @@ class Database:
             for seq, body in rows:
                 try:
                     events.append(decode(body))
-                except msgspec.DecodeError as error:
+                except _UNREADABLE as error:
                     # One unreadable row (a kind of a newer version) must not stop every sink behind it for ever.
                     log.exception("journal.unreadable", seq=seq, error=str(error))
                     continue
@@ -358,7 +361,7 @@ class Database:
             (sink, after, most),
         )
         return [
-            Refusal(name, seq, datetime.fromisoformat(at), reason, decode(body) if body else None)
+            Refusal(name, seq, datetime.fromisoformat(at), reason, _event(body) if body else None)
             for name, seq, at, reason, body in rows
         ]
 
@@ -388,7 +391,7 @@ def open_database(path: Path) -> Iterator[Database]:
 def _event(body: str) -> Durable | None:
     try:
         return decode(body)
-    except msgspec.DecodeError:  # a kind of a newer version
+    except _UNREADABLE:
         return None
 
 

@@ -103,7 +103,8 @@ class Delivery:
                 if self._orders.paused is None or self._leaving:
                     return
                 continue
-            delay = await self._standing.fail(failure, self._journal.tip - self._cursor)
+            async with self._proof.surviving():
+                delay = await self._standing.fail(failure, self._journal.tip - self._cursor)
             if not is_last:
                 await self._rest(trio.current_time() + delay)
             behind = self._journal.tip - self._cursor
@@ -263,7 +264,7 @@ class Delivery:
         async with self._proof.trial("an event", wanted[0].seq, wanted[-1].seq):
             await worker.deliver(batch)
             await self._acknowledge(batch, events[-1].seq)
-        self._judge(batch)
+            self._judge(batch)
 
     async def _try_again(self, retry: Retry, worker: Worker) -> None:
         """The refused events that a person wants tried again: by seq, and before all that are new."""
@@ -274,9 +275,9 @@ class Delivery:
             async with self._proof.trial("an event", batch.events[0].seq, batch.events[-1].seq):
                 await worker.deliver(batch)
                 await self._acknowledge_again(batch, retry)
+                self._judge(batch)
         else:
             await self._acknowledge_again(batch, Retry(refusals[-1].seq if refusals else retry.until, retry.until))
-        self._judge(batch)
 
     def _wanted(self, events: Sequence[Durable], worker: Worker) -> list[Durable]:
         return [_present(event) for event in events if wants(self._sink, event) and worker.hooks.hooks_for(event)]
@@ -329,12 +330,12 @@ class Delivery:
         failures = 0
         with self._live.subscribe(wanted=partial(self._wants_live, worker.hooks)) as feed:
             async for event in feed:
-                try:
-                    async with self._proof.first(cast(Place, kind_of(event))):
+                async with self._proof.first(cast(Place, kind_of(event))):
+                    try:
                         await worker.tell_live(event)
-                except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
-                    failures += 1
-                    self._standing.miss(error, failures)
+                    except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
+                        failures += 1
+                        self._standing.miss(error, failures)
 
     def _wants_live(self, hooks: Implementation, event: LiveEvent) -> bool:
         kind, rooms, kinds = kind_of(event), self._sink.rooms, self._sink.kinds

@@ -1,16 +1,24 @@
-"""What a sink has raised, made fit for a log, a notice and the next attempt. Pure."""
+"""Reads what a sink has raised, for a log, a notice and the next attempt. Pure.
 
+Total: an exception of a plugin's is an object of its own, whose text and attributes can raise in turn.
+"""
+
+import os
 import sysconfig
 import traceback
 
 from roomtone.batch import SinkFailed
 from roomtone.hooks import Misfit
 from roomtone.sinks import LONGEST_WAIT
+from roomtone.wellformed import text_of, well_formed
+
+MAX_TEXT = 300
+"""Characters that are kept of a sink's own text."""
 
 
 def wish(failure: BaseException) -> float:
     """The seconds that the failure asks to be left alone for, as far as the contract grants it."""
-    seconds = getattr(failure, "retry_after", 0.0)
+    seconds = _attribute(failure, "retry_after")
     is_number = isinstance(seconds, int | float) and seconds > 0  # what is not a number is not greater either
     return min(seconds, LONGEST_WAIT) if is_number else 0.0
 
@@ -23,16 +31,25 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def explain(error: BaseException) -> str:
-    """One line for a person: what was raised and where, without the traceback."""
-    text = " ".join(str(error).split())[:300]
+    """One line for an operator: what was raised and where, without the traceback."""
+    text = " ".join(text_of(error).split())[:MAX_TEXT]
     if isinstance(error, SinkFailed | Misfit):
         return text
     # Where the sink's own code was: a line of pathlib tells nobody anything.
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}{place}"
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [f" ({file}:{line})" for file, line in lines if not _is_library(file)]
+    place = well_formed(own[-1]) if own else ""
+    if isinstance(error, OSError) and (file := _attribute(error, "filename")) and error.strerror:
+        name = os.fsdecode(file) if isinstance(file, bytes) else file
+        return f"{text_of(name)}: {text_of(error.strerror)}"[:MAX_TEXT] + place
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
+
+
+def _attribute(error: BaseException, name: str) -> object:
+    try:
+        return getattr(error, name, None)
+    except Exception:  # noqa: BLE001 - a property of a plugin's exception
+        return None
 
 
 def _is_library(file: str) -> bool:

@@ -16,6 +16,7 @@ import pluggy
 
 from roomtone.events import KINDS, Durable, kind_of
 from roomtone.sinks import PROJECT, Context, Hooks, Registry, Sink
+from roomtone.wellformed import text_of
 
 LIVE = ("interim", "level")
 """The hooks of the live feed: best effort, without acknowledgement."""
@@ -146,7 +147,7 @@ def _explain(plugin: object, manager: pluggy.PluginManager, error: pluggy.Plugin
                 f"{place_of(function)}: {function.__name__} has the argument {', '.join(wrong)}; "
                 "the hook of an event gets `event`, flush and register_sinks get nothing"
             )
-    return f"{place_of(plugin)}: {' '.join(str(error).split())}"
+    return f"{place_of(plugin)}: {' '.join(text_of(error).split())}"
 
 
 def _marked(plugin: object, manager: pluggy.PluginManager) -> Iterator[Any]:

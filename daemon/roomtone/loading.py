@@ -25,6 +25,7 @@ from roomtone.speech.analysis import Inquiry
 from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access
 from roomtone.speech.parameters import Streaming
+from roomtone.wellformed import text_of
 
 IN_PROMPTS = ("transcript", "room", "start", "end")
 """What may stand in a prompt of [analysis] as {{name}}."""
@@ -318,7 +319,7 @@ def _sink(where: tuple[str, ...], table: Any, rooms: Any, plugins: Plugins) -> I
     try:
         yield from list(diagnosis.diagnose(table, plugins.kinds[kind], where, _advice))
     except Exception as error:  # noqa: BLE001 - the plugin boundary: a Struct may check itself in __post_init__
-        yield Problem(where, f"its plugin fails to read this table: {type(error).__name__}: {error}")
+        yield Problem(where, f"its plugin fails to read this table: {type(error).__name__}: {text_of(error)}")
     for key, known in (("rooms", rooms), ("kinds", events.KINDS)):
         for chosen in _texts(table.get(key)):
             if isinstance(known, dict | tuple) and chosen not in known:

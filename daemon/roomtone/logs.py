@@ -3,6 +3,9 @@ it, one JSON object a line everywhere else.
 
 No line holds what was said in a room; the callers keep that law. Addresses lose their passwords here, for they come
 from libraries too.
+
+A log call never raises, whatever it is given: texts of plugins and names of files need not be encodable, and an object
+of a plugin's may have no text at all.
 """
 
 import logging
@@ -15,6 +18,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from roomtone import journald, secret
+from roomtone.wellformed import text_of
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -27,7 +31,7 @@ def configure(level: str, stream: TextIO) -> None:
     to_journal = journald.is_journal(stream, os.environ)
     rendering = journald.processors() if to_journal else _rendering(stream)
     structlog.configure(
-        processors=[structlog.stdlib.add_log_level, _mask, *rendering],
+        processors=[structlog.stdlib.add_log_level, _format_exception, _make_plain, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=journald.Entries() if to_journal else _Lines(stream),
         cache_logger_on_first_use=False,
@@ -52,7 +56,6 @@ def _rendering(stream: TextIO) -> Sequence[Processor]:
         ]
     return [
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
-        structlog.processors.format_exc_info,
         structlog.processors.JSONRenderer(serializer=_json),
     ]
 
@@ -62,13 +65,35 @@ def _json(line: EventDict, **_: object) -> str:
     return msgspec.json.encode({**first, **line}, enc_hook=str).decode()
 
 
-def _mask(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    return {key: secret.mask(value) if isinstance(value, str) else value for key, value in line.items()}
+def _format_exception(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
+    try:
+        return structlog.processors.format_exc_info(logger, method, line)
+    except Exception as error:  # noqa: BLE001 - a traceback shows attributes of the exception, which are its own
+        return {**line, "exception": f"the traceback cannot be shown: {type(error).__name__}"}
+
+
+def _make_plain(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """Values that every rendering can show: encodable text without passwords, and numbers that JSON has."""
+    return {text_of(key): _plain(value) for key, value in line.items()}
+
+
+def _plain(value: object) -> object:
+    match value:
+        case None | bool() | float():
+            return value
+        case int() if abs(value) < 2**63:
+            return value
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case dict():
+            return {text_of(key): _plain(inner) for key, inner in value.items()}
+        case _:
+            return secret.mask(text_of(value))
 
 
 class _Lines:
-    """A logger that writes lines, and its own factory. A reader that has gone must not end the recording: what cannot
-    be written is counted in `lost`.
+    """A logger that writes lines, and its own factory. A reader that has gone, or a stream that somebody has closed,
+    must not end the recording: what cannot be written is counted in `lost`.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -82,7 +107,7 @@ class _Lines:
         try:
             self._stream.write(line + "\n")
             self._stream.flush()
-        except OSError:
+        except (OSError, ValueError):  # a closed stream, or one whose encoding has not all of Unicode
             self.lost += 1
 
     debug = info = warning = error = critical = exception = log = msg
@@ -97,6 +122,13 @@ class _Forward(logging.Handler):
             max(record.levelno, logging.DEBUG),
             "library.said",
             library=record.name,
-            text=record.getMessage(),
+            text=_message(record),
             **({"exc_info": record.exc_info} if record.exc_info else {}),
         )
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - a library's mistake in a log call is not to end what made the call
+        return text_of(record.msg)

@@ -18,6 +18,7 @@ import msgspec
 
 from roomtone.hooks import Hook, Misfit, find_hooks, place_of
 from roomtone.sinks import Hooks, Module, Registry, Sink
+from roomtone.wellformed import text_of, well_formed
 
 GROUP = "roomtone"
 
@@ -244,13 +245,13 @@ def _unsafe(place: Path, status: os.stat_result) -> str | None:
 def _explain(error: BaseException, file: Path | None = None) -> str:
     """What was raised, and where: in that file if it was there, else in the innermost place."""
     if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {error.msg}"
+        return text_of(f"{error.filename}:{error.lineno}: {error.msg}")
     frames = traceback.extract_tb(error.__traceback__)
     place = next(
         (frame for frame in reversed(frames) if file and frame.filename == str(file)), frames[-1] if frames else None
     )
-    text = " ".join(str(error).split())
-    return f"{f'{place.filename}:{place.lineno}: ' if place else ''}{type(error).__name__}: {text}"
+    text = " ".join(text_of(error).split())
+    return well_formed(f"{f'{place.filename}:{place.lineno}: ' if place else ''}{type(error).__name__}: {text}")
 
 
 def _owner(entry: EntryPoint) -> str:

@@ -137,21 +137,30 @@ class Proof:
 
     @asynccontextmanager
     async def trial(self, place: Place, seq: int = 0, last: int = 0) -> AsyncIterator[None]:
-        """Around what may end the process: the journal knows of it before, and knows that it is over after."""
+        """Around what may end the process: the journal knows of it before, and knows that it is over after.
+
+        When the sink raises it is not over before `surviving` has contained what was raised: reading an exception
+        runs code of the sink's, too.
+        """
         if self.is_proven:
             yield
             return
         async with self._turn, self._one_suspect():
             self._trial = self._trial.begin(place, seq, last)
             await self._journal.commit(self._trial_mark())
-            try:
+            async with self.surviving():
                 yield
-            finally:
-                if self._trial.place is not None:
-                    self._trial = self._trial.end()
-                    # Told to stop, or cancelled by its timeout, the process goes on: that it did is worth a moment.
-                    with trio.move_on_after(1, shield=True):
-                        await self._journal.commit(self._trial_mark())
+
+    @asynccontextmanager
+    async def surviving(self) -> AsyncIterator[None]:
+        """The end of a trial, unless an exception leaves this context: then the mark stays in the journal."""
+        try:
+            yield
+        except trio.Cancelled:  # told to stop, or by its timeout: the process goes on, which is worth a moment
+            await self._clear()
+            raise
+        else:
+            await self._clear()
 
     @asynccontextmanager
     async def first(self, place: Place) -> AsyncIterator[None]:
@@ -173,6 +182,12 @@ class Proof:
             log.debug("sink.proven", sink=self._name)
             self._trial = Trial(self._trial.boot)
         return self._proof_mark(), self._trial_mark()
+
+    async def _clear(self) -> None:
+        if self._trial.place is not None:
+            self._trial = self._trial.end()
+            with trio.move_on_after(1, shield=True):
+                await self._journal.commit(self._trial_mark())
 
     async def _pause(self, suspicion: Suspicion) -> None:
         place = suspicion.place

@@ -144,7 +144,7 @@ async def _greet(child: trio.Process, options: dict[str, str]) -> _Greeting:
             while b"\n" not in line and len(line) < LONGEST_LINE and (piece := await child.stdout.receive_some()):
                 line += piece
         return msgspec.json.decode(line, type=_Greeting)
-    except (trio.BrokenResourceError, trio.TooSlowError, msgspec.DecodeError):
+    except (trio.BrokenResourceError, trio.TooSlowError, msgspec.DecodeError, UnicodeError):
         return _Greeting()
 
 
