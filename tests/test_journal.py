@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 import trio
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from journalled import fill_disk
 from roomtone.events import Durable, Gap, Muted, Notice
 from roomtone.facts import next_id
-from roomtone.journal import Cover, Journal, JournalError, Mark, open_journal
+from roomtone.journal import Cover, Fact, Journal, JournalError, Mark, Unwritable, open_journal
 from roomtone.tables import SCHEMA
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -147,6 +148,58 @@ async def test_what_is_committed_is_on_the_disk(path: Path) -> None:
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             journal._database._reader.execute("DELETE FROM events")
     assert settings == {"journal_mode": "wal", "synchronous": 2}  # 2 is FULL
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        notice("bad \ud800"),
+        Mark("key", "bad \ud800"),
+        Mark("bad \ud800", 1),
+        Mark("key", object()),
+        msgspec.structs.replace(notice(), position=2**63),
+        Cover("desk", 0, 2**70, "captured", None, NOW, NOW),
+        notice("x" * 5000),
+    ],
+)
+async def test_what_cannot_be_written_fails_for_its_owner_alone(path: Path, poison: Fact) -> None:
+    """Those who share a transaction with it are done, and nothing of it is; the numbers have no hole."""
+    failed = []
+
+    async def commit_poison() -> None:
+        try:
+            await journal.commit(Mark("beside", True), notice("before"), poison)
+        except Unwritable as error:
+            failed.append(str(error))
+
+    async with open_journal(path) as journal:
+        journal._database._writer.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 4000)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(journal.commit, notice("innocent"))
+                nursery.start_soon(commit_poison)
+        events = await journal.read(0)
+        beside = await journal.mark("beside")
+
+    assert [(event.seq, event.text) for event in events if isinstance(event, Notice)] == [
+        (1, "innocent"),
+        (2, "innocent"),
+        (3, "innocent"),
+    ]
+    assert beside is None
+    assert len(failed) == 3
+    assert "bad" not in failed[0]
+
+
+async def test_a_refusal_whose_event_cannot_be_read_is_shown(path: Path) -> None:
+    """An event of a newer version among the refused ones is told without its body."""
+    async with open_journal(path) as journal:
+        await journal.commit(notice())
+        await journal.refuse("sink", 1, "never")
+        journal._database._writer.execute("UPDATE refused SET body = '{\"kind\":\"newer\"}'")
+        (refusal,) = await journal.refused("sink")
+
+    assert (refusal.seq, refusal.reason, refusal.event) == (1, "never", None)
 
 
 async def test_commit_once_begun_ends(path: Path) -> None:

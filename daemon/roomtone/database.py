@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -27,6 +27,16 @@ _READ_BYTES = 4 * 1024 * 1024
 """One read ends here even with fewer events than asked for: an answer of the gateway may have a megabyte."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+_OF_ONE_WRITE = {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE}
+"""SQLite's errors that speak of a value and not of the file. Not a violated constraint: then another process writes."""
+
+
+class Rejected(NamedTuple):
+    """In the place of a result: this work cannot be done, and the others of its transaction are not concerned."""
+
+    error: Exception
 
 
 class Database:
@@ -47,12 +57,16 @@ class Database:
         self.was_closed = self.mark(CLEAN) is not None
 
     def transact(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Do all the works in one transaction, durable when this returns, or none of them."""
+        """Do the works in one transaction, durable when this returns: all, but for those that cannot be stored.
+
+        A work is done as a whole or not at all: one whose values cannot be encoded, or are too large for SQLite, gives
+        `Rejected`. Raises what is wrong with the file; then none of them is done.
+        """
         before = self.tip, self._last_id
         self._writer.execute("BEGIN IMMEDIATE")
         try:
             self._writer.execute("DELETE FROM marks WHERE key = ?", (CLEAN,))
-            results = [work() for work in works]
+            results = [self._attempt(work) for work in works]
             self._writer.execute("COMMIT")
         except BaseException:
             self.tip, self._last_id = before
@@ -60,6 +74,20 @@ class Database:
                 self._writer.execute("ROLLBACK")
             raise
         return results
+
+    def _attempt(self, work: Callable[[], Any]) -> Any:
+        before = self.tip, self._last_id
+        self._writer.execute("SAVEPOINT work")
+        try:
+            result = work()
+        except Exception as error:
+            if not _is_of_one_write(error):
+                raise
+            self.tip, self._last_id = before
+            self._writer.execute("ROLLBACK TO work")
+            result = Rejected(error)
+        self._writer.execute("RELEASE work")
+        return result
 
     def put(self, facts: Sequence[Fact]) -> tuple[Durable, ...]:
         """Add the facts and give the events their seq and id."""
@@ -386,6 +414,12 @@ def open_database(path: Path) -> Iterator[Database]:
         with explained(path):
             database = Database(*connections)
         yield database
+
+
+def _is_of_one_write(error: Exception) -> bool:
+    if not isinstance(error, sqlite3.Error):
+        return not isinstance(error, MemoryError)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_ONE_WRITE
 
 
 def _event(body: str) -> Durable | None:

@@ -75,6 +75,10 @@ class Cover(msgspec.Struct, frozen=True, rename={"from_": "from"}):
 Fact: TypeAlias = Durable | Mark | Cover
 
 
+class Unwritable(Exception):  # noqa: N818 - it says what is true of the facts
+    """The facts of one write cannot be stored, for what is in them: nothing of it was, and nobody else is concerned."""
+
+
 class Refusal(msgspec.Struct, frozen=True):
     """An event that a sink will never accept, and why. `event` is None where the journal no longer has it."""
 

@@ -16,12 +16,12 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
-from roomtone.database import Database, open_database
+from roomtone.database import Database, Rejected, open_database
 from roomtone.events import Audio, Durable, Forgotten, Notice
-from roomtone.facts import Cover, Fact, Mark, Refusal
+from roomtone.facts import Cover, Fact, Mark, Refusal, Unwritable
 from roomtone.tables import JournalError, is_corrupt
 
-__all__ = ["Cover", "Fact", "Journal", "JournalError", "Mark", "Refusal", "open_journal"]
+__all__ = ["Cover", "Fact", "Journal", "JournalError", "Mark", "Refusal", "Unwritable", "open_journal"]
 
 _PRUNED_AT_ONCE = 5000
 """Events removed in one transaction: a commit waits for it, some 20 ms on a small computer."""
@@ -48,7 +48,8 @@ class Journal:
     """The open journal. Made by `open_journal`; every method may be called by any task of the loop.
 
     Errors: a full disk is waited out, for as long as it takes; anything else that is wrong with the file raises
-    JournalError, and the daemon ends for its supervisor to start it again.
+    JournalError, and the daemon ends for its supervisor to start it again. What cannot be stored for what is in it
+    raises Unwritable for its owner alone, though others share the transaction.
     """
 
     def __init__(self, path: Path, database: Database, *, inline: bool) -> None:
@@ -258,6 +259,9 @@ class Journal:
                         await self._write_all()
         finally:
             self._writes.pop(write, None)
+        if isinstance(write.result, Rejected):
+            error = write.result.error
+            raise Unwritable(f"this cannot be written to the journal: {type(error).__name__}: {error}") from error
         result: T = write.result
         return result
 
