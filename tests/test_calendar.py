@@ -3,10 +3,11 @@
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.calendar import JUMP, PATIENCE, Calendar, Reading, reading_of
+from roomtone.calendar import JUMP, PATIENCE, Calendar, Reading, reading_of, shifted
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -111,3 +112,28 @@ def test_it_is_never_later_than_the_clock(steps: list[tuple[float, int]]) -> Non
         assert read <= clock
         assert was_doubting or read <= before + timedelta(seconds=seconds) + JUMP
         before = read
+
+
+@pytest.mark.parametrize("kept", [None, [], "junk", ["a", "b", None], [str(NOW), 7, None], [str(NOW), str(NOW), "x"]])
+def test_a_reading_that_is_none(kept: object) -> None:
+    """What cannot be read is no reading: the calendar begins anew."""
+    assert reading_of(kept) is None
+
+
+@given(
+    st.datetimes(timezones=st.just(UTC)),
+    st.datetimes(timezones=st.just(UTC)),
+    st.datetimes(timezones=st.just(UTC)),
+    st.floats(0, 1e13),
+)
+def test_it_is_total(believed: datetime, clock: datetime, now: datetime, gone: float) -> None:
+    """No two times that a clock can say are too far from each other, or too near to the end of the calendar."""
+    calendar = Calendar(Reading(believed, clock, 1.0))
+    calendar.read(now, 0.0)
+    calendar.read(now, gone)
+
+
+@given(st.datetimes(timezones=st.just(UTC)), st.floats(0, 36_500))
+def test_days_before_any_time(at: datetime, days: float) -> None:
+    """What was before the first year was in its first moment."""
+    assert shifted(at, -timedelta(days=days)) <= at

@@ -106,6 +106,8 @@ async def test_nothing_since_then(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says", "code"),
     [
+        (["--since", "9999999999d"], "neither a time like 2026-11-22T14:00 nor a duration like 2h", 2),
+        (["--since", "0001-01-01T00:00+23:00"], "neither a time like 2026-11-22T14:00 nor a duration like 2h", 2),
         (["--since", "yesterday"], "neither a time like 2026-11-22T14:00 nor a duration like 2h", 2),
         (["--room", "kitchen"], "nothing was recorded of kitchen yet; rooms with recordings: desk", 1),
     ],

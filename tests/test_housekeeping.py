@@ -272,6 +272,25 @@ async def test_events_go_when_they_are_old_and_acknowledged(tmp_path: Path, auto
         assert oldest > 400
 
 
+@pytest.mark.parametrize("days", [36_500.0, 0.01])
+@pytest.mark.parametrize("clock", [0.0, 86_400.0, 7.9e9])
+async def test_whatever_the_clock_says(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, days: float, clock: float
+) -> None:
+    """A board without a battery wakes up in 1970, and what is to be kept for a century is kept, in any year."""
+    storage = Storage(journal_days=days, spool_days=days)
+    async with open_desk(tmp_path, storage, utc=lambda: clock) as desk:
+        await desk.record(3, at=datetime.fromtimestamp(clock, UTC))
+        await desk.transcribe(100 * SEGMENT * RATE)
+        await desk.journal.commit(Mark("calendar", ["9999-12-31T23:00:00+00:00", "0001-01-01T00:00:00+00:00", 5]))
+        await trio.sleep(2 * PRUNING)
+        assert desk.files() == 3
+        assert await desk.journal.read(0)
+    async with open_desk(tmp_path, storage, utc=lambda: clock) as desk:
+        await trio.sleep(2 * PRUNING)
+        assert desk.files() == 3
+
+
 async def test_events_wait_for_a_sink_whose_plugin_does_not_load(
     tmp_path: Path, autojump_clock: trio.abc.Clock
 ) -> None:

@@ -102,7 +102,7 @@ async def test_survives_a_restart(path: Path) -> None:
 async def test_all_facts_of_a_commit_or_none(path: Path) -> None:
     """A commit that fails half way leaves nothing behind, and the next one gets its numbers."""
     async with open_journal(path) as journal:
-        with pytest.raises(TypeError):
+        with pytest.raises(Unwritable):
             await journal.commit(notice(), cover(0, 9), Mark("key", object()))
 
         assert (journal.tip, await journal.read(0), await journal.covered("desk")) == (0, [], [])
@@ -449,6 +449,14 @@ async def test_ids_grow_over_a_clock_that_was_wrong(path: Path) -> None:
 
 
 # Faults
+
+
+@pytest.mark.parametrize("year", [1, 1926, 1970, 9999])
+async def test_events_since_any_time(path: Path, year: int) -> None:
+    """Since a time before all clocks come all events, and since one after them none."""
+    async with open_journal(path) as journal:
+        await journal.commit(notice())
+        assert await journal.first_since(datetime(year, 1, 1, tzinfo=UTC)) == (2 if year == 9999 else 1)
 
 
 async def test_refuses_the_journal_of_a_newer_version(path: Path) -> None:

@@ -7,7 +7,7 @@ more what has grown old meanwhile.
 """
 
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 JUMP = timedelta(days=7)
@@ -38,11 +38,21 @@ class Reading(NamedTuple):
 
 
 def reading_of(kept: Any) -> Reading | None:
-    """The reading that was kept so; None where none was."""
-    if kept is None:
+    """The reading that was kept so; None where none was, or one that cannot be read."""
+    try:
+        believed, clock, confirmed = kept
+        times = [datetime.fromisoformat(text).astimezone(UTC) for text in (believed, clock)]
+        return Reading(*times, None if confirmed is None else float(confirmed))
+    except (TypeError, ValueError, OverflowError):
         return None
-    believed, clock, confirmed = kept
-    return Reading(datetime.fromisoformat(believed), datetime.fromisoformat(clock), confirmed)
+
+
+def shifted(at: datetime, by: timedelta) -> datetime:
+    """The time later by that much, or the first or last that a datetime can be. `at` is aware."""
+    try:
+        return at + by
+    except OverflowError:
+        return (datetime.min if by < timedelta() else datetime.max).replace(tzinfo=UTC)
 
 
 class Calendar:
@@ -69,11 +79,11 @@ class Calendar:
 
 
 def _next(last: Reading, now: datetime, gone: timedelta) -> Reading:
-    expected = last.believed + gone
-    if now <= expected + JUMP:
+    expected = shifted(last.believed, gone)
+    if now <= shifted(expected, JUMP):
         return Reading(now, now)
     # Between two runs the machine may have been off: a clock that has only gone on is the same one.
-    goes_on = last.confirmed is not None and now >= last.clock + gone - JUMP
+    goes_on = last.confirmed is not None and now >= shifted(last.clock, gone - JUMP)
     confirmed = (last.confirmed or 0.0) + gone.total_seconds() if goes_on else 0.0
     if confirmed >= PATIENCE.total_seconds():
         return Reading(now, now)

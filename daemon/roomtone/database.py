@@ -353,8 +353,8 @@ class Database:
 
     def first_since(self, at: datetime) -> int:
         """The seq of the first event that was committed at that time or later; beyond the tip where there is none."""
-        # An id begins with the milliseconds of its commit, and ids grow with seq.
-        least = uuid.UUID(int=round(at.timestamp() * 1000) << 80)
+        # An id begins with the milliseconds of its commit, of which no time before 1970 has any; and ids grow with seq.
+        least = uuid.UUID(int=max(0, round(at.timestamp() * 1000)) << 80)
         row = self._reader.execute("SELECT seq FROM events WHERE id >= ? ORDER BY id LIMIT 1", (str(least),)).fetchone()
         return row[0] if row else self.tip + 1
 

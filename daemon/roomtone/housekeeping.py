@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import structlog
 import trio
 
-from roomtone.calendar import Calendar, reading_of, uptime
+from roomtone.calendar import Calendar, reading_of, shifted, uptime
 from roomtone.capture.segment import SPOOL, WIDTH, Segment, list_segments
 from roomtone.capture.spool import Spool
 from roomtone.config import Storage
@@ -188,7 +188,7 @@ class _Keeper:
             shelves,
             quota=storage.spool_quota,
             lacking=mark - space.free,
-            before=self._today() - timedelta(days=storage.spool_days),
+            before=shifted(self._today(), -timedelta(days=storage.spool_days)),
         )
         self._say_forced(forced, storage.spool_quota, now)
         await self._commit()
@@ -204,7 +204,7 @@ class _Keeper:
         """Forget old events and old coverage, and more of the events where the journal is over its quota."""
         storage = self._rules.storage()
         today = self._today()
-        before = today - timedelta(days=storage.journal_days)
+        before = shifted(today, -timedelta(days=storage.journal_days))
         seq = await self._journal.first_since(before)
         oldest, size = await self._journal.extent()
         if size > storage.journal_quota:

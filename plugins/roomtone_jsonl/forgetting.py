@@ -69,7 +69,7 @@ def rewrite(path: Path, forgotten: Forgotten, turns: set[tuple[str, int]]) -> No
 
 def _is_older(path: Path, forgotten: Forgotten) -> bool:
     """Whether it was written for the last time before any of it was said."""
-    return path.stat().st_mtime < (forgotten.from_ - _SLACK).timestamp()
+    return path.stat().st_mtime < forgotten.from_.timestamp() - _SLACK.total_seconds()
 
 
 def _tells(line: bytes, forgotten: Forgotten, turns: set[tuple[str, int]]) -> bool:

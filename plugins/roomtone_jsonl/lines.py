@@ -113,12 +113,17 @@ class Lines:
     def _close(self, file: io.FileIO) -> None:
         """Give the file the name that it keeps. The next line begins another."""
         os.fsync(file.fileno())
-        at = time_of(self._last or "") or datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
+        at = time_of(self._last or "") or _written(file)
         name = closed_name(self._path, at, self._rotate)
         self._path.rename(name)
         sync_folder(self._path.parent)
         self._closed.insert(0, name)
         log.info("file.closed", path=str(name))
+
+
+def _written(file: io.FileIO) -> datetime:
+    """When it was written, as far as its file system gives a time that a datetime has."""
+    return datetime.fromtimestamp(min(max(0.0, os.fstat(file.fileno()).st_mtime), 253_402_300_799.0), UTC)
 
 
 def _closed(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 import structlog
 
-from roomtone.calendar import uptime
+from roomtone.calendar import shifted, uptime
 from roomtone.durable import remove
 from roomtone_wav import compression
 from roomtone_wav.catalog import Catalog, Kept
@@ -142,7 +142,7 @@ class Keeper:
         """Remove what is too old, then the oldest of what is too much. Never the file that a room's audio goes to."""
         if self._keep_days is not None:
             today = self._calendar.read(self._clock(), self._uptime())
-            self._remove(self._catalog.finished(today - timedelta(days=self._keep_days)), "age")
+            self._remove(self._catalog.finished(shifted(today, -timedelta(days=self._keep_days))), "age")
             if time.monotonic() - self._noted >= _NOTED_EVERY:
                 self._noted = time.monotonic()
                 self._catalog.note(self._calendar)

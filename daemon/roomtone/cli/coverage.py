@@ -54,11 +54,11 @@ class Since(click.ParamType):  # type: ignore[type-arg]  # generic in newer vers
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         if isinstance(value, datetime):
             return value
-        if ago := re.fullmatch(r"(\d+(?:\.\d+)?) ?([smhdw])", value.strip()):
-            return datetime.now(UTC) - timedelta(seconds=float(ago[1]) * UNITS[ago[2]])
         try:
+            if ago := re.fullmatch(r"(\d+(?:\.\d+)?) ?([smhdw])", value.strip()):
+                return datetime.now(UTC) - timedelta(seconds=float(ago[1]) * UNITS[ago[2]])
             return datetime.fromisoformat(value.strip()).astimezone(UTC)
-        except ValueError:
+        except (ValueError, OverflowError):
             self.fail(
                 f"{value!r} is neither a time like 2026-11-22T14:00 nor a duration like 2h, 30m or 7d", param, ctx
             )

@@ -164,14 +164,13 @@ def _unknown(name: str, cursors: Mapping[str, int], tables: Mapping[str, Any], p
 
 def _first(database: Database, since: str) -> int:
     """The seq of the first event that is meant."""
-    if since.isdecimal():
-        return max(1, int(since))
     try:
-        at = datetime.fromisoformat(since)
-    except ValueError:
+        if since.isdecimal():
+            return min(max(1, int(since)), 2**63 - 1)
+        return database.first_since(datetime.fromisoformat(since).astimezone(UTC))
+    except (ValueError, OverflowError):
         text = f"{since!r} is no event's number and no time; write --from 1200 or --from 2025-03-01T12:00"
         raise click.BadParameter(text, param_hint="--from") from None
-    return database.first_since(at.astimezone(UTC))
 
 
 def _events(count: int) -> str:
