@@ -196,7 +196,7 @@ async def test_a_refusal_whose_event_cannot_be_read_is_shown(path: Path) -> None
     async with open_journal(path) as journal:
         await journal.commit(notice())
         await journal.refuse("sink", 1, "never")
-        journal._database._writer.execute("UPDATE refused SET body = '{\"kind\":\"newer\"}'")
+        journal._database._writer.execute('UPDATE refused SET body = \'{"kind":"newer"}\'')
         (refusal,) = await journal.refused("sink")
 
     assert (refusal.seq, refusal.reason, refusal.event) == (1, "never", None)

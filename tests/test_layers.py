@@ -16,6 +16,7 @@ LAYERS = (
         "calendar",
         "backoff",
         "durable",
+        "files",
         "places",
         "diagnosis",
         "document",

@@ -1,7 +1,8 @@
 """Files that survive a power cut: for the bundled sinks, and for whoever writes one that keeps files or a database.
 
 A file is durable when its bytes and its name are: fsync of a file says nothing of the folder that names it.
-Everything is for the daemon's user only, whatever the umask: files 0600, folders 0700.
+Everything is for the daemon's user only, whatever the umask: files 0600, folders 0700. Where others may write in the
+folder, what they have put there is not written to: see `files.py`.
 Errors: OSError that names the file or folder, from all of these.
 """
 
@@ -14,7 +15,24 @@ from pathlib import Path
 
 import structlog
 
-PRIVATE = 0o600
+from roomtone.files import PRIVATE, create_file, named, open_file, sync_folder
+
+__all__ = [
+    "PRIVATE",
+    "SPOILED",
+    "alone",
+    "append",
+    "create_file",
+    "make_folder",
+    "named",
+    "open_file",
+    "open_sqlite",
+    "put_in_place",
+    "remove",
+    "replace",
+    "scrub",
+    "sync_folder",
+]
 
 SPOILED = ".spoiled"
 """The ending of a database that was put aside."""
@@ -31,19 +49,10 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in this folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def replace(path: Path, data: bytes) -> None:
     """Put a file with these bytes in the place of what is there: readers and crashes see the old or the new, whole."""
     new = path.with_name(path.name + ".new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE), "wb") as file:
+    with named(new), os.fdopen(create_file(new), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -55,7 +64,7 @@ def append(path: Path, data: bytes, *, size: int) -> bool:
 
     A full disk leaves it as it was. A power cut may leave some of the bytes: who appends knows the size of what counts.
     """
-    with suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
+    with suppress(FileNotFoundError), named(path), os.fdopen(open_file(path), "r+b", buffering=0) as file:
         if file.seek(0, os.SEEK_END) != size:
             return False
         try:
@@ -95,7 +104,7 @@ def alone(path: Path) -> Iterator[bool]:
 
     `roomtone sinks test` opens a sink beside the daemon's: what must not be done by two at once asks here.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+    descriptor = open_file(path, os.O_CREAT)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,7 +160,9 @@ def _connect(path: Path, tables: str) -> sqlite3.Connection:
 
 
 def _prepared(path: Path, tables: str) -> sqlite3.Connection:
-    path.touch(mode=PRIVATE)  # SQLite gives its log the mode of the file
+    # SQLite gives its log the mode of the file. One that is there is not opened: closing it would drop SQLite's locks.
+    if not os.path.lexists(path):
+        os.close(create_file(path))
     database = sqlite3.connect(path, check_same_thread=False)
     try:
         database.execute("PRAGMA journal_mode = WAL")

@@ -4,7 +4,7 @@ becomes such a string: no encoder takes it. Pure.
 
 
 def well_formed(text: str) -> str:
-    """The text with what UTF-8 cannot encode as an escape (`\\ud800`), so that it can be logged and journalled."""
+    """The text with what UTF-8 cannot encode as an escape so that it can be logged and journalled."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import msgspec
 
 from roomtone import Durable, Forgotten
-from roomtone.durable import PRIVATE, put_in_place, remove
+from roomtone.durable import create_file, named, put_in_place, remove
 from roomtone.events import decode, spoken_in, turn_of
 from roomtone_jsonl.rotation import Line
 
@@ -59,8 +59,7 @@ def rewrite(path: Path, forgotten: Forgotten, turns: set[tuple[str, int]]) -> No
         if not any(_tells(line, forgotten, turns) for line in lines):
             return
     new = path.with_name(path.name + ".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE)
-    with os.fdopen(descriptor, "wb") as file, _reading(path) as lines, _writing(path, file) as target:
+    with named(new), os.fdopen(create_file(new), "wb") as file, _reading(path) as lines, _writing(path, file) as target:
         for line in lines:
             if not _tells(line, forgotten, turns):
                 target.write(line)

@@ -8,7 +8,6 @@ import errno
 import fcntl
 import io
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ import msgspec
 import structlog
 
 from roomtone import Forgotten
-from roomtone.durable import make_folder, sync_folder
+from roomtone.durable import make_folder, named, open_file, sync_folder
 from roomtone_jsonl.forgetting import family, kept, rewrite, turns_among, turns_in
 from roomtone_jsonl.packer import Packer
 from roomtone_jsonl.rotation import Line, Rotate, closed_name, fitting, is_closed, time_of
@@ -148,27 +147,16 @@ def _with_closed(ids: Sequence[str], closed: Iterable[Path]) -> list[str]:
 @contextmanager
 def _opened(path: Path) -> Iterator[io.FileIO]:
     """The file, made where it is missing, to read and to append to. An OSError inside gets the file's name."""
-    try:
-        make_folder(path.parent)
+    make_folder(path.parent)
+    with named(path):
         is_new = not path.exists()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        with io.FileIO(os.open(path, flags, 0o600), "r+") as file:
-            _check(file)
+        with io.FileIO(open_file(path, os.O_APPEND | os.O_CREAT), "r+") as file:
             with suppress(OSError):  # a file system without locks
                 # `roomtone sinks test` opens it too, and would cut off, as torn, a line that is just being written.
                 fcntl.flock(file, fcntl.LOCK_EX)
             if is_new:
                 sync_folder(path.parent)
             yield file
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _check(file: io.FileIO) -> None:
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise OSError(errno.EINVAL, "The path must name a regular file")
 
 
 def _write(file: io.FileIO, data: bytes, *, sync: bool = True) -> None:

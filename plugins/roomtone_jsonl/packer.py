@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from roomtone.durable import PRIVATE, put_in_place, remove
+from roomtone.durable import create_file, named, put_in_place, remove
 from roomtone_jsonl.rotation import packed_name
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -72,7 +72,8 @@ def _pack(path: Path) -> Generator[None, None, None]:
     try:
         with (
             path.open("rb") as source,
-            os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE), "wb") as file,
+            named(new),
+            os.fdopen(create_file(new), "wb") as file,
         ):
             # With the file's own time and without a level that costs more than it saves, the same file packs the same.
             with gzip.GzipFile(path.name, "wb", 6, file, mtime=os.fstat(source.fileno()).st_mtime) as target:

@@ -2,8 +2,8 @@
 
 A compressed file cannot be written by position, so a recording grows as WAV and is compressed when it is complete. The
 WAV goes when the other file is durable, has been read back (FLAC: every sample; Opus: their number) and is known to the
-catalog. libsndfile does the work by path: its way through Python's files needs callbacks, which are made of memory that
-is both writable and executable, and which the hardened service may not have.
+catalog. libsndfile does the work by path or descriptor: its way through Python's files needs callbacks, which are made
+of memory that is both writable and executable, and which the hardened service may not have.
 """
 
 import os
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from roomtone.durable import PRIVATE, put_in_place, remove
+from roomtone.durable import create_file, named, put_in_place, remove
 from roomtone_wav.recording import HEADER, WIDTH, Format, Recording, header
 
 SUFFIXES: tuple[str, ...] = (".wav", ".flac", ".opus")
@@ -50,25 +50,20 @@ def compress(recording: Recording) -> Generator[None, None, int]:
     import soundfile  # noqa: PLC0415 - late, as above
 
     new = _new(recording)
-    form, subtype = _SHAPES[recording.format]
     try:
         # Made by us and filled by the library: so it is private from the first byte on.
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE))
-        with Path(recording.path).open("rb") as source, _explained(new):
-            source.seek(HEADER)
-            with soundfile.SoundFile(new, "w", recording.rate, 1, subtype=subtype, format=form) as target:
-                left = recording.samples * WIDTH
-                while audio := source.read(min(left, _PART * WIDTH)):
-                    target.buffer_write(audio, "int16")
-                    left -= len(audio)
-                    yield
-            yield from _read_back(soundfile, new, recording)
-        descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-            return os.fstat(descriptor).st_size
-        finally:
-            os.close(descriptor)
+        with named(new), os.fdopen(create_file(new), "r+b", buffering=0) as file:
+            with Path(recording.path).open("rb") as source, _explained(new):
+                source.seek(HEADER)
+                with _encoding(soundfile, file.fileno(), recording) as target:
+                    left = recording.samples * WIDTH
+                    while audio := source.read(min(left, _PART * WIDTH)):
+                        target.buffer_write(audio, "int16")
+                        left -= len(audio)
+                        yield
+                yield from _read_back(soundfile, new, recording)
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
     except BaseException:
         new.unlink(missing_ok=True)
         raise
@@ -92,7 +87,7 @@ def decompress(recording: Recording) -> Path:
 
     path = Path(recording.path).with_suffix(".wav")
     new = path.with_name(path.name + ".new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE), "wb") as target:
+    with named(new), os.fdopen(create_file(new), "wb") as target:
         target.write(header(recording.samples, recording.rate))
         with _explained(Path(recording.path)), soundfile.SoundFile(recording.path) as source:
             while len(audio := source.buffer_read(_PART, "int16")):
@@ -108,6 +103,12 @@ def remove_others(recording: Recording) -> int:
     """Remove the recording's other forms, which a crash may have left. Returns their bytes."""
     path = Path(recording.path)
     return sum(remove(path.with_suffix(suffix)) for suffix in SUFFIXES if suffix != path.suffix)
+
+
+def _encoding(soundfile: Any, descriptor: int, recording: Recording) -> Any:
+    """The library's file on our descriptor, which stays ours: by its name another might be found."""
+    form, subtype = _SHAPES[recording.format]
+    return soundfile.SoundFile(descriptor, "w", recording.rate, 1, subtype=subtype, format=form, closefd=False)
 
 
 def _read_back(soundfile: Any, path: Path, recording: Recording) -> Generator[None, None, None]:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from roomtone import Turn
-from roomtone.durable import make_folder, remove, replace
+from roomtone.durable import make_folder, named, open_file, remove, replace
 from roomtone_transcript.captions import Captions, cues, render
 from roomtone_wav.recording import HEADER, WIDTH, Recording, header
 
@@ -56,13 +56,10 @@ class Wav:
 @contextmanager
 def open_wav(path: str) -> Iterator[Wav]:
     """The file, to be written at any place. An OSError inside gets its name; it is not made where it is missing."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = open_file(Path(path))
     try:
-        yield Wav(descriptor)
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, path) from error
+        with named(Path(path)):
+            yield Wav(descriptor)
     finally:
         os.close(descriptor)
 

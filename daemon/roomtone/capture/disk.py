@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from roomtone.capture.segment import WIDTH, Segment, name_segment
+from roomtone.files import sync_folder
 
 _CHUNK = 2**20
 
@@ -37,11 +38,7 @@ class Disk:
 
     def sync_folder(self, folder: Path) -> None:
         """The names in the folder are durable when this returns. Raises OSError."""
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
 
     def erase(self, path: Path, offset: int, size: int) -> None:
         """Zeros in the place of so many bytes, durable when this returns. Raises OSError."""
