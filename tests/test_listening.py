@@ -26,6 +26,7 @@ from test_recorder import (
     Run,
     Talk,
     audio_of,
+    fill_up,
     kinds,
     of,
     open_run,
@@ -261,3 +262,60 @@ async def test_beginning_again_is_a_gap_of_the_device(tmp_path: Path, autojump_c
         events = await events_of(room.run)
     assert [gap.cause for gap in of(Gap, events)] == ["device"]
     assert of(RecordingStarted, events)[1].position == 10_000
+
+
+async def test_what_is_muted_on_a_full_disk_is_told_when_there_is_room(tmp_path: Path, autojump_clock: Clock) -> None:
+    """The end of the recording, the mute and the end of both wait in their order, and nothing is unexplained."""
+    async with open_listening(tmp_path) as room:
+        await trio.sleep(10.1)
+        writer = room.run.journal._database._writer
+        fill_up(writer)
+        room.run.disk.full = True
+        await trio.sleep(20)
+        await room.listening.close(Mute())
+        assert not of(Muted, await events_of(room.run))
+        await trio.sleep(100)
+        room.run.disk.full = False
+        writer.execute("PRAGMA max_page_count = 100000")
+        await trio.sleep(60)
+        assert kinds(await events_of(room.run))[-2:] == ["RecordingStopped", "Muted"]
+        await room.listening.open()
+        await trio.sleep(5)
+    async with open_run(tmp_path, []) as run:
+        events = await events_of(run)
+        await check_account(run)
+    assert [gap.cause for gap in of(Gap, events)] == ["disk full", "muted"]
+
+
+async def test_who_unmutes_on_a_full_disk_waits_for_the_end_of_the_recording(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    """Where the room goes on stands in facts that wait: it begins again when they are told, and says what it missed."""
+    async with open_listening(tmp_path) as room, trio.open_nursery() as nursery:
+        await trio.sleep(10.1)
+        writer = room.run.journal._database._writer
+        fill_up(writer)
+        await room.listening.close(Mute())
+        nursery.start_soon(room.listening.open)
+        await trio.sleep(100)
+        writer.execute("PRAGMA max_page_count = 100000")
+        await trio.sleep(60)
+        assert room.listening.mute is None
+    async with open_run(tmp_path, []) as run:
+        events = await events_of(run)
+        await check_account(run)
+    assert of(Gap, events)[0].cause == "muted"
+    assert of(Muted, events)
+    assert of(Unmuted, events)
+
+
+async def test_a_room_that_is_taken_out_is_not_the_daemon_that_was_down(tmp_path: Path, autojump_clock: Clock) -> None:
+    """Put back, it has a gap of a source that was away."""
+    async with open_listening(tmp_path) as room:
+        await trio.sleep(10)
+        room.listening.take_out()
+    async with open_listening(tmp_path, down=60.0) as room:
+        await trio.sleep(5)
+    async with open_run(tmp_path, []) as run:
+        assert [gap.cause for gap in of(Gap, await events_of(run))] == ["device"]
+        await check_account(run)

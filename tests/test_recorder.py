@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from roomtone.capture.entries import Mute
 from roomtone.capture.feed import Block, Command, File, Microphone, Source, SourceEnded, SourceFailed
+from roomtone.capture.outbox import Outbox
 from roomtone.capture.recorder import RateChanged, record, recover
 from roomtone.capture.recovery import Resume
 from roomtone.capture.reins import Reins
@@ -768,7 +769,7 @@ async def test_a_source_that_was_well_is_opened_again_at_once(tmp_path: Path, au
 
 
 async def test_what_waits_at_the_stop_is_said_when_there_is_room_soon(tmp_path: Path, autojump_clock: Clock) -> None:
-    """The last facts of a run have ten seconds, for a disk that is full at this moment."""
+    """The last facts of a run have some seconds, for a disk that is full at this moment."""
     async with open_run(tmp_path, [Talk(100)]) as run:
         async with trio.open_nursery() as nursery:
             stop = trio.CancelScope()
@@ -799,7 +800,7 @@ async def test_that_it_is_muted_is_said_with_the_end_of_the_recording(tmp_path: 
             return await commit(*facts)
 
         run.journal.commit = note  # type: ignore[assignment, method-assign]
-        reins = Reins()
+        reins = Reins(Outbox("desk"))
         nursery.start_soon(lambda: record_in(run, reins=reins))
         await trio.sleep(5)
         reins.close(Mute())

@@ -70,7 +70,13 @@ class Journal:
         self._turn = trio.Lock()
         self._writes: dict[_Write, None] = {}
         self._has_room = True
+        self._full_since: float | None = None
         self._readers = trio.lowlevel.ParkingLot()
+
+    @property
+    def waiting(self) -> float:
+        """For how many seconds somebody has been waiting for a journal on a full disk, or one that is locked."""
+        return trio.current_time() - self._full_since if self._full_since is not None and self._writes else 0.0
 
     async def commit(self, *facts: Fact) -> tuple[Durable, ...]:
         """Make the facts durable together, and return the events among them with their seq and id.
@@ -275,6 +281,7 @@ class Journal:
             except sqlite3.Error as error:
                 await self._wait_out(error, backoff)
             else:
+                self._full_since = None
                 break
         if backoff.failures:
             log.info("journal.resumed", file=str(self._path), attempts=backoff.failures)
@@ -289,6 +296,8 @@ class Journal:
         event = _PASSING.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
         if event is None:
             raise self._failure(error) from error
+        if self._full_since is None:
+            self._full_since = trio.current_time()
         delay = backoff.next()
         if is_worth_saying(backoff.failures):
             log.error(event, file=str(self._path), attempts=backoff.failures, waiting=len(self._writes))

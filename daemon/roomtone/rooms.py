@@ -305,7 +305,9 @@ class Rooms:
 
     def end(self, name: str) -> None:
         """Close a room that is no more. What it brought may still be transcribed for a while."""
-        self._open.pop(name).stop(DRAINING)
+        room = self._open.pop(name)
+        room.listening.take_out()
+        room.stop(DRAINING)
 
     def stop(self, patience: float) -> None:
         """Stop them all, as `OpenRoom.stop` does."""
@@ -330,6 +332,7 @@ class Rooms:
 
     async def _run_after(self, before: OpenRoom | None, room: OpenRoom) -> None:
         if before is not None:
+            before.listening.take_out()
             before.stop(DRAINING)
             await before.over.wait()
         with self._around.health.watch(room.name, trio.current_time()):

@@ -9,6 +9,7 @@ What can be asked of the daemon while it runs is in `commands.py`, how it is ask
 configuration changes in `reloading.py`.
 """
 
+import math
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -43,6 +44,8 @@ from roomtone.speech.governor import open_governor
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 STREAMING_SHARE = 1 / 3
+FULL_TIMEOUT_S = 5.0
+"""Seconds that a daemon that stops waits for room on the journal's disk."""
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -127,6 +130,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         )
                         watching.start_soon(_obey_signals, force, hard, supervision.stopping, rooms, analyst)
                         watching.start_soon(_obey_reloads, commands)
+                        watching.start_soon(_leave_a_full_disk, journal, hard)
                         control = places.control_socket(state, environ)
                         watching.start_soon(partial(serve, control, commands, journal=journal, live=live))
                         watching.start_soon(expose, config.service, config.folder, commands.report)
@@ -153,6 +157,16 @@ async def _obey_signals(
         await anext(signals)
         log.warning("service.leaving", reason="a second signal")
         hard.cancel()
+
+
+async def _leave_a_full_disk(journal: Journal, hard: trio.CancelScope) -> None:
+    """While the daemon stops, a journal that takes nothing is not waited for through the whole grace period: what is
+    still to be said is made up for at the next start, and everything that was to be delivered is delivered then.
+    """
+    while hard.deadline == math.inf or journal.waiting < FULL_TIMEOUT_S:  # noqa: ASYNC110 - a deadline wakes nobody
+        await trio.sleep(0.5)
+    log.warning("service.leaving", reason="the journal has no room, or is locked")
+    hard.cancel()
 
 
 async def _obey_reloads(commands: Commands) -> None:

@@ -13,6 +13,7 @@ import trio
 
 from roomtone.capture.account import Reason
 from roomtone.capture.entries import Mute, mute_entry, unmute_entry
+from roomtone.capture.outbox import Outbox
 from roomtone.capture.recorder import Witness
 from roomtone.capture.recovery import last_stop
 from roomtone.capture.reins import Reins
@@ -25,6 +26,9 @@ LOOK = 15.0
 """Seconds between two looks at the clock: neither its steps nor the machine's sleep keep a room muted for longer."""
 PATIENCE = 5.0
 """Seconds that the journal may take before the room listens again without it: audio is worth more than a fact."""
+
+LAST = 1.0
+"""Seconds that the journal may take for what is still to be said when the room is left."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -41,18 +45,32 @@ class Listening:
         self._wish = mute
         self._room = room
         self._utc = utc
-        self._reins = Reins()
+        self._outbox = Outbox(room)
+        self._reins = Reins(self._outbox)
+        self._is_taken_out = False
         self._changed = trio.lowlevel.ParkingLot()
 
     async def run(
         self, record: Callable[[Reins], Awaitable[Reason]], *, spool: Spool, journal: Journal, witness: Witness
     ) -> None:
         """Record, one run after the other, until the source has ended. Errors: those of `record` and of the journal."""
+        try:
+            await self._run(record, spool, journal, witness)
+        finally:
+            self._outbox.hurry()
+            with trio.CancelScope(shield=True):
+                await self._outbox.commit(journal, [], LAST)
+
+    async def _run(
+        self, record: Callable[[Reins], Awaitable[Reason]], spool: Spool, journal: Journal, witness: Witness
+    ) -> None:
         while True:
             if self.mute is not None:
                 witness.gap(self._room, "muted", trio.current_time())
                 await self._stay_muted(spool, journal)
-            self._reins = Reins()
+            self._reins = Reins(self._outbox)
+            if self._is_taken_out:
+                self._reins.take_out()
             match await record(self._reins):
                 case "ended":
                     self.ended = True
@@ -72,6 +90,11 @@ class Listening:
         """Unmute the room. Returns when it is about to open its source."""
         self._ask(None)
         await self._settled()
+
+    def take_out(self) -> None:
+        """The room is configured no more, and about to be stopped: its absence is not the daemon's."""
+        self._is_taken_out = True
+        self._reins.take_out()
 
     def begin_again(self) -> None:
         """Leave the source, and open what `record` opens now."""
@@ -107,6 +130,8 @@ class Listening:
                 break
             with trio.move_on_after(self._until_next_look(wish)):
                 await self._changed.park()
+            await self._commit(journal, [])
+        await self._outbox.drain(journal)  # the end of the last run may wait there
         stop = await last_stop(self._room, journal)
         position = spool.end if stop is None else stop.position
         cause: Cause = "daemon down" if over is not None and over < up else "device"
@@ -119,10 +144,7 @@ class Listening:
         return LOOK if mute.until is None else min(LOOK, (mute.until - self._now()).total_seconds())
 
     async def _commit(self, journal: Journal, facts: Sequence[Fact]) -> None:
-        with trio.move_on_after(PATIENCE) as waiting:
-            await journal.commit(*facts)
-        if waiting.cancelled_caught:
-            log.error("journal.waiting", room=self._room, facts=len(facts))
+        await self._outbox.commit(journal, facts, PATIENCE)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._utc(), UTC)

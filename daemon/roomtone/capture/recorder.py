@@ -51,6 +51,7 @@ from roomtone.capture.feed import (
     open_source,
 )
 from roomtone.capture.level import Loudness, measure_loudness
+from roomtone.capture.outbox import Outbox
 from roomtone.capture.recovery import Progress, RateChanged, Resume, identify, recover
 from roomtone.capture.reins import Reins
 from roomtone.capture.segment import WIDTH
@@ -60,19 +61,19 @@ from roomtone.events import Cause, Level, Notice, RecordingStarted, RecordingSto
 from roomtone.facts import Fact, Mark
 from roomtone.journal import Journal
 from roomtone.live import Live
+from roomtone.wellformed import well_formed
 
 __all__ = ["Clocks", "Opener", "RateChanged", "Witness", "read_clocks", "record", "recover"]
 
 TICK = 0.25
 """Seconds of waiting for a block that count as silence when none came. A standstill of our own loop counts once."""
-ENDING = 10.0
-"""Seconds that the last segment and the last facts of a run may take."""
+ENDING = 3.0
+"""Seconds that the last facts of a run may take: room that comes later comes to the next run, or the next start."""
 PATIENCE = 1.0
 """Seconds that facts may wait for a journal on a full disk before audio goes first."""
-AGAIN = 5.0
-"""Seconds of audio until the journal is asked again."""
+CROWDED = 10.0
 PENDING = 1000
-"""Facts above which each waits as long as `ENDING`: the source's ring fills meanwhile, and counts what it drops."""
+"""Facts above which each waits as long as `CROWDED`: the source's ring fills meanwhile, and counts what it drops."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -143,11 +144,14 @@ async def record(
 ) -> Reason:
     """Record the room at `rate` Hz in blocks of `frame` samples until the source has ended: a file, a command's exit 0.
 
-    Ended by `reins` or cancelled, it closes the source and the segment and says why it stopped, within ten seconds; so
-    does the end of the source. Returns why. `witness` is told how it stands.
+    Ended by `reins` or cancelled, it closes the source and the segment and says why it stopped, within a few seconds;
+    so does the end of the source. Returns why. `witness` is told how it stands.
     Relative paths begin in `folder`. Errors: RateChanged before anything is recorded; JournalError.
     """
-    reins = reins or Reins()
+    reins = reins or Reins(Outbox(room))
+    if reins.outbox:
+        witness.gap(room, "disk full", trio.current_time())
+        await reins.outbox.drain(journal)  # where the room stands is told by the journal
     resume = await recover(room, source, rate=rate, folder=folder, spool=spool, journal=journal)
     account = _account(source, rate, frame, resume, clocks())
     recorder = _Recorder(
@@ -250,8 +254,6 @@ class _Recorder:
         self._live = live
         self._reins = reins
         self._clocks = clocks
-        self._pending: list[Fact] = []
-        self._retry = 0.0
 
     @property
     def skip(self) -> int:
@@ -302,10 +304,10 @@ class _Recorder:
         return instructions
 
     async def settle(self) -> None:
-        """Give facts that still wait for the journal a last time of ten seconds; `recover` makes up for them."""
+        """Give facts that still wait for the journal a last time. What the room does next says them before its own."""
         with trio.CancelScope(shield=True):
-            self._retry = trio.current_time()
-            await self._commit([], patience=ENDING)
+            self._reins.outbox.hurry()
+            await self._reins.outbox.commit(self._journal, [], ENDING)
 
     async def _take(self, block: Block) -> None:
         loudness = measure_loudness(block.audio)
@@ -360,7 +362,7 @@ class _Recorder:
             case Stopped():
                 return self._stopped(instruction)
             case Note(severity=severity, code=code, text=text, position=position, at=at):
-                words = text if code.startswith("disk.") else f"{name_of(self.source)}: {text}"
+                words = well_formed(text if code.startswith("disk.") else f"{name_of(self.source)}: {text}")
                 return [Notice(room=self.room, position=position, at=at, severity=severity, code=code, text=words)]
             case _:
                 return []
@@ -388,20 +390,9 @@ class _Recorder:
             facts.append(Mark(key(self.room, "file"), msgspec.to_builtins(ended)))
         return facts
 
-    async def _commit(self, facts: Sequence[Fact], patience: float = PATIENCE) -> None:
-        """Commit the facts, and before them those that a journal on a full disk has not taken yet.
-
-        Audio is worth more than the order of a fact and the audio after it: what a crash makes of that, `recover` sees.
-        """
-        self._pending += facts
-        if not self._pending or (not facts and trio.current_time() < self._retry):
-            return
-        with trio.move_on_after(patience if len(self._pending) < PENDING else ENDING) as waiting:
-            await self._journal.commit(*self._pending)
-            self._pending.clear()
-        if waiting.cancelled_caught:
-            self._retry = trio.current_time() + AGAIN
-            log.error("journal.waiting", room=self.room, facts=len(self._pending))
+    async def _commit(self, facts: Sequence[Fact]) -> None:
+        outbox = self._reins.outbox
+        await outbox.commit(self._journal, facts, PATIENCE if len(outbox) < PENDING else CROWDED)
 
 
 def _told(lost: Lost) -> dict[str, object]:

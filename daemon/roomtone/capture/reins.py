@@ -5,6 +5,7 @@ from typing import Literal
 import trio
 
 from roomtone.capture.entries import Mute
+from roomtone.capture.outbox import Outbox
 from roomtone.events import Cause
 
 ROTATING = 5.0
@@ -15,10 +16,11 @@ class Reins:
     """Given to one run of `record`, and to whoever may want something of it.
 
     `scope` is the run's; `reason` is why it ends where that is not the source's end; `cause` is what the time after it
-    is to be called; `mute` is what is journalled with the end.
+    is to be called; `mute` is what is journalled with the end. `outbox` is the room's, and outlives the run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
         self.scope = trio.CancelScope()
         self.reason: Literal["stopping", "muted"] = "stopping"
         self.cause: Cause = "daemon down"
@@ -29,6 +31,10 @@ class Reins:
         """End the run because another one follows at once."""
         self.cause = "device"
         self.scope.cancel()
+
+    def take_out(self) -> None:
+        """Call the time after the run that of a device that is away: the room is configured no more."""
+        self.cause = "device"
 
     def close(self, mute: Mute) -> None:
         """End the run because the device is to be closed."""

@@ -1,0 +1,52 @@
+"""The facts that a room has to say and that a journal on a full disk has not taken yet: in order, and none is dropped
+while the daemon runs, over all runs of the room's recorder.
+"""
+
+from collections.abc import Sequence
+
+import structlog
+import trio
+
+from roomtone.facts import Fact
+from roomtone.journal import Journal
+
+AGAIN = 5.0
+"""Seconds until the journal is asked again by somebody who has nothing new to say."""
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class Outbox:
+    """One room's. What waits when the daemon ends is made up for by `recovery.recover`, from the spool."""
+
+    def __init__(self, room: str) -> None:
+        self._room = room
+        self._facts: list[Fact] = []
+        self._retry = 0.0
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    async def commit(self, journal: Journal, facts: Sequence[Fact], patience: float) -> None:
+        """Commit what waits, and then the facts, within so many seconds; else they wait too.
+
+        Audio is worth more than the order of a fact and the audio after it: what a crash makes of that, `recover` sees.
+        """
+        self._facts += facts
+        if not self._facts or (not facts and trio.current_time() < self._retry):
+            return
+        with trio.move_on_after(patience) as waiting:
+            await self.drain(journal)
+        if waiting.cancelled_caught:
+            self._retry = trio.current_time() + AGAIN
+            log.error("journal.waiting", room=self._room, facts=len(self._facts))
+
+    def hurry(self) -> None:
+        """Have the next `commit` ask the journal, whenever it was asked last."""
+        self._retry = 0.0
+
+    async def drain(self, journal: Journal) -> None:
+        """Commit what waits, however long it takes."""
+        if waiting := tuple(self._facts):
+            await journal.commit(*waiting)
+            del self._facts[: len(waiting)]
