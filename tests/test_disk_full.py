@@ -120,3 +120,25 @@ def start_while_full(disk: Path, url: str) -> None:
     aftermath.settle()
     aftermath.summary("desk")
     assert aftermath.transcript("desk") == aftermath.heard("desk")
+
+
+async def test_a_stop_on_a_full_disk(disk: Path) -> None:
+    """A daemon that is stopped on a disk that is full does not wait for room through its whole grace period, and the
+    next one says what was left unsaid.
+    """
+    async with open_service() as service:
+        await trio.to_thread.run_sync(stop_while_full, disk, service.url)
+
+
+def stop_while_full(disk: Path, url: str) -> None:
+    aftermath = Aftermath(disk)
+    config = desk_room(url) + SINKS
+    with run(disk, config + '\n[service]\nstate = "state"\ngrace = 600\n') as daemon:
+        daemon.wait_for(lambda: events(disk, "turn"))
+        with filled(disk):
+            daemon.wait_for(lambda: "journal.full" in daemon.log)
+            daemon.signal(signal.SIGTERM)
+            assert daemon.finish() == 0, daemon.log
+    assert "the journal has no room" in daemon.log
+    aftermath.settle()
+    aftermath.summary("desk")

@@ -191,6 +191,28 @@ async def test_the_quota_outranks_what_waits(tmp_path: Path, autojump_clock: tri
         assert len(await desk.notices()) == 2
 
 
+async def test_files_that_somebody_removes_are_told(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """Audio that was captured and is gone is not transcribed in silence: coverage says so, and each who lacks it."""
+    async with open_desk(tmp_path, Storage()) as desk:
+        desk.sinks["archive"] = Archive()
+        await desk.journal.advance("archive", 0)
+        await desk.record(10, at=BEGAN)
+        await desk.transcribe(4 * SEGMENT * RATE)
+        for segment in desk.spool.segments()[3:6]:
+            segment.path.unlink()
+        await trio.sleep(2 * INTERVAL)
+        removed = [cover for cover in await desk.journal.covered("desk") if cover.state == "removed"]
+        notices = await desk.notices()
+        await trio.sleep(10 * INTERVAL)
+        assert await desk.notices() == notices
+    assert [(cover.start, cover.end) for cover in removed] == [(4 * SEGMENT * RATE, 6 * SEGMENT * RATE)]
+    gone = "Files are gone from the spool, or cannot be read, and with them"
+    assert [(notice.code, notice.text) for notice in notices] == [
+        ("audio.removed", f"{gone} {3 * SEGMENT} s of audio of desk that sink archive never had."),
+        ("transcript.missing", f"{gone} {2 * SEGMENT} s of audio of desk before it was transcribed."),
+    ]
+
+
 async def test_settled_audio_goes_before_older_audio_that_waits(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """A hole in the transcript waits for its repair while younger audio, which is settled, goes."""
     async with open_desk(tmp_path, Storage(spool_gb=8 * SIZE / 1e9)) as desk:

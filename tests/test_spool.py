@@ -546,14 +546,68 @@ async def test_an_unreadable_file_does_not_stop_the_rest(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("gone", ["spool", "spool/desk"])
 async def test_a_folder_that_was_cleaned_away_is_made_again(tmp_path: Path, gone: str) -> None:
-    """Somebody's cleaning costs what was in the folder, and no audio after the segment that was open."""
+    """Somebody's cleaning costs what was in the folder, and not the segment that was open, nor any later one."""
     folder = tmp_path / "spool" / "desk"
     async with spool_of(folder, segment_seconds=1) as spool:
         await speak(spool, 1200)
         shutil.rmtree(tmp_path / gone)
         await speak(spool, 2400)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert [segment.position for segment in await recovered(folder)] == [2000, 3000]
+    assert [segment.position for segment in await recovered(folder)] == [1000, 2000, 3000]
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+async def test_an_open_segment_that_somebody_takes_away_is_restored(tmp_path: Path, how: str) -> None:
+    """Its audio is in the file that is still open: it is closed whole, under its name."""
+    folder = tmp_path / "desk"
+    async with spool_of(folder, segment_seconds=2) as spool:
+        await spool.append(tone(0, 200), at(1))  # a late read: the next one knows better, and the name changes
+        await speak(spool, 800)
+        (path,) = files(folder)
+        path.rename(tmp_path / "elsewhere") if how == "moved" else path.unlink()
+        if how == "replaced":
+            path.write_bytes(b"other")
+        await speak(spool, 1000)
+        (segment,) = spool.segments()
+        assert segment.path.read_bytes() == tone(0, 2000)
+        assert (segment.samples, segment.at) == (2000, NOON)
+    assert await recovered(folder) == (segment,)
+
+
+class StubbornDisk(Disk):
+    """The fear: a file cannot be renamed."""
+
+    def rename(self, path: Path, new: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+async def test_a_segment_that_cannot_be_renamed_is_read(tmp_path: Path) -> None:
+    """It keeps the time of the name that it has: its audio is worth more than a better time."""
+    async with spool_of(tmp_path, segment_seconds=1, disk=StubbornDisk()) as spool:
+        await spool.append(tone(0, 200), at(1))
+        await speak(spool, 40_000 - 200)
+        first = spool.segments()[0]
+        assert first.path.exists()
+        assert first.at == at(1)
+        assert (await listen(spool))[0].position == 0
+
+
+async def test_what_somebody_removes_is_told_once(tmp_path: Path) -> None:
+    """A file that is gone before anybody read it, one that is gone when it is read, and none that is here or went by
+    the spool's own hand.
+    """
+    async with spool_of(tmp_path, segment_seconds=1) as spool:
+        await speak(spool, 60_000)
+        first, second, third, fourth, *_ = spool.segments()
+        await spool.remove(first)
+        second.path.unlink()
+        third.path.unlink()
+        await spool.read(third.position, 100)
+        assert await spool.missing(0, 100) == [third, second]
+        fourth.path.unlink()
+        assert await spool.missing(fourth.end, 100) == []
+        assert await spool.missing(0, 100) == [fourth]
+        assert await spool.missing(0, 100) == []
 
 
 async def test_a_state_folder_that_is_away_is_not_made(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ Total: an exception of a plugin's is an object of its own, whose text and attrib
 import os
 import sysconfig
 import traceback
+from pathlib import Path
 
 from roomtone.batch import SinkFailed
 from roomtone.hooks import Misfit
 from roomtone.sinks import LONGEST_WAIT
 from roomtone.wellformed import text_of, well_formed
 
+_OWN = str(Path(__file__).parent) + os.sep
 MAX_TEXT = 300
 """Characters that are kept of a sink's own text."""
 
@@ -35,7 +37,7 @@ def explain(error: BaseException) -> str:
     text = " ".join(text_of(error).split())[:MAX_TEXT]
     if isinstance(error, SinkFailed | Misfit):
         return text
-    # Where the sink's own code was: a line of pathlib tells nobody anything.
+    # Where the sink's own code was: a line of pathlib, or of the daemon's own, tells nobody anything.
     lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     own = [f" ({file}:{line})" for file, line in lines if not _is_library(file)]
     place = well_formed(own[-1]) if own else ""
@@ -53,7 +55,8 @@ def _attribute(error: BaseException, name: str) -> object:
 
 
 def _is_library(file: str) -> bool:
-    """Whether this is Python's own, and not what is installed beside it."""
-    return file.startswith((sysconfig.get_path("stdlib"), "<frozen")) and not file.startswith(
-        (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    """True if this is Python's own, and not what is installed beside it, or the daemon's."""
+    return file.startswith(_OWN) or (
+        file.startswith((sysconfig.get_path("stdlib"), "<frozen"))
+        and not file.startswith((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
     )

@@ -26,7 +26,7 @@ from roomtone.events import Notice
 from roomtone.facts import Cover, Fact, Mark
 from roomtone.journal import Journal
 from roomtone.pins import is_pinned, pins_key, pins_of
-from roomtone.retention import Gauge, Removal, Shelf, Toll, choose
+from roomtone.retention import Gauge, Removal, Shelf, Toll, choose, first_lacking, lacking
 from roomtone.sinks import Sink
 from roomtone.speech.coverage import Spans
 
@@ -38,6 +38,8 @@ PRUNING = 3600.0
 """Seconds between two prunings of the journal."""
 PATIENCE = 2.0
 """Seconds that a fact or a pruning may wait for a journal on a full disk; it is tried again at the next look."""
+LOOKED_AT = 100
+"""Segments of a room whose files are looked for at each look: those that are wanted next."""
 SLACK = 0.95
 """The share of its quota that the journal is pruned to."""
 RESERVE = 4 << 20
@@ -148,7 +150,7 @@ class _Keeper:
         self._calendar = calendar
         self._is_at_start = True
         self._gauge = Gauge()
-        self._tolls: dict[tuple[str, str], Toll] = {}
+        self._tolls: dict[tuple[str, str, str], Toll] = {}
         self._pending: list[Fact] = []
 
     def _now(self) -> datetime:
@@ -183,6 +185,7 @@ class _Keeper:
         storage, space = self._rules.storage(), self._space()
         now = self._now()
         mark = _mark(storage, space)
+        await self._look_for_missing(now)
         shelves = await self._shelves()
         settled, forced = choose(
             shelves,
@@ -190,7 +193,7 @@ class _Keeper:
             lacking=mark - space.free,
             before=shifted(self._today(), -timedelta(days=storage.spool_days)),
         )
-        self._say_forced(forced, storage.spool_quota, now)
+        self._say_taken(forced, f"The quota of the spool ({show(storage.spool_quota)}) took", now)
         await self._commit()
         for removal in [*settled, *forced]:
             await self._remove(removal)
@@ -271,25 +274,34 @@ class _Keeper:
         except OSError as error:
             log.error("segment.unremovable", file=str(removal.segment.path), error=str(error))  # noqa: TRY400 - the error's text says it all
 
-    def _say_forced(self, forced: Sequence[Removal], quota: int, now: datetime) -> None:
+    async def _look_for_missing(self, now: datetime) -> None:
+        """Say what somebody has removed from the spool, or the disk has lost, before all had it."""
+        missing: list[Removal] = []
+        for shelf in await self._shelves():
+            if spool := self._rules.spools().get(shelf.room):
+                gone = await spool.missing(first_lacking(shelf), LOOKED_AT)
+                missing += [lacking(shelf, segment) for segment in gone]
+        self._say_taken(missing, "Files are gone from the spool, or cannot be read, and with them", now)
+
+    def _say_taken(self, removals: Sequence[Removal], by: str, now: datetime) -> None:
         """Coverage of what was never transcribed, and notices: of each sink, and of the transcript."""
-        for removal in forced:
+        for removal in removals:
             segment, rate = removal.segment, removal.rate
             for name in removal.sinks:
-                self._toll(removal.room, name).take(timedelta(seconds=segment.samples / rate))
+                self._toll(removal.room, name, by).take(timedelta(seconds=segment.samples / rate))
             if removal.unheard:
-                self._toll(removal.room, "").take(timedelta(seconds=removal.unheard.total / rate))
+                self._toll(removal.room, "", by).take(timedelta(seconds=removal.unheard.total / rate))
             self._pending += [
                 Cover(removal.room, start, end, "removed", None, segment.when(start, rate), segment.when(end, rate))
                 for start, end in removal.unheard
             ]
-        for (room, sink), toll in self._tolls.items():
-            if taken := toll.due(now):
-                first = next((removal.segment for removal in forced if removal.room == room), None)
-                self._pending.append(_missed(room, sink, f"({show(quota)}) took {_duration(taken)}", first, now))
+        for (room, sink, taker), toll in self._tolls.items():
+            if taker == by and (taken := toll.due(now)):
+                first = next((removal.segment for removal in removals if removal.room == room), None)
+                self._pending.append(_missed(room, sink, f"{by} {_duration(taken)}", first, now))
 
-    def _toll(self, room: str, sink: str) -> Toll:
-        return self._tolls.setdefault((room, sink), Toll())
+    def _toll(self, room: str, sink: str, by: str) -> Toll:
+        return self._tolls.setdefault((room, sink, by), Toll())
 
     def _watch(self, space: Space, mark: int, now: datetime) -> None:
         code = self._gauge.read(space.free, mark)
@@ -330,7 +342,7 @@ def _mark(storage: Storage, space: Space) -> int:
 
 
 def _missed(room: str, sink: str, taken: str, first: Segment | None, now: datetime) -> Notice:
-    """The quota took audio that a sink never had, or, without a sink, that nobody had transcribed."""
+    """Audio went that a sink never had, or, without a sink, that nobody had transcribed."""
     missed = f"that sink {sink} never had" if sink else "before it was transcribed"
     return Notice(
         room=room,
@@ -338,7 +350,7 @@ def _missed(room: str, sink: str, taken: str, first: Segment | None, now: dateti
         at=first.at if first else now,
         severity="warning",
         code="audio.removed" if sink else "transcript.missing",
-        text=f"The quota of the spool {taken} of audio of {room} {missed}.",
+        text=f"{taken} of audio of {room} {missed}.",
     )
 
 

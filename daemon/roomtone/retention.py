@@ -94,14 +94,25 @@ def _waiting(shelf: Shelf) -> Iterator[Removal]:
     """What is not settled."""
     margin = MARGIN * shelf.rate
     for segment in shelf.segments(0):
-        sinks = tuple(name for name, position in shelf.delivered.items() if position < segment.end)
+        removal = lacking(shelf, segment)
         near = Spans([(max(0, segment.position - margin), segment.end + margin)])
-        unheard = Spans([(segment.position, segment.end)]) - shelf.heard
-        if not unheard and near - shelf.heard:
+        if not removal.unheard and near - shelf.heard:
             # All of it is heard, and a session that has to begin again may want it: it waits as if it were not.
-            unheard = Spans([(segment.position, segment.end)])
-        if sinks or unheard:
-            yield Removal(shelf.room, shelf.rate, segment, sinks, unheard)
+            removal = removal._replace(unheard=Spans([(segment.position, segment.end)]))
+        if removal.sinks or removal.unheard:
+            yield removal
+
+
+def lacking(shelf: Shelf, segment: Segment) -> Removal:
+    """Who has not had the segment yet. Pure."""
+    sinks = tuple(name for name, position in shelf.delivered.items() if position < segment.end)
+    return Removal(shelf.room, shelf.rate, segment, sinks, Spans([(segment.position, segment.end)]) - shelf.heard)
+
+
+def first_lacking(shelf: Shelf) -> int:
+    """A position before which nobody waits for anything. Pure."""
+    heard = next(iter(shelf.heard), (0, 0))
+    return min([heard[1] if heard[0] == 0 else 0, *shelf.delivered.values()])
 
 
 class Gauge:

@@ -4,10 +4,25 @@ import os
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import structlog
+
 from roomtone.capture.segment import WIDTH, Segment, name_segment
 from roomtone.files import sync_folder
 
 _CHUNK = 2**20
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a spool's folder again where somebody has cleaned up.
+
+    Not the state folder itself: its disk may be away, and another must not fill. Raises OSError.
+    """
+    if not folder.is_dir():
+        log.error("spool.gone", folder=str(folder))
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 class Disk:
@@ -40,6 +55,28 @@ class Disk:
         """The names in the folder are durable when this returns. Raises OSError."""
         sync_folder(folder)
 
+    def rename(self, path: Path, new: Path) -> None:
+        """The file gets another name in its folder. Raises OSError."""
+        path.rename(new)
+
+    def has(self, file: int, path: Path) -> bool:
+        """True if the path names this open file. Raises OSError."""
+        try:
+            return os.path.samestat(os.fstat(file), path.stat())
+        except FileNotFoundError:
+            return False
+
+    def copy(self, file: int, path: Path) -> None:
+        """A new file with the bytes of this open one, durable when this returns. Raises OSError."""
+        target = self.create(path)
+        try:
+            offset = 0
+            while sent := os.sendfile(target, file, offset, _CHUNK):
+                offset += sent
+            os.fdatasync(target)
+        finally:
+            os.close(target)
+
     def erase(self, path: Path, offset: int, size: int) -> None:
         """Zeros in the place of so many bytes, durable when this returns. Raises OSError."""
         file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -68,6 +105,7 @@ class Sheet:
         self.fresh = fresh
         self.samples = 0
         self._disk = disk
+        self._dated = at
         self._file = disk.create(path)
         self._named = False
         self._synced = 0
@@ -98,12 +136,26 @@ class Sheet:
             self._named = True
 
     def rename(self) -> None:
-        """Give the file the name that the best knowledge of its time asks for."""
+        """Give the file the name that the best knowledge of its time asks for.
+
+        Where the disk refuses that, the segment keeps the time of the name that it has, for it is found by its name.
+        One that somebody has removed meanwhile is written anew: all of it is in the file that is still open.
+        """
         path = self.path.with_name(name_segment(self.position, self.at, fresh=self.fresh))
-        if path != self.path:
-            self.path.rename(path)
-            self.path = path
-            self._disk.sync_folder(path.parent)
+        try:
+            if not self._disk.has(self._file, self.path):
+                make_folder(path.parent)
+                self._disk.copy(self._file, path)
+                log.warning("segment.restored", file=str(path))
+            elif path != self.path:
+                self._disk.rename(self.path, path)
+            else:
+                return
+        except OSError:
+            self.at = self._dated
+            raise
+        self.path, self._dated = path, self.at
+        self._disk.sync_folder(path.parent)
 
     def close(self) -> None:
         os.close(self._file)

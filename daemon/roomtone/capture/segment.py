@@ -141,12 +141,14 @@ class Index:
         self._times.append((segment.at - _EPOCH) // _MICROSECOND)
         self._fresh.append(segment.fresh)
 
-    def remove(self, position: int) -> None:
-        """Forget the segment that begins at `position`, if there is one."""
+    def remove(self, position: int) -> bool:
+        """Forget the segment that begins at `position`. False if there is none."""
         place = bisect_right(self._positions, position) - 1
-        if place >= 0 and self._positions[place] == position:
-            for column in (self._positions, self._samples, self._times, self._fresh):
-                del column[place]
+        if place < 0 or self._positions[place] != position:
+            return False
+        for column in (self._positions, self._samples, self._times, self._fresh):
+            del column[place]
+        return True
 
     def place(self, position: int) -> int:
         """How many begin before `position`: the place of the first that does not."""

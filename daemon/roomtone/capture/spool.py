@@ -17,13 +17,14 @@ cannot take its threads.
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import structlog
 import trio
 
-from roomtone.capture.disk import Disk, Sheet
+from roomtone.capture.disk import Disk, Sheet, make_folder
 from roomtone.capture.memory import MEMORY, Chunk, Memory, Piece
 from roomtone.capture.segment import WIDTH, Index, Segment, name_segment, recover_segments
 
@@ -71,6 +72,7 @@ class Spool:
         self._dated: tuple[int, datetime] | None = None
         self.end = self._recorded
         self._fresh = False
+        self._lost: list[Segment] = []
         self._sheet: Sheet | None = None
         self._memory = Memory(max(int(MEMORY * rate), segment))
         self._filing = trio.Lock()
@@ -182,6 +184,18 @@ class Spool:
         """
         return (self._index[place] for place in range(self._index.place(start), len(self._index) - 1))
 
+    async def missing(self, start: int, most: int) -> list[Segment]:
+        """The closed segments whose audio is gone, though nobody has removed it here: each is returned once.
+
+        Those that a reader has found unreadable, and, of the `most` that begin at `start` or later, those without a
+        file. What is in memory still is not looked at.
+        """
+        memory = self._memory.first
+        seen = [one for one in islice(self.spare(start), most) if memory is None or one.end <= memory]
+        absent = await self._run(lambda: [one for one in seen if not one.path.exists()])
+        lost, self._lost = self._lost, []
+        return lost + [one for one in absent if self._index.remove(one.position)]
+
     async def remove(self, segment: Segment) -> None:
         """Delete a closed segment, from memory too. That its file is gone already is as good. Raises OSError."""
         self._index.remove(segment.position)
@@ -251,11 +265,7 @@ class Spool:
 
     def _begin(self, audio: bytes, at: datetime) -> Sheet:
         path = self._folder / name_segment(self.end, at, fresh=self._fresh)
-        if not self._folder.is_dir():
-            # Somebody has cleaned up. Not the state folder itself: its disk may be away, and another must not fill.
-            log.error("spool.gone", folder=str(self._folder))
-            self._folder.parent.mkdir(mode=0o700, exist_ok=True)
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(self._folder)
         sheet = Sheet(self._disk, path, self.end, at, fresh=self._fresh)
         try:
             sheet.write(audio)
@@ -306,6 +316,7 @@ class Spool:
         if not audio and self._index.after(start) == segment:  # else it was removed meanwhile
             log.error("segment.unreadable", file=str(segment.path), error=reason)
             self._index.remove(segment.position)
+            self._lost.append(segment)
         return audio
 
     async def _run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
