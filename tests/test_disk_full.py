@@ -140,5 +140,11 @@ def stop_while_full(disk: Path, url: str) -> None:
             daemon.signal(signal.SIGTERM)
             assert daemon.finish() == 0, daemon.log
     assert "the journal has no room" in daemon.log
+    with run(disk, config) as daemon:
+        turns = len(events(disk, "turn"))
+        daemon.wait_for(lambda: len(events(disk, "turn")) > turns + 1)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.finish() == 0, daemon.log
     aftermath.settle()
     aftermath.summary("desk")
+    assert aftermath.transcript("desk") == aftermath.heard("desk")
