@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from roomtone import journald, secret
+from roomtone import descriptors, journald, secret
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -25,11 +25,12 @@ def configure(level: str, stream: TextIO) -> None:
     For the program's entry, once: structlog and logging are the process's, so this is a setting and no object.
     """
     to_journal = journald.is_journal(stream, os.environ)
-    rendering = journald.processors() if to_journal else _rendering(stream)
+    lines = descriptors.Lines(stream)
+    rendering = journald.processors() if to_journal else [lines.own_up, *_rendering(stream)]
     structlog.configure(
         processors=[structlog.stdlib.add_log_level, _mask, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=journald.Entries() if to_journal else _Lines(stream),
+        logger_factory=journald.Entries() if to_journal else lines,
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -64,28 +65,6 @@ def _json(line: EventDict, **_: object) -> str:
 
 def _mask(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
     return {key: secret.mask(value) if isinstance(value, str) else value for key, value in line.items()}
-
-
-class _Lines:
-    """A logger that writes lines, and its own factory. A reader that has gone must not end the recording: what cannot
-    be written is counted in `lost`.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.lost = 0
-
-    def __call__(self, *_: object) -> "_Lines":
-        return self
-
-    def msg(self, line: str) -> None:
-        try:
-            self._stream.write(line + "\n")
-            self._stream.flush()
-        except OSError:
-            self.lost += 1
-
-    debug = info = warning = error = critical = exception = log = msg
 
 
 class _Forward(logging.Handler):

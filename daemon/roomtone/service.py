@@ -141,7 +141,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
 async def _obey_signals(
     force: InForce, hard: trio.CancelScope, stopping: trio.Event, rooms: Rooms, analyst: Analyst
 ) -> None:
-    """The first signal ends capture and gives the rest its time; the second one ends everything."""
+    """The first signal ends capture and gives the rest its time; a second SIGINT or SIGTERM ends everything."""
     with trio.open_signal_receiver(*_ENDING, *([signal.SIGHUP] if _is_in_terminal() else [])) as signals:
         number = await anext(signals)
         grace = force.config.service.grace
@@ -150,14 +150,16 @@ async def _obey_signals(
         hard.deadline = trio.current_time() + grace
         rooms.stop(grace * STREAMING_SHARE)
         analyst.stop(grace * STREAMING_SHARE)
-        await anext(signals)
+        # A window that is closed says so several times: its shell does, and the kernel. Nobody is in a hurry there.
+        while await anext(signals) == signal.SIGHUP:
+            pass
         log.warning("service.leaving", reason="a second signal")
         hard.cancel()
 
 
 async def _obey_reloads(commands: Commands) -> None:
-    """SIGHUP is `roomtone reload` whose answer is in the log."""
-    if _is_in_terminal():
+    """SIGHUP is `roomtone reload` whose answer is in the log. It stays ignored where `nohup` has asked for that."""
+    if _is_in_terminal() or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
         async for _ in signals:
@@ -165,8 +167,12 @@ async def _obey_reloads(commands: Commands) -> None:
 
 
 def _is_in_terminal() -> bool:
-    """There SIGHUP says that the window was closed: nobody expects the microphone to stay open behind it."""
-    return os.isatty(0)
+    """There SIGHUP says that the window was closed: nobody expects the microphone to stay open behind it.
+
+    `roomtone run < /dev/null` has a window too, and shows its log there. What `nohup` has started outlives its window.
+    """
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return not is_ignored and any(os.isatty(number) for number in (0, 1, 2))
 
 
 async def _check_rates(config: Config, journal: Journal) -> None:
