@@ -77,8 +77,8 @@ def copy_of(stream: TextIO) -> int | None:
 class Lines:
     """A logger for structlog that writes lines, and its own factory.
 
-    Nothing that becomes of the stream ends or holds up the caller: a reader that has gone or does not read, a full disk,
-    a plugin that closes it. Lines that cannot be written are counted in `lost`; the next one that can says how many.
+    Nothing that becomes of the stream ends or holds up the caller: a reader that has gone or does not read, a full
+    disk, a plugin that closes it. Lines that cannot be written are counted in `lost`, and the next one says how many.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -109,8 +109,8 @@ class Lines:
     debug = info = warning = error = critical = exception = log = msg
 
     def _write(self, descriptor: int, line: bytes) -> None:
-        """Write without blocking. Rejected: O_NONBLOCK, which all who have this terminal or pipe would share. A pipe that
-        is ready takes PIPE_BUF bytes (pipe(7)).
+        """Write without blocking. Rejected: O_NONBLOCK, which all who have this terminal or pipe would share. A pipe
+        that is ready takes PIPE_BUF bytes (pipe(7)).
         """
         rest = memoryview(b"\n" + line if self._is_torn else line)
         ready = select.poll()
