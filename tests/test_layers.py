@@ -39,6 +39,7 @@ LAYERS = (
     },
     {"tables", "database", "speech.track"},
     {"journal"},
+    {"containment"},
     {"capture.*"},
     {"speech.*"},
     {"hooks", "batch", "failure", "worker", "pins", "proof", "standing"},

@@ -37,6 +37,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "journal.corrupt": "b41b3222f6974de3833e089324e146ef",
     "session.failed": "6e313365b60e4dba98d589efa2103113",
     "recognizer.ended": "c9559ff836f64605a535ed89eead952d",
+    "part.failed": "abee035b34d7464fb176520ec019e00b",
     "sink.failed": "a2389ce4646746cfa53036c7a02c58d8",
     "sink.stuck": "9c6f174512ff44f9a4b41298c8767f18",
     "event.refused": "159f80ca2b2b4fef90bc9b9925f3424b",

@@ -23,6 +23,7 @@ from roomtone.capture.segment import SPOOL
 from roomtone.capture.spool import Spool
 from roomtone.commands import Commands
 from roomtone.config import Config, check_gates, find_gateway_key, find_key
+from roomtone.containment import supervise
 from roomtone.control import serve
 from roomtone.erasure import Erasure
 from roomtone.exposition import expose
@@ -96,7 +97,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         lambda: force.config.sinks,
                         lambda: force.config.unloaded,
                     )
-                    upkeep.start_soon(keep_room, state, rules, journal)
+                    upkeep.start_soon(supervise, "Housekeeping", partial(keep_room, state, rules, journal), journal)
                     async with trio.open_nursery() as streaming_and_capture:
                         rooms = Rooms(streaming_and_capture, surroundings)
                         for name, table in config.rooms.items():
@@ -129,7 +130,8 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         watching.start_soon(_obey_reloads, commands)
                         control = places.control_socket(state, environ)
                         watching.start_soon(partial(serve, control, commands, journal=journal, live=live))
-                        watching.start_soon(expose, config.service, config.folder, commands.report)
+                        metrics = partial(expose, config.service, config.folder, commands.report)
+                        watching.start_soon(supervise, "Serving metrics", metrics, journal)
                         await rooms.outlast()
                     supervision.stopping.set()
                     await analyst.finish()
