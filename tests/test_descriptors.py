@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -136,6 +137,83 @@ def test_a_plugin_that_closes_stderr_ends_nothing(tmp_path: Path, close: str) ->
         assert daemon.finish() == 0, daemon.log
     assert "service.stopping" in daemon.log
     assert events(tmp_path, "recording_stopped")
+
+
+FORKER = """
+import os, pathlib, time
+from roomtone import hookimpl
+
+@hookimpl
+def recording_started(event):
+    folder = pathlib.Path(__file__).parent.parent
+    if (folder / "fork.pid").exists():
+        return
+    child = os.fork()
+    if child == 0:
+        time.sleep(120)
+        os._exit(0)
+    (folder / "fork.pid").write_text(str(child))
+"""
+
+
+def test_what_a_plugin_forks_keeps_nothing_from_the_next_daemon(tmp_path: Path) -> None:
+    """The daemon is killed and the fork lives on: the source and the recognizer end all the same, and the next daemon
+    has the state, the control socket and the port for metrics.
+    """
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "forker.py").write_text(FORKER)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = (
+        f'[service]\nstate = "state"\nmetrics = "127.0.0.1:{port}"\n[rooms.desk]\n'
+        f'source = {{ kind = "command", argv = ["{sys.executable}", "-c", "{TICKING}"] }}\n'
+        f'{SINKS}\n[sinks.forker]\nkind = "forker"\nstart = "oldest"\n'
+    )
+    env = {"XDG_RUNTIME_DIR": ""}
+    with run(tmp_path, config, env=env) as daemon:
+        daemon.wait_for((tmp_path / "fork.pid").exists)
+        daemon.wait_for(lambda: "recognizer.ready" in daemon.log)
+        children = descendants(daemon.process.pid) - {int((tmp_path / "fork.pid").read_text())}
+        assert len(children) >= 3  # the source, its command, the recognizer
+        daemon.signal(signal.SIGKILL)
+        daemon.finish()
+    fork = int((tmp_path / "fork.pid").read_text())
+    try:
+        end = time.monotonic() + 30
+        while any(is_running(child) for child in children):
+            assert time.monotonic() < end, [Path(f"/proc/{child}/cmdline").read_text() for child in children]
+            time.sleep(0.05)
+        with run(tmp_path, config, env=env) as daemon:
+            daemon.wait_for(lambda: len(events(tmp_path, "recording_started")) == 2)
+            daemon.wait_for(lambda: ask(tmp_path, "status") == 0)
+            daemon.signal(signal.SIGTERM)
+            assert daemon.finish() == 0, daemon.log
+        assert is_running(fork)
+    finally:
+        os.kill(fork, signal.SIGKILL)
+    assert "control.unavailable" not in daemon.log
+    assert "metrics.unavailable" not in daemon.log
+
+
+def ask(folder: Path, command: str) -> int:
+    words = [*COMMAND, command, "--config", str(folder / "roomtone.toml")]
+    environ = os.environ | {"XDG_RUNTIME_DIR": ""}
+    return subprocess.run(words, check=False, capture_output=True, env=environ).returncode
+
+
+def descendants(process: int) -> set[int]:
+    """The processes below this one."""
+    below = Path(f"/proc/{process}/task").glob("*/children")
+    found = {int(child) for children in below for child in children.read_text().split()}
+    return found.union(*map(descendants, found))
+
+
+def is_running(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in {"Z", "X"}
 
 
 TICKING = (

@@ -1,12 +1,14 @@
-"""The descriptors of this process: the three that every program counts on, how many there may be, and lines for a log
-that nothing holds up.
+"""The descriptors of this process: the three that every program counts on, how many there may be, those that a fork
+must not keep, and lines for a log that nothing holds up.
 """
 
 import os
 import resource
 import select
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, TextIO
 
 MAX_DESCRIPTORS = 1 << 20
@@ -72,6 +74,36 @@ def copy_of(stream: TextIO) -> int | None:
         return os.dup(stream.fileno())
     except (OSError, ValueError):
         return None
+
+
+@contextmanager
+def kept_from_forks(*descriptors: int) -> Iterator[None]:
+    """As long as this lasts, a child that a plugin forks closes these descriptors: a lock, a port or a lifeline that it
+    kept would outlive us, and hold up our successor. Closing on exec does not help a child that never calls that.
+
+    Rejected: POSIX locks, which a fork does not inherit. Whatever opens and closes the same file in this process would
+    drop them, and ports and pipes have none.
+    """
+    kept = _kept_from_forks()
+    kept.update(descriptors)
+    try:
+        yield
+    finally:
+        kept.difference_update(descriptors)
+
+
+@cache
+def _kept_from_forks() -> set[int]:
+    """One for the process, and registered once: what is registered cannot be taken back."""
+    kept = set[int]()
+
+    def close() -> None:
+        while kept:
+            with suppress(OSError):
+                os.close(kept.pop())
+
+    os.register_at_fork(after_in_child=close)
+    return kept
 
 
 class Lines:

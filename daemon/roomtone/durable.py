@@ -14,6 +14,8 @@ from pathlib import Path
 
 import structlog
 
+from roomtone.descriptors import kept_from_forks
+
 PRIVATE = 0o600
 
 SPOILED = ".spoiled"
@@ -102,7 +104,8 @@ def alone(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
         else:
-            yield True
+            with kept_from_forks(descriptor):
+                yield True
     finally:
         os.close(descriptor)
 

@@ -16,6 +16,7 @@ import trio
 from roomtone.admission import Door, is_local, is_same_origin
 from roomtone.backoff import is_worth_saying
 from roomtone.config import Service, address_of
+from roomtone.descriptors import kept_from_forks
 from roomtone.durable import replace
 from roomtone.inquiry import Cost, Report, RoomReport
 from roomtone.standing import SinkStatus
@@ -77,7 +78,8 @@ async def _serve(address: str, is_public: bool, report: Reporting) -> None:
             await _answer(stream, places=places, report=report, is_public=is_public)
 
     log.info("metrics.served", address=f"{host}:{listeners[0].socket.getsockname()[1]}")
-    await trio.serve_listeners(answer, listeners)
+    with kept_from_forks(*(listener.socket.fileno() for listener in listeners)):
+        await trio.serve_listeners(answer, listeners)
 
 
 async def _answer(
