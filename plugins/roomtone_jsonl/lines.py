@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from roomtone import Forgotten
+from roomtone.descriptors import kept_from_forks
 from roomtone.durable import make_folder, sync_folder
 from roomtone_jsonl.forgetting import family, kept, rewrite, turns_among, turns_in
 from roomtone_jsonl.packer import Packer
@@ -147,7 +148,7 @@ def _opened(path: Path) -> Iterator[io.FileIO]:
         make_folder(path.parent)
         is_new = not path.exists()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        with io.FileIO(os.open(path, flags, 0o600), "r+") as file:
+        with io.FileIO(os.open(path, flags, 0o600), "r+") as file, kept_from_forks(file.fileno()):
             _check(file)
             with suppress(OSError):  # a file system without locks
                 # `roomtone sinks test` opens it too, and would cut off, as torn, a line that is just being written.
