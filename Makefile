@@ -11,11 +11,12 @@ CAPTURE_PACKAGES := libportaudio2 libasound2-plugins
 TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox systemd libpam-systemd dbus iproute2 \
 	procps libnss-myhostname
 
-.PHONY: help soak demo run test suite crash lint audit format bench requirements clean
+.PHONY: help soak demo run test check suite crash lint audit format bench requirements clean
 
 help:
 	@echo "make demo     play a recorded conversation through the whole recorder and watch it"
 	@echo "make test     linting, types and every test: what CI runs"
+	@echo "make check    linting, types and the fast tests, in two minutes"
 	@echo "make crash    kill the daemon two hundred times, and at every step of its journal"
 	@echo "make suite    the tests alone"
 	@echo "make lint     linting and types only"
@@ -32,6 +33,10 @@ demo: $(VENV)/run
 # Linting beside the tests: it has one core for a minute, which they leave it. What fails fails both ways.
 test: $(VENV)/dev packages
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint suite
+
+# For people at work: what takes long is left out. A test that needs a Debian package that is missing says so.
+check: $(VENV)/dev
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint suite TESTS='-m "not slow" --timeout=60 --quiet $(TESTS)'
 
 suite: $(VENV)/dev
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS)

@@ -60,10 +60,15 @@ LONGEST = (
     "test_disk_full",
     "test_gate",
 )
-"""Modules that take long, and begin first: else one worker has one of them to itself while the others have ended."""
+"""Modules that take long. They begin first, else one worker has one of them to itself while the others have ended; and
+they are marked `slow`, for `make check` leaves them out: a test there that takes a minute fails, and belongs here.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort by module, the longest first. `--no-loadscope-reorder` keeps xdist from doing it by the number of tests."""
     order = {name: place for place, name in enumerate(LONGEST)}
+    for item in items:
+        if item.path.stem in order:
+            item.add_marker("slow")
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))

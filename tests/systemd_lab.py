@@ -23,6 +23,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+OWN = {"run": "mode=755", "tmp": "mode=1777", "var/tmp": "mode=1777", "dev": "mode=755"}
+"""Folders that the guest has to itself, each with the options of its file system."""
 INIT = Path("/lib/systemd/systemd")
 TOOLS = ("unshare", "nsenter", "setpriv", "mount", "umount", "pivot_root", "systemctl", "journalctl")
 ENVIRONMENT = {
@@ -125,7 +127,7 @@ def boot(folder: Path, binds: Mapping[str, Path] | None = None, *, limits: bool 
         plan = {
             "overlay": str(folder / "overlay"),
             "cgroups": {hierarchy: str(group) for hierarchy, group in groups.items()},
-            "binds": {inside: str(outside) for inside, outside in (binds or {}).items()},
+            "binds": {inside: str(outside) for inside, outside in {**_hidden(), **(binds or {})}.items()},
         }
         (folder / "overlay").mkdir()
         # The guest must not outlive a test run that is killed.
@@ -145,6 +147,14 @@ def boot(folder: Path, binds: Mapping[str, Path] | None = None, *, limits: bool 
                 yield guest
             finally:
                 process.kill()  # its child is the guest's init, and with that everything in the guest ends
+
+
+def _hidden() -> dict[str, Path]:
+    """The tests and their interpreter, where they lie in a folder of which the guest has its own, as a clone in /tmp
+    does: the guest shows them at the same path.
+    """
+    ours = {Path(sys.prefix), Path(__file__).resolve().parent.parent}
+    return {str(path): path for path in sorted(ours) if any(path.is_relative_to(f"/{name}") for name in OWN)}
 
 
 def _check_means() -> None:
@@ -230,7 +240,7 @@ def build(plan: dict[str, Any]) -> NoReturn:
     for folder in (root, upper, work):
         folder.mkdir()
     _mount("overlay", root, f"lowerdir=/,upperdir={upper},workdir={work}")
-    for name, options in {"run": "mode=755", "tmp": "mode=1777", "var/tmp": "mode=1777", "dev": "mode=755"}.items():
+    for name, options in OWN.items():
         _mount("tmpfs", root / name, options)
     _make_devices(root / "dev")
     for inside, outside in plan["binds"].items():

@@ -1,11 +1,13 @@
 """Each conversation that is over is asked about once, whatever the endpoint, the network and the daemon do."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 import trio
@@ -106,9 +108,10 @@ async def talk(
     prompts: dict[str, Inquiry] | None = None,
     budget: Budget = Budget(),  # noqa: B008 - it is frozen
     left: float = DAY,
+    network: Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport] = lambda transport: transport,
     **access: Any,
 ) -> AsyncIterator[Talk]:
-    """`left` are the seconds until the next day of the budget begins."""
+    """`left` are the seconds until the next day of the budget begins; `network` lies before the gateway."""
     async with (
         open_journal(folder / "journal.sqlite", inline=True) as journal,
         open_gateway(mishaps=mishaps, port=None) as gateway,
@@ -123,12 +126,40 @@ async def talk(
             setting(gateway.url, prompts, **access),
             lambda _: round(trio.current_time() * RATE),
             governor,
-            transport=gateway.transport,
+            transport=network(gateway.transport),
             utc=utc,
         ) as analyst,
     ):
         await trio.sleep(1)
         yield Talk(journal, gateway, analyst)
+
+
+class Unforeseen(httpx2.AsyncBaseTransport):
+    """A network whose first requests raise what no library documents."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport, times: int) -> None:
+        self.inner = inner
+        self.left = times
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.left -= 1
+        if self.left >= 0:
+            raise ZeroDivisionError
+        return await self.inner.handle_async_request(request)
+
+
+@pytest.mark.parametrize(("times", "answered"), [(3, 1), (10**6, 0)])
+async def test_what_nobody_foresaw_waits_and_ends_nothing(
+    tmp_path: Path, autojump_clock: MockClock, times: int, answered: int
+) -> None:
+    """It is asked again, with a notice; a failure that stays is left for the next start when all else is done."""
+    async with talk(tmp_path, network=partial(Unforeseen, times=times)) as room:
+        await room.say("hello there")
+        await room.be_quiet(20)
+        assert {notice.code for notice in await room.notices()} == {"part.failed"}
+        with trio.fail_after(FINISHING):
+            await room.analyst.finish()
+        assert len(await room.analyses()) == answered
 
 
 async def test_a_conversation_is_asked_about_once(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -15,6 +15,8 @@ LAYERS = (
         "clock",
         "calendar",
         "backoff",
+        "admission",
+        "descriptors",
         "durable",
         "files",
         "places",
@@ -39,6 +41,7 @@ LAYERS = (
     },
     {"tables", "database", "speech.track"},
     {"journal"},
+    {"containment"},
     {"capture.*"},
     {"speech.*"},
     {"hooks", "batch", "failure", "worker", "pins", "proof", "standing"},
@@ -60,7 +63,7 @@ LAYERS = (
 
 ALONE = {
     "capture.source": set[str](),
-    "recognizer.*": {"events", "speech.protocol", "speech.parameters", "recognizer.*"},
+    "recognizer.*": {"admission", "descriptors", "events", "speech.protocol", "speech.parameters", "recognizer.*"},
 }
 """What runs as a program of its own imports only this; capture.source its own folder's modules that import nothing."""
 
@@ -117,7 +120,7 @@ def test_imports_point_left(name: str, path: Path) -> None:
 
 def test_the_recognizer_stands_alone() -> None:
     """The recognizer could be a program of its own: it knows the protocol and nothing of the daemon."""
-    allowed = {"events", "speech.protocol", "speech.parameters", "speech.turns"}
+    allowed = {"admission", "descriptors", "events", "speech.protocol", "speech.parameters", "speech.turns"}
     for name, path in modules():
         if name.split(".")[0] == "recognizer":
             others = {other for other in imported(path) if other.split(".")[0] != "recognizer"}

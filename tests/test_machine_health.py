@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import urllib.request
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
 from roomtone import exposition
+from roomtone.admission import MAX_STRANGERS
 from roomtone.checkup import complaints
 from roomtone.config import Service, address_of
 from roomtone.document import ConfigError
@@ -174,11 +176,13 @@ def samples(text: bytes) -> dict[tuple[str, ...], float]:
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
-        (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
+        (b"GET /metrics HTTP/1.1\r\nHost: [::1]:9464\r\n\r\n", b"200"),
         (b"GET /metrics?x=1 HTTP/1.0\r\n\r\n", b"200"),
         (b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
         (b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", b"405"),
+        (b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\n\r\n", b"403"),
+        (b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n\r\n", b"403"),
         (b"\x16\x03\x01garbage\r\n\r\n", b""),
         (b"GET /" + b"x" * 20_000, b""),
         (b"", b""),
@@ -198,6 +202,47 @@ async def test_whatever_is_asked(autojump_clock: trio.testing.MockClock, request
         answer = b"".join([part async for part in near])
     assert answer.partition(b"\r\n")[0].split(b" ")[1:2] == ([status] if status else [])
     assert (b"roomtone_recording" in answer) == (status == b"200" and not request_.startswith(b"HEAD"))
+
+
+async def test_idle_clients_take_neither_descriptors_nor_the_place_of_honest_ones() -> None:
+    """Hundreds of sockets that say nothing are open, and the next scrape is answered at once."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    async def give() -> Report:
+        await trio.lowlevel.checkpoint()
+        return report()
+
+    async def scrape() -> bytes:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as client:
+            await client.send_all(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            return b"".join([part async for part in client])
+
+    async with trio.open_nursery() as nursery, AsyncExitStack() as idle:
+        nursery.start_soon(exposition.expose, Service(metrics=f"127.0.0.1:{port}"), Path(), give)
+        while not await is_open(port):  # noqa: ASYNC110 - a port says nothing when it opens
+            await trio.sleep(0.01)
+        before = descriptors()
+        for count in range(1, 301):
+            await idle.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
+            if count % 100 == 0:
+                with trio.fail_after(exposition.PATIENCE / 2):
+                    assert (await scrape()).startswith(b"HTTP/1.1 200")
+        assert descriptors() - before <= 300 + MAX_STRANGERS + 1
+        nursery.cancel_scope.cancel()
+
+
+def descriptors() -> int:
+    """How many this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def is_open(port: int) -> bool:
+    try:
+        async with await trio.open_tcp_stream("127.0.0.1", port):
+            return True
+    except OSError:
+        return False
 
 
 async def test_a_file_that_cannot_be_written_is_told_ever_rarer(

@@ -8,7 +8,13 @@ import sys
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -33,8 +39,9 @@ from trio_websocket import (
 )
 
 from hearing import RATE, THREE_LINES, client, demo_audio, demo_lines, frames, noise, word_error_rate
+from roomtone.admission import MAX_STRANGERS
 from roomtone.recognizer.engine import Engine, Hypothesis, Settings, Spoken
-from roomtone.recognizer.server import Options, Server, open_server
+from roomtone.recognizer.server import HANDSHAKE, Options, Server, open_server
 from roomtone.recognizer.sphinx import open_sphinx
 from roomtone.speech.local import open_recognizer
 
@@ -331,6 +338,67 @@ async def test_both_paths_are_served_and_no_other() -> None:
         assert [error.status_code for error in rejected.value.exceptions if isinstance(error, ConnectionRejected)] == [
             404
         ]
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "is_served"),
+    [
+        ("127.0.0.1", None, True),
+        ("localhost", None, True),
+        ("127.0.0.1", "http://127.0.0.1:{port}", True),
+        ("127.0.0.1", "https://evil.example", False),
+        ("127.0.0.1", "null", False),
+        ("evil.example", None, False),
+        ("evil.example", "http://evil.example:{port}", False),
+    ],
+)
+async def test_a_page_of_another_site_has_no_session(host: str, origin: str | None, is_served: bool) -> None:
+    """A browser says where a page is from, and what name led it here; neither may be another site's."""
+    async with serving() as server:
+        port = int(server.url.rpartition(":")[2].partition("/")[0])
+        path = f"/v3/ws?sample_rate={RATE}"
+        headers = [(b"Origin", origin.format(port=port).encode())] if origin else []
+        statuses: list[int] = []
+        try:
+            async with (
+                await trio.open_tcp_stream("127.0.0.1", port) as stream,
+                trio.open_nursery() as nursery,
+                await wrap_client_stream(nursery, stream, f"{host}:{port}", path, extra_headers=headers) as socket,
+            ):
+                assert (await receive(socket))["type"] == "Begin"
+                await socket.send_message(TERMINATE)
+                await rest(socket)
+        except* ConnectionRejected as group:
+            statuses += [error.status_code for error in group.exceptions if isinstance(error, ConnectionRejected)]
+    assert statuses == ([] if is_served else [403])
+
+
+def descriptors() -> int:
+    """How many this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_strangers_keep_no_session_out() -> None:
+    """Hundreds of sockets without a word, and as many without the token, and the next session begins at once."""
+    async with serving(token="secret") as server, AsyncExitStack() as idle:
+        port = int(server.url.rpartition(":")[2].partition("/")[0])
+        request = b"GET /v3/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        request += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        before = descriptors()
+        async with session(server, headers={"Authorization": "secret"}) as early:
+            assert (await receive(early))["type"] == "Begin"
+            for count in range(300):
+                stream = await idle.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
+                if count % 2:
+                    await stream.send_all(request)
+            with trio.fail_after(HANDSHAKE / 2):
+                async with session(server, headers={"Authorization": "secret"}) as late:
+                    assert (await receive(late))["type"] == "Begin"
+                    await late.send_message(TERMINATE)
+                    await rest(late)
+            assert descriptors() - before <= 300 + MAX_STRANGERS + 10
+            await early.send_message(FRAME)
+            assert (await receive(early))["type"] == "SpeechStarted"
 
 
 async def test_a_long_request_is_served() -> None:

@@ -55,3 +55,13 @@ def test_same() -> None:
     run, dev = ({f"{pin.name}{pin.specifier}" for pin in read(name)} for name in ("run", "dev"))
 
     assert run <= dev
+
+
+def test_root_installs_by_hash_only() -> None:
+    """What the README has root install comes with a hash, or is this project, built by what has come with one."""
+    text = (ROOT / "README.md").read_text()
+    lines = [line.partition("#")[0] for line in text.splitlines() if re.match(r"sudo \S*pip install", line)]
+
+    assert len(lines) == 2
+    for line in lines:
+        assert "--require-hashes" in line or {"--no-deps", "--no-build-isolation", "."} <= set(line.split())

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import signal
 import socket
 import sqlite3
@@ -12,8 +13,8 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -444,6 +445,71 @@ def test_closing_the_terminal_ends_the_daemon(folder: Path) -> None:
         os.close(master)
         os.close(slave)
     assert [event["reason"] for event in events(folder, "recording_stopped")] == ["stopping"]
+
+
+SLOW = """
+import pathlib, time
+from roomtone import hookimpl
+
+@hookimpl
+def recording_stopped(event):
+    time.sleep(3)
+    (pathlib.Path(__file__).parent.parent / "delivered").touch()
+"""
+
+
+@pytest.mark.parametrize("shown", ["2> log", "< /dev/null 2> log", "--print 2> log"])
+def test_a_closed_window_lets_the_daemon_finish(folder: Path, shown: str) -> None:
+    """A window says several times that it is closed: its shell does, and the kernel. None of them is a second signal:
+    what was recorded has its time to reach a slow sink.
+    """
+    (folder / "plugins" / "slow.py").write_text(SLOW)
+    config = configure(folder, rooms={"desk": 0}, extra='[sinks.slow]\nkind = "slow"\n')
+    (folder / "roomtone.toml").write_text(config.replace("grace = 3.0", "grace = 60.0"))
+    run = shlex.join([*COMMAND, "run", "--config", str(folder / "roomtone.toml")])
+    shell, window = pty.fork()
+    if shell == 0:
+        os.chdir(folder)
+        os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+    try:
+        os.set_blocking(window, False)
+        os.write(window, f"sh -c 'printf $$ > daemon.pid; exec {run} {shown}'\n".encode())
+        shown_until(window, lambda: recording(folder, "desk"))
+    finally:
+        os.close(window)
+    os.waitpid(shell, 0)
+    daemon = int((folder / "daemon.pid").read_text())
+    try:
+        until(lambda: events(folder, "recording_stopped"))
+        os.kill(daemon, signal.SIGHUP)  # two that come in one moment may be one: here is one more for certain
+        until(lambda: not is_alive(folder, "daemon"))
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(daemon, signal.SIGKILL)
+
+    log = (folder / "log").read_text()
+    assert "service.leaving" not in log
+    assert "Traceback" not in log
+    assert (folder / "delivered").exists()
+    assert [event["reason"] for event in events(folder, "recording_stopped")] == ["stopping"]
+
+
+def until(condition: Callable[[], object], timeout: float = 60) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout} s in vain"
+        time.sleep(0.02)
+
+
+def shown_until(window: int, condition: Callable[[], object]) -> None:
+    """Read what is shown in the window, as any terminal does, until the condition holds."""
+
+    def look() -> object:
+        with suppress(BlockingIOError):
+            os.read(window, 65_536)
+        return condition()
+
+    until(look)
 
 
 def test_another_rate_is_one_clear_line(folder: Path) -> None:

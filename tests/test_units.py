@@ -61,6 +61,22 @@ def test_it_is_started_again_for_ever(name: str) -> None:
     assert service["KillMode"] == "mixed"
 
 
+@pytest.mark.parametrize("name", UNITS)
+def test_the_program_is_what_is_installed(name: str) -> None:
+    """Neither an environment that leads Python or the linker elsewhere, nor the limit that select() asks for."""
+    service = unit(name)
+
+    assert {"PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "LD_PRELOAD"} <= set(service["UnsetEnvironment"].split())
+    assert int(service["LimitNOFILE"]) >= 16_384
+
+
+def test_only_tcp_may_listen() -> None:
+    """Of what the service may bind, UDP and all else is nothing that it needs."""
+    lines = [line for line in shipped("roomtone.service").splitlines() if line.startswith("SocketBind")]
+
+    assert lines == ["SocketBindDeny=any", "SocketBindAllow=ipv4:tcp", "SocketBindAllow=ipv6:tcp"]
+
+
 def test_the_user_unit_protects_what_a_user_can() -> None:
     """What both managers can enforce is the same in both units."""
     system, user = unit("roomtone.service"), unit("user/roomtone.service")

@@ -1,5 +1,12 @@
 """What a plugin's author imports. Loaded lazily (PEP 562): the capture process wants the package, and nothing of it."""
 
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    # `python -m roomtone...` begins here: what else lies in the folder that it happens to run in is not for us. All
+    # that Python has imported from there by now is what `-m` itself needs, `importlib`; only `-P` keeps that out too.
+    del sys.path[0]
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 

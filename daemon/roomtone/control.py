@@ -23,6 +23,7 @@ import structlog
 import trio
 
 from roomtone import events
+from roomtone.descriptors import kept_from_forks
 from roomtone.events import Interim, Level
 from roomtone.inquiry import VERSION, Answer, Done, Dropped, Refused, Request, Tail
 from roomtone.journal import Journal
@@ -66,7 +67,8 @@ def open_socket(path: Path) -> Iterator[trio.SocketListener]:
         ours = path.lstat()
         try:
             listening.listen(CLIENTS)
-            yield trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+            with kept_from_forks(listening.fileno()):
+                yield trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         finally:
             if path.exists() and (path.lstat().st_dev, path.lstat().st_ino) == (ours.st_dev, ours.st_ino):
                 path.unlink()

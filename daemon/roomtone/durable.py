@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from roomtone.descriptors import kept_from_forks
 from roomtone.files import PRIVATE, create_file, named, open_file, sync_folder
 
 __all__ = [
@@ -111,7 +112,8 @@ def alone(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
         else:
-            yield True
+            with kept_from_forks(descriptor):
+                yield True
     finally:
         os.close(descriptor)
 

@@ -6,7 +6,6 @@ this needs are h11's and the daemon's loop's.
 
 import os
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,8 +13,10 @@ import h11
 import structlog
 import trio
 
+from roomtone.admission import Door, is_local, is_same_origin
 from roomtone.backoff import is_worth_saying
 from roomtone.config import Service, address_of
+from roomtone.descriptors import kept_from_forks
 from roomtone.durable import replace
 from roomtone.inquiry import Cost, Report, RoomReport
 from roomtone.standing import SinkStatus
@@ -30,6 +31,7 @@ PERIOD = 15.0
 PATIENCE = 10.0
 """Seconds that a client may take."""
 CLIENTS = 8
+"""Reports that are made at a time."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -41,7 +43,7 @@ async def expose(service: Service, folder: Path, report: Reporting) -> None:
     """
     async with trio.open_nursery() as nursery:
         if service.metrics is not None:
-            nursery.start_soon(_serve, *address_of(service.metrics), report)
+            nursery.start_soon(_serve, service.metrics, service.metrics_public, report)
         if service.metrics_textfile is not None:
             nursery.start_soon(_write, folder, service.metrics_textfile, report)
 
@@ -62,25 +64,35 @@ async def _write(folder: Path, name: str, report: Reporting) -> NoReturn:
         await trio.sleep(PERIOD)
 
 
-async def _serve(host: str, port: int, report: Reporting) -> None:
+async def _serve(address: str, is_public: bool, report: Reporting) -> None:
+    host, port = address_of(address)
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
         log.error("metrics.unavailable", address=f"{host}:{port}", error=str(error))  # noqa: TRY400 - the error's text says it all
         return
-    places = trio.CapacityLimiter(CLIENTS)
+    door, places = Door(), trio.CapacityLimiter(CLIENTS)
+
+    async def answer(stream: trio.abc.Stream) -> None:
+        with door.enter():
+            await _answer(stream, places=places, report=report, is_public=is_public)
+
     log.info("metrics.served", address=f"{host}:{listeners[0].socket.getsockname()[1]}")
-    await trio.serve_listeners(partial(_answer, places=places, report=report), listeners)
+    with kept_from_forks(*(listener.socket.fileno() for listener in listeners)):
+        await trio.serve_listeners(answer, listeners)
 
 
-async def _answer(stream: trio.abc.Stream, *, places: trio.CapacityLimiter, report: Reporting) -> None:
+async def _answer(
+    stream: trio.abc.Stream, *, places: trio.CapacityLimiter, report: Reporting, is_public: bool = False
+) -> None:
     """One request of one client; whatever it does ends here."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16_384)
     try:
         with trio.fail_after(PATIENCE):
-            async with stream, places:
+            async with stream:
                 request = await _request(stream, connection)
-                status, text = await _chosen(request, report)
+                async with places:
+                    status, text = await _chosen(request, report, is_public=is_public)
                 headers = [("content-type", _TYPE), ("content-length", str(len(text))), ("connection", "close")]
                 for event in (
                     h11.Response(status_code=status, headers=headers),
@@ -106,7 +118,12 @@ async def _request(stream: trio.abc.Stream, connection: h11.Connection) -> h11.R
             raise h11.RemoteProtocolError("no request")
 
 
-async def _chosen(request: h11.Request, report: Reporting) -> tuple[int, bytes]:
+async def _chosen(request: h11.Request, report: Reporting, *, is_public: bool) -> tuple[int, bytes]:
+    headers = {name: value.decode("latin-1") for name, value in request.headers}
+    # Where other machines may ask, they may know this one by any name.
+    is_meant = is_same_origin if is_public else is_local
+    if not is_meant(headers.get(b"host"), headers.get(b"origin")):
+        return 403, b"for programs of this machine, by its address or a name without a dot\n"
     if request.method not in {b"GET", b"HEAD"}:
         return 405, b"only GET\n"
     if request.target.partition(b"?")[0] != b"/metrics":

@@ -39,6 +39,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "session.failed": "6e313365b60e4dba98d589efa2103113",
     "recognizer.ended": "c9559ff836f64605a535ed89eead952d",
     "sink.unloaded": "ae7b7a8f2c0d48c8aa84a8ba68b2f59b",
+    "part.failed": "abee035b34d7464fb176520ec019e00b",
     "sink.failed": "a2389ce4646746cfa53036c7a02c58d8",
     "sink.stuck": "9c6f174512ff44f9a4b41298c8767f18",
     "event.refused": "159f80ca2b2b4fef90bc9b9925f3424b",

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from roomtone import journald, secret
+from roomtone import descriptors, journald, secret
 from roomtone.wellformed import text_of
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -29,11 +29,12 @@ def configure(level: str, stream: TextIO) -> None:
     For the program's entry, once: structlog and logging are the process's, so this is a setting and no object.
     """
     to_journal = journald.is_journal(stream, os.environ)
-    rendering = journald.processors() if to_journal else _rendering(stream)
+    lines = descriptors.Lines(stream)
+    rendering = journald.processors() if to_journal else [lines.own_up, *_rendering(stream)]
     structlog.configure(
         processors=[structlog.stdlib.add_log_level, _format_exception, _make_plain, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=journald.Entries() if to_journal else _Lines(stream),
+        logger_factory=journald.Entries() if to_journal else lines,
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -89,28 +90,6 @@ def _plain(value: object) -> object:
             return {text_of(key): _plain(inner) for key, inner in value.items()}
         case _:
             return secret.mask(text_of(value))
-
-
-class _Lines:
-    """A logger that writes lines, and its own factory. A reader that has gone, or a stream that somebody has closed,
-    must not end the recording: what cannot be written is counted in `lost`.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.lost = 0
-
-    def __call__(self, *_: object) -> "_Lines":
-        return self
-
-    def msg(self, line: str) -> None:
-        try:
-            self._stream.write(line + "\n")
-            self._stream.flush()
-        except (OSError, ValueError):  # a closed stream, or one whose encoding has not all of Unicode
-            self.lost += 1
-
-    debug = info = warning = error = critical = exception = log = msg
 
 
 class _Forward(logging.Handler):

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from roomtone.descriptors import kept_from_forks
+
 FILE = "roomtone.toml"
 VARIABLE = "ROOMTONE_CONFIG"
 SOCKET = "control"
@@ -105,7 +107,8 @@ def private_folder(folder: Path) -> Path:
 def lock(state: Path) -> Iterator[None]:
     """Hold the state folder, made where it is missing: two daemons in one would write over each other's positions.
 
-    The lock is the kernel's (flock), so it ends with the process however that ends. Raises StateError where the folder
+    The lock is the kernel's (flock), so it ends with the process however that ends, also where a plugin has forked a
+    child that lives on. Raises StateError where the folder
     cannot be made, written or locked, StateInUse where another process holds it.
     """
     private_folder(state)
@@ -115,7 +118,8 @@ def lock(state: Path) -> Iterator[None]:
         raise StateError(_unusable(state, error)) from None
     try:
         _take(descriptor, state)
-        yield
+        with kept_from_forks(descriptor):
+            yield
     finally:
         os.close(descriptor)
 

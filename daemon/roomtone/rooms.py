@@ -25,6 +25,7 @@ from roomtone.capture.recorder import record
 from roomtone.capture.reins import Reins
 from roomtone.capture.spool import Spool, open_spool
 from roomtone.capture.voice import open_detector
+from roomtone.containment import supervise
 from roomtone.forgetting import left_alone
 from roomtone.glance import Glance
 from roomtone.health import Health
@@ -125,25 +126,38 @@ class OpenRoom:
     async def run(self) -> None:
         """Record and transcribe. Resources: the spool, which is closed when all in it is settled.
 
-        Errors: RateChanged, and those of the journal and of the spool's folder.
+        Contained here: what is wrong with one room, such as a spool that cannot be opened, is no other room's. Errors:
+        JournalError.
         """
         try:
             with self._room:
-                async with self._open_spool() as spool, trio.open_nursery() as streaming:
-                    streaming.start_soon(self._streaming.run, lambda: self._transcribe(spool))
-                    try:
-                        with self._capture:
-                            await self.listening.run(
-                                partial(self._record, spool),
-                                spool=spool,
-                                journal=self._around.journal,
-                                witness=self._around.health,
-                            )
-                    finally:
-                        spool.end_of_data()
-                        self._around.health.ended(self.name, trio.current_time())
+                await supervise(
+                    f"Room {self.name}", self._work, self._around.journal, room=self.name, until=self._leaving
+                )
         finally:
             self.over.set()
+
+    async def _work(self) -> None:
+        health, journal = self._around.health, self._around.journal
+        self._capture = trio.CancelScope()
+        if self._leaving.is_set():
+            self._capture.cancel()
+        try:
+            async with self._open_spool() as spool, trio.open_nursery() as nursery:
+                transcribe = partial(self._transcribe, spool)
+                streaming = partial(supervise, f"Streaming of {self.name}", transcribe, journal, room=self.name)
+                nursery.start_soon(self._streaming.run, streaming)
+                try:
+                    with self._capture:
+                        await self.listening.run(
+                            partial(self._record, spool), spool=spool, journal=journal, witness=health
+                        )
+                finally:
+                    spool.end_of_data()
+                    health.ended(self.name, trio.current_time())
+        except Exception:
+            health.gap(self.name, "daemon down", trio.current_time(), "the room has failed, and is begun again")
+            raise
 
     def stop(self, patience: float) -> None:
         """Close the source; what it brought may be transcribed for so many seconds. `over` says when all is done."""

@@ -24,6 +24,7 @@ from roomtone.capture.segment import SPOOL
 from roomtone.capture.spool import Spool
 from roomtone.commands import Commands
 from roomtone.config import Config, check_gates, find_gateway_key, find_key
+from roomtone.containment import supervise
 from roomtone.control import serve
 from roomtone.erasure import Erasure
 from roomtone.exposition import expose
@@ -99,7 +100,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         lambda: force.config.sinks,
                         lambda: force.config.unloaded,
                     )
-                    upkeep.start_soon(keep_room, state, rules, journal)
+                    upkeep.start_soon(supervise, "Housekeeping", partial(keep_room, state, rules, journal), journal)
                     async with trio.open_nursery() as streaming_and_capture:
                         rooms = Rooms(streaming_and_capture, surroundings)
                         for name, table in config.rooms.items():
@@ -133,7 +134,8 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         watching.start_soon(_leave_a_full_disk, journal, hard)
                         control = places.control_socket(state, environ)
                         watching.start_soon(partial(serve, control, commands, journal=journal, live=live))
-                        watching.start_soon(expose, config.service, config.folder, commands.report)
+                        metrics = partial(expose, config.service, config.folder, commands.report)
+                        watching.start_soon(supervise, "Serving metrics", metrics, journal)
                         await rooms.outlast()
                     supervision.stopping.set()
                     await analyst.finish()
@@ -145,7 +147,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
 async def _obey_signals(
     force: InForce, hard: trio.CancelScope, stopping: trio.Event, rooms: Rooms, analyst: Analyst
 ) -> None:
-    """The first signal ends capture and gives the rest its time; the second one ends everything."""
+    """The first signal ends capture and gives the rest its time; a second SIGINT or SIGTERM ends everything."""
     with trio.open_signal_receiver(*_ENDING, *([signal.SIGHUP] if _is_in_terminal() else [])) as signals:
         number = await anext(signals)
         grace = force.config.service.grace
@@ -154,7 +156,9 @@ async def _obey_signals(
         hard.deadline = trio.current_time() + grace
         rooms.stop(grace * STREAMING_SHARE)
         analyst.stop(grace * STREAMING_SHARE)
-        await anext(signals)
+        # A window that is closed says so several times: its shell does, and the kernel. Nobody is in a hurry there.
+        while await anext(signals) == signal.SIGHUP:
+            pass
         log.warning("service.leaving", reason="a second signal")
         hard.cancel()
 
@@ -170,8 +174,8 @@ async def _leave_a_full_disk(journal: Journal, hard: trio.CancelScope) -> None:
 
 
 async def _obey_reloads(commands: Commands) -> None:
-    """SIGHUP is `roomtone reload` whose answer is in the log."""
-    if _is_in_terminal():
+    """SIGHUP is `roomtone reload` whose answer is in the log. It stays ignored where `nohup` has asked for that."""
+    if _is_in_terminal() or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
         async for _ in signals:
@@ -179,8 +183,12 @@ async def _obey_reloads(commands: Commands) -> None:
 
 
 def _is_in_terminal() -> bool:
-    """There SIGHUP says that the window was closed: nobody expects the microphone to stay open behind it."""
-    return os.isatty(0)
+    """There SIGHUP says that the window was closed: nobody expects the microphone to stay open behind it.
+
+    `roomtone run < /dev/null` has a window too, and shows its log there. What `nohup` has started outlives its window.
+    """
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return not is_ignored and any(os.isatty(number) for number in (0, 1, 2))
 
 
 async def _check_rates(config: Config, journal: Journal) -> None:

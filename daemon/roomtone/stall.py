@@ -20,6 +20,8 @@ from typing import TextIO
 import structlog
 import trio
 
+from roomtone import descriptors
+
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 LOOKS = 8
@@ -32,10 +34,11 @@ NATIVE = 1.5
 def watch_stalls(limit: float, stream: TextIO) -> Iterator[Callable[[], None]]:
     """Watch the loop of this trio run. Yields what the loop must call more often than once in `limit` seconds.
 
-    A stall is told once, and its end with how long it was. `stream` gets the native dump; a stream without a file
-    descriptor gets none.
+    A stall is told once, and its end with how long it was. `stream` gets the native dump, also when a plugin closes it;
+    a stream without a file descriptor gets none.
     """
-    watch = _Watch(limit, trio.lowlevel.current_root_task(), stream if _has_descriptor(stream) else None)
+    descriptor = descriptors.copy_of(stream)
+    watch = _Watch(limit, trio.lowlevel.current_root_task(), descriptor)
     thread = threading.Thread(target=watch.run, name="stall watch", daemon=True)
     thread.start()
     try:
@@ -43,26 +46,28 @@ def watch_stalls(limit: float, stream: TextIO) -> Iterator[Callable[[], None]]:
     finally:
         watch.end()
         thread.join()
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 class _Watch:
     """What the loop and the thread share. Numbers are stored whole, so that no lock can be what the loop waits for."""
 
-    def __init__(self, limit: float, root: trio.lowlevel.Task | None, stream: TextIO | None) -> None:
+    def __init__(self, limit: float, root: trio.lowlevel.Task | None, descriptor: int | None) -> None:
         self._limit = limit
         self._root = root
-        self._stream = stream
+        self._descriptor = descriptor
         self._beaten = time.monotonic()
         self._ending = threading.Event()
 
     def beat(self) -> None:
         self._beaten = time.monotonic()
-        if self._stream:
-            faulthandler.dump_traceback_later(self._limit * NATIVE, file=self._stream)
+        if self._descriptor is not None:
+            faulthandler.dump_traceback_later(self._limit * NATIVE, file=self._descriptor)
 
     def end(self) -> None:
         self._ending.set()
-        if self._stream:
+        if self._descriptor is not None:
             faulthandler.cancel_dump_traceback_later()
 
     def run(self) -> None:
@@ -112,11 +117,3 @@ def _describe_task(task: trio.lowlevel.Task, depth: int, text: TextIO) -> None:
     for nursery in task.child_nurseries:
         for child in sorted(nursery.child_tasks, key=lambda one: one.name):
             _describe_task(child, depth + 1, text)
-
-
-def _has_descriptor(stream: TextIO) -> bool:
-    try:
-        stream.fileno()
-    except (OSError, ValueError):
-        return False
-    return True

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from roomtone import Forgotten
+from roomtone.descriptors import kept_from_forks
 from roomtone.durable import make_folder, named, open_file, sync_folder
 from roomtone_jsonl.forgetting import family, kept, rewrite, turns_among, turns_in
 from roomtone_jsonl.packer import Packer
@@ -150,7 +151,7 @@ def _opened(path: Path) -> Iterator[io.FileIO]:
     make_folder(path.parent)
     with named(path):
         is_new = not path.exists()
-        with io.FileIO(open_file(path, os.O_APPEND | os.O_CREAT), "r+") as file:
+        with io.FileIO(open_file(path, os.O_APPEND | os.O_CREAT), "r+") as file, kept_from_forks(file.fileno()):
             with suppress(OSError):  # a file system without locks
                 # `roomtone sinks test` opens it too, and would cut off, as torn, a line that is just being written.
                 fcntl.flock(file, fcntl.LOCK_EX)

@@ -21,6 +21,7 @@ import trio
 
 from roomtone.capture.ring import BLOCK, ENDED, Frame, Frames
 from roomtone.capture.tail import Tail, describe
+from roomtone.descriptors import kept_from_forks
 
 RING_SECONDS = 60.0
 """How long the daemon may stand still without the loss of a sample of a microphone's."""
@@ -254,10 +255,16 @@ async def open_child(module: str, config: Mapping[str, Any]) -> AsyncIterator[Ch
                 _widen(process.stdout)
                 with suppress(trio.BrokenResourceError):  # it is dead already: its obituary says why
                     await process.stdin.send_all(json.dumps(config).encode() + b"\n")
-                yield child
+                with kept_from_forks(*_numbers(process)):
+                    yield child
             finally:
                 with trio.CancelScope(shield=True):
                     await child.kill()
+
+
+def _numbers(process: trio.Process) -> list[int]:
+    """Of the pipes by which the child knows that we live: in a fork they would keep it, and its device, after us."""
+    return [pipe.fileno() for pipe in (process.stdin, process.stdout) if isinstance(pipe, trio.lowlevel.FdStream)]
 
 
 def _widen(pipe: trio.abc.ReceiveStream) -> None:

@@ -2,10 +2,13 @@
 
 import difflib
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
+
+from roomtone import descriptors
 
 COMMANDS = (
     "run",
@@ -72,19 +75,33 @@ def commands() -> None:
 
 def main() -> NoReturn:
     """The console script."""
+    descriptors.prepare()
+    try:
+        code = _run()
+    finally:
+        descriptors.settle_output()
+    sys.exit(code)
+
+
+def _run() -> Any:
     _import_structlog_without_rich()
     from roomtone import logs  # noqa: PLC0415 - after the line above, which makes the import of structlog lean
 
     logs.configure("warning", sys.stderr)
     try:
-        code = commands.main(prog_name="roomtone", standalone_mode=False)
+        return commands.main(prog_name="roomtone", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        with suppress(OSError):  # nobody reads what went wrong; the code still says so
+            error.show()
+        return error.exit_code
+    except OSError as error:  # of what `--help` prints: a command's own are contained
+        with suppress(OSError):
+            click.echo(f"roomtone: {error}", err=True)
+        return 1
     except (KeyboardInterrupt, click.Abort):
-        click.echo(err=True)
-        sys.exit(130)
-    sys.exit(code)
+        with suppress(OSError):
+            click.echo(err=True)
+        return 130
 
 
 def _import_structlog_without_rich() -> None:

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,5 +49,6 @@ def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
     environ = secret.take(os.environ)
     trio.run(service.run, config, environ, reread)
     if is_printing:
-        for line in printing.recordings(config, environ, since):
-            click.echo(line)
+        with suppress(OSError):  # the window may have been closed
+            for line in printing.recordings(config, environ, since):
+                click.echo(line)

@@ -21,6 +21,7 @@ import msgspec
 import structlog
 import trio
 
+from roomtone import descriptors
 from roomtone.recognizer.engine import Engine, EngineMissing
 from roomtone.recognizer.server import EngineStuck, Options, Server, Unusable, open_server
 
@@ -37,13 +38,16 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop; the exit status is for sys.exit."""
+    descriptors.prepare()
+    lines = descriptors.Lines(sys.stderr)
     structlog.configure(
         processors=[
+            lines.own_up,
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,
             structlog.processors.LogfmtRenderer(key_order=["level", "event"]),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lines,
     )
     options = _options(arguments)
     status = 0

@@ -24,6 +24,7 @@ from msgspec import Meta
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, wrap_server_stream
 from wsproto.utilities import ProtocolError
 
+from roomtone.admission import Door, is_local
 from roomtone.recognizer.engine import Engine
 from roomtone.recognizer.query import Parameters, Refused, parse_query
 from roomtone.recognizer.session import Session
@@ -103,6 +104,7 @@ class Server:
         self.sessions = 0
         self._connections = 0
         self._left = trio.lowlevel.ParkingLot()
+        self._door = Door()
         self._engine = engine
         self._options = options
         self._inline = inline
@@ -117,13 +119,14 @@ class Server:
         """One connection, from its first byte to its end. What a client can do wrong ends here."""
         self._connections += 1
         try:
-            async with trio.open_nursery() as nursery:
-                request: WebSocketRequest | None = None
-                with trio.move_on_after(HANDSHAKE):
-                    request = await wrap_server_stream(nursery, stream, message_queue_size=QUEUE)
-                if request is not None:
-                    await self._answer(request)
-                nursery.cancel_scope.cancel()
+            with self._door.enter() as let_in:
+                async with trio.open_nursery() as nursery:
+                    request: WebSocketRequest | None = None
+                    with trio.move_on_after(HANDSHAKE):
+                        request = await wrap_server_stream(nursery, stream, message_queue_size=QUEUE)
+                    if request is not None:
+                        await self._answer(request, let_in)
+                    nursery.cancel_scope.cancel()
         except* _FAULTS as group:
             log.info("client.gone", errors=[type(error).__name__ for error in _leaves(group)])
         finally:
@@ -132,17 +135,22 @@ class Server:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
 
-    async def _answer(self, request: WebSocketRequest) -> None:
+    async def _answer(self, request: WebSocketRequest, let_in: Callable[[], object]) -> None:
         path, _, query = request.path.partition("?")
+        headers = {name.lower(): value.decode("latin-1") for name, value in request.headers}
+        host = request._event.host  # noqa: SLF001 - wsproto takes it out of the headers, and trio-websocket hides it
+        if not is_local(host, headers.get(b"origin")):
+            await request.reject(403, body=b"for programs of this machine, by its address or a name without a dot\n")
+            return
         if path not in PATHS:
             await request.reject(404, body=b"the streaming API is at /v3/ws\n")
             return
         connection = await request.accept()
-        headers = {name.lower(): value.decode("latin-1") for name, value in request.headers}
         code, reason = 1000, "Session Ended"
         try:
             self._admit(headers.get(b"authorization"), query)
             parameters = parse_query(query)
+            let_in()
             await self._run(connection, parameters, headers.get(b"assemblyai-version", API_VERSION))
         except Refused as refused:
             code, reason = refused.code, "See Error message for details"

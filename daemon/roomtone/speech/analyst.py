@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -11,6 +12,7 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff
+from roomtone.containment import supervise
 from roomtone.events import Answer, Notice, Turn
 from roomtone.journal import Fact, Journal, Mark
 from roomtone.speech import analysis, completion
@@ -101,13 +103,15 @@ class Analyst:
             await self._office.journal.commit(*marks)
 
     async def run(self) -> None:
-        """Ask, until `finish`. Errors: those of the journal; the network's are waited out."""
+        """Ask, until `finish`. Errors: JournalError; the network's are waited out, and any other is contained here."""
         try:
             with self._all:
                 while True:
                     async with self._at_work:
                         with self._work as scope:
-                            await self._run(self._setting)
+                            run = partial(self._run, self._setting)
+                            office = self._office
+                            await supervise("Asking language models", run, office.journal, until=office.closing)
                     if not scope.cancel_called:
                         return
                     self._work = trio.CancelScope()

@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
+from roomtone.descriptors import kept_from_forks
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -119,8 +120,10 @@ async def open_recognizer(
 @asynccontextmanager
 async def _open_child(command: Sequence[str]) -> AsyncIterator[trio.Process]:
     child = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    lifelines = [pipe for pipe in (child.stdin, child.stdout) if isinstance(pipe, trio.lowlevel.FdStream)]
     try:
-        yield child
+        with kept_from_forks(*(pipe.fileno() for pipe in lifelines)):  # a fork would keep the child after us
+            yield child
     finally:
         with trio.CancelScope(shield=True):
             for pipe in (child.stdin, child.stdout):

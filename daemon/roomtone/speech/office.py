@@ -39,18 +39,18 @@ class Office:
         self._governor = governor
         self._places = trio.CapacityLimiter(AT_ONCE)
         self._heads = heads
-        self._closing = trio.Event()
+        self.closing = trio.Event()
         self._given_up_at = math.inf
 
     def close(self) -> None:
         """No more will be said: what is over is asked about, and then all errands end."""
         self._given_up_at = trio.current_time() + FINISHING
-        self._closing.set()
+        self.closing.set()
 
     @property
     def is_closing(self) -> bool:
         """Whether no more will be said."""
-        return self._closing.is_set()
+        return self.closing.is_set()
 
     @property
     def has_given_up(self) -> bool:
@@ -88,7 +88,7 @@ class Office:
             await trio.sleep(max(0.0, min(seconds, self._given_up_at - trio.current_time())))
             return
         with trio.move_on_after(seconds):
-            await self._closing.wait()
+            await self.closing.wait()
 
     async def head(self, room: str) -> int:
         """The position after the room's last sample, as far as it is known."""

@@ -1,0 +1,102 @@
+"""A part of the daemon that fails alone: what nobody foresaw in it ends neither another part nor the daemon."""
+
+import os
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+
+import structlog
+import trio
+
+from roomtone.backoff import Backoff, is_worth_saying
+from roomtone.events import Notice
+from roomtone.journal import Journal, JournalError
+
+LONGEST_RETRY_S = 30.0
+"""The longest back-off: a room that is tried as often as this is still accounted for (`health.TRIED_WITHIN`)."""
+NOTICE_TIMEOUT_S = 5.0
+"""How long the notice may wait for a journal on a full disk. The log has the same."""
+
+FAILED = "part.failed"
+"""The code of the notice, and the name of the log line."""
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+async def supervise(
+    part: str,
+    run: Callable[[], Awaitable[None]],
+    journal: Journal,
+    *,
+    room: str = "",
+    until: trio.Event | None = None,
+) -> None:
+    """Run a part of the daemon until it returns. When it raises, log it, notify, and begin it again after a back-off.
+
+    `part` names it for the operator; `until` says that it is to end: it is not begun again then. The first failure is
+    reported, then the 2nd, 4th, 8th, ... The text of an exception is not: it may quote what was said.
+
+    Errors: JournalError, for nothing goes on without the journal.
+    """
+    backoff, failures = Backoff(longest=LONGEST_RETRY_S), 0
+    while True:
+        begun = trio.current_time()
+        leaves: list[BaseException] = []
+        try:
+            await run()
+        except* JournalError:
+            raise
+        except* Exception as group:  # noqa: BLE001 - this is the place
+            leaves = list(leaves_of(group))
+        if not leaves:
+            return
+        failures += 1
+        backoff.healthy_for(trio.current_time() - begun)
+        pause = backoff.next()
+        if is_worth_saying(failures):
+            log.error(FAILED, part=part, room=room, reason=place(leaves[0]), failures=failures, stack=stacks(leaves))
+            with trio.move_on_after(NOTICE_TIMEOUT_S):
+                await journal.commit(_notice(part, room, leaves[0]))
+        if until is None:
+            await trio.sleep(pause)
+        elif not until.is_set():
+            with trio.move_on_after(pause):
+                await until.wait()
+        if until is not None and until.is_set():
+            return
+
+
+def leaves_of(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in nested groups, the first one first; one that is not a group is its own leaf."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves_of(inner)
+    else:
+        yield error
+
+
+def place(error: BaseException) -> str:
+    """The class of an exception and where it was raised, without its text. Pure."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    # By its number: the error's own text is whatever whoever raised it has said.
+    why = f" ({os.strerror(error.errno)})" if isinstance(error, OSError) and isinstance(error.errno, int) else ""
+    return f"{type(error).__name__}{why}{where}"
+
+
+def stacks(errors: list[BaseException]) -> str:
+    """The tracebacks of exceptions, without their texts. Pure."""
+    return "\n".join(
+        "".join(traceback.format_list(traceback.extract_tb(error.__traceback__))) + place(error) for error in errors
+    )
+
+
+def _notice(part: str, room: str, error: BaseException) -> Notice:
+    return Notice(
+        room=room,
+        position=0,
+        at=datetime.now(UTC),
+        severity="error",
+        code=FAILED,
+        text=f"{part} has failed and is begun again: {place(error)}. All else goes on. Please report it, with the log.",
+    )
