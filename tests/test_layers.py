@@ -18,6 +18,7 @@ LAYERS = (
         "durable",
         "places",
         "diagnosis",
+        "legible",
         "document",
         "secret",
         "facts",
@@ -58,7 +59,7 @@ LAYERS = (
 
 ALONE = {
     "capture.source": set[str](),
-    "recognizer.*": {"events", "speech.protocol", "speech.parameters", "recognizer.*"},
+    "recognizer.*": {"events", "legible", "speech.protocol", "speech.parameters", "recognizer.*"},
 }
 """What runs as a program of its own imports only this; capture.source its own folder's modules that import nothing."""
 
@@ -115,7 +116,7 @@ def test_imports_point_left(name: str, path: Path) -> None:
 
 def test_the_recognizer_stands_alone() -> None:
     """The recognizer could be a program of its own: it knows the protocol and nothing of the daemon."""
-    allowed = {"events", "speech.protocol", "speech.parameters", "speech.turns"}
+    allowed = {"events", "legible", "speech.protocol", "speech.parameters", "speech.turns"}
     for name, path in modules():
         if name.split(".")[0] == "recognizer":
             others = {other for other in imported(path) if other.split(".")[0] != "recognizer"}

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import structlog
 from structlog.processors import CallsiteParameter, CallsiteParameterAdder
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -69,7 +68,7 @@ def is_journal(stream: TextIO, environ: Mapping[str, str], journal: Path = SOCKE
 def processors() -> tuple[Processor, ...]:
     """The last steps of the chain, for `Entries` as the logger."""
     parameters = {CallsiteParameter.PATHNAME, CallsiteParameter.LINENO, CallsiteParameter.FUNC_NAME}
-    return CallsiteParameterAdder(parameters), structlog.processors.format_exc_info, render
+    return CallsiteParameterAdder(parameters), render
 
 
 def render(_logger: WrappedLogger, _method: str, line: EventDict) -> bytes:

@@ -1,22 +1,30 @@
 """Where log lines go: colored and aligned on a terminal, as entries into systemd's journal where stderr is connected to
 it, one JSON object a line everywhere else.
 
-No line holds what was said in a room; the callers keep that law. Addresses lose their passwords here, for they come
-from libraries too.
+No line holds what was said in a room; the callers keep that law, and tracebacks come without the texts of their
+errors. Addresses lose their passwords here, for they come from libraries too; and what a terminal would obey is
+written out, for whoever reads a log does so on one.
 """
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from roomtone import journald, secret
+from roomtone.legible import describe_traceback, legible
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+_OF_LINES = {"exception", "stack"}
+"""Fields of our own making that have several lines; in any other a newline would begin a line of its own."""
 
 
 def configure(level: str, stream: TextIO) -> None:
@@ -27,7 +35,7 @@ def configure(level: str, stream: TextIO) -> None:
     to_journal = journald.is_journal(stream, os.environ)
     rendering = journald.processors() if to_journal else _rendering(stream)
     structlog.configure(
-        processors=[structlog.stdlib.add_log_level, _mask, *rendering],
+        processors=[structlog.stdlib.add_log_level, _describe, _mask, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=journald.Entries() if to_journal else _Lines(stream),
         cache_logger_on_first_use=False,
@@ -52,7 +60,6 @@ def _rendering(stream: TextIO) -> Sequence[Processor]:
         ]
     return [
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
-        structlog.processors.format_exc_info,
         structlog.processors.JSONRenderer(serializer=_json),
     ]
 
@@ -62,8 +69,25 @@ def _json(line: EventDict, **_: object) -> str:
     return msgspec.json.encode({**first, **line}, enc_hook=str).decode()
 
 
+def _describe(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """`exc_info` in words, which become the field `exception`."""
+    given = line.pop("exc_info", None)
+    error = given[1] if isinstance(given, tuple) else given if isinstance(given, BaseException) else sys.exc_info()[1]
+    return {**line, "exception": describe_traceback(error)} if given and error else line
+
+
 def _mask(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    return {key: secret.mask(value) if isinstance(value, str) else value for key, value in line.items()}
+    return {key: _fit(key, value) for key, value in line.items()}
+
+
+def _fit(key: str, value: Any) -> Any:
+    match value:
+        case str() | Path():
+            return legible(secret.mask(str(value)), lines=key in _OF_LINES)
+        case list() | tuple():
+            return [_fit(key, inner) for inner in value]
+        case _:
+            return value
 
 
 class _Lines:

@@ -74,11 +74,15 @@ def main() -> NoReturn:
     """The console script."""
     _import_structlog_without_rich()
     from roomtone import logs  # noqa: PLC0415 - after the line above, which makes the import of structlog lean
+    from roomtone.cli.output import show_traceback  # noqa: PLC0415 - late, as above
+    from roomtone.legible import legible  # noqa: PLC0415 - late, as above
 
     logs.configure("warning", sys.stderr)
+    sys.excepthook = show_traceback
     try:
         code = commands.main(prog_name="roomtone", standalone_mode=False)
     except click.ClickException as error:
+        error.message = legible(error.message, lines=True)  # it quotes what was given
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from roomtone.cli.loaded import config_option, load
+from roomtone.cli.output import say
 from roomtone.config import Config
 from roomtone.sinks import Sink
 
@@ -31,7 +32,7 @@ def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
 
     config, _ = load(given)
     since = datetime.now(UTC)
-    shown = printing.Print(write=click.echo, since=since, currency=config.budget.currency)
+    shown = printing.Print(write=say, since=since, currency=config.budget.currency)
     extra: dict[str, Sink] = {printing.NAME: shown} if is_printing else {}
 
     def reread() -> Config:
@@ -49,4 +50,4 @@ def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
     trio.run(service.run, config, environ, reread)
     if is_printing:
         for line in printing.recordings(config, environ, since):
-            click.echo(line)
+            say(line)
