@@ -17,6 +17,7 @@ from roomtone.cli.screen import Display, open_display
 from roomtone.client import open_client
 from roomtone.events import Interim, Level
 from roomtone.inquiry import Dropped, Tail
+from roomtone.sockets import ControlError
 
 _decoder: msgspec.json.Decoder[Interim | Level | Dropped] = msgspec.json.Decoder(Interim | Level | Dropped)
 
@@ -49,8 +50,11 @@ def show(line: bytes, display: Display) -> None:
     """One line of the daemon's, on the display."""
     try:
         event = events.decode(line)
-    except msgspec.ValidationError:
-        live = _decoder.decode(line)
+    except msgspec.MsgspecError:
+        try:
+            live = _decoder.decode(line)
+        except msgspec.MsgspecError:
+            raise ControlError("the daemon says what this version does not know; use the `roomtone` it runs") from None
         match live:
             case Interim():
                 display.caption(live)
