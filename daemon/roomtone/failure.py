@@ -48,7 +48,8 @@ def describe(error: BaseException, *, of: type[Sink]) -> str:
         return _summarize(error)
     if isinstance(error, OSError) and isinstance(error.errno, int):
         return f"{type(error).__name__}: {os.strerror(error.errno)}{_place(error)}"
-    return f"{type(error).__name__}{_place(error)}"
+    cause = f" from {type(error.__cause__).__name__}" if error.__cause__ else ""
+    return f"{type(error).__name__}{cause}{_place(error)}"
 
 
 def explain(error: BaseException) -> str:

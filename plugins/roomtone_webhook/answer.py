@@ -39,7 +39,7 @@ def describe(status: int) -> str:
 
 
 def excerpt(body: bytes) -> str:
-    """The beginning of its body in one line, for where it may be quoted: beside the refused event, and on a terminal."""
+    """The beginning of its body in one line, where that may be quoted: beside the refused event, and on a terminal."""
     text = " ".join(body.decode("utf-8", "replace").split())
     return "".join(character for character in text if character.isprintable())[:SHOWN]
 
