@@ -21,12 +21,12 @@ LAYERS = (
         "files",
         "places",
         "diagnosis",
+        "legible",
         "document",
         "secret",
         "facts",
         "orders",
         "streak",
-        "wellformed",
     },
     {
         "sinks",
@@ -63,7 +63,15 @@ LAYERS = (
 
 ALONE = {
     "capture.source": set[str](),
-    "recognizer.*": {"admission", "descriptors", "events", "speech.protocol", "speech.parameters", "recognizer.*"},
+    "recognizer.*": {
+        "admission",
+        "descriptors",
+        "events",
+        "legible",
+        "speech.protocol",
+        "speech.parameters",
+        "recognizer.*",
+    },
 }
 """What runs as a program of its own imports only this; capture.source its own folder's modules that import nothing."""
 
@@ -120,7 +128,7 @@ def test_imports_point_left(name: str, path: Path) -> None:
 
 def test_the_recognizer_stands_alone() -> None:
     """The recognizer could be a program of its own: it knows the protocol and nothing of the daemon."""
-    allowed = {"admission", "descriptors", "events", "speech.protocol", "speech.parameters", "speech.turns"}
+    allowed = {"admission", "descriptors", "events", "legible", "speech.protocol", "speech.parameters", "speech.turns"}
     for name, path in modules():
         if name.split(".")[0] == "recognizer":
             others = {other for other in imported(path) if other.split(".")[0] != "recognizer"}

@@ -12,8 +12,8 @@ import trio
 
 from roomtone.events import Durable
 from roomtone.hooks import Hook, Implementation
+from roomtone.legible import text_of
 from roomtone.sinks import Unprocessable
-from roomtone.wellformed import text_of
 
 HOOK_SECONDS = 1.0
 """A batch ends after this much time in hooks, so that what a slow sink has taken is acknowledged soon."""

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pluggy
 
 from roomtone.events import KINDS, Durable, kind_of
+from roomtone.legible import text_of
 from roomtone.sinks import PROJECT, Context, Hooks, Registry, Sink
-from roomtone.wellformed import text_of
 
 LIVE = ("interim", "level")
 """The hooks of the live feed: best effort, without acknowledgement."""

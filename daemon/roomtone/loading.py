@@ -18,6 +18,7 @@ from roomtone.capture.feed import Microphone
 from roomtone.config import Config, Room, Service, Storage
 from roomtone.diagnosis import Problem, listing, unknown
 from roomtone.document import ConfigError
+from roomtone.legible import text_of
 from roomtone.plugins import Plugins
 from roomtone.sinks import Sink
 from roomtone.speech import completion, parameters
@@ -25,7 +26,6 @@ from roomtone.speech.analysis import Inquiry
 from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access
 from roomtone.speech.parameters import Streaming
-from roomtone.wellformed import text_of
 
 IN_PROMPTS = ("transcript", "room", "start", "end")
 """What may stand in a prompt of [analysis] as {{name}}."""

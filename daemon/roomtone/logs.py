@@ -1,8 +1,9 @@
 """Where log lines go: colored and aligned on a terminal, as entries into systemd's journal where stderr is connected to
 it, one JSON object a line everywhere else.
 
-No line holds what was said in a room; the callers keep that law. Addresses lose their passwords here, for they come
-from libraries too.
+No line holds what was said in a room; the callers keep that law, and tracebacks come without the texts of their
+errors. Addresses lose their passwords here, for they come from libraries too; and what a terminal would obey is
+written out, for logs are read on terminals.
 
 A log call never raises, whatever it is given: texts of plugins and names of files need not be encodable, and an object
 of a plugin's may have no text at all.
@@ -10,6 +11,7 @@ of a plugin's may have no text at all.
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -18,9 +20,13 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from roomtone import descriptors, journald, secret
-from roomtone.wellformed import text_of
+from roomtone.legible import describe_traceback, legible, text_of
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+_OF_LINES = {"exception", "stack"}
+"""Fields of our own making that have several lines; in any other a newline would begin a line of its own."""
 
 
 def configure(level: str, stream: TextIO) -> None:
@@ -32,7 +38,7 @@ def configure(level: str, stream: TextIO) -> None:
     lines = descriptors.Lines(stream)
     rendering = journald.processors() if to_journal else [lines.own_up, *_rendering(stream)]
     structlog.configure(
-        processors=[structlog.stdlib.add_log_level, _format_exception, _make_plain, *rendering],
+        processors=[structlog.stdlib.add_log_level, _describe, _make_plain, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=journald.Entries() if to_journal else lines,
         cache_logger_on_first_use=False,
@@ -66,30 +72,35 @@ def _json(line: EventDict, **_: object) -> str:
     return msgspec.json.encode({**first, **line}, enc_hook=str).decode()
 
 
-def _format_exception(logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
+def _describe(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """`exc_info` in words, which become the field `exception`."""
+    given = line.pop("exc_info", None)
+    error = given[1] if isinstance(given, tuple) else given if isinstance(given, BaseException) else sys.exc_info()[1]
+    if not (given and error):
+        return line
     try:
-        return structlog.processors.format_exc_info(logger, method, line)
-    except Exception as error:  # noqa: BLE001 - a traceback shows attributes of the exception, which are its own
-        return {**line, "exception": f"the traceback cannot be shown: {type(error).__name__}"}
+        return {**line, "exception": describe_traceback(error)}
+    except Exception as failure:  # noqa: BLE001 - a traceback shows attributes of the exception, which are its own
+        return {**line, "exception": f"the traceback cannot be shown: {type(failure).__name__}"}
 
 
 def _make_plain(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    """Values that every rendering can show: encodable text without passwords, and numbers that JSON has."""
-    return {text_of(key): _plain(value) for key, value in line.items()}
+    """Values that every rendering can show: text that nothing obeys, without passwords, and numbers that JSON has."""
+    return {text_of(key): _plain(key, value) for key, value in line.items()}
 
 
-def _plain(value: object) -> object:
+def _plain(key: str, value: object) -> object:
     match value:
         case None | bool() | float():
             return value
         case int() if abs(value) < 2**63:
             return value
         case list() | tuple():
-            return [_plain(inner) for inner in value]
+            return [_plain(key, inner) for inner in value]
         case dict():
-            return {text_of(key): _plain(inner) for key, inner in value.items()}
+            return {text_of(inner): _plain(key, one) for inner, one in value.items()}
         case _:
-            return secret.mask(text_of(value))
+            return legible(secret.mask(text_of(value)), lines=key in _OF_LINES)
 
 
 class _Forward(logging.Handler):

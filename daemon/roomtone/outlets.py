@@ -10,11 +10,11 @@ import trio
 from roomtone import places
 from roomtone.delivery import Delivery
 from roomtone.echoes import Passage
+from roomtone.failure import describe
 from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.sinks import Context, Sink
 from roomtone.standing import SinkStatus
-from roomtone.wellformed import text_of
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -134,7 +134,7 @@ class Outlets:
             try:
                 found += sink.holdings(self._context(name))
             except Exception as error:  # noqa: BLE001 - the plugin boundary
-                log.warning("sink.unknown_holdings", sink=name, error=text_of(error))
+                log.warning("sink.unknown_holdings", sink=name, error=describe(error, of=type(sink)))
         return found
 
     def audio_at(self, sinks: Mapping[str, Sink], room: str, start: int, end: int) -> list[Passage]:
@@ -144,7 +144,7 @@ class Outlets:
             try:
                 found += [Passage(*each) for each in sink.audio_at(self._context(name), room, start, end)]
             except Exception as error:  # noqa: BLE001 - the plugin boundary
-                log.warning("sink.unknown_holdings", sink=name, error=text_of(error))
+                log.warning("sink.unknown_holdings", sink=name, error=describe(error, of=type(sink)))
         return found
 
     def _context(self, name: str) -> Context:

@@ -60,8 +60,8 @@ from roomtone.clock import Instant, NominalClock, RoomClock
 from roomtone.events import Cause, Level, Notice, RecordingStarted, RecordingStopped
 from roomtone.facts import Fact, Mark
 from roomtone.journal import Journal
+from roomtone.legible import well_formed
 from roomtone.live import Live
-from roomtone.wellformed import well_formed
 
 __all__ = ["Clocks", "Opener", "RateChanged", "Witness", "read_clocks", "record", "recover"]
 

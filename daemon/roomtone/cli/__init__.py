@@ -86,11 +86,16 @@ def main() -> NoReturn:
 def _run() -> Any:
     _import_structlog_without_rich()
     from roomtone import logs  # noqa: PLC0415 - after the line above, which makes the import of structlog lean
+    from roomtone.cli.output import take_hooks  # noqa: PLC0415 - late, as above
+    from roomtone.legible import legible  # noqa: PLC0415 - late, as above
 
     logs.configure("warning", sys.stderr)
+    take_hooks()
     try:
         return commands.main(prog_name="roomtone", standalone_mode=False)
     except click.ClickException as error:
+        text = legible(error.message, lines=True)  # it quotes what was given
+        error.message = text  # type: ignore[misc]  # final for those who derive from it
         with suppress(OSError):  # nobody reads what went wrong; the code still says so
             error.show()
         return error.exit_code

@@ -18,12 +18,14 @@ from roomtone.backoff import Backoff
 from roomtone.cli.coverage import Since
 from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.loaded import config_option, load
+from roomtone.cli.output import say, say_json, say_text
 from roomtone.cli.sinks import reading
 from roomtone.cli.wishes import writing
 from roomtone.config import Config, find_gateway_key, find_key
 from roomtone.database import Database
 from roomtone.diagnosis import unknown
 from roomtone.facts import Cover
+from roomtone.legible import legible
 from roomtone.speech import analysis
 from roomtone.speech.analysis import Conversation, Inquiry, Progress
 from roomtone.speech.books import Paid, Spent
@@ -103,11 +105,11 @@ def command(
             cost=result.cost,
         )
         if as_json:
-            click.echo(msgspec.json.encode(answered))
+            say_json(answered)
             continue
         if len(jobs) > 1:
-            click.echo(f"[{job.room}]")
-        click.echo(answered.text)
+            say(f"[{job.room}]")
+        say_text(answered.text)
         cost = "" if answered.cost is None else f", {answered.cost:.4f} {config.budget.currency}"
         _tell(f"{answered.requests} requests, {answered.input_tokens} + {answered.output_tokens} tokens{cost}")
 
@@ -191,7 +193,7 @@ async def _ask(job: Job, progress: Progress, pay: Callable[[str, Spent], None]) 
         try:
             return await analyze(job.prompt, job.room, job.conversation, ask, cost=job.setting.cost, progress=progress)
         except Failed as failed:
-            error = str(failed)
+            error = f"{failed}: {failed.said}" if failed.said else str(failed)
     raise Failure(f"no answer: {error}")
 
 
@@ -210,7 +212,7 @@ async def _ask_patiently(gateway: Gateway, job: Job, request: Mapping[str, Any])
 
 def _tell(text: str) -> None:
     """Beside the answer, which alone is on stdout."""
-    click.echo(text, err=True)
+    say(text, err=True)
 
 
 @contextmanager
@@ -220,8 +222,9 @@ def _progress(room: str) -> Iterator[Callable[[int, int], None]]:
         yield analysis.untold
         return
     from rich.console import Console  # noqa: PLC0415 - late: only a terminal wants it
+    from rich.markup import escape  # noqa: PLC0415 - late, as above
     from rich.progress import Progress as Bar  # noqa: PLC0415 - late, as above
 
     with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"asking about {room}", total=None)
+        task = bar.add_task(escape(f"asking about {legible(room)}"), total=None)
         yield lambda done, count: bar.update(task, completed=done, total=count)

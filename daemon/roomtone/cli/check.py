@@ -16,6 +16,7 @@ from roomtone.capture.feed import Command, File, SourceEnded, SourceFailed, name
 from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import Loaded, config_option, load
+from roomtone.cli.output import say, say_json
 from roomtone.config import Config, Room
 from roomtone.failure import explain
 from roomtone.hooks import bind, opened
@@ -54,9 +55,9 @@ def command(given: Path | None, *, sources: bool, as_json: bool) -> None:
     findings = trio.run(partial(examine, loaded, os.environ, sources=sources))
     faults = sum(finding.fault is not None for finding in findings)
     if as_json:
-        click.echo(msgspec.json.encode({"ok": not faults, "findings": findings}))
+        say_json({"ok": not faults, "findings": findings})
     else:
-        click.echo("\n".join(map(_line, findings)))
+        say(*map(_line, findings))
     if faults:
         raise Failure(f"{faults} of these would not run" if faults > 1 else "one of these would not run")
 

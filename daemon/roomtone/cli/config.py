@@ -9,6 +9,7 @@ import tomli_w
 
 from roomtone import config as configuration
 from roomtone.cli.loaded import config_option, load
+from roomtone.cli.output import say, say_text
 
 
 @click.command(short_help="Print the configuration in effect, or the reference of all keys.")
@@ -18,16 +19,16 @@ from roomtone.cli.loaded import config_option, load
 def command(given: Path | None, *, reference: bool, schema: bool) -> None:
     """Print the configuration in effect as TOML: every default filled in, every secret masked."""
     if reference:
-        click.echo(reference_text(), nl=False)
+        say_text(reference_text())
         return
     if schema:
         from roomtone.cli.schema import schema_text  # noqa: PLC0415 - late: only this option wants it
 
-        click.echo(schema_text(), nl=False)
+        say_text(schema_text())
         return
     config, _ = load(given)
-    click.echo(f"# {config.path.absolute()}, as it is in effect")
-    click.echo(tomli_w.dumps(configuration.effective(config, os.environ), multiline_strings=True), nl=False)
+    say(f"# {config.path.absolute()}, as it is in effect")
+    say_text(tomli_w.dumps(configuration.effective(config, os.environ), multiline_strings=True))
 
 
 def reference_text() -> str:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import msgspec
 
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, load
+from roomtone.cli.output import say, say_json
 from roomtone.cli.sinks import reading
 from roomtone.cli.status import breakdown
 from roomtone.database import Database
 from roomtone.facts import Cover
 from roomtone.ledger import State, Summary, draw, summarize
+from roomtone.legible import legible
 from roomtone.speech.books import PAID, SPENT, Bill, Books, Spent
 
 WIDTH = 72
@@ -86,12 +87,12 @@ def command(given: Path | None, *, chosen: tuple[str, ...], since: datetime | No
         explained = all(account.summary.is_explained for account in accounts)
         rooms = [one.summary for one in accounts]
         spent = {"currency": config.budget.currency, "rooms": bills}
-        click.echo(msgspec.json.encode({"explained": explained, "rooms": rooms, "spent": spent}))
+        say_json({"explained": explained, "rooms": rooms, "spent": spent})
     else:
         _print(accounts, since)
         for room, bill in bills.items():
             for line in _costs(bill, config.budget.currency):
-                click.echo(f"{room}   {line}")
+                say(f"{room}   {line}")
     if faults := [one.summary.room for one in accounts if not one.summary.is_explained]:
         raise Failure(f"not everything is explained in {', '.join(faults)}: please report this")
 
@@ -144,12 +145,12 @@ def _print(accounts: Sequence[Account], since: datetime | None) -> None:
             timeline.append(*MARKS[part])
         begin, end = summary.from_.astimezone(), summary.until.astimezone()
         head = f"{summary.room}   {begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S}, {summary.rate} Hz"
-        console.print(head, markup=False, style="bold")
+        console.print(legible(head), markup=False, style="bold")
         console.print(timeline)
         shown = [state for state in MARKS if state in parts and state]
         console.print("  " + "   ".join(f"{MARKS[state][0]} {state}" for state in shown), markup=False, style="dim")
         for line in _lines(summary):
-            console.print(line, markup=False)
+            console.print(legible(line), markup=False)
 
 
 def _lines(summary: Summary) -> Iterator[str]:

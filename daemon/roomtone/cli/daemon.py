@@ -6,10 +6,9 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-import click
-
 from roomtone import client, places
 from roomtone.cli.loaded import find
+from roomtone.cli.output import say
 from roomtone.inquiry import Done, Forgot, Report, Request
 from roomtone.sockets import ControlError
 
@@ -50,4 +49,4 @@ def tell(answer: Done | Forgot | Report) -> None:
     """Say what was done."""
     if isinstance(answer, Done):
         for line in answer.lines:
-            click.echo(line)
+            say(line)

@@ -18,6 +18,7 @@ import trio
 from roomtone import loading, logs, service
 from roomtone.cli.check import recognizer_fault
 from roomtone.cli.exits import Exit, Failure
+from roomtone.cli.output import say
 from roomtone.cli.receiver import Receiver, open_receiver
 from roomtone.cli.screen import Screen, open_display
 from roomtone.cli.sinks import reading
@@ -59,8 +60,8 @@ def command(directory: Path, endpoint: str, *, fast: bool) -> None:
         receiver = trio.run(partial(_play, directory, endpoint, fast=fast, display=display, tally=tally))
     coverage = _coverage(directory, tally)
     for line in summary(directory, begun, tally, coverage, receiver.posts):
-        click.echo(line)
-    click.echo("\nnext: `roomtone init` writes a configuration for a microphone of yours, `roomtone run` records it")
+        say(line)
+    say("", "next: `roomtone init` writes a configuration for a microphone of yours, `roomtone run` records it")
     if coverage is None or coverage.captured + coverage.lost < coverage.samples:
         raise Failure(f"not every sample is accounted for; see {directory / 'roomtone.log'}")
 

@@ -1,11 +1,13 @@
 """`roomtone devices`: the microphones of this machine, by the names that a configuration can use."""
 
+from collections.abc import Iterator
+
 import click
-import msgspec
 import trio
 
 from roomtone.capture.feed import Listing, list_devices
 from roomtone.cli.exits import Failure
+from roomtone.cli.output import say, say_json
 
 
 @click.command(short_help="List the microphones, by names that survive a reboot.")
@@ -17,19 +19,22 @@ def command(*, as_json: bool) -> None:
     is 1 when there is none.
     """
     listing = trio.run(list_devices)
-    click.echo(_json(listing) if as_json else table(listing), nl=as_json)
+    if as_json:
+        say_json(_json(listing))
+    else:
+        say(*table(listing))
     for problem in listing.problems:
-        click.echo(f"roomtone: {' '.join(problem.split())}", err=True)
+        say(f"roomtone: {' '.join(problem.split())}", err=True)
     if not listing.devices:
         raise Failure("no microphone is visible here; is one connected, and may this user use it (group audio)?")
 
 
-def table(listing: Listing) -> str:
+def table(listing: Listing) -> Iterator[str]:
     """The devices for people, a line each."""
     width = max((len(name) for name, _ in listing.devices), default=0)
-    return "".join(f"{name:{width}}  {label}".rstrip() + "\n" for name, label in listing.devices)
+    return (f"{name:{width}}  {label}".rstrip() for name, label in listing.devices)
 
 
-def _json(listing: Listing) -> bytes:
+def _json(listing: Listing) -> dict[str, object]:
     devices = [{"name": name, "label": label} for name, label in listing.devices]
-    return msgspec.json.encode({"devices": devices, "problems": listing.problems})
+    return {"devices": devices, "problems": listing.problems}

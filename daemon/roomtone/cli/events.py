@@ -6,6 +6,7 @@ from typing import Any, get_args
 import click
 import msgspec
 
+from roomtone.cli.output import say_text
 from roomtone.cli.schema import SCHEMA, dedented
 from roomtone.events import Durable, Live
 
@@ -14,7 +15,7 @@ from roomtone.events import Durable, Live
 @click.option("--schema", "as_schema", is_flag=True, help="Print the JSON schema of an event's line instead.")
 def command(*, as_schema: bool) -> None:
     """List the kinds of events with their fields: those that reach every sink, then those that are live only."""
-    click.echo(schema_text() if as_schema else table(), nl=False)
+    say_text(schema_text() if as_schema else table())
 
 
 def table() -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import click
 
 from roomtone.capture.recovery import RateChanged
+from roomtone.cli.output import say
 from roomtone.document import ConfigError
 from roomtone.places import StateError
 from roomtone.sockets import ControlError
@@ -44,8 +45,7 @@ class Failure(click.ClickException):
         self.exit_code = int(code)  # type: ignore[misc]  # click's own way: its subclasses have their codes
 
     def show(self, file: object = None) -> None:
-        for line in self.message.splitlines():
-            click.echo(f"roomtone: {line}", err=True)
+        say(*(f"roomtone: {line}" for line in self.message.split("\n")), err=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from roomtone import client, places, secret
 from roomtone.cli.duration import DURATION
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, find, load
+from roomtone.cli.output import say
 from roomtone.config import Config
 from roomtone.inquiry import Forget, Forgot, Refused, Report, Status
 from roomtone.sockets import ControlError
@@ -77,7 +78,7 @@ def command(
         click.confirm(f"Forget {begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} for ever?", abort=True)
     answer = _forget(given, Forget(room=room, since=since, until=until))
     for line in answer.lines:
-        click.echo(line)
+        say(line)
     if answer.left:
         raise Failure("\n".join(answer.left))
 

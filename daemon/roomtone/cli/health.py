@@ -9,6 +9,7 @@ from roomtone.checkup import complaints
 from roomtone.cli.daemon import ask
 from roomtone.cli.exits import Exit
 from roomtone.cli.loaded import config_option
+from roomtone.cli.output import say, say_json
 from roomtone.inquiry import Report, Status
 from roomtone.sockets import ControlError
 
@@ -44,7 +45,7 @@ def command(context: click.Context, given: Path | None, *, as_json: bool) -> Non
             Exit.FAILED if problems else Exit.OK,
         )
     if as_json:
-        click.echo(msgspec.json.encode(health))
+        say_json(health)
     else:
-        click.echo("\n".join(health.problems) or "healthy")
+        say(*health.problems or ["healthy"])
     context.exit(code)

@@ -14,6 +14,7 @@ import trio
 from roomtone import loading, places, secret
 from roomtone.capture.feed import list_devices
 from roomtone.cli.exits import Exit, Failure
+from roomtone.cli.output import say
 from roomtone.document import ConfigError
 from roomtone.plugins import Plugins, load_plugins
 
@@ -101,8 +102,8 @@ def command(  # noqa: PLR0917 - click passes them by name
     tables = compose(answers)
     loading.decode(tables, output, plugins)
     _write(output, HEADER + tomli_w.dumps(tables, multiline_strings=True), force=force)
-    click.echo(f"wrote {output}")
-    click.echo(f"next: roomtone check{_flag(output)}, then roomtone run{_flag(output)}")
+    say(f"wrote {output}")
+    say(f"next: roomtone check{_flag(output)}, then roomtone run{_flag(output)}")
 
 
 def compose(answers: Answers) -> dict[str, Any]:
@@ -146,7 +147,7 @@ class _Asking:
         if self._quiet:
             return None
         found = "there is a key" if os.environ.get(secret.VARIABLE) else f"${secret.VARIABLE} is not set"
-        click.echo(f"Speech goes to AssemblyAI with a key, else to the recognizer of this machine ({found}).")
+        say(f"Speech goes to AssemblyAI with a key, else to the recognizer of this machine ({found}).")
 
         def valid(answer: str) -> str | None:
             return None if answer.strip() == "auto" else self._valid("endpoint", answer)
@@ -161,11 +162,11 @@ class _Asking:
             return "default"
         found = trio.run(list_devices).devices
         if not found:
-            click.echo("No microphone was found; the default one is taken when there is one.")
+            say("No microphone was found; the default one is taken when there is one.")
             return "default"
         width = max(len(name) for name, _ in found)
         for number, (name, label) in enumerate(found, 1):
-            click.echo(f"  {number}  {name:{width}}  {label}")
+            say(f"  {number}  {name:{width}}  {label}")
 
         def valid(answer: str) -> str:
             answer = answer.strip()

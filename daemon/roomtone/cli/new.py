@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 import click
 
 from roomtone.cli.exits import Exit, Failure
+from roomtone.cli.output import say
 from roomtone.events import KINDS
 from roomtone.hooks import LIVE
 from roomtone.plugins import RESERVED
@@ -32,13 +33,13 @@ def new(name: str, directory: Path | None, *, as_file: bool) -> None:
     target = directory or Path("plugins" if as_file else name)
     for path, text in written(name, as_file=as_file):
         _write(target / path, text)
-        click.echo(f"wrote {target / path}")
+        say(f"wrote {target / path}")
     if as_file:
-        click.echo(f'next: a table [sinks.{name}] with kind = "{name}", then roomtone sinks test {name}')
+        say(f'next: a table [sinks.{name}] with kind = "{name}", then roomtone sinks test {name}')
     else:
         # Without a slash pip would look for a package of that name, which may be somebody else's.
         place = target if target.is_absolute() else f"./{target}"
-        click.echo(f'next: pip install {place}, and a table with kind = "{name}"; the sink is {target / module}')
+        say(f'next: pip install {place}, and a table with kind = "{name}"; the sink is {target / module}')
 
 
 def written(name: str, *, as_file: bool) -> Iterator[tuple[Path, str]]:

@@ -11,6 +11,7 @@ import trio
 from roomtone import places
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, load
+from roomtone.cli.output import say
 from roomtone.config import Config
 from roomtone.diagnosis import unknown
 from roomtone.document import ConfigError
@@ -47,7 +48,7 @@ def test(name: str, given: Path | None) -> None:
     outcome = trio.run(rehearse, sink, context, lambda hooks: test_event(sink, hooks, config))
     if outcome.error is not None:
         raise Failure(f"sink {name} failed: {outcome.error}")
-    click.echo(f"sink {name} {_told(outcome)}")
+    say(f"sink {name} {_told(outcome)}")
 
 
 def test_event(sink: Sink, hooks: Implementation, config: Config) -> Notice | Turn | None:

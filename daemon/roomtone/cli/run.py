@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from roomtone.cli.loaded import config_option, load
+from roomtone.cli.output import say
 from roomtone.config import Config
 from roomtone.sinks import Sink
 
@@ -32,7 +33,7 @@ def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
 
     config, _ = load(given)
     since = datetime.now(UTC)
-    shown = printing.Print(write=click.echo, since=since, currency=config.budget.currency)
+    shown = printing.Print(write=say, since=since, currency=config.budget.currency)
     extra: dict[str, Sink] = {printing.NAME: shown} if is_printing else {}
 
     def reread() -> Config:
@@ -51,4 +52,4 @@ def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
     if is_printing:
         with suppress(OSError):  # the window may have been closed
             for line in printing.recordings(config, environ, since):
-                click.echo(line)
+                say(line)

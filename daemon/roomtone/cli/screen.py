@@ -4,8 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
-import click
-
+from roomtone.cli.output import say
 from roomtone.cli.tally import Tally
 from roomtone.events import (
     Answer,
@@ -22,6 +21,7 @@ from roomtone.events import (
     Turn,
     kind_of,
 )
+from roomtone.legible import legible
 from roomtone.sinks import Context, Sink, hookimpl
 from roomtone.speech import parameters
 
@@ -75,7 +75,7 @@ class Watcher:
 class Lines:
     """A line for each event and nothing that moves: for a pipe, a file, a test."""
 
-    def __init__(self, write: Callable[[str], None] = click.echo) -> None:
+    def __init__(self, write: Callable[[str], None] = say) -> None:
         self._write = write
 
     def show(self, event: Durable) -> None:
@@ -106,9 +106,9 @@ class Captions:
         begin = Text.assemble((f"{_clock(event)}  ", "dim"), (f"{kind_of(event):17}  ", style))
         room = self._live.console.width - len(begin)
         if room < NARROW:
-            self._live.console.print(begin + Text(describe(event)))
+            self._live.console.print(begin + Text(legible(describe(event))))
         else:
-            first, *others = Text(describe(event)).wrap(self._live.console, room) or [Text()]
+            first, *others = Text(legible(describe(event), lines=True)).wrap(self._live.console, room) or [Text()]
             self._live.console.print(begin + first)
             for line in others:
                 self._live.console.print(Padding(line, (0, 0, 0, len(begin))))
@@ -127,7 +127,9 @@ class Captions:
 
         bar = bar_of(self._level) if self._level else " " * WIDTH
         shown = f" {self._level.rms:6.1f} dB  " if self._level else ""
-        self._live.update(Text.assemble((bar, "green"), (shown, "dim"), "\n", (self._caption or " ", "italic")))
+        self._live.update(
+            Text.assemble((bar, "green"), (shown, "dim"), "\n", (legible(self._caption) or " ", "italic"))
+        )
 
 
 _STYLES = {

@@ -28,6 +28,7 @@ from roomtone.cli.installation import (
     user_installation,
 )
 from roomtone.cli.loaded import load
+from roomtone.cli.output import say
 from roomtone.config import NEEDS_KEY, Config
 
 SHOWN = ("LoadState", "ActiveState", "SubState", "StatusText", "NRestarts", "ActiveEnterTimestamp", "MainPID")
@@ -85,11 +86,11 @@ def install(given: Path | None, key_from: str | None, *, user: bool, no_start: b
         _run("journalctl", "--update-catalog")
     _run(*place.manager, "daemon-reload")
     _run(*place.manager, "enable", "--quiet", UNIT)
-    click.echo(f"enabled {UNIT}: it starts with {'your session' if user else 'the machine'}")
+    say(f"enabled {UNIT}: it starts with {'your session' if user else 'the machine'}")
     if not no_start:
         _start(place, changed=changed)
     if user:
-        click.echo("to record without a session too: loginctl enable-linger")
+        say("to record without a session too: loginctl enable-linger")
 
 
 @command.command()
@@ -103,18 +104,18 @@ def uninstall(*, user: bool) -> None:
     if place.unit.exists():
         _refuse_foreign(place.unit)
         _run(*place.manager, "disable", "--now", "--quiet", UNIT)
-        click.echo(f"stopped and disabled {UNIT}")
+        say(f"stopped and disabled {UNIT}")
     for path in (place.unit, place.key, place.key_dropin, place.catalog):
         if path and path.exists():
             path.unlink()
-            click.echo(f"removed {path}")
+            say(f"removed {path}")
     if place.key_dropin and place.key_dropin.parent.is_dir() and not any(place.key_dropin.parent.iterdir()):
         place.key_dropin.parent.rmdir()
     if place.catalog:
         _run("journalctl", "--update-catalog")
         _return_configuration(place.configuration.parent)
     _run(*place.manager, "daemon-reload")
-    click.echo("the configuration, the recordings and the journal of events stay where they are")
+    say("the configuration, the recordings and the journal of events stay where they are")
 
 
 @command.command()
@@ -128,15 +129,15 @@ def status(*, user: bool) -> None:
     shown = _run(*place.manager, "show", UNIT, "--property", ",".join(SHOWN))
     facts = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
     if facts.get("LoadState") == "not-found":
-        click.echo(f"roomtone: {UNIT} is not installed; install it with: {_again('install', user=user)}", err=True)
+        say(f"roomtone: {UNIT} is not installed; install it with: {_again('install', user=user)}", err=True)
         sys.exit(NOT_INSTALLED)
     restarts = int(facts.get("NRestarts") or 0)
     since = facts.get("ActiveEnterTimestamp") or "never"
-    click.echo(f"{facts.get('ActiveState')} ({facts.get('SubState')}) since {since}")
+    say(f"{facts.get('ActiveState')} ({facts.get('SubState')}) since {since}")
     if text := facts.get("StatusText"):
-        click.echo(text)
+        say(text)
     if restarts:
-        click.echo(f"restarted {restarts} time{'s' * (restarts != 1)} by systemd: {_logs(user=user)}")
+        say(f"restarted {restarts} time{'s' * (restarts != 1)} by systemd: {_logs(user=user)}")
     if facts.get("ActiveState") not in {"active", "reloading"}:
         sys.exit(NOT_ACTIVE)
 
@@ -186,7 +187,7 @@ def _give_access(path: Path, config: Config) -> bool:
         os.chown(one, -1, group)
         one.chmod(mode)
     if changes:
-        click.echo(f"{path.parent}: readable by root and the group {GROUP}, which the service is in, and nobody else")
+        say(f"{path.parent}: readable by root and the group {GROUP}, which the service is in, and nobody else")
     return bool(changes)
 
 
@@ -200,7 +201,7 @@ def _return_configuration(folder: Path) -> None:
         if not one.is_symlink() and one.stat().st_gid == group:
             os.chown(one, -1, 0)
     _run("groupdel", GROUP)
-    click.echo(f"removed the group {GROUP}")
+    say(f"removed the group {GROUP}")
 
 
 def _read_key(key_from: str | None, place: Installation, config: Config) -> str | None:
@@ -254,7 +255,7 @@ def _write(path: Path, text: str, *, mode: int = 0o644, is_ours: bool = False) -
         os.fchmod(file.fileno(), mode)
         file.write(text)
     new.replace(path)
-    click.echo(f"wrote {path}")
+    say(f"wrote {path}")
     return True
 
 
@@ -274,8 +275,8 @@ def _start(place: Installation, *, changed: bool) -> None:
     except Failure:
         raise Failure(f"{UNIT} did not start; why: {_logs(user=place.user)}") from None
     text = _run(*place.manager, "show", UNIT, "--property", "StatusText", "--value").strip()
-    click.echo(f"started: {text}")
-    click.echo(f"see it: {_again('status', user=place.user)}, or {_logs(user=place.user)}")
+    say(f"started: {text}")
+    say(f"see it: {_again('status', user=place.user)}, or {_logs(user=place.user)}")
 
 
 def _run(*argv: str, check: bool = True) -> str:

@@ -15,6 +15,7 @@ from roomtone import document, loading
 from roomtone.cli import new, rehearsal, wishes
 from roomtone.cli.daemon import ask
 from roomtone.cli.loaded import config_option, find
+from roomtone.cli.output import say, say_json
 from roomtone.database import Database
 from roomtone.inquiry import Report as ControlReport
 from roomtone.inquiry import Status
@@ -81,7 +82,10 @@ def command(context: click.Context, given: Path | None, *, as_json: bool) -> Non
         statuses = working(path)
         standings = [_live(each, statuses) for each in standings_of(tables, plugins, wishes.state_of(tables, path))]
     report = Report(list(_kinds(plugins)), standings, plugins.problems)
-    click.echo(msgspec.json.encode(report) if as_json else "\n".join(_lines(report)))
+    if as_json:
+        say_json(report)
+    else:
+        say(*_lines(report))
 
 
 for subcommand in (wishes.pause, wishes.resume, wishes.replay, wishes.forget, rehearsal.test, new.new):

@@ -4,16 +4,18 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import click
-import msgspec
 import trio
 
 from roomtone.cli.daemon import find_daemon
 from roomtone.cli.loaded import config_option
+from roomtone.cli.output import say, say_json
 from roomtone.client import open_client
 from roomtone.inquiry import Cost, Report, RoomReport, Status
+from roomtone.legible import legible
 from roomtone.speech.books import Spent
 from roomtone.standing import SinkStatus
 
@@ -31,11 +33,14 @@ def command(given: Path | None, *, watch: bool, as_json: bool) -> None:
     if watch and not as_json and sys.stdout.isatty():
         _watch(path)
         return
-    trio.run(_look, path, math.inf if watch else 1, lambda report: click.echo(_shown(report, as_json=as_json)))
+    trio.run(_look, path, math.inf if watch else 1, partial(_show, as_json=as_json))
 
 
-def _shown(report: Report, *, as_json: bool) -> str:
-    return msgspec.json.encode(report).decode() if as_json else "\n".join(lines(report, datetime.now(UTC)))
+def _show(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        say_json(report)
+    else:
+        say(*lines(report, datetime.now(UTC)))
 
 
 def _watch(path: Path) -> None:
@@ -43,7 +48,12 @@ def _watch(path: Path) -> None:
     from rich.text import Text  # noqa: PLC0415 - late, as above
 
     with Live(refresh_per_second=4, screen=True) as live:
-        trio.run(_look, path, math.inf, lambda report: live.update(Text(_shown(report, as_json=False))))
+        trio.run(
+            _look,
+            path,
+            math.inf,
+            lambda report: live.update(Text("\n".join(map(legible, lines(report, datetime.now(UTC)))))),
+        )
 
 
 async def _look(path: Path, times: float, take: Callable[[Report], None]) -> None:

@@ -12,10 +12,12 @@ import trio
 from roomtone import events
 from roomtone.cli.daemon import find_daemon
 from roomtone.cli.loaded import config_option
+from roomtone.cli.output import say, say_document
 from roomtone.cli.screen import Display, open_display
 from roomtone.client import open_client
 from roomtone.events import Interim, Level
 from roomtone.inquiry import Dropped, Tail
+from roomtone.sockets import ControlError
 
 _decoder: msgspec.json.Decoder[Interim | Level | Dropped] = msgspec.json.Decoder(Interim | Level | Dropped)
 
@@ -28,7 +30,7 @@ def command(given: Path | None, room: str | None, *, as_json: bool) -> None:
     """Watch ROOM, or every room: captions while they are said, the level, and each event. Until Ctrl-C."""
     path = find_daemon(given)
     if as_json:
-        trio.run(_follow, path, room, click.echo)
+        trio.run(_follow, path, room, say_document)
         return
     with open_display(terminal=sys.stdout.isatty()) as display:
         trio.run(_follow, path, room, lambda line: show(line, display))
@@ -48,14 +50,17 @@ def show(line: bytes, display: Display) -> None:
     """One line of the daemon's, on the display."""
     try:
         event = events.decode(line)
-    except msgspec.ValidationError:
-        live = _decoder.decode(line)
+    except msgspec.MsgspecError:
+        try:
+            live = _decoder.decode(line)
+        except msgspec.MsgspecError:
+            raise ControlError("the daemon says what this version does not know; use the `roomtone` it runs") from None
         match live:
             case Interim():
                 display.caption(live)
             case Level():
                 display.meter(live)
             case Dropped(count=count):
-                click.echo(f"{count} live events were dropped: this terminal did not keep up", err=True)
+                say(f"{count} live events were dropped: this terminal did not keep up", err=True)
     else:
         display.show(event)

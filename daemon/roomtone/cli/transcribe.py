@@ -16,6 +16,7 @@ from roomtone.capture.spool import open_spool
 from roomtone.cli.coverage import SINCE
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, load
+from roomtone.cli.output import say
 from roomtone.cli.sinks import reading
 from roomtone.cli.wishes import writing
 from roomtone.config import Config, Room, find_key
@@ -61,7 +62,7 @@ def command(given: Path | None, *, since: datetime, until: datetime | None, chos
     rooms = {name: room for name, room in config.rooms.items() if name in (chosen or config.rooms)}
     found = list(_find(state, rooms, since, until or datetime.now(UTC)))
     for one in found:
-        click.echo(_line(one))
+        say(_line(one))
     wishes = [wish_mark(one.room, span) for one in found for span in one.there]
     if not wishes:
         return
@@ -72,7 +73,7 @@ def command(given: Path | None, *, since: datetime, until: datetime | None, chos
             os.umask(places.UMASK)
             is_done = trio.run(partial(_work, config, rooms, os.environ))
     except places.StateInUse:
-        click.echo("the daemon transcribes it")
+        say("the daemon transcribes it")
         return
     if not is_done:
         raise Failure(

@@ -18,6 +18,7 @@ import click
 from roomtone import diagnosis, document, loading, places
 from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.loaded import config_option, find, load
+from roomtone.cli.output import say
 from roomtone.database import Database
 from roomtone.facts import Mark
 from roomtone.orders import Pause, Retry, cancel, mark_of, orders_of, prefix
@@ -48,7 +49,7 @@ def pause(name: str, given: Path | None, reason: str) -> None:
     """
     with ordering(name, given) as (database, _):
         _put(database, mark_of(name, Pause(datetime.now(UTC), "person", reason)))
-    click.echo(f"{name} is paused; its events wait. `roomtone sinks resume {name}` goes on")
+    say(f"{name} is paused; its events wait. `roomtone sinks resume {name}` goes on")
 
 
 @_sink_command(short_help="Deliver to a paused sink again.")
@@ -56,10 +57,10 @@ def resume(name: str, given: Path | None) -> None:
     """Deliver to the sink NAME again, from where it was. Also for one that Roomtone itself has paused."""
     with ordering(name, given) as (database, cursor):
         if orders_of(name, database.marks(prefix(name))).paused is None:
-            click.echo(f"{name} is not paused")
+            say(f"{name} is not paused")
             return
         _put(database, cancel(name, "paused"))
-        click.echo(f"{name} goes on after event {cursor}")
+        say(f"{name} goes on after event {cursor}")
 
 
 @_sink_command(short_help="Deliver events to a sink once more.")
@@ -77,14 +78,14 @@ def replay(name: str, given: Path | None, since: str | None, *, is_refused: bool
             last, count = database.last_refusal(name), database.count_refusals(name)
             if count:
                 _put(database, mark_of(name, Retry(0, last)))
-            click.echo(f"{name} gets {_events(count)} again that it refused")
+            say(f"{name} gets {_events(count)} again that it refused")
         if since is not None:
             seq = _first(database, since)
             if seq > cursor:
-                click.echo(f"{name} has event {seq} and all after it still to come: it is at {cursor}")
+                say(f"{name} has event {seq} and all after it still to come: it is at {cursor}")
                 return
             _put(database, mark_of(name, seq - 1))
-            click.echo(f"{name} gets event {seq} and all after it again")
+            say(f"{name} gets event {seq} and all after it again")
 
 
 @_sink_command(short_help="Remove what the journal knows of a sink that is configured no more.")
@@ -102,7 +103,7 @@ def forget(name: str, given: Path | None) -> None:
         )
     with ordering(name, given) as (database, _):
         database.drop_sink(name)
-    click.echo(f"{name} is forgotten")
+    say(f"{name} is forgotten")
 
 
 @contextmanager

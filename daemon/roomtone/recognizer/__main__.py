@@ -20,8 +20,10 @@ from functools import partial
 import msgspec
 import structlog
 import trio
+from structlog.typing import EventDict, WrappedLogger
 
 from roomtone import descriptors
+from roomtone.legible import describe_traceback, legible
 from roomtone.recognizer.engine import Engine, EngineMissing
 from roomtone.recognizer.server import EngineStuck, Options, Server, Unusable, open_server
 
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         processors=[
             lines.own_up,
             structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
+            _fit,
             structlog.processors.LogfmtRenderer(key_order=["level", "event"]),
         ],
         logger_factory=lines,
@@ -164,6 +166,13 @@ def _options(arguments: Sequence[str] | None) -> Options | None:
         return msgspec.convert(options, Options)
     except msgspec.ValidationError as error:
         parser.error(str(error))
+
+
+def _fit(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """As the daemon's log has it: no text of an engine's error, and nothing that a terminal would obey."""
+    if line.pop("exc_info", None) and (error := sys.exc_info()[1]):
+        line["exception"] = describe_traceback(error)
+    return {key: legible(value) if isinstance(value, str) else value for key, value in line.items()}
 
 
 def _say(**fields: str) -> None:
