@@ -54,7 +54,7 @@ LAYERS = (
     {"forgetting", "remains", "echoes", "exposition", "checkup"},
     {"rooms", "outlets"},
     {"erasure"},
-    {"reloading", "undertaking"},
+    {"reloading", "undertaking", "deadline"},
     {"commands"},
     {"service"},
     {"cli", "cli.*", "__main__"},

@@ -9,6 +9,7 @@ import pytest
 
 from roomtone.cli.installation import MARK, compose_unit, invisible, shipped
 from roomtone.config import Service
+from roomtone.service import LEAVING_TIMEOUT_S
 from roomtone.sinks import Sink
 
 UNITS = ("roomtone.service", "user/roomtone.service")
@@ -36,7 +37,8 @@ def test_budgets_nest(name: str) -> None:
     """A sink's timeout fits into the grace period, and the grace period into the unit's limit."""
     [timeout] = [field.default for field in msgspec.structs.fields(Sink) if field.name == "timeout"]
 
-    assert timeout < Service().grace < seconds(unit(name)["TimeoutStopSec"])
+    assert timeout < Service().grace
+    assert Service().grace + LEAVING_TIMEOUT_S < seconds(unit(name)["TimeoutStopSec"])
 
 
 @pytest.mark.parametrize("name", UNITS)

@@ -3,7 +3,8 @@
 The indentation of `run` is the order of shutdown. A first SIGTERM stops the rooms' capture alone (`rooms.py` has the
 innermost levels): the spools end, streaming drains what they hold and ends its sessions, the journal grows no more, and
 the sinks get what is left. Streaming has a share of the grace period, so that a dead network cannot use up the sinks'.
-A second signal, or the end of the grace period, leaves at once, which the spool and the journal make harmless.
+A second signal, or the end of the grace period, leaves at once, which the spool and the journal make harmless. Where
+even leaving takes long, for a disk or a plugin that hangs, the process ends all the same after LEAVING_TIMEOUT_S.
 
 What can be asked of the daemon while it runs is in `commands.py`, how it is asked in `control.py`, and what another
 configuration changes in `reloading.py`.
@@ -26,6 +27,7 @@ from roomtone.commands import Commands
 from roomtone.config import Config, check_gates, find_gateway_key, find_key
 from roomtone.containment import supervise
 from roomtone.control import serve
+from roomtone.deadline import open_deadline
 from roomtone.erasure import Erasure
 from roomtone.exposition import expose
 from roomtone.figures import Counting
@@ -45,6 +47,8 @@ from roomtone.speech.governor import open_governor
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 STREAMING_SHARE = 1 / 3
+LEAVING_TIMEOUT_S = 10.0
+"""Seconds after the grace period, or a second signal, in which files are closed. systemd would kill us soon after."""
 FULL_TIMEOUT_S = 5.0
 """Seconds that a daemon that stops waits for room on the journal's disk."""
 _ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -62,7 +66,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
     check_gates(config)
     grounds = Grounds(config.sinks_folder(environ), state / "sinks")
     live, glance, figures, sinks = Live(), Glance(), Counting(), dict[str, Outlet]()
-    with trio.CancelScope() as hard, places.lock(state):
+    with open_deadline() as end_by, trio.CancelScope() as hard, places.lock(state):
         use_reserve(state)
         async with (
             open_journal(state / "journal.sqlite") as journal,
@@ -129,9 +133,11 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                             supervision=supervision,
                             governor=governor,
                         )
-                        watching.start_soon(_obey_signals, force, hard, supervision.stopping, rooms, analyst)
+                        watching.start_soon(
+                            partial(_obey_signals, force, hard, supervision.stopping, rooms, analyst, end_by=end_by)
+                        )
                         watching.start_soon(_obey_reloads, commands)
-                        watching.start_soon(_leave_a_full_disk, journal, hard)
+                        watching.start_soon(_leave_a_full_disk, journal, hard, end_by)
                         control = places.control_socket(state, environ)
                         watching.start_soon(partial(serve, control, commands, journal=journal, live=live))
                         metrics = partial(expose, config.service, config.folder, commands.report)
@@ -145,7 +151,13 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
 
 
 async def _obey_signals(
-    force: InForce, hard: trio.CancelScope, stopping: trio.Event, rooms: Rooms, analyst: Analyst
+    force: InForce,
+    hard: trio.CancelScope,
+    stopping: trio.Event,
+    rooms: Rooms,
+    analyst: Analyst,
+    *,
+    end_by: Callable[[float], None],
 ) -> None:
     """The first signal ends capture and gives the rest its time; a second SIGINT or SIGTERM ends everything."""
     with trio.open_signal_receiver(*_ENDING, *([signal.SIGHUP] if _is_in_terminal() else [])) as signals:
@@ -154,22 +166,25 @@ async def _obey_signals(
         log.info("service.stopping", signal=signal.Signals(number).name, grace=grace)
         stopping.set()
         hard.deadline = trio.current_time() + grace
+        end_by(grace + LEAVING_TIMEOUT_S)
         rooms.stop(grace * STREAMING_SHARE)
         analyst.stop(grace * STREAMING_SHARE)
         # A window that is closed says so several times: its shell does, and the kernel. Nobody is in a hurry there.
         while await anext(signals) == signal.SIGHUP:
             pass
         log.warning("service.leaving", reason="a second signal")
+        end_by(LEAVING_TIMEOUT_S)
         hard.cancel()
 
 
-async def _leave_a_full_disk(journal: Journal, hard: trio.CancelScope) -> None:
+async def _leave_a_full_disk(journal: Journal, hard: trio.CancelScope, end_by: Callable[[float], None]) -> None:
     """While the daemon stops, a journal that takes nothing is not waited for through the whole grace period: what is
     still to be said is made up for at the next start, and everything that was to be delivered is delivered then.
     """
     while hard.deadline == math.inf or journal.waiting < FULL_TIMEOUT_S:  # noqa: ASYNC110 - a deadline wakes nobody
         await trio.sleep(0.5)
     log.warning("service.leaving", reason="the journal has no room, or is locked")
+    end_by(LEAVING_TIMEOUT_S)
     hard.cancel()
 
 
