@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Turn,
         Unmuted,
         Word,
+        decode,
         encode,
     )
     from roomtone.sinks import Context, Sink, Unprocessable, hookimpl
@@ -49,6 +50,7 @@ _HOME = {
             "Turn",
             "Unmuted",
             "Word",
+            "decode",
             "encode",
         ),
         "roomtone.events",
@@ -77,6 +79,7 @@ __all__ = [
     "Unmuted",
     "Unprocessable",
     "Word",
+    "decode",
     "encode",
     "hookimpl",
 ]
