@@ -1,4 +1,4 @@
-"""The conformance kit: the bundled sinks pass it, and five bad ones do not."""
+"""The conformance kit: the bundled sinks pass it, and bad ones do not."""
 
 import re
 import sqlite3
@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from receiver import Receiver, open_receiver
-from roomtone import Context, Durable, Sink, hookimpl
+from roomtone import Context, Durable, Forgotten, Sink, hookimpl
 from roomtone.testing import LAWS, LawBroken, check, conformance_tests
 from roomtone.testing.conformance import SEGMENT
 from roomtone_command import CommandSink
@@ -71,7 +71,7 @@ async def webhook(folder: Path) -> AsyncIterator[Sink]:
 
 
 test_webhook = conformance_tests(
-    webhook, lambda folder: [event["id"] for event in receivers[folder].events if event["kind"] == "turn"]
+    webhook, lambda folder: [event["id"] for event in receivers[folder].events if event["kind"] == "turn"], keeps=False
 )
 
 PROGRAM = """
@@ -97,7 +97,7 @@ def read_rows(folder: Path) -> list[str]:
         return [row[0] for row in database.execute("SELECT id FROM events WHERE kind = 'turn' ORDER BY rowid")]
 
 
-test_command = conformance_tests(command, read_rows)
+test_command = conformance_tests(command, read_rows, keeps=False)
 
 
 def read_pages(folder: Path) -> list[str]:
@@ -128,9 +128,14 @@ class Bad(Sink, frozen=True, kw_only=True, tag="bad"):
         yield writer
         writer.close()
 
+    def holdings(self, context: Context) -> list[Path]:
+        return [Path(self.path)] if self.writer.is_named else []
+
 
 class Writer:
-    """What is right: every event is in the file when `flush` returns."""
+    """What is right: every event is in the file when `flush` returns, until it is to be forgotten."""
+
+    is_named: ClassVar[bool] = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -155,6 +160,15 @@ class Writer:
     @hookimpl
     def turn(self, event: Durable) -> None:
         self.add(event)
+
+    @hookimpl
+    def forgotten(self, event: Forgotten) -> None:
+        # Of these ids the last figures are the number, from which the position follows.
+        kept = [line for line in self.lines() if not event.start <= (int(line[-12:], 16) - 1) * SEGMENT < event.end]
+        self.path.write_text("".join(f"{id_}\n" for id_ in kept))
+
+    def lines(self) -> list[str]:
+        return self.path.read_text().split() if self.path.exists() else []
 
     @hookimpl
     def flush(self) -> None:
@@ -218,6 +232,26 @@ class Leaks(Writer):
         self.files.append(path.open("ab"))
 
 
+class Remembers(Writer):
+    """Hears that something is to be forgotten, and keeps it."""
+
+    @hookimpl
+    def forgotten(self, event: Forgotten) -> None:
+        pass
+
+
+class Deaf(Writer):
+    """Has no hook for it."""
+
+    forgotten = None  # type: ignore[assignment]  # its fault
+
+
+class Hides(Writer):
+    """Says of no file that it keeps one."""
+
+    is_named = False
+
+
 @pytest.fixture
 def _closed() -> Iterator[None]:
     yield
@@ -259,10 +293,13 @@ def test_good_one_passes(tmp_path: Path) -> None:
         (AcknowledgesEarly, "has_what_it_acknowledges", "acknowledged and not there yet"),
         (Blocks, "leaves_the_loop_alone", "keeps the loop"),
         (Leaks, "leaves_nothing_behind", "descriptors"),
+        (Remembers, "forgets_when_told", "told to forget 3 events, it has 3 of them still"),
+        (Deaf, "forgets_when_told", "no hook `forgotten`"),
+        (Hides, "names_its_files", "`holdings` does not name it"),
     ],
 )
 def test_bad_ones_fail(writer: type[Writer], law: str, said: str, tmp_path: Path) -> None:
-    """Each of the five faults is found by the law that it breaks, and named."""
+    """Each of the faults is found by the law that it breaks, and named."""
     assert said in broken(writer, tmp_path, [law])[law]
 
 

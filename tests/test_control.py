@@ -1,6 +1,7 @@
 """The control socket: who may speak, what is understood, and that no client harms the daemon."""
 
 import os
+import signal
 import socket
 import stat
 import tempfile
@@ -9,14 +10,15 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
 import trio
 
-from roomtone import control, inquiry
+from roomtone import control, inquiry, service
 from roomtone.client import find_socket, open_client
-from roomtone.control import CLIENTS, LONGEST_REQUEST, open_socket, serve
+from roomtone.control import CLIENTS, LONGEST_REQUEST, Answerer, open_socket, serve
 from roomtone.events import Interim, Notice
 from roomtone.inquiry import Answer, Done, Mute, Refused, Request, Rotate, Tail
 from roomtone.journal import Journal, open_journal
@@ -44,10 +46,10 @@ class Serving:
 
 
 @asynccontextmanager
-async def open_serving(folder: Path) -> AsyncIterator[Serving]:
+async def open_serving(folder: Path, answerer: Answerer | None = None) -> AsyncIterator[Serving]:
     path, live = folder / "run" / "control", Live()
     async with open_journal(folder / "journal.sqlite") as journal, trio.open_nursery() as nursery:
-        nursery.start_soon(partial(serve, path, Parrot(), journal=journal, live=live))
+        nursery.start_soon(partial(serve, path, answerer or Parrot(), journal=journal, live=live))
         with trio.fail_after(10):
             while not path.exists():  # noqa: ASYNC110 - a file tells nobody
                 await trio.sleep(0.01)
@@ -71,6 +73,54 @@ async def test_a_request_is_answered(tmp_path: Path) -> None:
         with pytest.raises(ControlError, match="no"):
             await client.ask(Rotate())
         assert await client.ask(Mute()) == Done((repr(Mute()),))
+
+
+class Fails(Parrot):
+    """Fails at every request, alone or in a group."""
+
+    async def answer(self, request: Request) -> Answer:
+        if isinstance(request, Rotate):
+            raise OverflowError("date value out of range")
+        raise ExceptionGroup("two", [ValueError("one"), ExceptionGroup("inner", [OSError(28, "No space left")])])
+
+    def has_room(self, name: str) -> bool:
+        raise RuntimeError("has_room")
+
+
+async def test_a_request_that_fails_is_refused_and_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a request raises is in the log with its traceback; the client is refused, and asks again."""
+    async with open_serving(tmp_path, Fails()) as serving:
+        for request in (Rotate(), Mute(), Tail(room="desk"), Rotate()):
+            async with open_client(serving.path) as client:
+                with pytest.raises(ControlError, match="failed at this request"):
+                    await client.ask(request)
+    logged = capsys.readouterr()
+    assert (logged.out + logged.err).count("request.failed") == 4
+
+
+async def test_a_reload_by_signal_that_fails_ends_nothing() -> None:
+    """SIGHUP is a request as well."""
+
+    class Commands:
+        count = 0
+
+        async def reload(self) -> None:
+            self.count += 1
+            raise OverflowError("date value out of range")
+
+    commands = Commands()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service._obey_reloads, cast("Any", commands))
+        for count in (1, 2):
+            with trio.fail_after(30):
+                while signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # noqa: ASYNC110 - nobody tells of it
+                    await trio.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGHUP)
+                while commands.count < count:  # noqa: ASYNC110 - as above
+                    await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
 
 
 async def test_only_this_user_can_open_it(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def traces(folder: Path, number: int) -> set[str]:
 
 
 def forget(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    command = [*COMMAND, "forget", "--config", str(folder / "roomtone.toml"), *options]
+    command = [*COMMAND, "forget", "--yes", "--config", str(folder / "roomtone.toml"), *options]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
 
 

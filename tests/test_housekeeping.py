@@ -313,6 +313,24 @@ async def test_whatever_the_clock_says(
         assert desk.files() == 3
 
 
+async def test_damaged_databases_go_at_the_age_of_events(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """What was put aside has what was said: it is kept as long as events are, and no other file goes with it."""
+    began, zero = time.time(), trio.current_time()
+    pages = tmp_path / "sinks" / "pages"
+    asides = [tmp_path / "journal.sqlite.corrupt-20260101T000000Z-wal", pages / "entries.spoiled"]
+    other = pages / "entries.sqlite"
+    for path in (*asides, other):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("said")
+    utc = lambda: began + trio.current_time() - zero  # noqa: E731 - a clock that goes with the virtual one
+    async with open_desk(tmp_path, Storage(journal_days=0.25), utc=utc):
+        await trio.sleep(0.2 * 86_400)
+        assert all(path.exists() for path in asides)
+        await trio.sleep(0.05 * 86_400 + PRUNING + INTERVAL)
+        assert not any(path.exists() for path in asides)
+        assert other.exists()
+
+
 async def test_events_wait_for_a_sink_whose_plugin_does_not_load(
     tmp_path: Path, autojump_clock: trio.abc.Clock
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from roomtone.events import Analysis, Answer, Durable, Forgotten, Notice, Turn, Word
 from roomtone.facts import Cover, Mark
 from roomtone.journal import Journal, open_journal
+from roomtone.words import program_words
 
 RATE = 1000
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -143,6 +144,47 @@ async def test_what_a_sink_has_refused_goes_too(tmp_path: Path) -> None:
     assert not files_with(tmp_path, "xylophone 2")
 
 
+async def test_notices_that_quote_it_go_too(tmp_path: Path) -> None:
+    """Those of its time whatever they say, and those of any time that have a word of it; what a program says stays."""
+    async with open_journal(tmp_path / "journal.sqlite") as journal:
+        await journal.commit(
+            turn(10, "Xylophone and the sink"),
+            notice(10.5, "of this time"),
+            notice(10.5, "of this time elsewhere", room="hall"),
+            notice(900, "sink hook cannot take it: HTTP 422: 'xylophone an'"),
+            notice(900, "the sink is paused, and marimba"),
+            notice(5, "of another time", room="desk"),
+        )
+        gone_events = await journal.forget(gone(10, 12), LONGEST, gone(10, 12), known=program_words())
+        assert await journal.compact()
+
+        left = [event.text for event in await journal.read(0) if isinstance(event, Notice)]
+        assert left == ["of this time elsewhere", "the sink is paused, and marimba", "of another time"]
+        assert [type(event) for event in gone_events] == [Turn, Notice]
+    assert not files_with(tmp_path, "ylophone")
+
+
+async def test_what_a_refusal_quotes_goes_too(tmp_path: Path) -> None:
+    """A receiver's answer may speak of another event than that which it refused, and of one that is pruned."""
+    async with open_journal(tmp_path / "journal.sqlite") as journal:
+        await journal.commit(turn(0, "stays here", order=1), turn(10, "xylophone", order=2), *_notices(20))
+        await journal.refuse("hook", 1, "HTTP 422: [stays here, xylophone]")
+        await journal.refuse("hook", 3, "the sink is not what it was")
+        await journal.commit(Mark("sink/hook/paused", {"by": "proof", "reason": "it ended at 'xylophone'"}))
+        row = ("old", 2, NOON.isoformat(timespec="microseconds"), "bad xylophone", None)
+        journal._database._writer.execute("INSERT INTO refused VALUES (?, ?, ?, ?, ?)", row)
+        await journal.forget(gone(10, 11), LONGEST, gone(10, 11), known=program_words())
+        assert await journal.compact()
+
+        assert [(one.seq, one.reason) for one in await journal.refused("hook")] == [
+            (1, "forgotten"),
+            (3, "the sink is not what it was"),
+        ]
+        assert await journal.refused("old") == []
+        assert await journal.mark("sink/hook/paused") == {"by": "proof", "reason": "forgotten"}
+    assert not files_with(tmp_path, "xylophone")
+
+
 async def test_the_account_stays_whole(tmp_path: Path) -> None:
     """What was captured and lost stays; where somebody spoke is no longer told inside, and is as before outside."""
     rows = [
@@ -188,6 +230,10 @@ async def test_facts_are_of_the_same_transaction(tmp_path: Path) -> None:
 
         assert [type(event) for event in await journal.read(0)] == [Forgotten]
         assert await journal.mark("room/desk/holes") == [[5, 9]]
+
+
+def notice(second: float, text: str, room: str = "") -> Notice:
+    return Notice(room=room, position=0, at=at(second), severity="error", code="sink.failed", text=text)
 
 
 def _notices(count: int) -> list[Notice]:

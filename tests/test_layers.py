@@ -12,6 +12,7 @@ DAEMON = Path(__file__).parent.parent / "daemon" / "roomtone"
 LAYERS = (
     {
         "events",
+        "words",
         "clock",
         "calendar",
         "backoff",
@@ -45,13 +46,13 @@ LAYERS = (
     {"capture.*"},
     {"speech.*"},
     {"hooks", "batch", "failure", "worker", "pins", "proof", "standing"},
-    {"delivery"},
+    {"delivery", "remains"},
     {"rehearsal", "testing.*", "testing"},
     {"plugins"},
     {"config", "loading", "logs", "journald"},
     {"health", "notify", "stall", "figures", "inquiry", "sockets", "client", "control", "retention", "housekeeping"},
     {"glance"},
-    {"forgetting", "remains", "echoes", "exposition", "checkup"},
+    {"forgetting", "exposition", "checkup"},
     {"rooms", "outlets"},
     {"erasure"},
     {"reloading", "undertaking", "deadline"},

@@ -67,7 +67,7 @@ def test_a_project_works_as_it_stands(tmp_path: Path) -> None:
     (site / "roomtone-of-the-test.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index")
     run_in(environment, "-m", "pip", "install", *options, str(project), folder=tmp_path)
-    assert "11 passed" in run_in(
+    assert "13 passed" in run_in(
         environment, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(project), folder=project
     )
 

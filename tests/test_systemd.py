@@ -437,3 +437,25 @@ def test_a_reload_costs_nothing(roomtone: Installed) -> None:
 
     assert roomtone.show("MainPID", "NRestarts") == before
     assert roomtone.events("gap") == []
+
+
+def test_what_is_forgotten_is_searched_for_by_a_process_that_the_unit_allows(roomtone: Installed) -> None:
+    """As root, with the service running: what is forgotten is proven gone. Stopped, or asked by somebody else, nothing
+    is said to be done that is not, and nothing is left behind.
+    """
+    roomtone.install()
+    assert roomtone.recorded() > 0
+    forget = (PROGRAM, "forget", "--last", "1m", "--yes")
+    done = roomtone.guest.run(*forget)
+    assert "is forgotten" in done.stdout
+    assert "nothing of it is left" in done.stdout
+    roomtone.guest.run("useradd", "--no-create-home", "--groups", "roomtone-config", "bob", check=False)
+    somebody = ("setpriv", "--reuid=bob", "--regid=bob", "--init-groups", "env", "HOME=/tmp/bob")
+    refused = roomtone.guest.run(*somebody, *forget, check=False)
+    assert refused.returncode
+    assert "ask as that user, or with sudo" in refused.stderr
+    roomtone.guest.run("systemctl", "stop", "roomtone")
+    for become in (("env", "HOME=/tmp/root"), somebody):
+        stopped = roomtone.guest.run(*become, *forget, check=False)
+        assert "is forgotten" in stopped.stdout if stopped.returncode == 0 else stopped.stderr
+    assert roomtone.guest.run("find", "/tmp/root", "/tmp/bob", check=False).stdout == ""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Turn,
         Unmuted,
         Word,
+        decode,
         encode,
     )
     from roomtone.sinks import Context, Sink, Unprocessable, hookimpl
@@ -56,6 +57,7 @@ _HOME = {
             "Turn",
             "Unmuted",
             "Word",
+            "decode",
             "encode",
         ),
         "roomtone.events",
@@ -84,6 +86,7 @@ __all__ = [
     "Unmuted",
     "Unprocessable",
     "Word",
+    "decode",
     "encode",
     "hookimpl",
 ]

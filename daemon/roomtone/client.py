@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from roomtone.inquiry import Answer, Done, Forgot, Refused, Report, Request
-from roomtone.sockets import ControlError, Lines, check_peer, connected, short
+from roomtone.sockets import ControlError, Lines, NoDaemonError, check_peer, connected, short
 
 LONGEST_ANSWER = 16 * 2**20
 """Bytes of an answer's line."""
@@ -19,7 +19,10 @@ _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
 
 def find_socket(paths: Iterable[Path]) -> Path:
-    """The first of the sockets at which a daemon answers. Raises ControlError where none does."""
+    """The first of the sockets at which a daemon answers.
+
+    Raises ControlError where it is another user's, NoDaemonError where none answers.
+    """
     looked, failure = [], None
     for path in paths:
         try:
@@ -33,7 +36,7 @@ def find_socket(paths: Iterable[Path]) -> Path:
         except OSError:
             looked.append(str(path))
     absent = f"no daemon answers here; start one with `roomtone run`. Looked for {', '.join(looked)}"
-    raise ControlError(failure or absent)
+    raise ControlError(failure) if failure else NoDaemonError(absent)
 
 
 class Client:

@@ -4,7 +4,8 @@ A unix socket of mode 0600, so that only the daemon's own user and root can open
 by the kernel too (SO_PEERCRED).
 
 Nothing that a client does or leaves undone harms the daemon: lines, clients and waiting are bounded, and a client that
-does not read loses live events, which are counted and told.
+does not read loses live events, which are counted and told. A request that fails is refused, and its traceback is in
+the log.
 """
 
 import errno
@@ -44,7 +45,7 @@ _decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 
 
 class Answerer(Protocol):
-    """What the daemon does with a request. Raises nothing that a client could cause."""
+    """The daemon's answers to requests. What it raises is contained here, and the request refused."""
 
     async def answer(self, request: Request) -> Answer: ...
     def has_room(self, name: str) -> bool: ...
@@ -119,21 +120,33 @@ class _Server:
                     await self._take(stream, line)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ControlError) as group:
             log.debug("client.left", reason=str(group.exceptions[0]))
+        except* Exception:
+            log.exception("request.failed", request="tail")
         finally:
             self._clients -= 1
 
     async def _take(self, stream: trio.SocketStream, line: bytes) -> None:
-        request = _understand(line)
+        request: Request | None = None
+        answer: Answer = Refused(("the daemon has failed at this request; its log says at what",))
+        try:
+            request = _understand(line)
+            answer = await self._answer(request)
+        except* _Refusal as group:
+            answer = Refused((str(group.exceptions[0]),))
+        except* Exception:
+            log.exception("request.failed", request=type(request).__name__.lower())
+        await _send(stream, answer)
+        if isinstance(request, Tail) and isinstance(answer, Done):
+            await self._tail(stream, request.room)
+
+    async def _answer(self, request: Request) -> Answer:
         match request:
-            case Refused():
-                await _send(stream, request)
             case Tail(room=room) if room is not None and not self._answerer.has_room(room):
-                await _send(stream, Refused((f"there is no room {room!r}",)))
-            case Tail(room=room):
-                await _send(stream, Done(()))
-                await self._tail(stream, room)
+                raise _Refusal(f"there is no room {room!r}")
+            case Tail():
+                return Done(())
             case _:
-                await _send(stream, await self._answerer.answer(request))
+                return await self._answerer.answer(request)
 
     async def _tail(self, stream: trio.SocketStream, room: str | None) -> None:
         """Events until the client goes, which its end of the stream tells."""
@@ -171,15 +184,17 @@ def _is_of(room: str | None, event: Interim | Level) -> bool:
     return room in {None, event.room}
 
 
-def _understand(line: bytes) -> Request | Refused:
+class _Refusal(Exception):  # noqa: N818 - it says what is true
+    """The request is refused. Says why."""
+
+
+def _understand(line: bytes) -> Request:
     try:
         request = _decoder.decode(line)
-    except msgspec.MsgspecError as error:
-        return Refused((f"this is no request of version {VERSION}: {error}",))
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise _Refusal(f"this is no request of version {VERSION}: {error}") from None
     if request.version != VERSION:
-        return Refused(
-            (f"the daemon speaks version {VERSION}, not {request.version}; use the `roomtone` that it runs",)
-        )
+        raise _Refusal(f"the daemon speaks version {VERSION}, not {request.version}; use the `roomtone` that it runs")
     return request
 
 

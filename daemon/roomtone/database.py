@@ -16,15 +16,18 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from roomtone.events import Audio, Durable, Forgotten, decode, encode, kind_of, spoken_in, turn_of
+from roomtone.events import Audio, Durable, Forgotten, Notice, decode, encode, kind_of, spoken_in, turn_of
 from roomtone.facts import Cover, Fact, Mark, Refusal, next_id
 from roomtone.tables import CLEAN, explained, open_file
+from roomtone.words import has_quote, telling_words, texts_in
 
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 """Raised for the body of an event that cannot be read: of a newer version, or nested too deeply for this stack."""
 
 _READ_BYTES = 4 * 1024 * 1024
 """One read ends here even with fewer events than asked for: an answer of the gateway may have a megabyte."""
+FORGOTTEN = "forgotten"
+"""The reason of a refusal or a pause whose own reason had to go."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -220,27 +223,48 @@ class Database:
             )
         return len(oldest)
 
-    def forget(self, forgotten: Forgotten, longest: int) -> list[Durable]:
+    def forget(self, forgotten: Forgotten, longest: int, known: Collection[bytes]) -> list[Durable]:
         """Remove what was said there: the events, whether a sink has had them or not, and the copies that sinks have
         refused; a correction or an answer goes with its turn. The coverage says where somebody spoke: it is cut.
 
-        No turn is longer than `longest` samples. Returns what was removed.
+        Notices of that time go too, and those of any time that quote it, as the reasons of refusals do. The words that
+        are `known` for another reason are no quote. No turn is longer than `longest` samples. Returns what was removed
+        of the stretch.
         """
         room, start, end = forgotten.room, forgotten.start, forgotten.end
         rows = self._writer.execute(
             "SELECT seq, body FROM events WHERE room = ? AND kind IN ('turn', 'answer') AND position BETWEEN ? AND ? "
-            "UNION ALL SELECT seq, body FROM events WHERE room = ? AND kind = 'analysis' AND position < ?",
+            "UNION ALL SELECT seq, body FROM events WHERE room = ? AND kind = 'analysis' AND position < ? "
+            "UNION ALL SELECT seq, body FROM events WHERE kind = 'notice'",
             (room, start - longest, end + longest, room, end),
         ).fetchall()
         refused = self._writer.execute("SELECT rowid, body FROM refused WHERE body IS NOT NULL").fetchall()
         bodies = [("events", seq, body) for seq, body in rows] + [("refused", row, body) for row, body in refused]
-        known = [(table, row, event) for table, row, body in bodies if (event := _event(body)) is not None]
-        turns = spoken_in(forgotten, (event for _, _, event in known))
-        gone = [one for one in known if forgotten.covers(one[2]) or turn_of(one[2]) in turns]
-        for table, row, _ in gone:
+        read = [(table, row, event) for table, row, body in bodies if (event := _event(body)) is not None]
+        turns = spoken_in(forgotten, (event for _, _, event in read))
+        gone = [one for one in read if forgotten.covers(one[2]) or turn_of(one[2]) in turns]
+        events = [event for _, _, event in gone]
+        words, texts = telling_words(events, known), texts_in(events)
+        quoting = [one for one in read if isinstance(one[2], Notice) and has_quote(one[2].text, words, texts)]
+        for table, row, _ in (*gone, *quoting):
             self._writer.execute(f"DELETE FROM {table} WHERE rowid = ?", (row,))  # noqa: S608 - two names of ours
+        self._forget_reasons(forgotten, {event.seq for event in events}, words, texts)
         self._cut_coverage(forgotten)
-        return [event for _, _, event in gone]
+        return events
+
+    def _forget_reasons(self, forgotten: Forgotten, gone: set[int], words: set[bytes], texts: Sequence[str]) -> None:
+        """A receiver's answer may repeat what it was sent, and that of another event, when they came together."""
+        rows = self._writer.execute("SELECT rowid, seq, at, reason, body FROM refused").fetchall()
+        for row, seq, at, reason, body in rows:
+            if body is None and seq in gone:
+                self._writer.execute("DELETE FROM refused WHERE rowid = ?", (row,))
+            elif _text(forgotten.from_) <= at < _text(forgotten.until) or has_quote(reason, words, texts):
+                self._writer.execute("UPDATE refused SET reason = ? WHERE rowid = ?", (FORGOTTEN, row))
+        for key, value in self._writer.execute(
+            "SELECT key, value FROM marks WHERE key GLOB 'sink/*/paused'"
+        ).fetchall():
+            if has_quote(value, words, texts):
+                self._put_mark(Mark(key, msgspec.json.decode(value) | {"reason": FORGOTTEN}))
 
     def _cut_coverage(self, forgotten: Forgotten) -> None:
         """What was captured or lost stays; what became of it is *forgotten* now."""
@@ -281,11 +305,6 @@ class Database:
             (room, _text(since), _text(until)),
         ).fetchall()
         return [event for (body,) in rows if isinstance(event := _event(body), Audio)]
-
-    def says(self, text: str) -> bool:
-        """Whether any event that is left has this text in it, as JSON has it."""
-        row = self._reader.execute("SELECT 1 FROM events WHERE instr(body, ?) LIMIT 1", (text,)).fetchone()
-        return row is not None
 
     def events(self, after: int, limit: int) -> list[Durable]:
         """The committed events after that seq, at most `limit`, ascending."""

@@ -32,6 +32,9 @@ from roomtone.worker import Worker
 BATCH = 1000
 """Events in a batch at most; also how many uninteresting ones may pass before the cursor is made durable."""
 
+SPOKEN = frozenset(("turn", "answer", "analysis", "audio", "interim"))
+"""The hooks that get what was said."""
+
 _CANCELLED = (
     "its own code has cancelled it: a cancel scope or a crashed task around the `yield` of `open` does that, or a "
     "hook that raises trio.Cancelled"
@@ -74,10 +77,15 @@ class Delivery:
         self._proof = Proof(name, sink, journal, alone or trio.Lock())
         self._orders = Orders()
         self._called = trio.Event()
+        self._kinds = frozenset[str]()
 
     def has(self, seq: int) -> bool:
         """Whether the sink has acknowledged everything up to this event."""
         return self._cursor >= seq
+
+    def is_deaf(self) -> bool:
+        """True if its hooks get what is said and not what is to be forgotten, as far as they are known."""
+        return not SPOKEN.isdisjoint(self._kinds) and "forgotten" not in self._kinds
 
     def status(self) -> SinkStatus:
         """How it stands at this moment."""
@@ -219,6 +227,7 @@ class Delivery:
         attempt.cancel_scope.cancel()
 
     async def _serve(self, hooks: Implementation, attempt: trio.Nursery, pumped: trio.Event) -> None:
+        self._kinds = frozenset((*hooks.kinds, *hooks.live))
         worker = Worker(hooks, timeout=self._sink.timeout, nursery=attempt, on_overdue=self._tell_stuck)
         async with trio.open_nursery() as nursery:
             if hooks.live:

@@ -60,6 +60,14 @@ def replace(path: Path, data: bytes) -> None:
     put_in_place(new, path)
 
 
+def create_private(path: Path) -> None:
+    """Make the file, for this user only, where it is missing. One that is there is not even opened: closing it would
+    drop the locks that a database of this process has on it (https://sqlite.org/howtocorrupt.html, 2.2).
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE))
+
+
 def append(path: Path, data: bytes, *, size: int) -> bool:
     """Put these bytes behind the `size` bytes of the file. False: it has not as many, or is gone; nothing was written.
 
@@ -162,9 +170,7 @@ def _connect(path: Path, tables: str) -> sqlite3.Connection:
 
 
 def _prepared(path: Path, tables: str) -> sqlite3.Connection:
-    # SQLite gives its log the mode of the file. One that is there is not opened: closing it would drop SQLite's locks.
-    if not os.path.lexists(path):
-        os.close(create_file(path))
+    create_private(path)  # SQLite gives its log the mode of the file
     database = sqlite3.connect(path, check_same_thread=False)
     try:
         database.execute("PRAGMA journal_mode = WAL")

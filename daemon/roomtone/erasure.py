@@ -1,29 +1,37 @@
 """A person's wish to forget, carried out everywhere: in the rooms and the sinks; and the proof that it is."""
 
+import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
+from typing import Final
 
+import msgspec
 import structlog
 import trio
 
 from roomtone.capture.segment import SPOOL
-from roomtone.echoes import Passage, Spools, has_any, stands_outside
+from roomtone.durable import remove
 from roomtone.events import Durable
-from roomtone.forgetting import Premises, Removed, forget, rooms_known
+from roomtone.forgetting import Premises, Removed, clamp, forget, rooms_known
 from roomtone.inquiry import Forgot, Refused
 from roomtone.outlets import Outlets
-from roomtone.remains import Search, files_from_before, needles, search
-from roomtone.sinks import Sink
+from roomtone.remains import SLACK, Order, Search, ids_of, long_texts
+from roomtone.sinks import Module, Sink
+from roomtone.tables import find_asides
+from roomtone.words import program_words, telling_words, tokens
 
 HEARING = 60.0
 """Seconds that the sinks have to remove what they have of it, until the answer says that they still do."""
 LOOK = 0.05
-SEARCHING = 120.0
+SEARCHING = 480.0
 """Seconds that searching the files may take."""
-LISTENING = 60.0
-"""Seconds to find out whether sound was recorded at another time too."""
+STARTING = 30.0
+"""Seconds more that the program which does it has for its start and its answer."""
+COMMAND: Final = (sys.executable, "-P", "-m", "roomtone.remains")
+"""`-P`: the folder that we happen to run in is no place for modules."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -58,7 +66,8 @@ class Erasure:
             rates = await rooms_known(self._premises.journal)
             if room is not None and room not in rates:
                 return Refused((f"nothing was ever recorded of {room!r}; rooms with recordings: {_listed(rates)}",))
-            if since >= (until := min(until, datetime.now(UTC))):
+            since, until = clamp(since, until, datetime.now(UTC))
+            if since >= until:
                 return Refused(("that time is empty, or still to come",))
             lines, left, removed = list[str](), list[str](), list[Removed]()
             for name in [room] if room else sorted(rates):
@@ -71,10 +80,35 @@ class Erasure:
                     left.append(f"{name}: {group.exceptions[0]}; it is tried again at the next start")
             if removed:
                 left += await self._wait_for_sinks()
-                found, remains = await self._look(removed)
-                lines.append(_searched(found, is_clean=not remains))
-                left += remains + ([] if found.is_whole else ["there was no time to search every file"])
+                await self._prove(removed, rates, lines, left)
+            elif not left:
+                left.append("nothing was recorded in that time, so nothing was forgotten")
             return Forgot(tuple(lines), tuple(left))
+
+    async def _prove(
+        self, removed: Sequence[Removed], rates: Mapping[str, int], lines: list[str], left: list[str]
+    ) -> None:
+        """Remove what nobody can search for certain, search the rest, and add what is to be said of both."""
+        since = min(one.stretch.from_ for one in removed)
+        gone, stuck = await trio.to_thread.run_sync(_remove_asides, self._state, since)
+        lines += [f"removed {path}: a damaged database, which may have had some of it" for path in gone]
+        holdings = self._outlets.holdings(self._sinks())
+        remains = [*stuck, *await self._unreached(removed, holdings)]
+        places = [self._state, *(path for paths in holdings.values() for path in paths)]
+        try:
+            found = await _search(await self._order(removed, places, rates, since))
+        except (OSError, _SearchFailed) as error:
+            left += [*remains, f"the files could not be searched: {error}"]
+            return
+        remains += [f"{path} still has some of it" for path in found.left]
+        remains += [f"{reason}; so it was not searched" for reason in found.unread]
+        lines.append(_searched(found, is_clean=not remains))
+        lines += [f"{path} has words of it, and may have them from another time" for path in found.doubtful]
+        lines += [
+            f"the same sound was also recorded at {at.astimezone():%Y-%m-%d %H:%M:%S} in {room}"
+            for room, at in found.again
+        ]
+        left += remains + ([] if found.is_whole else ["there was no time to search every file"])
 
     async def _wait_for_sinks(self) -> list[str]:
         """Who has not heard of it within the time."""
@@ -94,48 +128,93 @@ class Erasure:
         at_work = {outlet.name for outlet in self._outlets}
         return [name for name in (*self._sinks(), *self._unloaded()) if name not in at_work]
 
-    async def _look(self, removed: Sequence[Removed]) -> tuple[Search, list[str]]:
-        """What was searched, and what is left of it."""
-        events: list[Durable] = [event for one in removed for event in one.events]
-        sound = [piece for one in removed for piece in one.sound]
-        places = [self._state, *self._outlets.holdings(self._sinks())]
-        since = min(one.stretch.from_ for one in removed)
-        found = await trio.to_thread.run_sync(partial(search, places, needles(events, sound), since, SEARCHING))
-        left = await self._words_left(found)
-        left |= await trio.to_thread.run_sync(self._sound_left, removed, found, files_from_before(places, since))
-        return found, [f"{path} still has some of it" for path in sorted(left)]
-
-    async def _words_left(self, found: Search) -> set[Path]:
-        """The files with events and texts of it, but for texts that were said at another time too."""
-        return {
-            path
-            for path, needle in found.found
-            if not needle.is_sound and not (needle.text and await self._premises.journal.says(needle.text))
-        }
-
-    def _sound_left(self, removed: Iterable[Removed], found: Search, before: Iterable[Path]) -> set[Path]:
-        """The files with sound of it, but for sound that was recorded at another time too. For a worker thread."""
-        gone: dict[str, list[tuple[int, int]]] = {}
-        passages: list[Passage] = []
-        for one in removed:
-            start, end = one.stretch.start, one.stretch.end
-            gone.setdefault(one.room, []).append((start, end))
-            passages += self._outlets.audio_at(self._sinks(), one.room, start, end)
-        spools = Spools(self._state / SPOOL, gone)
-        heard = [(path, needle.data) for path, needle in found.found if needle.is_sound]
-        passages += [
-            passage for path in {path for path, _ in heard if spools.has(path)} for passage in spools.passages(path)
+    async def _unreached(self, removed: Sequence[Removed], holdings: Mapping[str, Sequence[Path]]) -> list[str]:
+        """The sinks that were neither told, for want of a hook or a table, nor searched."""
+        rooms = {one.room for one in removed}
+        deaf = [
+            f"sink {outlet.name} has no hook `forgotten`, and names no files in `holdings`: it was neither told nor "
+            "searched"
+            for outlet in self._outlets
+            if outlet.is_deaf() and not holdings.get(outlet.name) and not rooms.isdisjoint(outlet.sink.rooms or rooms)
         ]
-        elsewhere = [(path, sound) for path, sound in heard if not spools.has(path)]
-        known = stands_outside({sound for _, sound in elsewhere}, spools, before, LISTENING)
-        sounds = {sound for _, sound in heard}
-        return {path for path, sound in elsewhere if sound not in known} | {
-            passage.path for passage in passages if has_any(passage, sounds)
-        }
+        known = {outlet.name for outlet in self._outlets} | {*self._sinks(), *self._unloaded()}
+        gone = [name for name in await self._premises.journal.cursors() if name not in known]
+        return deaf + [
+            f"sink {name} is not configured: it was neither told nor searched; `roomtone sinks forget {name}` takes it "
+            "off this list"
+            for name in gone
+        ]
+
+    async def _order(
+        self, removed: Sequence[Removed], places: Iterable[Path], rates: Mapping[str, int], since: datetime
+    ) -> Order:
+        events: list[Durable] = [event for one in removed for event in one.events]
+        sinks = self._sinks()
+        named = tokens(" ".join([*rates, *sinks, *(type(sink).__name__ for sink in sinks.values())]).encode())
+        known = await trio.to_thread.run_sync(program_words, list(_sources(sinks.values())))
+        return Order(
+            places=tuple(str(place.absolute()) for place in places),
+            since=since,
+            seconds=SEARCHING,
+            ids=ids_of(events),
+            texts=long_texts(events),
+            words=tuple(telling_words(events, known | named)),
+            sounds=tuple(dict.fromkeys(piece for one in removed for piece in one.sound)),
+            journal=str((self._state / "journal.sqlite").absolute()),
+            spool=str((self._state / SPOOL).absolute()),
+            gone=tuple((one.room, one.stretch.start, one.stretch.end) for one in removed),
+            rates=dict(rates),
+        )
+
+
+class _SearchFailed(Exception):  # noqa: N818 - it says what is true
+    """The program that searches has not answered. Says why."""
+
+
+async def _search(order: Order) -> Search:
+    """Search in a process of its own: see `remains.py` for why. Cancelling it kills the process.
+
+    Errors: OSError where none can be started, SearchFailed.
+    """
+    with trio.move_on_after(order.seconds + STARTING):
+        done = await trio.run_process(
+            COMMAND, stdin=msgspec.json.encode(order), capture_stdout=True, capture_stderr=True, check=False
+        )
+        with suppress(msgspec.MsgspecError):
+            return msgspec.json.decode(done.stdout, type=Search)
+        # The places of its traceback, and not what was raised there, which may quote.
+        places = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line[:6] == "  File"]
+        log.error("forgetting.unsearched", status=done.returncode, place=places[-1] if places else "")
+        raise _SearchFailed(f"the program that searches has ended with {done.returncode}")
+    raise _SearchFailed("the program that searches does not answer")
+
+
+def _sources(sinks: Iterable[Sink]) -> Iterator[Path]:
+    """The files that these sinks come from; of a package, its folder."""
+    for sink in sinks:
+        with suppress(TypeError, OSError):
+            file = Path(inspect.getfile(type(sink).module if isinstance(sink, Module) else type(sink)))
+            yield file.parent if file.name == "__init__.py" else file
+
+
+def _remove_asides(state: Path, since: datetime) -> tuple[list[Path], list[str]]:
+    """Remove the damaged databases that were put aside since then, for nothing in them can be relied on to be found.
+
+    Returns those that are gone, and for each other one why it is not.
+    """
+    gone, stuck = list[Path](), list[str]()
+    for path, at in find_asides(state):
+        if at >= since - SLACK:
+            try:
+                remove(path)
+                gone.append(path)
+            except OSError as error:
+                stuck.append(f"{path} may have some of it, and cannot be removed: {error.strerror}")
+    return gone, stuck
 
 
 def _may_hear(state: str) -> bool:
-    """Whether it is worth waiting for: a receiver may be away for days."""
+    """True if it is worth waiting for: a receiver may be away for days."""
     return state in {"opening", "active", "stuck"}
 
 

@@ -181,11 +181,14 @@ class Forgotten(Event, frozen=True, kw_only=True, tag="forgotten", rename={"from
     until: datetime
 
     def covers(self, event: "Durable") -> bool:
-        """Whether the event tells of what was said there: a turn that went on then, and what was made of it.
+        """True if the event tells of what was said there: a turn that went on then, what was made of it, and a notice
+        of that time, which may quote it.
 
         An answer belongs to its turn and goes with it, and so does a correction: `spoken_in` tells which turns go.
         """
         match event:
+            case Notice(room=room, at=at):
+                return room in {"", self.room} and self.from_ <= at < self.until
             case Turn(position=position, words=words):
                 start = min([position, *(word.start for word in words)])
                 end = max([position, *(word.end for word in words)])

@@ -11,7 +11,7 @@ It is the one place where a promise yields: events of the stretch that a sink ha
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +26,14 @@ from roomtone.facts import Cover, Fact, Mark
 from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.speech.coverage import Spans
+from roomtone.words import program_words
 
 LONGEST_TURN = 600
 """Seconds of the longest turn that is looked for across an edge."""
 LONGEST_SEGMENT = timedelta(hours=1)
 """How long before the stretch a segment may begin that reaches into it."""
+EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
+"""Before any clock of a recorder: one without a battery begins in 1970."""
 ON_ITS_WAY = 10.0
 """Seconds in which audio that was heard before the wish must have come to the spool."""
 AGAIN = 1.0
@@ -93,6 +96,11 @@ def locate(heard: Sequence[Heard], rate: int, since: datetime, until: datetime) 
         return None
     starts, ends, begins, finishes = zip(*found, strict=True)
     return Stretch(min(starts), max(ends), min(begins), max(finishes))
+
+
+def clamp(since: datetime, until: datetime, now: datetime) -> tuple[datetime, datetime]:
+    """These times, from EARLIEST to now, so that there are others before and behind them. Pure."""
+    return min(max(since, EARLIEST), now), min(max(until, EARLIEST), now)
 
 
 async def rooms_known(journal: Journal) -> dict[str, int]:
@@ -206,7 +214,8 @@ async def _carry_out(room: str, rate: int, stretch: Stretch, spool: Spool, premi
     facts: list[Fact] = [] if stretch.told else [forgotten]
     cover = Cover(room, stretch.start, stretch.end, "forgotten", None, stretch.from_, stretch.until)
     facts += [cover, *_settled(room, stretch, marks), _mark(room, msgspec.structs.replace(stretch, told=True))]
-    return await journal.forget(forgotten, LONGEST_TURN * rate, *facts)
+    known = await trio.to_thread.run_sync(program_words)
+    return await journal.forget(forgotten, LONGEST_TURN * rate, *facts, known=known)
 
 
 def _settled(room: str, stretch: Stretch, marks: dict[str, object]) -> list[Mark]:

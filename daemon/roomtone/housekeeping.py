@@ -29,6 +29,7 @@ from roomtone.pins import is_pinned, pins_key, pins_of
 from roomtone.retention import Gauge, Removal, Shelf, Toll, choose, first_lacking, lacking
 from roomtone.sinks import Sink
 from roomtone.speech.coverage import Spans
+from roomtone.tables import find_asides
 
 INTERVAL = 10.0
 """Seconds between two looks."""
@@ -208,6 +209,7 @@ class _Keeper:
         storage = self._rules.storage()
         today = self._today()
         before = shifted(today, -timedelta(days=storage.journal_days))
+        self._remove_asides(before)
         seq = await self._journal.first_since(before)
         oldest, size = await self._journal.extent()
         if size > storage.journal_quota:
@@ -319,6 +321,14 @@ class _Keeper:
             log.info(code, folder=str(self._state), free=space.free)
         severity: Literal["warning", "info"] = "warning" if code == "disk.low" else "info"
         self._pending.append(Notice(room="", position=0, at=now, severity=severity, code=code, text=text))
+
+    def _remove_asides(self, before: datetime) -> None:
+        """Damaged databases that were moved aside are kept as long as events are."""
+        for path, at in find_asides(self._state):
+            if at < before:
+                with suppress(OSError):
+                    path.unlink()
+                    log.info("aside.removed", file=str(path))
 
     async def _commit(self) -> None:
         """Commit what is to be said. While the journal has no room it waits here, and removing goes on without it."""

@@ -192,14 +192,16 @@ class Journal:
             total += removed
         return total
 
-    async def forget(self, forgotten: Forgotten, longest: int, *facts: Fact) -> list[Durable]:
+    async def forget(
+        self, forgotten: Forgotten, longest: int, *facts: Fact, known: Collection[bytes] = ()
+    ) -> list[Durable]:
         """Remove what was said there, see `Database.forget`, and commit the facts, in one transaction.
 
         Returns what was removed. Until `compact` it is still in the files.
         """
 
         def work() -> list[Durable]:
-            removed = self._database.forget(forgotten, longest)
+            removed = self._database.forget(forgotten, longest, known)
             self._database.put(facts)
             return removed
 
@@ -219,10 +221,6 @@ class Journal:
     async def timed(self, room: str, since: datetime, until: datetime) -> list[Audio]:
         """The room's segments of audio that began between these times."""
         return await self._read(self._database.timed, room, since, until)
-
-    async def says(self, text: str) -> bool:
-        """Whether any event has this text in it, as JSON has it."""
-        return await self._read(self._database.says, text)
 
     async def undelivered(self, room: str, seq: int, position: int) -> int | None:
         """The first position, from `position` on, of a segment whose event comes after `seq`; None: there is none."""

@@ -1,6 +1,6 @@
 """The sinks at work: each one a delivery of its own, begun and left one by one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +9,6 @@ import trio
 
 from roomtone import places
 from roomtone.delivery import Delivery
-from roomtone.echoes import Passage
 from roomtone.failure import describe
 from roomtone.journal import Journal
 from roomtone.live import Live
@@ -51,6 +50,10 @@ class Outlet:
     def has(self, seq: int) -> bool:
         """Whether the sink has acknowledged everything up to this event."""
         return self._delivery.has(seq)
+
+    def is_deaf(self) -> bool:
+        """True if it gets what is said, and does not hear that it is to be forgotten: it has no hook for that."""
+        return self._delivery.is_deaf()
 
     def look(self) -> None:
         """Look for orders: see `orders.py`."""
@@ -127,22 +130,12 @@ class Outlets:
                 for outlet in self:
                     outlet.look()
 
-    def holdings(self, sinks: Mapping[str, Sink]) -> list[Path]:
-        """Where these sinks, at work or not, keep what they got."""
-        found: list[Path] = []
+    def holdings(self, sinks: Mapping[str, Sink]) -> dict[str, Sequence[Path]]:
+        """By name, where these sinks, at work or not, keep what they got. One that cannot say it has nothing."""
+        found: dict[str, Sequence[Path]] = {}
         for name, sink in sinks.items():
             try:
-                found += sink.holdings(self._context(name))
-            except Exception as error:  # noqa: BLE001 - the plugin boundary
-                log.warning("sink.unknown_holdings", sink=name, error=describe(error, of=type(sink)))
-        return found
-
-    def audio_at(self, sinks: Mapping[str, Sink], room: str, start: int, end: int) -> list[Passage]:
-        """Where these sinks keep the room's audio of these positions; for a worker thread."""
-        found: list[Passage] = []
-        for name, sink in sinks.items():
-            try:
-                found += [Passage(*each) for each in sink.audio_at(self._context(name), room, start, end)]
+                found[name] = [Path(path) for path in sink.holdings(self._context(name))]
             except Exception as error:  # noqa: BLE001 - the plugin boundary
                 log.warning("sink.unknown_holdings", sink=name, error=describe(error, of=type(sink)))
         return found

@@ -194,7 +194,10 @@ async def _obey_reloads(commands: Commands) -> None:
         return
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
         async for _ in signals:
-            await commands.reload()
+            try:
+                await commands.reload()
+            except* Exception:
+                log.exception("request.failed", request="reload")
 
 
 def _is_in_terminal() -> bool:

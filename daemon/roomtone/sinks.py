@@ -89,7 +89,8 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_u
     def holdings(self, context: Context) -> Iterable[Path]:
         """Files and folders in which this sink keeps what it got, beside its `context.state`.
 
-        After something was forgotten they are searched for what may be left of it.
+        After something was forgotten they are searched for what may be left of it. A sink without files here and
+        without a hook `forgotten` is named then, for nothing is known of it.
         """
         return ()
 
@@ -97,8 +98,7 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_u
         """Where in its files this sink keeps the room's audio of these positions as plain samples: each file, with the
         first byte and the one after the last.
 
-        For a source that plays the same again: after something was forgotten, its sound may be beside these bytes and
-        not in them. Called in a thread of its own, beside the hooks.
+        For playing what was recorded. Called in a thread of its own, beside the hooks.
         """
         return ()
 

@@ -16,6 +16,10 @@ class ControlError(Exception):
     """The daemon cannot be asked, or refuses; the text says why and what to do."""
 
 
+class NoDaemonError(ControlError):
+    """At none of the sockets does a daemon answer, and none is another user's."""
+
+
 @contextmanager
 def connected(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client, short(path) as name:

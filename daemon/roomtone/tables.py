@@ -1,6 +1,5 @@
 """The journal's file before it is used: its tables, its connections, and what is done with one that is damaged."""
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -10,6 +9,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import structlog
+
+from roomtone.durable import SPOILED, create_private
 
 SCHEMA = 1
 """The version of the tables below, in the file's user_version."""
@@ -50,6 +51,9 @@ CREATE TABLE marks (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 PRAGMA user_version = {SCHEMA};
 COMMIT;
 """
+
+CORRUPT = ".corrupt-"
+"""In the name of a journal that was moved aside, before the time of that."""
 
 CLEAN = "journal/clean"
 """The mark of a file that was closed in order. Without it the file is checked before it is used again."""
@@ -101,7 +105,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    create_private(path)
     return sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
 
 
@@ -129,6 +133,15 @@ def _prepare(path: Path, writer: sqlite3.Connection) -> None:
         writer.executescript(_TABLES)
 
 
+def find_asides(state: Path) -> list[tuple[Path, datetime]]:
+    """The damaged databases that were moved aside in the state folder, the journal's and those of the sinks, and when
+    that was. Nobody reads them: they are for a person, and have what was said.
+    """
+    found = [*state.glob(f"journal.sqlite{CORRUPT}*"), *(state / "sinks").glob(f"*/*{SPOILED}*")]
+    # The change time, for the content's time is that of the last write before the damage was found.
+    return [(path, datetime.fromtimestamp(path.lstat().st_ctime, UTC)) for path in sorted(found)]
+
+
 def is_corrupt(error: sqlite3.Error) -> bool:
     """Whether the error says that the file is damaged."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -141,7 +154,7 @@ def _move_if_corrupt(path: Path) -> Path | None:
     damage = _damage(path)
     if damage is None:
         return None
-    aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    aside = path.with_name(f"{path.name}{CORRUPT}{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
     for suffix in ("", "-wal", "-shm"):
         with suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))

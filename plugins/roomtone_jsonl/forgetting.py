@@ -17,7 +17,7 @@ from roomtone_jsonl.rotation import Line
 
 _SLACK = timedelta(days=1)
 """How much older than what is forgotten a file's time may be: clocks are set, and copies keep the time of a file."""
-_TELLING = (b'"turn"', b'"answer"', b'"analysis"')
+_TELLING = (b'"turn"', b'"answer"', b'"analysis"', b'"notice"')
 """What a line has in it that may have to go; others are not even parsed."""
 
 

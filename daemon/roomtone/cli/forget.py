@@ -17,8 +17,9 @@ from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, find, load
 from roomtone.cli.output import say
 from roomtone.config import Config
-from roomtone.inquiry import Forget, Forgot, Refused, Report, Status
-from roomtone.sockets import ControlError
+from roomtone.forgetting import clamp
+from roomtone.inquiry import Answer, Forget, Forgot, Refused, Report, Status
+from roomtone.sockets import ControlError, NoDaemonError
 
 PATIENCE = 900.0
 """Seconds for the answer of the daemon: a journal of gigabytes is written anew."""
@@ -34,9 +35,13 @@ class Moment(click.ParamType):  # type: ignore[type-arg]  # generic in newer ver
         if re.fullmatch(r"\d?\d:\d\d(:\d\d)?", text):
             text = f"{datetime.now(UTC).astimezone():%Y-%m-%d}T{text:0>5}"
         try:
-            return datetime.fromisoformat(text).astimezone(UTC)
+            at = datetime.fromisoformat(text)
         except ValueError:
-            self.fail(f"{value!r} is no time; write 14:00 or 2026-11-22T14:00", param, ctx)
+            self.fail(f"{value!r} is not a time; write 14:00 or 2026-11-22T14:00", param, ctx)
+        try:
+            return at.astimezone(UTC)
+        except (OverflowError, ValueError):  # on the first or the last day that there is, in a zone ahead or behind
+            return at.replace(tzinfo=UTC)
 
 
 MOMENT: Final = Moment()
@@ -62,18 +67,23 @@ def command(
 
     Turns go as a whole that have a word in it, with their answers. What went out to others is told to them: a webhook
     or a program gets the event `forgotten`. At the end the files are searched for what was removed; the exit code is 1
-    where something is left, or a sink has not heard of it yet. There is no way back. The daemon may run or not.
+    where something is left, a sink has not heard of it yet, or nothing was there to forget. There is no way back. The
+    daemon may run or not. Without a terminal to ask at, --yes must be given.
     """
     if (seconds is None) == (since is None):
         raise click.UsageError("say what to forget: --last 10m, or --from 14:00 --to 14:30")
     if seconds is not None and until is not None:
         raise click.UsageError("--last reaches up to now; use --from with --to")
     now = datetime.now(UTC)
-    until = until or now
-    since = since or now - timedelta(seconds=seconds or 0)
+    since, until = clamp(since or now - timedelta(seconds=seconds or 0), until or now, now)
     if since >= until:
-        raise click.UsageError(f"{since.astimezone():%Y-%m-%d %H:%M:%S} is not before {until.astimezone():%H:%M:%S}")
-    if not yes and sys.stdin.isatty():
+        begin, end = since.astimezone(), until.astimezone()
+        raise click.UsageError(
+            f"{begin:%Y-%m-%d %H:%M:%S} is not before {end:%Y-%m-%d %H:%M:%S}; what is to come cannot be forgotten"
+        )
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask at; add --yes to forget without being asked")
+    if not yes:
         begin, end = since.astimezone(), until.astimezone()
         click.confirm(f"Forget {begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} for ever?", abort=True)
     answer = _forget(given, Forget(room=room, since=since, until=until))
@@ -84,35 +94,54 @@ def command(
 
 
 def _forget(given: Path | None, wish: Forget) -> Forgot:
-    """By the daemon where it runs, else here. Raises ControlError, StateError and what `load` raises."""
-    config = None if find(given) is None else load(given).config
-    daemon = _daemon_of(config)
-    answer = _alone(config, wish) if daemon is None else client.ask(daemon, wish, patience=PATIENCE)
+    """By the daemon where it runs, else here. Raises ControlError, StateError, Failure and what `load` raises."""
+    state = places.state_folder(None, Path.cwd(), os.environ)
+    answer: Answer
+    if find(given) is None:
+        answer = client.ask(client.find_socket(places.control_sockets(state, os.environ)), wish, patience=PATIENCE)
+    else:
+        answer = _forget_with(load(given).config, wish)
     if isinstance(answer, Refused):
         raise ControlError("\n".join(answer.lines))
     assert isinstance(answer, Forgot)  # noqa: S101 - which mypy cannot know
     return answer
 
 
-def _daemon_of(config: Config | None) -> Path | None:
-    """The running daemon that has this configuration's state, or any where there is none: never another one's."""
-    state = places.state_folder(None, Path.cwd(), os.environ) if config is None else config.state(os.environ)
+def _forget_with(config: Config, wish: Forget) -> Answer:
+    """By the running daemon that has this configuration's state, never by another one, else in that state."""
+    state = config.state(os.environ)
     try:
         path = client.find_socket(places.control_sockets(state, os.environ))
-    except ControlError:
-        if config is None:
-            raise
-        return None
-    report = client.ask(path, Status())
-    if config is None or not isinstance(report, Report):
-        return path
-    is_its = report.configuration == str(config.path.absolute()) or report.state == str(state.absolute())
-    return path if is_its else None
+    except NoDaemonError:
+        other = "a service that is stopped has a state of its own: start it, then ask again"
+    except ControlError as error:  # the daemon of another user
+        other = str(error)
+    else:
+        report = client.ask(path, Status())
+        if not isinstance(report, Report) or _is_its(report, config, state):
+            return client.ask(path, wish, patience=PATIENCE)
+        other = f"the daemon that answers at {path} runs with {report.configuration}: name that with --config"
+    if not _has_journal(state):
+        raise Failure(
+            f"nothing was forgotten: nothing was ever recorded in {state}, the state of {config.path}; {other}"
+        )
+    return _alone(config, wish)
 
 
-def _alone(config: Config | None, wish: Forget) -> Forgot | Refused:
+def _is_its(report: Report, config: Config, state: Path) -> bool:
+    return report.configuration == str(config.path.absolute()) or report.state == str(state.absolute())
+
+
+def _has_journal(state: Path) -> bool:
+    """Looking makes nothing: neither the folder nor a journal. Raises ControlError for another user's folder."""
+    try:
+        return (state / "journal.sqlite").exists()
+    except PermissionError:
+        raise ControlError(f"{state} belongs to another user: ask as that user, or with sudo") from None
+
+
+def _alone(config: Config, wish: Forget) -> Forgot | Refused:
     """With the state locked, so that no daemon begins meanwhile. The sinks get all that waits for them."""
-    assert config is not None  # noqa: S101 - else a daemon was found
     from roomtone import undertaking  # noqa: PLC0415 - late: who has a daemon needs none of it
 
     os.umask(places.UMASK)

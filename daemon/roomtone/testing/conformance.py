@@ -7,7 +7,7 @@ In a test module of pytest it is one line, which makes one test for each law:
 `make_sink(folder)` gives the sink with everything that it writes below the folder, or an async context manager that
 gives it, for one that needs a receiver. `read_back(folder)` gives what has arrived there, oldest first: by default the
 ids of the events, else what `key` makes of one. Doubled entries are allowed, for delivery is at least once; what counts
-is the first coming of each.
+is the first coming of each. A sink that hands on what it gets, and keeps nothing of it, is tried with `keeps=False`.
 """
 
 import resource
@@ -16,20 +16,21 @@ import threading
 import time
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import msgspec
 import trio
 
 from roomtone import events
 from roomtone.batch import Batch
-from roomtone.events import Durable, kind_of
+from roomtone.events import Audio, Durable, Forgotten, kind_of
 from roomtone.failure import explain
 from roomtone.hooks import bind, opened
+from roomtone.remains import Order, ids_of, long_texts, search
 from roomtone.sinks import Sink, wants
 from roomtone.testing.room import NOON, FakeRoom, context_of, open_room
 from roomtone.worker import Worker
@@ -65,18 +66,23 @@ class LawBroken(AssertionError):  # noqa: N818 - it says what is true of the sin
 
 
 def conformance_tests(
-    make_sink: MakeSink, read_back: ReadBack, *, key: Key | None = None, kinds: Sequence[str] = ("turn",)
+    make_sink: MakeSink,
+    read_back: ReadBack,
+    *,
+    key: Key | None = None,
+    kinds: Sequence[str] = ("turn",),
+    keeps: bool = True,
 ) -> Callable[..., None]:
     """A test for pytest with a case for each law, to be bound to a name that begins with `test_`.
 
     `kinds` are those that `read_back` finds again; events of all other kinds come in between. `key` says what it finds
-    of an event, by default its id.
+    of an event, by default its id. `keeps`: what it finds lies in files of the sink's own, which can forget it.
     """
     import pytest  # noqa: PLC0415 - the kit runs without it too, see `check`
 
     @pytest.mark.parametrize("law", list(LAWS))
     def test_conformance(law: str, tmp_path: Path) -> None:
-        check(law, make_sink, read_back, tmp_path, key=key, kinds=kinds)
+        check(law, make_sink, read_back, tmp_path, key=key, kinds=kinds, keeps=keeps)
 
     return test_conformance
 
@@ -89,29 +95,29 @@ def check(
     *,
     key: Key | None = None,
     kinds: Sequence[str] = ("turn",),
+    keeps: bool = True,
 ) -> None:
     """Try one of the LAWS in an empty folder. Raises LawBroken."""
-    trio.run(_check, LAWS[law], make_sink, read_back, folder, key or _id, tuple(kinds))
 
+    async def try_it() -> None:
+        made = make_sink(folder)
+        async with nullcontext(made) if isinstance(made, Sink) else made as sink:
+            await LAWS[law](Bench(sink, read_back, folder, key or _id, tuple(kinds), keeps=keeps))
 
-async def _check(  # noqa: PLR0917 - as above
-    law: "Law", make_sink: MakeSink, read_back: ReadBack, folder: Path, key: Key, kinds: tuple[str, ...]
-) -> None:
-    made = make_sink(folder)
-    if isinstance(made, Sink):
-        await law(Bench(made, read_back, folder, key, kinds))
-        return
-    async with made as sink:
-        await law(Bench(sink, read_back, folder, key, kinds))
+    trio.run(try_it)
 
 
 class Bench:
     """A sink, and what its laws need: events, ways to deliver them, and a look at what has arrived."""
 
-    def __init__(self, sink: Sink, read_back: ReadBack, folder: Path, key: Key, kinds: tuple[str, ...]) -> None:
+    def __init__(
+        self, sink: Sink, read_back: ReadBack, folder: Path, key: Key, kinds: tuple[str, ...], *, keeps: bool
+    ) -> None:
         self.sink = sink
         self.folder = folder
         self.kinds = kinds
+        self.keeps = keeps
+        self.context = context_of(folder, NAME, {ROOM: RATE})
         self._read_back = read_back
         self._key = key
         self._made = 0
@@ -151,13 +157,12 @@ class Bench:
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Callable[[Sequence[Durable]], Awaitable[Batch]]]:
         """The sink opened once; yields what takes events through its hooks and a flush, and acknowledges nothing."""
-        context = context_of(self.folder, NAME, {ROOM: RATE})
 
         async def overdue(text: str) -> None:
             raise LawBroken(f"the sink hangs: {text}")
 
         async with trio.open_nursery() as nursery:
-            async with opened(self.sink, context) as plugin:
+            async with opened(self.sink, self.context) as plugin:
                 hooks = bind(plugin, name=NAME)
                 worker = Worker(hooks, timeout=self.sink.timeout, nursery=nursery, on_overdue=overdue)
 
@@ -182,10 +187,11 @@ class Bench:
                 last = batch.events[batch.done - 1].seq if batch.done else left[-1].seq
                 left = [event for event in left if event.seq > last] if batch.done < len(batch.events) else []
 
-    def expect(self, given: Sequence[Durable], what: str) -> None:
-        """All of these have arrived, in this order, and nothing that was not sent."""
+    def expect(self, given: Sequence[Durable], what: str, *, besides: Sequence[Durable] = ()) -> None:
+        """All of these have arrived, in this order, and nothing that was not sent; `besides` may have, or not."""
         wanted = [self._key(event) for event in given if kind_of(event) in self.kinds]
-        found = list(dict.fromkeys(self._read_back(self.folder)))
+        optional = {self._key(event) for event in besides}
+        found = [key for key in dict.fromkeys(self._read_back(self.folder)) if key not in optional]
         if found == list(dict.fromkeys(wanted)):
             return
         missing = [each for each in wanted if each not in found]
@@ -198,6 +204,23 @@ class Bench:
         """Which of these have not arrived."""
         found = set(self._read_back(self.folder))
         return [key for event in given if kind_of(event) in self.kinds and (key := self._key(event)) not in found]
+
+    def files_with(self, given: Sequence[Durable]) -> list[Path]:
+        """The sink's files that have anything of these. It must be closed: see `remains.py`."""
+        places = [place for place in self.folder.iterdir() if place.name != ".room"]
+        order = Order(
+            places=(*map(str, places), str(self.context.state)),
+            since=NOON,
+            seconds=PATIENCE,
+            ids=ids_of(given),
+            texts=long_texts(given),
+            sounds=tuple(_samples(event)[:4000] for event in given if isinstance(event, Audio)),
+        )
+        return [Path(path) for path in search(order).left]
+
+
+def _samples(event: Audio) -> bytes:
+    return array("h", [event.position // SEGMENT % 30_000 + 1]).tobytes() * SEGMENT
 
 
 # The laws
@@ -354,6 +377,48 @@ async def leaves_nothing_behind(bench: Bench) -> None:
             raise LawBroken(f"each opening leaves something behind: {what} {[each[what] for each in left]}")
 
 
+async def forgets_when_told(bench: Bench) -> None:
+    """A stretch that is to be forgotten is in none of its files, and what was before and after it is where it was."""
+    async with opened(bench.sink, bench.context) as plugin:
+        if "forgotten" not in bind(plugin, name=NAME).kinds:
+            raise LawBroken("it has no hook `forgotten`, so that nothing of what it got could ever be forgotten")
+    given, gone, forgotten = _stretch(bench)
+    await bench.deliver_all(given)
+    bench.expect(given, "before anything is forgotten")
+    await bench.deliver_all([forgotten])
+    if not bench.keeps:
+        return
+    if len(bench.has(gone)) < len(gone):
+        raise LawBroken(f"told to forget {len(gone)} events, it has {len(gone) - len(bench.has(gone))} of them still")
+    if files := bench.files_with(gone):
+        raise LawBroken(f"{files[0]} still has what is forgotten; with SQLite, set PRAGMA secure_delete = ON")
+    left = [event for event in given if event not in gone]
+    bench.expect(left, "after others were forgotten", besides=[forgotten])
+
+
+async def names_its_files(bench: Bench) -> None:
+    """What it keeps lies in its own state folder, or where `holdings` says: `roomtone forget` searches only there."""
+    given, _, _ = _stretch(bench)
+    await bench.deliver_all(given)
+    named = [bench.context.state, *map(Path, bench.sink.holdings(bench.context))]
+    for path in bench.files_with(given) if bench.keeps else ():
+        if not any(path.is_relative_to(place) or str(path).startswith(f"{place}-") for place in named):
+            raise LawBroken(f"{path} has what it got, and `holdings` does not name it")
+
+
+def _stretch(bench: Bench) -> tuple[list[Durable], list[Durable], Forgotten]:
+    """Events, those among them that are to be forgotten, and what says so."""
+    given = [
+        bench.event(bench.kinds[number % len(bench.kinds)], f"Sentence {number} of nine that tell of nothing.")
+        for number in range(9)
+    ]
+    gone, forgotten = given[3:6], bench.event("forgotten")
+    first, last = gone[0], given[6]
+    times = {"start": first.position, "end": last.position, "from_": first.at, "until": last.at}
+    told = msgspec.structs.replace(forgotten, position=first.position, at=first.at, **times)
+    return given, gone, cast("Forgotten", told)
+
+
 Law: TypeAlias = Callable[[Bench], Awaitable[None]]
 
 LAWS: Mapping[str, Law] = {
@@ -370,6 +435,8 @@ LAWS: Mapping[str, Law] = {
         ends_when_told,
         leaves_the_loop_alone,
         leaves_nothing_behind,
+        forgets_when_told,
+        names_its_files,
     )
 }
 """What is tried, by name."""

@@ -3,7 +3,7 @@
 import sqlite3
 from contextlib import asynccontextmanager, closing
 
-from roomtone import Sink, encode, hookimpl
+from roomtone import Sink, decode, encode, hookimpl
 
 
 class MySink(Sink, frozen=True, tag="my-sink"):
@@ -15,8 +15,13 @@ class MySink(Sink, frozen=True, tag="my-sink"):
     async def open(self, context):
         """Open what the hooks need; what is opened here is closed here."""
         with closing(sqlite3.connect(context.path(self.path), check_same_thread=False)) as database:
+            database.execute("PRAGMA secure_delete = ON")  # what is forgotten leaves nothing in the file
             database.execute("CREATE TABLE IF NOT EXISTS turns (id TEXT PRIMARY KEY, at TEXT, text TEXT, event TEXT)")
             yield Writer(database)
+
+    def holdings(self, context):
+        """The files that `roomtone forget` searches at the end. Never `open` a database's file, not even to look."""
+        return [context.path(self.path)]
 
 
 class Writer:
@@ -31,6 +36,13 @@ class Writer:
         row = (event.id, event.at.isoformat(), event.text, encode(event).decode())
         # An event may come twice, after a crash; its id is the same each time.
         self.database.execute("INSERT OR IGNORE INTO turns VALUES (?, ?, ?, ?)", row)
+
+    @hookimpl
+    def forgotten(self, event):
+        """Somebody wants this stretch of time forgotten: remove what is here of it."""
+        rows = self.database.execute("SELECT id, event FROM turns").fetchall()
+        gone = [(id_,) for id_, turn in rows if event.covers(decode(turn))]
+        self.database.executemany("DELETE FROM turns WHERE id = ?", gone)
 
     @hookimpl
     def flush(self):
