@@ -21,8 +21,9 @@ MAX_TEXT = 300
 def wish(failure: BaseException) -> float:
     """The seconds that the failure asks to be left alone for, as far as the contract grants it."""
     seconds = _attribute(failure, "retry_after")
-    is_number = isinstance(seconds, int | float) and seconds > 0  # what is not a number is not greater either
-    return min(seconds, LONGEST_WAIT) if is_number else 0.0
+    if isinstance(seconds, int | float) and seconds > 0:  # what is not a number is not greater either
+        return min(seconds, LONGEST_WAIT)
+    return 0.0
 
 
 def innermost(error: BaseException) -> BaseException:

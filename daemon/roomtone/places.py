@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from roomtone.wellformed import well_formed
+
 FILE = "roomtone.toml"
 VARIABLE = "ROOMTONE_CONFIG"
 SOCKET = "control"
@@ -106,8 +108,10 @@ def lock(state: Path) -> Iterator[None]:
     """Hold the state folder, made where it is missing: two daemons in one would write over each other's positions.
 
     The lock is the kernel's (flock), so it ends with the process however that ends. Raises StateError where the folder
-    cannot be made, written or locked, StateInUse where another process holds it.
+    cannot be made, written or locked, or named in an event; StateInUse where another process holds it.
     """
+    if str(state) != (shown := well_formed(str(state))):
+        raise StateError(f"{shown}: the name of the state folder is not UTF-8; name another with [service] state")
     private_folder(state)
     try:
         descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
