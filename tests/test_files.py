@@ -35,7 +35,12 @@ def target(tmp_path: Path) -> Path:
 def test_create_file(tmp_path: Path, target: Path) -> None:
     """A new file takes a planted name over, whatever is there, and nothing goes to where a link leads."""
     path = tmp_path / "new"
-    plants = [path.touch, partial(path.symlink_to, target), partial(os.mkfifo, path), partial(path.hardlink_to, target)]
+    plants: list[Callable[[], object]] = [
+        path.touch,
+        partial(path.symlink_to, target),
+        partial(os.mkfifo, path),
+        partial(path.hardlink_to, target),
+    ]
     for plant in plants:
         path.unlink(missing_ok=True)
         plant()
@@ -124,7 +129,7 @@ def test_every_error_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", fail)
-    does = {
+    does: dict[str, Callable[[], object]] = {
         "sync_folder": lambda: sync_folder(tmp_path),
         "replace": lambda: replace(path, b"new"),
         "append": lambda: append(path, b"more", size=0),

@@ -164,7 +164,7 @@ async def test_what_is_committed_is_on_the_disk(path: Path) -> None:
 )
 async def test_what_cannot_be_written_fails_for_its_owner_alone(path: Path, poison: Fact) -> None:
     """Those who share a transaction with it are done, and nothing of it is; the numbers have no hole."""
-    failed = []
+    failed: list[str] = []
 
     async def commit_poison() -> None:
         try:

@@ -1,5 +1,6 @@
 """Laws of `roomtone.places`."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,11 @@ def test_errors_within(tmp_path: Path) -> None:
     """What goes wrong inside the lock is nobody else's fault."""
     with pytest.raises(BlockingIOError), lock(tmp_path):
         raise BlockingIOError
+
+
+def test_a_state_folder_whose_name_no_event_could_tell(tmp_path: Path) -> None:
+    """Each segment's event names its file: a name that cannot be encoded is refused before anything is recorded."""
+    state = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(StateError, match=r"caf\\udce9: the name of the state folder is not UTF-8"), lock(state):
+        pass
+    assert not state.exists()

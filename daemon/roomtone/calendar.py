@@ -41,8 +41,8 @@ def reading_of(kept: Any) -> Reading | None:
     """The reading that was kept so; None where none was, or one that cannot be read."""
     try:
         believed, clock, confirmed = kept
-        times = [datetime.fromisoformat(text).astimezone(UTC) for text in (believed, clock)]
-        return Reading(*times, None if confirmed is None else float(confirmed))
+        first, second = (datetime.fromisoformat(text).astimezone(UTC) for text in (believed, clock))
+        return Reading(first, second, None if confirmed is None else float(confirmed))
     except (TypeError, ValueError, OverflowError):
         return None
 

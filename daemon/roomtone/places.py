@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from roomtone.descriptors import kept_from_forks
+from roomtone.legible import well_formed
 
 FILE = "roomtone.toml"
 VARIABLE = "ROOMTONE_CONFIG"
@@ -132,9 +133,11 @@ def lock(state: Path) -> Iterator[None]:
     """Hold the state folder, made where it is missing: two daemons in one would write over each other's positions.
 
     The lock is the kernel's (flock), so it ends with the process however that ends, also where a plugin has forked a
-    child that lives on. Raises StateError where the folder
-    cannot be made, written or locked, StateInUse where another process holds it.
+    child that lives on. Raises StateError where the folder cannot be made, written or locked, or named in an event;
+    StateInUse where another process holds it.
     """
+    if str(state) != (shown := well_formed(str(state))):
+        raise StateError(f"{shown}: the name of the state folder is not UTF-8; name another with [service] state")
     private_folder(state)
     try:
         descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)

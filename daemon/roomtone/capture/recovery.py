@@ -18,6 +18,7 @@ from roomtone.capture.spool import Spool
 from roomtone.events import KINDS, Analysis, Audio, Durable, Forgotten, Gap, Turn
 from roomtone.facts import Cover, Fact
 from roomtone.journal import Journal
+from roomtone.legible import well_formed
 
 _AT_ONCE = 300
 """Facts in one transaction, when the journal does not know many segments."""
@@ -105,7 +106,7 @@ def identify(source: File, folder: Path, start: int, at: datetime) -> Progress |
         status = path.stat()
     except OSError:
         return None
-    return Progress(str(path), status.st_size, status.st_mtime_ns, start, at)
+    return Progress(well_formed(str(path)), status.st_size, status.st_mtime_ns, start, at)
 
 
 async def _progress(room: str, source: Source, folder: Path, journal: Journal) -> Progress | None:
@@ -122,7 +123,7 @@ async def _progress(room: str, source: Source, folder: Path, journal: Journal) -
         return None
     now = identify(source, folder, before.start, before.at)
     if now is None:
-        return before if before.path == str(locate(source, folder)) else None
+        return before if before.path == well_formed(str(locate(source, folder))) else None
     return before if now == msgspec.structs.replace(before, ended=False) else None
 
 
