@@ -4,6 +4,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shared", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("shared")
 
 Report: TypeAlias = Callable[[str], None]
 
@@ -59,6 +63,8 @@ LONGEST = (
     "test_plugins_readme",
     "test_disk_full",
     "test_gate",
+    "test_descriptors",
+    "test_analyst",
 )
 """Modules that take long. They begin first, else one worker has one of them to itself while the others have ended; and
 they are marked `slow`, for `make check` leaves them out: a test there that takes a minute fails, and belongs here.
