@@ -225,17 +225,20 @@ async def test_a_close_that_does_not_come_is_not_waited_for(
 
 
 async def test_secrets_are_in_no_text(autojump_clock: MockClock) -> None:
-    """A service that repeats the key, whole or without its scheme, does not put it into our logs."""
+    """A service that repeats the key, or what was said, does not put it into our logs: only phrases that are known."""
 
     async def handler(far: Peer) -> None:
         await far.upgrade()
-        await far.stream.send_all(far.accepted() + far.said(Error("Invalid key sk-secret for hook-secret", 1008)))
+        await far.stream.send_all(
+            far.accepted() + far.said(Error("Invalid API key: sk-secret for hook-secret, words that were said", 1008))
+        )
 
     async with peer(handler) as connect:
         _, over = await ending(
             connect, URL + "&webhook_auth_header_value=hook-secret", headers=[("Authorization", "Bearer sk-secret")]
         )
-    assert over.text == "Invalid key … for …"
+    assert over.text == "Invalid API key"
+    assert over.verdict is Verdict.FATAL
     assert "secret" not in repr(over) + str(over)
 
 

@@ -76,11 +76,49 @@ async def test_retry_after() -> None:
 
 
 async def test_an_error_is_shown_without_the_key() -> None:
-    """What the provider says is in the text, and nothing of the key, even where the provider repeats it."""
+    """What the provider says stands beside the text, and nothing of the key, even where the provider repeats it."""
     body = msgspec.json.encode({"error": {"message": "bad key topsecret", "code": 401}})
     failed = await ask(Status(401, body))
 
-    assert "answered 401: bad key … (check the key)" in str(failed)
+    assert str(failed).endswith("answered 401: an error is reported (401) (check the key)")
+    assert failed.said == "bad key …"
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "the secret words", "code": "the secret words", "type": "the secret words"}},
+        {"error": "the secret words"},
+        {"message": "the secret words", "code": "the"},
+        {"error": {"code": ["the secret words"]}},
+        {"choices": [], "error": {"the secret words": "the"}},
+        "the secret words",
+    ],
+)
+async def test_an_error_quotes_nothing(status: int, body: object) -> None:
+    """An endpoint that quotes the prompt in what it says of a failure gets none of it into a text for the log."""
+    failed = await ask(Status(status, msgspec.json.encode(body)))
+
+    assert not {"secret", "words"} & set(str(failed).split())
+
+
+async def test_a_status_line_quotes_nothing() -> None:
+    """Nor does one that answers with garbage: the HTTP library would show it."""
+
+    async def garbage(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some(65_536)
+            await stream.send_all(b"the secret words\r\n\r\n")
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, garbage, [listener])
+        async with open_gateway(5.0) as client:
+            with pytest.raises(Failed, match="RemoteProtocolError") as caught:
+                await client.ask(Route(f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1", {}), REQUEST)
+        nursery.cancel_scope.cancel()
+    assert "secret" not in str(caught.value)
 
 
 async def test_nobody_there() -> None:

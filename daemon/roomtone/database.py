@@ -279,7 +279,7 @@ class Database:
                     events.append(decode(body))
                 except msgspec.DecodeError as error:
                     # One unreadable row (a kind of a newer version) must not stop every sink behind it for ever.
-                    log.exception("journal.unreadable", seq=seq, error=str(error))
+                    log.exception("journal.unreadable", seq=seq, error=type(error).__name__)
                     continue
                 size += len(body)
                 if len(events) == most or (most_bytes is not None and size >= most_bytes):

@@ -66,7 +66,7 @@ class Delivery:
         self._closing = closing
         self._leaving = False
         self._log = log.bind(sink=name)
-        self._standing = Standing(name, journal, closing)
+        self._standing = Standing(name, type(sink), journal, closing)
         self._refused = 0
         self._cursor = journal.tip
         self._durable_cursor = journal.tip
@@ -295,7 +295,7 @@ class Delivery:
         for seq, reason in batch.refused:
             await self._journal.refuse(self._name, seq, reason)
             self._refused += 1
-            self._log.warning("event.refused", seq=seq, reason=reason)
+            self._log.warning("event.refused", seq=seq)  # the reason may quote the event: it stands beside it
         is_whole = batch.done == len(batch.events)
         seq = last if is_whole else batch.events[batch.done].seq - 1
         await self._advance(seq, *self._proof.settle(batch.done))

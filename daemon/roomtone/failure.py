@@ -1,11 +1,26 @@
-"""What a sink has raised, made fit for a log, a notice and the next attempt. Pure."""
+"""What a sink has raised, made fit for a log, a notice and the next attempt. Pure.
 
+The text of an error can quote what it was about: `int(event.text)` says what was said, a receiver sends back what it
+got. Logs, `status` and notices outlive `roomtone forget`, so `describe` gives them the class and the place of an error,
+and its text only from sinks of this distribution, whose texts are known. `explain` gives all of it, for the terminal of
+whoever asked with `roomtone check` or `roomtone sinks test`.
+"""
+
+import os
 import sysconfig
 import traceback
 
 from roomtone.batch import SinkFailed
 from roomtone.hooks import Misfit
-from roomtone.sinks import LONGEST_WAIT
+from roomtone.sinks import LONGEST_WAIT, Sink, Unprocessable
+
+OURS = frozenset(
+    {"roomtone", "roomtone_command", "roomtone_jsonl", "roomtone_transcript", "roomtone_wav", "roomtone_webhook"}
+)
+"""The packages of this distribution."""
+
+_LONGEST = 300
+"""Characters of a text that are shown."""
 
 
 def wish(failure: BaseException) -> float:
@@ -22,17 +37,55 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
+def is_ours(kind: type[Sink]) -> bool:
+    """True if the sink is part of this distribution."""
+    return kind.__module__.partition(".")[0] in OURS
+
+
+def describe(error: BaseException, *, of: type[Sink]) -> str:
+    """One line for logs, `status` and notices: what a sink of this kind has raised, and where. It quotes nothing."""
+    if isinstance(error, SinkFailed | Misfit) or (is_ours(of) and _is_known(error)):
+        return _summarize(error)
+    if isinstance(error, OSError) and isinstance(error.errno, int):
+        return f"{type(error).__name__}: {os.strerror(error.errno)}{_place(error)}"
+    cause = f" from {type(error.__cause__).__name__}" if error.__cause__ else ""
+    return f"{type(error).__name__}{cause}{_place(error)}"
+
+
 def explain(error: BaseException) -> str:
-    """One line for a person: what was raised and where, without the traceback."""
-    text = " ".join(str(error).split())[:300]
+    """One line for the terminal of whoever asked: what was raised and where, with all that it says."""
+    notes = getattr(error, "__notes__", None)
+    said = " ".join(" ".join(map(str, notes)).split()) if isinstance(notes, list) else ""
+    return f"{_summarize(error)}: {said[:_LONGEST]}" if said else _summarize(error)
+
+
+def _is_known(error: BaseException) -> bool:
+    """True if the error is of a class whose texts our own sinks write, or the system. Refusals quote the receiver."""
+    known = isinstance(error, OSError | ValueError) or type(error).__module__.partition(".")[0] in OURS
+    return known and not isinstance(error, Unprocessable)
+
+
+def _summarize(error: BaseException) -> str:
+    text = _text(error)
     if isinstance(error, SinkFailed | Misfit):
         return text
-    # Where the sink's own code was: a line of pathlib tells nobody anything.
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    place = _place(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}{place}"
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return " ".join(str(error).split())[:_LONGEST]
+    except Exception:  # noqa: BLE001 - the plugin boundary: the class may be theirs, and its __str__ may raise
+        return ""
+
+
+def _place(error: BaseException) -> str:
+    """Where the sink's own code was: a line of pathlib explains nothing."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def _is_library(file: str) -> bool:

@@ -10,6 +10,7 @@ import trio
 from roomtone import places
 from roomtone.delivery import Delivery
 from roomtone.echoes import Passage
+from roomtone.failure import describe
 from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.sinks import Context, Sink
@@ -133,7 +134,7 @@ class Outlets:
             try:
                 found += sink.holdings(self._context(name))
             except Exception as error:  # noqa: BLE001 - the plugin boundary
-                log.warning("sink.unknown_holdings", sink=name, error=str(error))
+                log.warning("sink.unknown_holdings", sink=name, error=describe(error, of=type(sink)))
         return found
 
     def audio_at(self, sinks: Mapping[str, Sink], room: str, start: int, end: int) -> list[Passage]:
@@ -143,7 +144,7 @@ class Outlets:
             try:
                 found += [Passage(*each) for each in sink.audio_at(self._context(name), room, start, end)]
             except Exception as error:  # noqa: BLE001 - the plugin boundary
-                log.warning("sink.unknown_holdings", sink=name, error=str(error))
+                log.warning("sink.unknown_holdings", sink=name, error=describe(error, of=type(sink)))
         return found
 
     def _context(self, name: str) -> Context:

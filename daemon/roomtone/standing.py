@@ -13,9 +13,10 @@ import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Notice, Severity
-from roomtone.failure import explain, wish
+from roomtone.failure import describe, wish
 from roomtone.hooks import Misfit
 from roomtone.journal import Journal
+from roomtone.sinks import Sink
 from roomtone.streak import HEALTHY, Streak
 
 State: TypeAlias = Literal["opening", "active", "failing", "stuck", "configuration error", "paused"]
@@ -37,15 +38,17 @@ class SinkStatus(msgspec.Struct, frozen=True):
 
 
 class Standing:
-    """What is known of one sink's health. `closing` is set when no more events will be committed: then nobody is told.
+    """What is known of the health of one sink, of this kind. `closing` is set when no more events will be committed:
+    then nobody is told.
 
     `state` and `error` are those of SinkStatus.
     """
 
-    def __init__(self, name: str, journal: Journal, closing: trio.Event) -> None:
+    def __init__(self, name: str, kind: type[Sink], journal: Journal, closing: trio.Event) -> None:
         self.state: State = "opening"
         self.error: str | None = None
         self._name = name
+        self._kind = kind
         self._journal = journal
         self._closing = closing
         self._log = log.bind(sink=name)
@@ -86,7 +89,7 @@ class Standing:
         """An attempt has failed, with so many events behind. Returns the seconds until the next one."""
         is_misfit = isinstance(failure, Misfit)
         self.state = "configuration error" if is_misfit else "failing"
-        self.error = explain(failure)
+        self.error = describe(failure, of=self._kind)
         is_due = self._streak.is_failed(trio.current_time(), at_once=is_misfit)
         delay = max((self._slowly if is_misfit else self._backoff).next(), wish(failure))
         if is_worth_saying(self._streak.failures):
@@ -120,7 +123,7 @@ class Standing:
         """A live event was lost to an error of the sink: the `failures`th since it was opened."""
         self.state = "active"  # stuck until now, perhaps
         if is_worth_saying(failures):
-            self._log.warning("sink.live_failed", error=explain(error), failures=failures)
+            self._log.warning("sink.live_failed", error=describe(error, of=self._kind), failures=failures)
 
     async def _tell(self, severity: Severity, code: str, text: str) -> None:
         """Commit a notice. It reaches this sink too, in its turn; the streak sees to it that few are made."""

@@ -8,7 +8,9 @@ DATA_ERROR = 65
 
 
 class CommandFailed(Exception):  # noqa: N818 - it says what is true of the program
-    """The program did not take its events, and will get them again. Says which program, what it did and said."""
+    """The program did not take its events, and will get them again. Says which program and what it did; a note has
+    what it said, which may be what it got.
+    """
 
 
 class Feeder:
@@ -55,10 +57,14 @@ class Feeder:
         outcome = await self._program.run(b"".join(encode(event) + b"\n" for event in events))
         if outcome.status == 0:
             return
+        text = f"{self._program.name} {outcome.what}"
         if outcome.status == DATA_ERROR and len(events) == 1:
-            raise Unprocessable(_text(outcome, self._program.name))
-        raise CommandFailed(_text(outcome, self._program.name))
+            raise Unprocessable(f"{text}: {outcome.said}" if outcome.said else text)
+        raise _failed(text, outcome)
 
 
-def _text(outcome: Outcome, name: str) -> str:
-    return f"{name} {outcome.what}" + (f": {outcome.said}" if outcome.said else "")
+def _failed(text: str, outcome: Outcome) -> CommandFailed:
+    error = CommandFailed(text)
+    if outcome.said:
+        error.add_note(outcome.said)
+    return error

@@ -76,7 +76,7 @@ class Store:
             try:
                 found.append(_decoder.decode(body))
             except msgspec.DecodeError as error:
-                log.warning("entry.unreadable", room=page.room, page=page.key, id=id_, error=str(error))
+                log.warning("entry.unreadable", room=page.room, page=page.key, id=id_, error=type(error).__name__)
         return found
 
     def answered(self, turn: Turn) -> set[Page]:

@@ -32,12 +32,16 @@ def is_accepted(status: int) -> bool:
     return 200 <= status < 300
 
 
-def describe(status: int, body: bytes) -> str:
-    """The answer for a person: its status, the beginning of its body in one line, and what to do."""
-    text = " ".join(body.decode("utf-8", "replace").split())
-    text = "".join(character for character in text if character.isprintable())[:SHOWN]
+def describe(status: int) -> str:
+    """The answer for a person: its status, and what to do. Nothing of its body, which may quote what was sent."""
     remedy = "put the address that it points to into url" if 300 <= status < 400 else _REMEDIES.get(status)
-    return f"answered {status}" + (f": {text}" if text else "") + (f" ({remedy})" if remedy else "")
+    return f"answered {status}" + (f" ({remedy})" if remedy else "")
+
+
+def excerpt(body: bytes) -> str:
+    """The beginning of its body in one line, where that may be quoted: beside the refused event, and on a terminal."""
+    text = " ".join(body.decode("utf-8", "replace").split())
+    return "".join(character for character in text if character.isprintable())[:SHOWN]
 
 
 def retry_after(status: int, value: str | None, now: datetime) -> float:

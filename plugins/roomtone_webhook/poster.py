@@ -8,7 +8,7 @@ import trio
 
 from roomtone import Audio, Durable, Unprocessable, encode, hookimpl
 from roomtone_webhook.address import Address
-from roomtone_webhook.answer import ABOUT_THE_EVENT, describe, is_accepted, retry_after
+from roomtone_webhook.answer import ABOUT_THE_EVENT, describe, excerpt, is_accepted, retry_after
 from roomtone_webhook.receipts import Receipts
 from roomtone_webhook.signature import Signer
 
@@ -19,7 +19,8 @@ _PATIENCE = 2.0
 
 
 class Undelivered(Exception):  # noqa: N818 - it says what is true of the event
-    """The event is not with the receiver, and will be sent again. Says which address, what it did, and what to do.
+    """The event is not with the receiver, and will be sent again. Says which address, what it did, and what to do; a
+    note has what it said, which may be what it got.
 
     `retry_after` is the receiver's wish, in seconds, for the daemon's delivery to grant.
     """
@@ -115,11 +116,18 @@ class Poster:
             await response.aclose()
         if is_accepted(response.status_code):
             return
-        text = f"{self._address.shown} {describe(response.status_code, answer)}"
+        text, said = f"{self._address.shown} {describe(response.status_code)}", excerpt(answer)
         if response.status_code in ABOUT_THE_EVENT and is_alone:
-            raise Unprocessable(text)
+            raise Unprocessable(f"{text}: {said}" if said else text)
         wait = retry_after(response.status_code, response.headers.get("retry-after"), now)
-        raise Undelivered(text, retry_after=wait)
+        raise _undelivered(text, said, wait)
+
+
+def _undelivered(text: str, said: str, wait: float) -> Undelivered:
+    error = Undelivered(text, retry_after=wait)
+    if said:
+        error.add_note(said)
+    return error
 
 
 async def _beginning(response: httpx2.Response) -> bytes:
@@ -142,5 +150,6 @@ def _explain(error: httpx2.HTTPError) -> str:
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    # Of a failed handshake only the innermost error says what is wrong with the certificate.
-    return f"{type(error).__name__}: {next(filter(None, map(str, causes)), 'no reason given')}"
+    # What the system and OpenSSL say: that of the HTTP library may quote the other side.
+    said = next((str(each) for each in causes if isinstance(each, OSError) and str(each)), None)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

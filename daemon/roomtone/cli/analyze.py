@@ -193,7 +193,7 @@ async def _ask(job: Job, progress: Progress, pay: Callable[[str, Spent], None]) 
         try:
             return await analyze(job.prompt, job.room, job.conversation, ask, cost=job.setting.cost, progress=progress)
         except Failed as failed:
-            error = str(failed)
+            error = f"{failed}: {failed.said}" if failed.said else str(failed)
     raise Failure(f"no answer: {error}")
 
 

@@ -21,6 +21,25 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "assemblyai": "https://llm-gateway.assemblyai.com/v1/chat/completions",
     "assemblyai-eu": "https://llm-gateway.eu.assemblyai.com/v1/chat/completions",
 }
+KNOWN_CODES: Final = frozenset(
+    {
+        "api_error",
+        "authentication_error",
+        "content_filter",
+        "context_length_exceeded",
+        "insufficient_quota",
+        "invalid_api_key",
+        "invalid_request_error",
+        "model_not_found",
+        "not_found_error",
+        "overloaded_error",
+        "permission_error",
+        "rate_limit_error",
+        "rate_limit_exceeded",
+        "server_error",
+    }
+)
+"""Codes and types of failures that are shown. A word that is not among them could be anybody's."""
 LONGEST_WAIT: Final = 3600.0
 """Seconds that a `Retry-After` is granted, at most."""
 
@@ -81,14 +100,15 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Unusable(Exception):  # noqa: N818 - it says what is true of the body
-    """A body without an answer. Its text says what it has instead: the failure that it reports, or its shape.
+    """A body without an answer. Its text says what it has instead, and quotes nothing of it.
 
-    `usage` is what it is billed all the same.
+    `usage` is what it is billed all the same; `said` is what it says of its failure, which may quote the prompt.
     """
 
-    def __init__(self, text: str, usage: Usage | None = None) -> None:
+    def __init__(self, text: str, usage: Usage | None = None, said: str = "") -> None:
         super().__init__(text)
         self.usage = usage or Usage()
+        self.said = said
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -171,7 +191,7 @@ def question(gateway: Gateway, turn: Turn) -> dict[str, Any]:
 def read(body: Any) -> Completion:
     """The answer in this body. One that only calls tools has no words, and is one. Raises Unusable."""
     if fault := _fault(body):
-        raise Unusable(fault)
+        raise fault
     match body:
         case {"choices": [{"message": {"content": str(text)}}, *_]} if text.strip():
             return Completion(text, _model(body), _usage(body), body)
@@ -186,22 +206,26 @@ def read(body: Any) -> Completion:
     raise Unusable("the body is no object")
 
 
-def _fault(body: Any) -> str | None:
+def _fault(body: Any) -> Unusable | None:
     """The failure that a body reports; the service is known to use three shapes for that."""
     match body:
-        case {"error": {"message": str(text)}} | {"error": str(text)}:
-            return _short(text)
-        case {"error": {"code": code}} | {"error": int(code)}:
-            return f"error {code}"
-        case {"message": str(text), "code": _}:
-            return _short(text)
+        case {"error": {} as error}:
+            return _reported(error.get("code") or error.get("type"), error.get("message"))
+        case {"error": str(text)}:
+            return _reported(None, text)
+        case {"error": int(code)}:
+            return _reported(code, None)
+        case {"message": str(text), "code": code}:
+            return _reported(code, text)
         case {"llm_status_code": int(status)} | {"http_status_code": int(status)} if status >= 400:
-            return f"the model's provider answered {status}"
+            return Unusable(f"the model's provider answered {status}")
     return None
 
 
-def _short(text: str) -> str:
-    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())[:_SHOWN] or "an error"
+def _reported(code: object, text: object) -> Unusable:
+    is_known = isinstance(code, int) or (isinstance(code, str) and code in KNOWN_CODES)
+    said = " ".join(text.split())[:_SHOWN] if isinstance(text, str) else ""
+    return Unusable(f"an error is reported ({code})" if is_known else "an error is reported", said=said)
 
 
 def _model(body: Mapping[str, Any]) -> str | None:

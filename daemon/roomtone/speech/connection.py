@@ -26,7 +26,7 @@ from wsproto.utilities import ProtocolError
 
 from roomtone.speech import protocol
 from roomtone.speech.ending import FAILURES, HEAD, Evidence, Redaction, first_of
-from roomtone.speech.protocol import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage
+from roomtone.speech.protocol import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage, Unknown
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -101,7 +101,7 @@ class Session:
         message = self._early.popleft() if self._early else await _receive(self._socket, self._evidence)
         self._phase, expected = protocol.step(self._phase, message.kind)
         if not expected:
-            log.warning("message.unexpected", kind=message.kind, phase=self._phase.value)
+            log.warning("message.unexpected", kind=_kind(message), phase=self._phase.value)
         return message
 
     async def aclose(self) -> None:
@@ -297,7 +297,7 @@ async def _begin(
                 evidence.begun = True
                 return Session(socket, evidence, message, early)
             # What a service says too early is used as if it had come in time.
-            log.warning("message.unexpected", kind=message.kind, phase=Phase.CONNECTING.value)
+            log.warning("message.unexpected", kind=_kind(message), phase=Phase.CONNECTING.value)
             early.append(message)
         raise evidence.over(None, f"{QUEUE} messages and no Begin among them")
     raise evidence.over(evidence.status, f"no session within {timeout:g} s")
@@ -316,6 +316,11 @@ async def _receive(socket: WebSocketConnection, evidence: Evidence) -> Message:
             evidence.error = message
         elif message is not None:
             return message
+
+
+def _kind(message: Message) -> str:
+    """What the message is called, where that is a name that the protocol has."""
+    return "unknown" if isinstance(message, Unknown) else message.kind
 
 
 async def _next(socket: WebSocketConnection, evidence: Evidence) -> Message | None:

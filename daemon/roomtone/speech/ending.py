@@ -12,6 +12,7 @@ from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
 import h11
+import msgspec
 import structlog
 import trio
 from trio_websocket import CloseReason, ConnectionClosed, ConnectionRejected, HandshakeError
@@ -19,6 +20,7 @@ from wsproto.utilities import ProtocolError
 
 from roomtone.speech import protocol
 from roomtone.speech.completion import wait_of
+from roomtone.speech.parameters import Streaming
 from roomtone.speech.protocol import Error, Verdict
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -39,11 +41,32 @@ HEAD: Final = 8192
 _SECRET_PARAMETERS: Final = frozenset({"token", "webhook_auth_header_value"})
 
 
+_PARAMETERS: Final = (*(field.encode_name for field in msgspec.structs.fields(Streaming)), "sample_rate", "encoding")
+_PHRASES: Final = re.compile(
+    r"(?:user )?input validation error|input duration (?:error|violation)|audio transmission rate exceeded"
+    r"|unauthorized connection|missing authorization header|invalid api key|signature has expired"
+    r"|too many (?:concurrent )?(?:sessions|streams|requests)|rate limit(?: exceeded)?"
+    r"|session (?:cancelled|expired|ended|terminated due to inactivity)|an error occurred|no messages received"
+    r"|maximum session duration exceeded|expected between 50 and 1000 ms|deprecated endpoint"
+    r"|insufficient (?:funds|balance|credits?)|account (?:is )?(?:disabled|suspended|not found)"
+    r"|invalid (?:json(?: array)?|message type|message)|see error message for details"
+    rf"|invalid '(?:{'|'.join(_PARAMETERS)})'",
+    re.IGNORECASE,
+)
+"""What the service is known to say of failures. A longer one stands before what it begins with."""
+
+
+def known_phrases(text: str) -> str:
+    """The phrases of the service that are known, out of this text; the rest of it may be what was said in a room."""
+    return ": ".join(dict.fromkeys(_PHRASES.findall(text)))
+
+
 class SessionOver(Exception):  # noqa: N818 - most sessions end well
     """How a session ended, or why there was none.
 
+    `text` quotes nothing of what the service says, which may be what it heard: only phrases that are known.
     `code` is the service's, from its Error message before the close code, or the HTTP status of a refused upgrade, or
-    None where the network broke. `text` is for people and holds no secret. `refused`: there was no `Begin`. `wait` is
+    None where the network broke. `refused`: there was no `Begin`. `wait` is
     how many seconds it asks to be left alone.
     """
 
@@ -104,13 +127,18 @@ class Evidence:
             self._unusable.add(field)
             log.warning("message.unusable_field", field=field)
 
-    def over(self, code: int | None, text: str) -> SessionOver:
-        """The Error message counts for more than the close that follows it, which libraries on the way replace."""
+    def over(self, code: int | None, text: str, said: str = "") -> SessionOver:
+        """The Error message counts for more than the close that follows it, which libraries on the way replace.
+
+        `text` is ours, and `said` the service's.
+        """
         if self.error is not None:
             code = code if self.error.error_code is None else self.error.error_code
-            text = self.error.error or text
-        text = self.redact(text)
-        return SessionOver(code, text, protocol.classify(code, text), refused=not self.begun, wait=self._wait())
+            said = self.error.error or said
+            text = f"the service reports error {code}"
+        verdict = protocol.classify(code, self.redact(said or text))
+        text = known_phrases(said) or self.redact(text)
+        return SessionOver(code, text, verdict, refused=not self.begun, wait=self._wait())
 
     def _wait(self) -> float:
         """What the answer to a refused upgrade says in its Retry-After."""
@@ -127,7 +155,7 @@ class Evidence:
             case ConnectionClosed(reason=CloseReason() as reason):
                 # 1006 is never sent: it is how libraries say that the network broke.
                 code = None if reason.code == 1006 else reason.code
-                return self.over(code, reason.reason or f"the connection is closed ({reason.name.lower()})")
+                return self.over(code, f"the connection is closed ({reason.name.lower()})", reason.reason or "")
             case ConnectionClosed():
                 return self.over(None, "the connection is closed")
             case OSError():
@@ -135,7 +163,8 @@ class Evidence:
             case HandshakeError():
                 return self.over(None, str(failure))
             case _:
-                return self.over(None, f"the server breaks the protocol: {failure}")
+                # Only the kind of the failure: its text may quote what came.
+                return self.over(None, f"the server breaks the protocol ({type(failure).__name__})")
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

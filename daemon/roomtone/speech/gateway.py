@@ -33,12 +33,16 @@ class Verdict(Enum):
 
 
 class Failed(Exception):  # noqa: N818 - it says what is true of the request
-    """No answer has come. Its text is for a person; `wait` is how many seconds the endpoint wants to be left alone, and
-    `usage` what it bills all the same.
+    """No answer has come. Its text quotes nothing of the answer; `wait` is how many seconds the endpoint wants to be
+    left alone, and `usage` what it bills all the same. `said` is what the endpoint says of it: that may quote the
+    prompt, so it is for the terminal of whoever asks, and for no log and no notice.
     """
 
-    def __init__(self, text: str, verdict: Verdict, wait: float = 0.0, usage: Usage | None = None) -> None:
+    def __init__(
+        self, text: str, verdict: Verdict, wait: float = 0.0, usage: Usage | None = None, said: str = ""
+    ) -> None:
         super().__init__(text)
+        self.said = said
         self.verdict = verdict
         self.wait = wait
         self.usage = usage or Usage()
@@ -78,9 +82,9 @@ class Gateway:
         status, headers, body = await self._post(way, request)
         if status == 200:
             return _read(body)
-        text = f"{way.url} {_describe(status, body, way)}"
+        text, said = _describe(status, body)
         wait = completion.wait_of(headers.get("retry-after"), datetime.now(UTC))
-        raise Failed(text, _classify(status), wait)
+        raise Failed(f"{way.url} {text}", _classify(status), wait, said=_without_secrets(said, way))
 
     async def _post(self, way: Route, request: Mapping[str, Any]) -> tuple[int, httpx2.Headers, bytes]:
         asked = self._client.build_request(
@@ -135,7 +139,8 @@ def _read(body: bytes) -> Completion:
     try:
         return completion.read(msgspec.json.decode(body))
     except Unusable as error:
-        raise Failed(f"the answer has no words: {error}", Verdict.UNUSABLE, usage=error.usage) from None
+        text = f"the answer has no words: {error}"
+        raise Failed(text, Verdict.UNUSABLE, usage=error.usage, said=error.said) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise Failed("the answer is no JSON", Verdict.UNUSABLE) from None
 
@@ -149,20 +154,24 @@ _REMEDIES = {
 }
 
 
-def _describe(status: int, body: bytes, way: Route) -> str:
-    """The answer for a person: its status, the failure that it names, and what to do."""
+def _describe(status: int, body: bytes) -> tuple[str, str]:
+    """The answer for a person: its status, the failure that it names, and what to do; and what it says itself."""
+    text = said = ""
     try:
         completion.read(msgspec.json.decode(body[:LARGEST]))
-        text = ""
     except Unusable as error:
-        text = f": {error}"
+        text, said = f": {error}", error.said
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        text = ""  # some proxy's prose
+        pass  # some proxy's prose
+    remedy = f" ({_REMEDIES[status]})" if status in _REMEDIES else ""
+    return f"answered {status}{text}{remedy}", said
+
+
+def _without_secrets(text: str, way: Route) -> str:
     for secret in way.headers.values():
         for part in (secret, *secret.split()):
             text = text.replace(part, "…")
-    remedy = f" ({_REMEDIES[status]})" if status in _REMEDIES else ""
-    return f"answered {status}{text}{remedy}"
+    return text
 
 
 def _classify(status: int) -> Verdict:
@@ -181,5 +190,6 @@ def _explain(error: httpx2.HTTPError) -> str:
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    # Of a failed handshake only the innermost error says what is wrong.
-    return f"{type(error).__name__}: {next(filter(None, map(str, reversed(causes))), 'no reason given')}"
+    # What the system and OpenSSL say, the innermost first: that of the HTTP library may quote the other side.
+    said = next((str(each) for each in reversed(causes) if isinstance(each, OSError) and str(each)), None)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

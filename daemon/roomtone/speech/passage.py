@@ -17,7 +17,7 @@ from roomtone.speech import protocol
 from roomtone.speech.connection import Session
 from roomtone.speech.coverage import Ledger
 from roomtone.speech.doubt import Doubt
-from roomtone.speech.ending import SessionOver
+from roomtone.speech.ending import SessionOver, known_phrases
 from roomtone.speech.minutes import Desk, Minutes
 from roomtone.speech.outgoing import Outgoing
 from roomtone.speech.protocol import Begin, Verdict
@@ -286,7 +286,7 @@ class Passage:
                 case protocol.Termination():
                     return message
                 case protocol.Warning(warning=text):
-                    log.warning("session.warned", room=self._desk.room, text=text)
+                    log.warning("session.warned", room=self._desk.room, text=known_phrases(text))
                 case None:
                     await self._take(self._book.expire(now), minutes)
 

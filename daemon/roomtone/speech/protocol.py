@@ -454,7 +454,10 @@ def _convert_essence(fields: Mapping[str, Any], kind: type[Message], unusable: C
     try:
         message: Message = _convert(_usable(fields, kind, unusable), kind)
     except msgspec.ValidationError as error:
-        raise Malformed(f"the {kind.kind} message is not usable: {error}", kind.kind) from None
+        # Only the place: the rest of its text may quote the message.
+        place = re.search(r" - at `([^`]*)`$", str(error))
+        where = f" at {place[1]}" if place else ""
+        raise Malformed(f"the {kind.kind} message is not usable{where}", kind.kind) from None
     return message
 
 
