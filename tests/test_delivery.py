@@ -1047,6 +1047,9 @@ async def test_long_trouble_is_told_once_and_its_end_once(tmp_path: Path, autoju
                 "sink.failing",
                 "sink.recovered",
             ]
+            texts = [notice.text for notice in notices if isinstance(notice, Notice)]
+    assert "Fault (" in texts[0]
+    assert "connection refused" not in texts[0], "it could be what was said"
     assert received.seqs == [1, 2, 3, 4, 5, 6, 7]
     assert len([entry for entry in logs if entry["event"] == "sink.failed"]) < 12
 

@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from roomtone.inquiry import Answer, Done, Forgot, Refused, Report, Request
-from roomtone.sockets import ControlError, Lines, connected, short
+from roomtone.sockets import ControlError, Lines, check_peer, connected, short
 
 LONGEST_ANSWER = 16 * 2**20
 """Bytes of an answer's line."""
@@ -23,8 +23,11 @@ def find_socket(paths: Iterable[Path]) -> Path:
     looked, failure = [], None
     for path in paths:
         try:
-            with connected(path):
+            with connected(path) as client:
+                check_peer(client, path)
                 return path
+        except ControlError as error:
+            failure = str(error)
         except PermissionError:
             failure = f"{path} belongs to another user's daemon: ask as that user, or with sudo"
         except OSError:
@@ -66,6 +69,7 @@ async def open_client(path: Path, *, patience: float = ANSWERING) -> AsyncIterat
     except OSError as error:
         raise ControlError(f"{path}: no daemon answers: {error.strerror or error}") from None
     async with stream:
+        check_peer(stream.socket, path)
         yield Client(stream, patience)
 
 

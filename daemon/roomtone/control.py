@@ -11,7 +11,6 @@ import errno
 import os
 import socket
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +26,7 @@ from roomtone.events import Interim, Level
 from roomtone.inquiry import VERSION, Answer, Done, Dropped, Refused, Request, Tail
 from roomtone.journal import Journal
 from roomtone.live import Live
-from roomtone.sockets import ControlError, Lines, connected, short
+from roomtone.sockets import ControlError, Lines, connected, peer_user, short
 
 LONGEST_REQUEST = 65_536
 """Bytes of a request's line."""
@@ -184,8 +183,7 @@ def _understand(line: bytes) -> Request | Refused:
 
 def _is_allowed(stream: trio.SocketStream) -> bool:
     """The kernel says who connected: this user, or root."""
-    credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, user, _ = struct.unpack("3i", credentials)
+    user = peer_user(stream.socket)
     if user in {0, os.geteuid()}:
         return True
     log.warning("client.refused", user=user)

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,29 @@ def find_configuration(given: Path | None, environ: Mapping[str, str], here: Pat
     if named := environ.get(VARIABLE):
         return expand(named)
     return next((path for path in configurations(environ, here) if path.is_file()), None)
+
+
+def foreign_hand(path: Path) -> str | None:
+    """Who else than root and this user could change what is at this path, or put another in its place, in words; None
+    where nobody could. All folders above it count, and the links on the way. In a folder with the sticky bit nobody can
+    replace what is not theirs; a group of which this user's is the first is the user's own.
+    """
+    absolute = path.absolute()
+    real = absolute.resolve()
+    for place in dict.fromkeys((absolute, real, *real.parents, *absolute.parents)):
+        try:
+            status = place.lstat()
+        except OSError:
+            continue  # then it cannot be read either, and whoever reads it says so
+        if status.st_uid not in {0, os.geteuid()}:
+            return f"{place} belongs to user {status.st_uid}"
+        if stat.S_ISLNK(status.st_mode) or (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX):
+            continue
+        if status.st_mode & stat.S_IWOTH:
+            return f"{place} may be changed by everybody"
+        if status.st_mode & stat.S_IWGRP and status.st_gid not in {0, os.getegid()}:
+            return f"{place} may be changed by group {status.st_gid}"
+    return None
 
 
 def expand(path: str | Path) -> Path:

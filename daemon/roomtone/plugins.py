@@ -17,6 +17,7 @@ from typing import Any, Union
 import msgspec
 
 from roomtone.hooks import Hook, Misfit, find_hooks, place_of
+from roomtone.places import foreign_hand
 from roomtone.sinks import Hooks, Module, Registry, Sink
 
 GROUP = "roomtone"
@@ -147,7 +148,10 @@ class _Shelf:
         return module
 
     def _source(self, file: Path) -> bytes | None:
-        """The file's text, if nobody but root and we could have written it: it runs with all that the daemon may do."""
+        """The file's text, if nobody but root and we could have written it: it runs with all that the daemon may do.
+
+        Naming the configuration changes nothing of that.
+        """
         real = file.resolve()
         with real.open("rb") as opened:
             # The open file is asked, not the path, so that what was checked is what is read.
@@ -155,6 +159,10 @@ class _Shelf:
                 if fault := _unsafe(place, status):
                     self._note(file.stem, "unsafe", fault)
                     return None
+            if hand := foreign_hand(file):
+                text = f"{hand}, who could run code as the daemon so; move {file}, or give what is above it to root"
+                self._note(file.stem, "unsafe", text)
+                return None
             return opened.read()
 
     def _hooks(self, plugin: Any, name: str) -> dict[str, Hook] | None:

@@ -2,8 +2,11 @@
 
 import os
 import socket
+import stat
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import trio
@@ -18,6 +21,35 @@ def connected(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client, short(path) as name:
         client.connect(name)
         yield client
+
+
+def peer_user(connection: socket.socket | trio.socket.SocketType) -> int:
+    """The user id of the process at the other end, by the kernel's word (SO_PEERCRED)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", credentials)
+    return int(user)
+
+
+def check_peer(client: socket.socket | trio.socket.SocketType, path: Path) -> None:
+    """Raise ControlError where neither root, nor this user, nor the user of the service answers at this path.
+
+    A service's user is whom the socket's folder belongs to: root has made that, or
+    whoever is asked for by the configuration. A folder that anybody could have made says nothing.
+    """
+    user = peer_user(client)
+    if user in {0, os.geteuid()}:
+        return
+    real = path.absolute().resolve()
+    statuses = [place.stat() for place in (real, *real.parents)]
+    is_its = statuses[1].st_uid == user and all(status.st_uid in {0, os.geteuid(), user} for status in statuses)
+    if not is_its or any(_is_anybodys(inner, outer, user) for inner, outer in pairwise(statuses)):
+        raise ControlError(f"{path}: user {user} answers there, whose daemon this is not; nothing was asked")
+
+
+def _is_anybodys(inner: os.stat_result, outer: os.stat_result, user: int) -> bool:
+    """True if anybody could have put the inner one into the outer one: with the sticky bit, only what is the user's."""
+    is_open = bool(outer.st_mode & stat.S_IWOTH)
+    return is_open and (inner.st_uid == user or not outer.st_mode & stat.S_ISVTX)
 
 
 @contextmanager

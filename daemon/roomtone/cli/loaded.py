@@ -52,5 +52,13 @@ def load(given: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
 
 
 def find(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The configuration that a command is about, or None where there is none yet."""
-    return places.find_configuration(given, environ, Path.cwd())
+    """The configuration that a command is about, or None where there is none yet.
+
+    Raises ConfigError for one that was only found, in this folder for instance, and that others could have written: it
+    says what is run, and in whose name.
+    """
+    path = places.find_configuration(given, environ, Path.cwd())
+    is_named = given is not None or environ.get(places.VARIABLE)
+    if path is not None and not is_named and (fault := places.foreign_hand(path)):
+        raise ConfigError(f"{path.absolute()}: {fault}; where it is meant all the same, name it: --config {path}")
+    return path
