@@ -1,5 +1,6 @@
 """Captions: turns as short lines with times, in the forms SRT and WebVTT. Pure."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -15,6 +16,9 @@ _LONG = 7.0
 _SHORT = 0.7
 _READING = 15.0
 """Characters a second, for text of which it is not known when it was said."""
+
+
+_MARK = re.compile(r"(<(?=[A-Za-z/!?])|\{(?=[\\A-Za-z]))")
 
 
 class Cue(NamedTuple):
@@ -81,7 +85,9 @@ def ordered(cues: Iterable[Cue]) -> list[Cue]:
 
 
 def _spoken(cue: Cue) -> str:
-    return f"{cue.speaker}: {cue.text}" if cue.speaker else cue.text
+    """In SRT, which has no escapes: what players take for times or for marks gets a space in it."""
+    text = f"{cue.speaker}: {cue.text}" if cue.speaker else cue.text
+    return _MARK.sub(r"\1 ", text.replace("-->", "-- >"))
 
 
 def _voiced(cue: Cue) -> str:

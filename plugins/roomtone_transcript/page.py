@@ -12,6 +12,7 @@ Format: TypeAlias = Literal["markdown", "text"]
 Entry: TypeAlias = Turn | Answer | Analysis | Gap
 Place: TypeAlias = tuple[int, int, str]
 
+_LEADING = re.compile(r"\]([(:])")
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 
 
@@ -32,6 +33,7 @@ class Style(NamedTuple):
 
 def render(title: str, entries: Iterable[Entry], style: Style) -> bytes:
     """The page: what was said in the order of its saying, whatever order it came in."""
+    title = one_line(title)
     heading = f"# {_escaped(title)}" if style.format == "markdown" else title
     return f"{heading}\n".encode() + render_more(ordered(entries), style)
 
@@ -128,5 +130,10 @@ def _escaped(text: str) -> str:
 
 
 def _unmarked(text: str) -> str:
-    """A language model writes Markdown, which stays; but it gets no HTML onto the page."""
-    return text.replace("<", "&lt;")
+    """A language model writes Markdown, which stays; but it gets no HTML, no image and no link onto the page.
+
+    Whoever opens the page would fetch an image, and so report what its address has in it; a link may run a script. Each
+    of them needs one of these pairs: `](` inline, and `]:` for what a reference leads to. Rejected: to tell good
+    addresses from bad ones, which readers of Markdown read in many ways.
+    """
+    return _LEADING.sub(r"]\\\1", text.replace("<", "&lt;"))
