@@ -81,6 +81,7 @@ async def test_an_error_is_shown_without_the_key() -> None:
     failed = await ask(Status(401, body))
 
     assert str(failed).endswith("answered 401: an error is reported (401) (check the key)")
+    assert isinstance(failed, Failed)
     assert failed.said == "bad key …"
 
 

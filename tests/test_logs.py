@@ -7,11 +7,14 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 
 from roomtone import logs
+from roomtone.legible import legible
+from test_legible import is_harmless
 
 
 class Terminal(io.StringIO):
@@ -134,3 +137,41 @@ def test_no_rich() -> None:
     )
 
     subprocess.run([sys.executable, "-c", program], check=True, stderr=subprocess.PIPE)
+
+
+EVIL = '\x1b]52;c;cm0=\x07\x1b[2J\x9b31m\u202eevil\u2069\x08\r\n{"event": "forged"}\n12:00:00 [error] forged \ud800'
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["pipe", "terminal"])
+def test_no_reader_of_a_log_is_obeyed(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text of others is one line, and does nothing to the terminal of whoever reads it, in a file or live."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    logs.configure("info", stream)
+    structlog.get_logger().error("sink.failed", error=EVIL, path=Path(EVIL[:-1]), errors=[EVIL], sink=EVIL, n=3)
+    logging.getLogger("library").warning("%s", EVIL)
+
+    (first, second) = stream.getvalue().splitlines()
+    assert is_harmless(first)
+    assert is_harmless(second)
+    if not stream.isatty():
+        assert json.loads(first)["error"] == legible(EVIL)
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["pipe", "terminal"])
+def test_a_traceback_quotes_nothing(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback in the log has places and classes, and not what an error says: it may be what was said in a room."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    logs.configure("debug", stream)
+    words = "the words " + EVIL
+    for given in (True, None):
+        try:
+            int(words)
+        except ValueError as error:
+            structlog.get_logger().error("sink.traceback", exc_info=given or error)
+    structlog.get_logger().error("no.traceback", exc_info=True)
+
+    text = stream.getvalue()
+    assert text.count("ValueError") == 2
+    assert "test_logs.py" in text
+    assert "the words" not in text.replace('words = "the words', "")
+    assert all(is_harmless(line) for line in text.splitlines())

@@ -74,6 +74,14 @@ def test_tells_by_a_path(tmp_path: Path) -> None:
         assert manager.told() == [{"READY": "1", "STATUS": "Recording desk"}]
 
 
+def test_a_text_is_one_assignment(tmp_path: Path) -> None:
+    """A newline in a text assigns nothing, and no text keeps it from being told."""
+    address = str(tmp_path / "notify")
+    with managed(address) as manager, open_notifier({"NOTIFY_SOCKET": address}) as notifier:
+        assert notifier.alive("desk\nSTOPPING=1\ud800")
+        assert manager.told() == [{"WATCHDOG": "1", "STATUS": "desk\\nSTOPPING=1\\ud800"}]
+
+
 def test_tells_by_an_abstract_name() -> None:
     """A name that begins with @ is one of the abstract namespace."""
     name = f"roomtone-test-{os.getpid()}"

@@ -288,13 +288,40 @@ def test_devices_and_failures(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(shown.out.splitlines()[-1])["name"].startswith(EVIL)
 
 
-def test_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    """What nobody foresaw has its text on a terminal only: in a log it would stay."""
-    error = ValueError(f"words that were said {EVIL}")
-    output.show_traceback(ValueError, error, None)
-    shown = capsys.readouterr().err
-    assert "ValueError" in shown
-    assert "words" not in shown
+FAILING = """
+import sys, threading
+from roomtone.cli import output
+output.take_hooks()
+
+class Sad:
+    def __del__(self):
+        int(sys.argv[1])
+
+thread = threading.Thread(target=int, args=[sys.argv[1]])
+thread.start()
+thread.join()
+Sad()
+{}[sys.argv[1] + chr(27) + "[2J" + chr(0xD800)]
+"""
+
+
+def test_tracebacks_of_python_itself() -> None:
+    """What nobody foresaw, what fails in a thread of a plugin's, and what cannot be raised: their texts stand on a
+    terminal only, for in a log they would stay.
+    """
+    command = (sys.executable, "-c", FAILING, "words that were said")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("ValueError") == 2
+    assert done.stderr.count("KeyError") == 1
+    assert "words" not in done.stderr
+
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal, os.fdopen(theirs) as end:
+        subprocess.run(command, stderr=end, check=False, timeout=60)
+        shown = terminal.read(100_000).decode()
+    assert_harmless(shown.replace("\r\n", "\n"))
+    assert "words that were said" in shown
 
 
 WRITERS = {

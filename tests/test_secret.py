@@ -127,3 +127,26 @@ def test_mask() -> None:
         "url": "https://example.org/hook?token=***&room=desk",
         "rate": 16_000,
     }
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["ffmpeg", "-i", "rtsp://bob:hidden@cam/1?token=hidden", "-f", "s16le", "-"],
+         ["ffmpeg", "-i", "rtsp://***@cam/1?token=***", "-f", "s16le", "-"]),
+        (["listen", "--token", "hidden", "--rate", "16000"], ["listen", "--token", "***", "--rate", "16000"]),
+        (["listen", "--api-key=hidden", "-password", "hidden"], ["listen", "--api-key=***", "-password", "***"]),
+        (["env", "API_KEY=hidden", "listen", "--token-file", "/etc/t"],
+         ["env", "API_KEY=***", "listen", "--token-file", "/etc/t"]),
+        (["curl", "-u", "bob:hidden", "-H", "X-Mine: hidden hidden", "--user", "bob"],
+         ["curl", "-u", "bob:***", "-H", "X-Mine: ***", "--user", "bob"]),
+        (["sh", "-c", "PASSWORD='hidden hidden' curl -u bob:hidden -H 'Authorization: Bearer hidden' --token hidden x"],
+         ["sh", "-c", "PASSWORD=*** curl -u bob:*** -H 'Authorization: ***' --token *** x"]),
+        (["run", "whsec0bmV2ZXItdG8tYmUtc2Vlbg"], ["run", "***"]),
+        (["arecord", "-D", "plughw:CARD=Device,DEV=0", "-c1", "--disable-resample", "/dev/snd/by-path/pci-0000"],
+         ["arecord", "-D", "plughw:CARD=Device,DEV=0", "-c1", "--disable-resample", "/dev/snd/by-path/pci-0000"]),
+    ],
+)  # fmt: skip
+def test_arguments(argv: list[str], shown: list[str]) -> None:
+    """Of a command what is secret is masked, as an option's value, an assignment, a header, or in a script."""
+    assert secret.mask({"source": {"kind": "command", "argv": argv}})["source"]["argv"] == shown

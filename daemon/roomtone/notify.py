@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from roomtone.health import Health, RoomHealth
+from roomtone.legible import legible
 from roomtone.stall import watch_stalls
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -47,7 +48,7 @@ class Notifier:
         """Send these in one datagram. False when it did not go out: no manager, or one that does not read."""
         if self._address is None:
             return False
-        text = "\n".join(f"{name}={value}" for name, value in assignments.items())
+        text = "\n".join(f"{name}={legible(str(value))}" for name, value in assignments.items())
         try:
             self._channel.sendto(text.encode(), self._address)
         except OSError as error:

@@ -9,7 +9,7 @@ into tickets and repositories.
 import errno
 import re
 import stat
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -25,6 +25,17 @@ _SECRET_KEY = re.compile(
 _QUERY_SECRET = re.compile(r"([?&;][^=&;?#\s]*(?:key|token|secret|password|sig|signature)=)[^&;#\s]+", re.IGNORECASE)
 _KEY = re.compile(r"[A-Za-z0-9_-]{24,}")
 """What keys look like, and hardly a file's name: a key put where its file is asked for must not be shown."""
+_OPTION = re.compile(r"--?([A-Za-z][\w-]*)")
+_VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s"']+)"""
+_NAME = r"[\w-]*(?:key|token|secrets?|password|passwd|passphrase|authorization|cookie|credentials?)"
+_IN_SCRIPTS = (
+    re.compile(rf"((?<![\w/]){_NAME}=){_VALUE}", re.IGNORECASE),
+    re.compile(rf"((?<![\w-])--?{_NAME}\s+)(?!-){_VALUE}", re.IGNORECASE),
+    re.compile(rf"({_NAME}:\s*)[^\s\"'][^\"'\r\n]*", re.IGNORECASE),
+    re.compile(r"(\b(?:Bearer|Basic)\s+)[^\s\"']+"),
+    re.compile(r"((?<![\w-])(?:-u|--user|--proxy-user)[\s=]*[\"']?[^\s:\"']+:)[^\s\"']+"),
+)
+"""Secrets in the words of a command or in the text of a script: each pattern keeps its first group."""
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s\"'<>]+")
 
 
@@ -123,6 +134,8 @@ def mask(value: Any, key: str = "") -> Any:
             # Every header may hold a secret; names of files that hold secrets are none.
             forced = "secret" if key == "headers" else "file" if key.endswith("_files") else None
             return {name: mask(inner, forced or str(name)) for name, inner in value.items()}
+        case list() | tuple() if key == "argv" and all(isinstance(inner, str) for inner in value):
+            return mask_arguments(value)
         case list() | tuple():
             return [mask(inner, key) for inner in value]
         case str() if value and is_secret_name(key):
@@ -131,6 +144,33 @@ def mask(value: Any, key: str = "") -> Any:
             return _ADDRESS.sub(lambda found: mask_address(found.group()), value)
         case _:
             return value
+
+
+def mask_arguments(arguments: Sequence[str]) -> list[str]:
+    """The words of a command for showing: what follows an option or stands in an assignment or a header of a secret's
+    name is masked, and what looks like a key. The text of a script, as in `sh -c`, is gone through in the same way.
+    """
+    shown: list[str] = []
+    for argument in arguments:
+        option = _OPTION.fullmatch(shown[-1]) if shown else None
+        if option and is_secret_name(option[1]) and not argument.startswith("-"):
+            shown.append(MASK)
+        elif option and option[1] in {"u", "user", "proxy-user"}:
+            shown.append(re.sub(r"(?<=:).+", MASK, argument))
+        elif option and option[1] in {"H", "header", "headers"}:
+            shown.append(re.sub(r"(:\s*)[^\s].*", rf"\1{MASK}", argument))
+        elif _KEY.fullmatch(argument) and not argument.isalpha() and not argument.startswith("-"):
+            shown.append(MASK)
+        else:
+            shown.append(_mask_script(argument))
+    return shown
+
+
+def _mask_script(text: str) -> str:
+    text = mask(text)
+    for pattern in _IN_SCRIPTS:
+        text = pattern.sub(rf"\g<1>{MASK}", text)
+    return text
 
 
 def mask_address(address: str) -> str:

@@ -21,6 +21,7 @@ import trio
 
 from roomtone.capture.ring import BLOCK, ENDED, Frame, Frames
 from roomtone.capture.tail import Tail, describe
+from roomtone.legible import legible
 
 RING_SECONDS = 60.0
 """How long the daemon may stand still without the loss of a sample of a microphone's."""
@@ -77,12 +78,20 @@ class Block(NamedTuple):
 class SourceEnded(Exception):  # noqa: N818 - it is the end of data, and no error
     """The file was played to its end, or the command exited with status 0."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(legible(text))
+
 
 class SourceFailed(Exception):  # noqa: N818 - it says what is true of the source
-    """The source is gone, or was never there: the text says what happened and what to do. `code` is a `noun.state`."""
+    """The source is gone, or was never there: the text says what happened and what to do. `code` is a `noun.state`.
+
+    The text has the last lines of what the source's program wrote to its standard error. That is the operator's own
+    program, and what it says is the diagnosis, so it stands in the log, in `status` and in notices: short, on one line,
+    without the secrets of addresses, and without anything that a terminal would obey.
+    """
 
     def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
+        super().__init__(legible(text))
         self.code = code
 
 

@@ -74,15 +74,16 @@ def main() -> NoReturn:
     """The console script."""
     _import_structlog_without_rich()
     from roomtone import logs  # noqa: PLC0415 - after the line above, which makes the import of structlog lean
-    from roomtone.cli.output import show_traceback  # noqa: PLC0415 - late, as above
+    from roomtone.cli.output import take_hooks  # noqa: PLC0415 - late, as above
     from roomtone.legible import legible  # noqa: PLC0415 - late, as above
 
     logs.configure("warning", sys.stderr)
-    sys.excepthook = show_traceback
+    take_hooks()
     try:
         code = commands.main(prog_name="roomtone", standalone_mode=False)
     except click.ClickException as error:
-        error.message = legible(error.message, lines=True)  # it quotes what was given
+        text = legible(error.message, lines=True)  # it quotes what was given
+        error.message = text  # type: ignore[misc]  # final for those who derive from it
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):

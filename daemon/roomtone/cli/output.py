@@ -4,6 +4,7 @@
 """
 
 import sys
+import threading
 import traceback
 from types import TracebackType
 from typing import Any
@@ -39,12 +40,27 @@ def say_document(document: bytes) -> None:
     click.echo(legible_json(document.decode("utf-8", "backslashreplace")))
 
 
-def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An excepthook: the whole of what nobody foresaw on a terminal, for the report; in a log without its texts, for
-    they may quote what was said.
+def take_hooks() -> None:
+    """Have Python itself write tracebacks through here: of what nobody foresaw, of threads that a plugin started, and
+    of what could not be raised anywhere. For the program's entry, once: these hooks are the process's.
     """
+    sys.excepthook = show_traceback
+    threading.excepthook = lambda failed: _show(failed.exc_value)
+    sys.unraisablehook = lambda failed: _show(failed.exc_value)
+
+
+def show_traceback(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    """An excepthook: all of it on a terminal, for the report; in a log without its texts, which may quote what was
+    said.
+    """
+    _show(error)
+
+
+def _show(error: BaseException | None) -> None:
+    if error is None or sys.stderr is None:
+        return
     if sys.stderr.isatty():
-        say_text("".join(traceback.format_exception(kind, error, trace)), err=True)
+        say_text("".join(traceback.format_exception(error)), err=True)
     else:
         say_text(describe_traceback(error), err=True)
 
