@@ -76,23 +76,16 @@ def lines(event: Durable, currency: str) -> Iterator[str]:
             who = f" from {event.speaker}" if event.speaker else ""
             yield from ("", f"{'Corrected' if event.supersedes else 'Heard'}{who}: {event.text}")
         case Answer():
-            yield from ("", *_of_lines(f"Answer of the language model: {event.text}"))
+            yield from ("", *f"Answer of the language model: {event.text}".split("\n"))
         case Analysis():
             cost = "" if event.cost is None else f", {event.cost:.4f} {currency}"
             head = f"Analysis [{event.name}] ({event.model or 'language model'}{cost}):"
-            yield from ("", *_of_lines(f"{head}\n{event.text}"))
+            yield from ("", head, *event.text.split("\n"))
         case SessionEnded():
             took = f"{event.audio_seconds:g} s of audio heard, open for {event.session_seconds:g} s"
             yield from ("", f"Session {event.session_id} is over ({event.reason}): {took}.")
         case Notice():
             yield f"{event.severity.capitalize()}: {event.text}"
-
-
-def _of_lines(text: str) -> Iterator[str]:
-    """The lines of an answer. Those after the first are indented, so that none passes for a line of ours."""
-    first, *others = text.split("\n")
-    yield first
-    yield from (f"  {line}" for line in others)
 
 
 def recordings(config: Config, environ: Mapping[str, str], since: datetime) -> Iterator[str]:
