@@ -6,8 +6,6 @@ themselves. Bodies are somebody else's: `read` finds the words in them or raises
 
 import re
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
@@ -21,8 +19,6 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "assemblyai": "https://llm-gateway.assemblyai.com/v1/chat/completions",
     "assemblyai-eu": "https://llm-gateway.eu.assemblyai.com/v1/chat/completions",
 }
-LONGEST_WAIT: Final = 3600.0
-"""Seconds that a `Retry-After` is granted, at most."""
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _FIELD = re.compile(r"\{\{\s*([a-z]+)\s*\}\}")
@@ -225,17 +221,3 @@ def _count(usage: Mapping[str, Any], *names: str) -> int:
         if isinstance(value, int) and 0 <= value < 1 << 53:
             return value
     return 0
-
-
-def wait_of(retry_after: str | None, now: datetime) -> float:
-    """Seconds to wait by this header (RFC 9110, 10.2.3: seconds or a date); 0 without one or for nonsense."""
-    if retry_after is None:
-        return 0.0
-    if retry_after.strip().isdecimal():
-        return min(float(retry_after), LONGEST_WAIT)
-    try:
-        date = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return 0.0
-    seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
-    return max(0.0, min(seconds, LONGEST_WAIT))

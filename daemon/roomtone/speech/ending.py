@@ -17,8 +17,8 @@ import trio
 from trio_websocket import CloseReason, ConnectionClosed, ConnectionRejected, HandshakeError
 from wsproto.utilities import ProtocolError
 
+from roomtone.backoff import wait_of
 from roomtone.speech import protocol
-from roomtone.speech.completion import wait_of
 from roomtone.speech.protocol import Error, Verdict
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()

@@ -14,6 +14,7 @@ import httpx2
 import msgspec
 import trio
 
+from roomtone.backoff import wait_of
 from roomtone.speech import completion
 from roomtone.speech.completion import Completion, Unusable, Usage
 from roomtone.speech.endpoint import Key
@@ -79,7 +80,7 @@ class Gateway:
         if status == 200:
             return _read(body)
         text = f"{way.url} {_describe(status, body, way)}"
-        wait = completion.wait_of(headers.get("retry-after"), datetime.now(UTC))
+        wait = wait_of(headers.get("retry-after"), datetime.now(UTC))
         raise Failed(text, _classify(status), wait)
 
     async def _post(self, way: Route, request: Mapping[str, Any]) -> tuple[int, httpx2.Headers, bytes]:
