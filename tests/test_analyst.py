@@ -449,8 +449,8 @@ async def test_looking_takes_little_of_a_small_computer(tmp_path: Path, autojump
         open_journal(tmp_path / "journal.sqlite", inline=True) as journal,
         open_governor(journal, Budget) as governor,
         open_gateway(port=None) as fake,
-        gateway.open_gateway(60, fake.transport) as models,
     ):
+        models = gateway.Gateway(60, fake.transport)
         for takes, looks in ((0.01, 120), (0.5, 57), (5.0, 17)):
             office = SlowOffice(journal, governor, lambda _: 0, utc)
             office.takes = takes

@@ -89,7 +89,7 @@ def test_retry_after(value: str | None, seconds: float) -> None:
     assert wait_of(value, NOON) == seconds
 
 
-_PART = st.sampled_from(["Mon,", "Nov", "GMT", "+", "-", ":", " ", ",", "UTC", "2025", "12:00:00"]) | st.integers().map(str)
+_PART = st.integers().map(str) | st.sampled_from(["Mon,", "Nov", "GMT", "+", "-", ":", " ", ",", "2025", "12:00:00"])
 
 
 @given(st.text() | st.lists(_PART, max_size=12).map(" ".join) | st.lists(_PART, max_size=12).map("".join))

@@ -23,6 +23,8 @@ LAYERS = (
         "facts",
         "orders",
         "streak",
+        "proxy",
+        "network",
     },
     {
         "sinks",

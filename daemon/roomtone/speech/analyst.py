@@ -1,8 +1,9 @@
 """Asks language models what streaming sessions do not: about conversations that are over, and about turns again."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -17,8 +18,8 @@ from roomtone.speech import analysis, completion
 from roomtone.speech.answers import PREFIX as ANSWERS
 from roomtone.speech.answers import Answers, Policy, Question, Unanswered
 from roomtone.speech.completion import Completion, Usage
-from roomtone.speech.errand import MARKS, Errand, mark_key
-from roomtone.speech.gateway import Failed, Gateway, Verdict, open_gateway
+from roomtone.speech.errand import MARKS, REFUSALS, REFUSED, Errand, mark_key
+from roomtone.speech.gateway import Failed, Gateway, Verdict
 from roomtone.speech.governor import Governor
 from roomtone.speech.office import Office
 from roomtone.speech.parameters import Streaming
@@ -59,6 +60,8 @@ class Analyst:
             self._office.pay(self._setting, room, model, usage, answered)
 
         answers = Answers(streaming.llm_gateway, policy, self._unanswered, pay)
+        if (before := self._answers.get(room)) is not None:
+            answers.told = before.told
         self._answers[room] = answers
         return answers
 
@@ -116,10 +119,39 @@ class Analyst:
 
     async def _run(self, setting: Setting) -> None:
         await self._begin_prompts(setting)
-        async with open_gateway(setting.access.timeout, self._transport) as gateway, trio.open_nursery() as nursery:
+        gateway = Gateway(setting.access.timeout, self._transport)
+        async with trio.open_nursery() as nursery:
             for name, room in setting.pairs():
-                nursery.start_soon(Errand(self._office, setting, gateway, name, room).run)
-            nursery.start_soon(self._ask_again, setting, gateway)
+                errand = Errand(self._office, setting, gateway, name, room)
+                nursery.start_soon(self._contain, errand.run, f"[analysis.{name}]", room)
+            nursery.start_soon(
+                self._contain, partial(self._ask_again, setting, gateway), "Asking for answers again", ""
+            )
+
+    async def _contain(self, work: Callable[[], Awaitable[None]], what: str, room: str) -> None:
+        """Do this work. An unforeseen failure of it is logged and told, and the work begins again, alone."""
+        backoff = Backoff(first=2.0, longest=REFUSED)
+        is_done = False
+        while not is_done:
+            begun = trio.current_time()
+            try:
+                await work()
+                is_done = True
+            except Exception as error:
+                backoff.healthy_for(trio.current_time() - begun)
+                delay, kind = backoff.next(), type(error).__name__
+                log.exception("analysis.broken", work=what, room=room, error=kind, next_in=round(delay, 1))
+                if backoff.failures == 1:
+                    await self._tell_broken(f"{what} has failed ({kind}) and is begun again; the log says where.", room)
+                is_done = self._office.is_closing
+                await self._office.wait(0.0 if is_done else delay)
+
+    async def _tell_broken(self, text: str, room: str) -> None:
+        position = await self._office.head(room) if room else 0
+        notice = Notice(
+            room=room, position=position, at=self._office.utc(), severity="error", code="analysis.broken", text=text
+        )
+        await self._office.journal.commit(notice)
 
     async def _begin_prompts(self, setting: Setting) -> None:
         """Begin prompts that are new with what is said from now on, and forget those that are configured no more; where
@@ -129,6 +161,7 @@ class Analyst:
         known = await self._office.journal.marks(MARKS)
         gone = [key for key in known if key not in wanted]
         marks: list[Fact] = [Mark(key, None) for key in gone]
+        marks += [Mark(REFUSALS + key.removeprefix(MARKS), None) for key in gone]
         marks += [notice for key in gone if (notice := await self._drop(setting, key, known[key]))]
         marks += [Mark(key, await self._office.head(room)) for key, room in wanted.items() if key not in known]
         if marks:

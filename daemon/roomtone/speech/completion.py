@@ -9,9 +9,11 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
+import httpx2
 import msgspec
 from msgspec import Meta
 
+from roomtone import proxy
 from roomtone.events import Turn
 from roomtone.speech.parameters import Gateway
 
@@ -20,7 +22,6 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "assemblyai-eu": "https://llm-gateway.eu.assemblyai.com/v1/chat/completions",
 }
 
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _FIELD = re.compile(r"\{\{\s*([a-z]+)\s*\}\}")
 _ANY_FIELD = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _SHOWN = 200
@@ -109,9 +110,10 @@ def resolve(endpoint: str | None, streaming_endpoint: str | None = None) -> str:
     choices = f"use {names}, or an address such as http://127.0.0.1:8080/v1/chat/completions"
     try:
         parts = urlsplit(endpoint)
-        _ = parts.port
-    except ValueError as error:
-        raise ValueError(f"is no address ({error}): {choices}") from None
+        _ = parts.port, httpx2.URL(endpoint)  # the library that will ask it is stricter
+    except (ValueError, httpx2.InvalidURL):
+        # Not with the error's text, which quotes the address: a password may stand there, and not where one belongs.
+        raise ValueError(f"is not an address: {choices}") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"is no endpoint: {choices}")
     if parts.username is not None or parts.password is not None:
@@ -131,7 +133,8 @@ def may_see_key(url: str) -> bool:
 
 
 def is_loopback(url: str) -> bool:
-    return urlsplit(url).hostname in _LOOPBACK
+    """True if the address is on this machine."""
+    return proxy.is_loopback(urlsplit(url).hostname or "")
 
 
 def fields(text: str) -> set[str]:

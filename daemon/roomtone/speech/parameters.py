@@ -225,8 +225,9 @@ def _address(endpoint: str) -> str:
     try:
         parts = urlsplit(endpoint)
         _ = parts.port
-    except ValueError as error:
-        raise ValueError(f"is no address ({error}): {choices}") from None
+    except ValueError:
+        # Not with the error's text, which quotes the address: a password may stand there, and not where one belongs.
+        raise ValueError(f"is not an address: {choices}") from None
     if " " in endpoint:
         raise ValueError(f"is no address, for it has a space: {choices}")
     if parts.scheme in {"http", "https"}:
