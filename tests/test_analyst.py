@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 import trio
@@ -106,9 +107,14 @@ async def talk(
     prompts: dict[str, Inquiry] | None = None,
     budget: Budget = Budget(),  # noqa: B008 - it is frozen
     left: float = DAY,
+    key_file: bool = False,
+    broken: int = 0,
     **access: Any,
 ) -> AsyncIterator[Talk]:
-    """`left` are the seconds until the next day of the budget begins."""
+    """`left` are the seconds until the next day of the budget begins. `key_file`: one is named, and not there. The
+    first `broken` requests raise what nobody has foreseen.
+    """
+    absent = folder / "absent.key" if key_file else None
     async with (
         open_journal(folder / "journal.sqlite", inline=True) as journal,
         open_gateway(mishaps=mishaps, port=None) as gateway,
@@ -120,10 +126,10 @@ async def talk(
         ) as governor,
         open_analyst(
             journal,
-            setting(gateway.url, prompts, **access),
+            msgspec.structs.replace(setting(gateway.url, prompts, **access), key_file=absent),
             lambda _: round(trio.current_time() * RATE),
             governor,
-            transport=gateway.transport,
+            transport=Broken(gateway.transport, broken),
             utc=utc,
         ) as analyst,
     ):
@@ -199,6 +205,49 @@ async def test_a_person_is_asked_once(tmp_path: Path, autojump_clock: MockClock)
         await trio.sleep(7200)
         assert [notice.code for notice in await room.notices()] == ["analysis.refused", "analysis.recovered"]
         assert len(await room.analyses()) == 1
+
+
+async def test_a_refusal_ends_with_another_configuration(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """That the model is to be had again is told, though a reload has mended it; and a lacking key is told without a
+    word having been said.
+    """
+    async with talk(tmp_path, key_file=True) as room:
+        while not await room.notices():  # noqa: ASYNC110 - a thread looks for the file; the virtual clock does not wait
+            await trio.sleep(1)
+        assert [notice.code for notice in await room.notices()] == ["analysis.refused"]
+        await room.say("hello there")
+        await room.be_quiet(6)
+        room.analyst.change(setting(room.gateway.url))
+        await trio.sleep(60)
+        assert [notice.code for notice in await room.notices()] == ["analysis.refused", "analysis.recovered"]
+        assert len(await room.analyses()) == 1
+
+
+class Broken(httpx2.AsyncBaseTransport):
+    """A network that raises what nobody has foreseen, and then works."""
+
+    def __init__(self, working: httpx2.AsyncBaseTransport, times: int) -> None:
+        self._working = working
+        self._times = times
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self._times -= 1
+        if self._times >= 0:
+            raise ZeroDivisionError("what somebody said")
+        return await self._working.handle_async_request(request)
+
+
+async def test_the_unforeseen_is_contained(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """An error of no known kind ends nothing but that attempt: it is told once, without its text, and begun again."""
+    async with talk(tmp_path, broken=3) as room:
+        await room.say("hello there")
+        await room.be_quiet(6)
+        await trio.sleep(3600)
+        assert len(await room.analyses()) == 1
+        (notice,) = await room.notices()
+    assert notice.code == "analysis.broken"
+    assert "[analysis.summary] has failed (ZeroDivisionError)" in notice.text
+    assert "somebody" not in notice.text
 
 
 @pytest.mark.parametrize("mishaps", [[Status(413)], [Garbled("empty")] * TRIES], ids=["refused", "unusable"])

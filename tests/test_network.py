@@ -1,5 +1,7 @@
 """The way to other machines: through a real proxy, by the certificates of the environment, and past what is broken."""
 
+import os
+import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -23,8 +25,10 @@ from roomtone.speech.gateway import Failed, Gateway, Route, Verdict
 from roomtone.speech.protocol import Verdict as Ending
 from roomtone.testing import gateway as fake
 from roomtone.testing.service import open_service
+from roomtone.testing.spoken import speak
 from roomtone_webhook import Webhook
 from roomtone_webhook.poster import Undelivered
+from running import COMMAND, SINKS, events, recordings, run, write_wav
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 PASSWORD = "hid.den"
@@ -365,6 +369,71 @@ async def test_a_body_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
             await Gateway(60).ask(Route(f"http://127.0.0.1:{port}/", {}), {})
         nursery.cancel_scope.cancel()
     assert turns >= pieces
+
+
+# --- the daemon ------------------------------------------------------------------------------------------------------
+
+PROMPT = """
+[analysis.summary]
+prompt = "Sum up: {{transcript}}"
+model = "one"
+"""
+OWN = '[gateway]\nendpoint = "https://models.example.org/"\nkey_file = "absent.key"\n'
+
+
+@pytest.mark.parametrize(
+    ("tables", "environ", "subject", "says"),
+    [
+        (PROMPT, {}, "analysis summary", "needs a key; set $ASSEMBLYAI_API_KEY"),
+        (PROMPT + OWN, {}, "analysis summary", "key_file: "),
+        (PROMPT, {"ASSEMBLYAI_API_KEY": "k", "ALL_PROXY": "socks5://127.0.0.1:1080"}, "analysis summary", "$ALL_PROXY"),
+        (PROMPT, {"ASSEMBLYAI_API_KEY": "k", "SSL_CERT_FILE": "/nonexistent"}, "analysis summary", "$SSL_CERT_FILE"),
+        (
+            '[rooms.hall]\nsource = { kind = "file", path = "talk.wav" }\n[rooms.hall.streaming]\nendpoint = "wss://x.example.org"\n',
+            {"HTTPS_PROXY": "socks5://joe:hidden@127.0.0.1:1080"},
+            "room hall",
+            "$HTTPS_PROXY names a SOCKS proxy",
+        ),
+    ],
+    ids=["no key", "no key file", "SOCKS", "no CA file", "SOCKS for a session"],
+)
+async def test_a_way_that_cannot_be_gone_stops_no_recording(
+    tables: str, environ: dict[str, str], subject: str, says: str, tmp_path: Path
+) -> None:
+    """The daemon records, transcribes and delivers what it can; `roomtone check` finds what will not work before."""
+    audio = speak([1, 2, 3], 16_000)
+    write_wav(tmp_path / "talk.wav", audio)
+    async with open_service() as service:
+        room = '[rooms.desk]\nsource = { kind = "file", path = "talk.wav", pace = "fast" }\n'
+        room += f'[rooms.desk.streaming]\nendpoint = "{service.url}"\n'
+        with run(tmp_path, room + SINKS + tables, env=environ) as daemon:
+            # Rooms that are files end by themselves, but for one whose words wait for a session.
+            while daemon.process.poll() is None and not (  # noqa: ASYNC110 - another process changes it
+                events(tmp_path, "turn") and notices(tmp_path, subject)
+            ):
+                await trio.sleep(0.05)
+            daemon.process.send_signal(signal.SIGTERM)
+            assert await trio.to_thread.run_sync(daemon.finish) == 0
+            log = daemon.log
+    assert notices(tmp_path, subject)
+    assert events(tmp_path, "turn")
+    assert audio in [recorded for _, _, recorded in recordings(tmp_path)]
+    checked = await trio.run_process(
+        [*COMMAND, "check", "--config", str(tmp_path / "roomtone.toml")],
+        env={**os.environ, **environ},
+        check=False,
+        capture_stdout=True,
+    )
+    faults = [line for line in checked.stdout.decode().splitlines() if line.startswith("FAULT")]
+    assert checked.returncode == 1
+    assert [subject in line and says in line for line in faults] == [True]
+    assert "hidden" not in log + checked.stdout.decode()
+
+
+def notices(folder: Path, subject: str) -> bool:
+    """True if the trouble with this subject was told."""
+    code = "analysis.refused" if subject.startswith("analysis") else "session.refused"
+    return code in {event["code"] for event in events(folder, "notice")}
 
 
 async def deliver(url: str, folder: Path, **options: str) -> None:

@@ -36,6 +36,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "journal.full": "4d338a9a04a047bcaa8995f0d7095da9",
     "journal.corrupt": "b41b3222f6974de3833e089324e146ef",
     "session.failed": "6e313365b60e4dba98d589efa2103113",
+    "analysis.broken": "15a8dcda59f74980a5413c102187a990",
     "recognizer.ended": "c9559ff836f64605a535ed89eead952d",
     "sink.failed": "a2389ce4646746cfa53036c7a02c58d8",
     "sink.stuck": "9c6f174512ff44f9a4b41298c8767f18",

@@ -15,6 +15,7 @@ import trio
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Analysis, Notice, Severity
 from roomtone.journal import Fact, Mark
+from roomtone.network import find_fault
 from roomtone.speech import analysis
 from roomtone.speech.analysis import Conversation, Inquiry, Progress
 from roomtone.speech.completion import Completion, Usage
@@ -120,7 +121,7 @@ class Errand:
         journal = self._office.journal
         done = await journal.mark(self._key) or 0
         self._told = bool(await journal.mark(self._refusal))
-        await self._look_for_key(done)
+        await self._look_at_the_way(done)
         seen, is_open = -1, True
         while True:
             is_last, conversation, begun = self._office.is_closing, None, trio.current_time()
@@ -137,14 +138,18 @@ class Errand:
             else:
                 await self._office.wait(min(max(LOOKS, SHARE * took), LONGEST_LOOKS))
 
-    async def _look_for_key(self, done: int) -> None:
-        """Say now that a key is lacking, and not after hours of talk."""
+    async def _look_at_the_way(self, done: int) -> None:
+        """Say now, and not after hours of talk, that a key is lacking, or that the environment leads nowhere."""
+        reason: str | None
         try:
-            await self._setting.route(self._room)
+            way = await self._setting.route(self._room)
+            reason = await find_fault(way.url)
         except Failed as failed:
-            log.warning("analysis.failed", name=self._name, room=self._room, reason=str(failed))
+            reason = str(failed)
+        if reason is not None:
+            log.warning("analysis.failed", name=self._name, room=self._room, reason=reason)
             if not self._told:
-                await self._tell_refused(failed, done, self._office.utc())
+                await self._tell_refused(reason, done, self._office.utc())
 
     async def _settle(self, conversation: Conversation) -> bool:
         """Ask about this conversation, for as long as it takes. False: it is left for the next start."""
@@ -191,15 +196,15 @@ class Errand:
                 next_in=round(delay, 1),
             )
         if is_fatal and not self._told:
-            await self._tell_refused(failed, conversation.end, conversation.until)
+            await self._tell_refused(str(failed), conversation.end, conversation.until)
         if self._office.is_closing and is_fatal:
             return False
         await self._office.wait(delay)
         return not self._office.has_given_up
 
-    async def _tell_refused(self, failed: Failed, position: int, at: datetime) -> None:
+    async def _tell_refused(self, reason: str, position: int, at: datetime) -> None:
         self._told = True
-        text = f"The language model is not to be had for [analysis.{self._name}]: {failed}. It is tried again."
+        text = f"The language model is not to be had for [analysis.{self._name}]: {reason}. It is tried again."
         notice = self._notice(position, at, "error", "analysis.refused", text)
         await self._office.journal.commit(notice, Mark(self._refusal, True))
 
