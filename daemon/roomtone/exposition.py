@@ -18,6 +18,7 @@ from roomtone.backoff import is_worth_saying
 from roomtone.config import Service, address_of
 from roomtone.durable import replace
 from roomtone.inquiry import Cost, Report, RoomReport
+from roomtone.proxy import join
 from roomtone.standing import SinkStatus
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ async def _serve(host: str, port: int, report: Reporting) -> None:
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
-        log.error("metrics.unavailable", address=f"{host}:{port}", error=str(error))  # noqa: TRY400 - the error's text says it all
+        log.error("metrics.unavailable", address=join(host, port), error=str(error))  # noqa: TRY400 - the error's text says it all
         return
     places = trio.CapacityLimiter(CLIENTS)
-    log.info("metrics.served", address=f"{host}:{listeners[0].socket.getsockname()[1]}")
+    log.info("metrics.served", address=join(host, listeners[0].socket.getsockname()[1]))
     await trio.serve_listeners(partial(_answer, places=places, report=report), listeners)
 
 

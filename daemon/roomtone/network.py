@@ -9,6 +9,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -96,6 +97,8 @@ async def open_client(
         timeout=timeout,
         follow_redirects=False,  # a redirect might carry a secret elsewhere
         proxy=None if proxy is None else _as_option(proxy, url, trust),
+        # Nobody here wants a cookie, and the library's parser of them fails aloud, with what it was sent.
+        cookies=CookieJar(DefaultCookiePolicy(netscape=False, rfc2965=False)),
         trust_env=False,  # the library refuses a client for whatever is wrong in the environment, needed or not
     ) as client:
         yield client

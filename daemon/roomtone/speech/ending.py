@@ -31,10 +31,11 @@ FAILURES: Final = (
     h11.ProtocolError,
     ProtocolError,
     OSError,
+    UnicodeError,
     trio.BrokenResourceError,
 )
-"""What a network and its far end can do to us. ssl.SSLError is an OSError; ConnectionRejected, ConnectionTimeout and
-DisconnectionTimeout are HandshakeErrors."""
+"""What a network and its far end can do to us. UnicodeError is how wsproto meets a header that is not ASCII.
+ssl.SSLError is an OSError; ConnectionRejected, ConnectionTimeout and DisconnectionTimeout are HandshakeErrors."""
 
 HEAD: Final = 8192
 """Bytes of a server's answer that are looked at."""
