@@ -13,6 +13,8 @@ import h11
 import msgspec
 import trio
 
+from roomtone.proxy import join
+
 
 class Answer(NamedTuple):
     """How one request is answered: after `delay` seconds; with `reset`, by a reset of the connection instead."""
@@ -139,14 +141,16 @@ def _reset(stream: trio.abc.Stream) -> None:
 
 
 @asynccontextmanager
-async def open_receiver(*, port: int = 0, trust: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
-    """A receiver on 127.0.0.1; leaving closes it and its connections. `port` lets one come back where it was."""
-    listeners: list[Any] = list(await trio.open_tcp_listeners(port, host="127.0.0.1"))
+async def open_receiver(
+    *, port: int = 0, host: str = "127.0.0.1", trust: ssl.SSLContext | None = None
+) -> AsyncIterator[Receiver]:
+    """A receiver on loopback; leaving closes it and its connections. `port` lets one come back where it was."""
+    listeners: list[Any] = list(await trio.open_tcp_listeners(port, host=host))
     (bound,) = (listener.socket.getsockname()[1] for listener in listeners)
     if trust is not None:
         listeners = [trio.SSLListener(listener, trust, https_compatible=True) for listener in listeners]
-    scheme, host = ("http", "127.0.0.1") if trust is None else ("https", "localhost")
-    receiver = Receiver(f"{scheme}://{host}:{bound}/hook", bound)
+    scheme, name = ("http", host) if trust is None else ("https", "localhost")
+    receiver = Receiver(f"{scheme}://{join(name, bound)}/hook", bound)
 
     async def handle(stream: trio.abc.Stream) -> None:
         async with stream:

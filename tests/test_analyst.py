@@ -108,10 +108,14 @@ async def talk(
     prompts: dict[str, Inquiry] | None = None,
     budget: Budget = Budget(),  # noqa: B008 - it is frozen
     left: float = DAY,
+    key_file: bool = False,
     network: Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport] = lambda transport: transport,
     **access: Any,
 ) -> AsyncIterator[Talk]:
-    """`left` are the seconds until the next day of the budget begins; `network` lies before the gateway."""
+    """`left` are the seconds until the next day of the budget begins; `network` lies before the gateway. `key_file`:
+    one is named, and not there.
+    """
+    absent = folder / "absent.key" if key_file else None
     async with (
         open_journal(folder / "journal.sqlite", inline=True) as journal,
         open_gateway(mishaps=mishaps, port=None) as gateway,
@@ -123,7 +127,7 @@ async def talk(
         ) as governor,
         open_analyst(
             journal,
-            setting(gateway.url, prompts, **access),
+            msgspec.structs.replace(setting(gateway.url, prompts, **access), key_file=absent),
             lambda _: round(trio.current_time() * RATE),
             governor,
             transport=network(gateway.transport),
@@ -228,6 +232,22 @@ async def test_a_person_is_asked_once(tmp_path: Path, autojump_clock: MockClock)
         await room.say("hello there")
         await room.be_quiet(6)
         await trio.sleep(7200)
+        assert [notice.code for notice in await room.notices()] == ["analysis.refused", "analysis.recovered"]
+        assert len(await room.analyses()) == 1
+
+
+async def test_a_refusal_ends_with_another_configuration(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """That the model is to be had again is told, though a reload has mended it; and a lacking key is told without a
+    word having been said.
+    """
+    async with talk(tmp_path, key_file=True) as room:
+        while not await room.notices():  # noqa: ASYNC110 - a thread looks for the file; the virtual clock does not wait
+            await trio.sleep(1)
+        assert [notice.code for notice in await room.notices()] == ["analysis.refused"]
+        await room.say("hello there")
+        await room.be_quiet(6)
+        room.analyst.change(setting(room.gateway.url))
+        await trio.sleep(60)
         assert [notice.code for notice in await room.notices()] == ["analysis.refused", "analysis.recovered"]
         assert len(await room.analyses()) == 1
 
@@ -480,8 +500,8 @@ async def test_looking_takes_little_of_a_small_computer(tmp_path: Path, autojump
         open_journal(tmp_path / "journal.sqlite", inline=True) as journal,
         open_governor(journal, Budget) as governor,
         open_gateway(port=None) as fake,
-        gateway.open_gateway(60, fake.transport) as models,
     ):
+        models = gateway.Gateway(60, fake.transport)
         for takes, looks in ((0.01, 120), (0.5, 57), (5.0, 17)):
             office = SlowOffice(journal, governor, lambda _: 0, utc)
             office.takes = takes

@@ -1,10 +1,15 @@
 """Laws of waiting between attempts."""
 
+from datetime import UTC, datetime, timedelta, timezone
+from email.utils import format_datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.backoff import Backoff, is_worth_saying
+from roomtone.backoff import LONGEST_WAIT, Backoff, is_worth_saying, wait_of
+
+NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
 
 
 def test_doubles_up_to_the_longest() -> None:
@@ -57,3 +62,44 @@ def test_refuses_what_cannot_grow() -> None:
 def test_failures_are_told_ever_rarer() -> None:
     """The first failure is logged at once, then the 2nd, 4th, 8th and so on."""
     assert [count for count in range(70) if is_worth_saying(count)] == [1, 2, 4, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, 0.0),
+        ("7", 7.0),
+        (" 120 ", 120.0),
+        ("9" * 5000, LONGEST_WAIT),
+        ("-5", 0.0),
+        ("7, 9", 0.0),
+        ("\u0663", 0.0),
+        ("soon", 0.0),
+        ("Sat, 01 Mar 2025 12:01:30 GMT", 90.0),
+        ("Saturday, 01-Mar-25 12:01:30 GMT", 90.0),
+        ("Sat Mar  1 12:01:30 2025", 90.0),
+        ("Mon, 20 Nov 1995 19:12:08 +99999999999999999999", 0.0),
+        ("1 Jan 9999999999999 00:00:00 +0000", 0.0),
+        ("Mon, 20 Nov 99999 19:12:08 GMT", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", LONGEST_WAIT),
+    ],
+)
+def test_retry_after(value: str | None, seconds: float) -> None:
+    """Seconds or a date in each form of HTTP, an hour at most; nonsense is as if nothing had been said."""
+    assert wait_of(value, NOON) == seconds
+
+
+_PART = st.integers().map(str) | st.sampled_from(["Mon,", "Nov", "GMT", "+", "-", ":", " ", ",", "2025", "12:00:00"])
+
+
+@given(st.text() | st.lists(_PART, max_size=12).map(" ".join) | st.lists(_PART, max_size=12).map("".join))
+def test_no_retry_after_is_more_than_a_wait(value: str) -> None:
+    """Any text that a host on the way may write is a number of seconds from 0 to an hour."""
+    assert 0.0 <= wait_of(value, NOON) <= LONGEST_WAIT
+
+
+@given(st.integers(0, 3600), st.integers(-23 * 60, 23 * 60))
+def test_a_date_is_waited_for_in_any_zone(seconds: int, offset: int) -> None:
+    """A date is that many seconds away, whatever zone it is written in."""
+    date = (NOON + timedelta(seconds=seconds)).astimezone(timezone(timedelta(minutes=offset)))
+    assert wait_of(format_datetime(date), NOON) == seconds

@@ -8,7 +8,7 @@ from trio.testing import MockClock
 from roomtone.secret import Secret
 from roomtone.speech import completion
 from roomtone.speech.completion import Unusable, Usage
-from roomtone.speech.gateway import Failed, Route, Verdict, open_gateway, route
+from roomtone.speech.gateway import Failed, Gateway, Route, Verdict, route
 from roomtone.testing import gateway as fake
 from roomtone.testing.gateway import BODIES, Cut, Garbled, Limited, Mishap, Silent, Status
 
@@ -17,9 +17,9 @@ REQUEST = {"model": "one", "messages": [{"role": "user", "content": "Say this."}
 
 async def ask(*mishaps: Mishap, timeout: float = 20.0) -> Failed | completion.Completion:
     """What a real request over loopback brings when this happens to it."""
-    async with fake.open_gateway(mishaps=mishaps) as server, open_gateway(timeout) as client:
+    async with fake.open_gateway(mishaps=mishaps) as server:
         try:
-            return await client.ask(Route(server.url, {"authorization": "topsecret"}), REQUEST)
+            return await Gateway(timeout).ask(Route(server.url, {"authorization": "topsecret"}), REQUEST)
         except Failed as failed:
             return failed
 
@@ -115,27 +115,23 @@ async def test_a_status_line_quotes_nothing() -> None:
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, garbage, [listener])
-        async with open_gateway(5.0) as client:
-            with pytest.raises(Failed, match="RemoteProtocolError") as caught:
-                await client.ask(Route(f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1", {}), REQUEST)
+        with pytest.raises(Failed, match="RemoteProtocolError") as caught:
+            await Gateway(5.0).ask(Route(f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1", {}), REQUEST)
         nursery.cancel_scope.cancel()
     assert "secret" not in str(caught.value)
 
 
 async def test_nobody_there() -> None:
     """A refused connection passes, and says so in one line."""
-    async with open_gateway(5.0) as client:
-        with pytest.raises(Failed, match="ConnectError") as caught:
-            await client.ask(Route("http://127.0.0.1:9/v1", {}), REQUEST)
+    with pytest.raises(Failed, match="ConnectError") as caught:
+        await Gateway(5.0).ask(Route("http://127.0.0.1:9/v1", {}), REQUEST)
     assert caught.value.verdict is Verdict.PASSING
 
 
 async def test_a_silent_endpoint(autojump_clock: MockClock) -> None:
     """An endpoint that never answers is given up when the time of the request is over."""
-    async with (
-        fake.open_gateway(mishaps=[Silent()], port=None) as server,
-        open_gateway(120.0, server.transport) as client,
-    ):
+    async with fake.open_gateway(mishaps=[Silent()], port=None) as server:
+        client = Gateway(120.0, server.transport)
         begun = trio.current_time()
         with pytest.raises(Failed, match="no answer within 120 s"):
             await client.ask(Route(server.url, {}), REQUEST)

@@ -28,6 +28,8 @@ LAYERS = (
         "facts",
         "orders",
         "streak",
+        "proxy",
+        "network",
     },
     {
         "sinks",

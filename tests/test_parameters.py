@@ -191,6 +191,12 @@ def test_each_known_model_passes(model: str) -> None:
     assert check(read(speech_model=model)) == []
 
 
+def test_the_model_for_speakers() -> None:
+    """The model that the service recommends for the labels of speakers is known, with what the U3 models take."""
+    asked = read(speech_model="assemblyai-stt-3-7-realtime", speaker_labels=True, max_speakers=2, mode="max_accuracy")
+    assert check(asked) == []
+
+
 def test_the_secret_of_the_webhook_is_not_shown() -> None:
     """A table in a log or a traceback has no secret in it; what is sent has."""
     streaming = read(webhook_url="https://x", webhook_auth_header_name="X-Key", webhook_auth_header_value="s3cret")
@@ -215,8 +221,8 @@ def test_endpoints() -> None:
         ("https://x", "wss://"),
         ("streaming.assemblyai.com", "begins with"),
         ("ws://", "no endpoint"),
-        ("ws://[::1", "no address"),
-        ("ws://x:port", "no address"),
+        ("ws://[::1", "not an address"),
+        ("ws://x:port", "not an address"),
         ("ws://x y/z", "a space"),
         ("wss://user:secret@x", "api_key_file"),
         ("wss://x/v3/ws?speech_model=y", "a key of its own"),

@@ -523,6 +523,16 @@ async def test_an_engine_that_fails_ends_its_session_only() -> None:
         b"\x16\x03\x01\x02\x00",
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET /" + b"x" * 70_000,
+        b"GET /v3/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: \x80\r\n\r\n",
+        (
+            b"GET /v3/ws HTTP/1.1\r\nHost: \xff\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        ),
+        (
+            b"GET /v3/ws?\xff HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Authorization: \xff\r\nSec-WebSocket-Extensions: \xff\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        ),
         b"POST /v3/ws HTTP/1.0\r\n\r\n",
     ],
 )

@@ -150,3 +150,45 @@ def test_mask() -> None:
 def test_arguments(argv: list[str], shown: list[str]) -> None:
     """Of a command what is secret is masked, as an option's value, an assignment, a header, or in a script."""
     assert secret.mask({"source": {"kind": "command", "argv": argv}})["source"]["argv"] == shown
+
+
+ODD = [*" /?#@:;&%+\"'<>{}[]|^`\\\n\t", "://", "ü", "\u202e", "hi://"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("address", ["https://joe:{}@example.org/x", "joe:{}@example.org/x", "//joe:{}@[::1]:80"])
+def test_no_character_of_a_password_shows_it(address: str, odd: str) -> None:
+    """A password is masked whatever stands in it, though the address is none then, and though its scheme is missing."""
+    shown = secret.mask({"url": address.format(f"hid{odd}den")})["url"]
+
+    assert "hid" not in shown
+    assert "den" not in shown
+    assert "@" in shown
+
+
+@pytest.mark.parametrize("odd", [character for character in ODD if character not in "&\n"])
+def test_no_character_of_a_query_secret_shows_it(odd: str) -> None:
+    """The same for a token in a query, up to the next parameter; also where a person forgot the scheme."""
+    for address in ("https://example.org/hook", "example.org/hook"):
+        assert "den" not in secret.mask({"url": f"{address}?room=a&token=hid{odd}den"})["url"]
+        assert secret.mask({"url": f"{address}?token=hidden&room=a"})["url"].endswith("token=***&room=a")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://example.org/a@b",
+        "https://example.org?to=a@b",
+        "https://[::1]:80/a@b",
+        "see https://a.b and https://c.d",
+    ],
+)
+def test_an_at_sign_is_no_password(address: str) -> None:
+    """An address without a password is shown as it is, though an @ stands somewhere behind its host."""
+    assert secret.mask({"url": address}) == {"url": address}
+
+
+def test_each_address_of_a_text_is_masked() -> None:
+    """One address hides no other, and no other shows its password."""
+    shown = secret.mask(["try http://a.b/c then http://joe:hidden@d.e or rtsp://x:hid den@f.g/h"])
+    assert shown == ["try http://a.b/c then http://***@d.e or rtsp://***@f.g/h"]

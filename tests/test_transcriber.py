@@ -463,6 +463,21 @@ async def test_it_is_said_that_sessions_are_accepted_again(tmp_path: Path, autoj
         nursery.cancel_scope.cancel()
 
 
+async def test_a_refusal_ends_with_another_configuration(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Who mends the key reloads, or starts the daemon again: that sessions are accepted again is told all the same."""
+    wrong = [Close(1008, "Unauthorized Connection: Invalid API key")]
+    async with (
+        open_service(faults=script({0: wrong}), port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service, remote=False)) as room,
+    ):
+        for codes in (["session.refused"], ["session.refused", "session.recovered"]):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+                await room.record(quiet(20, RATE))
+                assert await notices(room) == codes
+                nursery.cancel_scope.cancel()
+
+
 async def notices(room: Room) -> list[str]:
     found = await room.journal.select("desk", ["notice"], 0, 1 << 60)
     return [event.code for event in sorted(found, key=lambda event: event.seq) if isinstance(event, Notice)]

@@ -5,6 +5,12 @@ Pure: it is told how long things went well and says how long to wait; the caller
 
 import random as _random
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+LONGEST_WAIT: Final = 3600.0
+"""Seconds that a `Retry-After` is granted, at most."""
 
 _DOUBLINGS = 32
 """Enough for any `longest`; without a bound the power would grow into a number of thousands of digits."""
@@ -55,3 +61,19 @@ class Backoff:
 def is_worth_saying(count: int) -> bool:
     """Whether the `count`th failure of a streak goes to the log: at once, then ever rarer (1st, 2nd, 4th, 8th, ...)."""
     return count > 0 and count & (count - 1) == 0
+
+
+def wait_of(retry_after: str | None, now: datetime) -> float:
+    """Seconds to wait by this `Retry-After` (RFC 9110, 10.2.3: seconds, or a date), at most LONGEST_WAIT.
+
+    Total: 0 without a header and for any text that is neither. Every host on the way may have written it.
+    """
+    text = "" if retry_after is None else retry_after.strip()
+    if text.isascii() and text.isdecimal():
+        return min(float(text), LONGEST_WAIT)
+    try:
+        date = parsedate_to_datetime(text)
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
+    except Exception:  # noqa: BLE001 - the library raises ValueError, OverflowError, and others in other versions
+        return 0.0
+    return max(0.0, min(seconds, LONGEST_WAIT))

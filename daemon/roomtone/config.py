@@ -16,7 +16,7 @@ from roomtone.capture.feed import File, Source
 from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.document import ConfigError
 from roomtone.sinks import Sink
-from roomtone.speech import completion, parameters
+from roomtone.speech import parameters
 from roomtone.speech.analysis import Inquiry
 from roomtone.speech.budget import Budget
 from roomtone.speech.completion import Access
@@ -166,6 +166,12 @@ class Config(msgspec.Struct, frozen=True):
         """Where relative paths of sources and plugins begin; absolute."""
         return self.path.absolute().parent
 
+    @property
+    def gateway_key_file(self) -> Path | None:
+        """The file that `[gateway] key_file` names."""
+        named = self.gateway.key_file
+        return self.folder / places.expand(named) if named else None
+
     def state(self, environ: Mapping[str, str]) -> Path:
         """The folder of the journal and the spool."""
         return places.state_folder(self.service.state, self.folder, environ)
@@ -218,25 +224,6 @@ def check_gates(config: Config) -> None:
                 open_detector(room.rate)
             except DetectorMissing as error:
                 raise ConfigError(f"{config.path}: [rooms.{name}.gate] {error}") from None
-
-
-def find_gateway_key(config: Config, key: secret.Secret | None) -> secret.Secret | None:
-    """The key of an endpoint of language models that is not AssemblyAI's, or None. `key` is the speech service's.
-
-    Raises ConfigError for one that cannot be used, and for conversations to be analyzed at AssemblyAI without a key.
-    """
-    named = config.gateway.key_file
-    try:
-        own = secret.find_file(config.folder / places.expand(named)) if named else None
-    except secret.SecretError as error:
-        raise ConfigError(f"{config.path}: [gateway] key_file: {error}") from None
-    at_home = config.gateway.endpoint is None or config.gateway.endpoint in completion.ENDPOINTS
-    if key is None and at_home and config.analysis:
-        raise ConfigError(
-            f"{config.path}: [analysis.{next(iter(config.analysis))}]: AssemblyAI's LLM Gateway needs a key; set "
-            f"${secret.VARIABLE} or [service] api_key_file, or name another endpoint in [gateway]"
-        )
-    return own
 
 
 def _plain(value: Any) -> Any:

@@ -37,6 +37,8 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {_place(str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{path}: {_TOO_DEEP}") from None
+    except ValueError:  # Python's own bound of 4,300 digits, which tomllib does not expect
+        raise ConfigError(f"{path}: a number in it has thousands of digits; write one that the key can mean") from None
     if problems := list(_meaningless(tables)):
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
     return tables

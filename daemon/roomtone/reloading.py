@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from roomtone.capture.recovery import RateChanged, check_rate
-from roomtone.config import Config, Room, check_gates, find_gateway_key, find_key
+from roomtone.config import Config, Room, check_gates, find_key
 from roomtone.document import ConfigError
 from roomtone.events import Notice
 from roomtone.journal import Journal
@@ -33,8 +33,6 @@ class InForce(msgspec.Struct):
 
     config: Config
     key: Secret | None
-    own: Secret | None = None
-    """The key of an endpoint of language models that is not AssemblyAI's."""
 
     def setting(self) -> Setting:
         """What language models are asked, and where."""
@@ -42,7 +40,7 @@ class InForce(msgspec.Struct):
             name: RoomFacts(room.rate, room.streaming, room.gate.mode == "speech")
             for name, room in self.config.rooms.items()
         }
-        return Setting(self.config.gateway, self.config.analysis, rooms, self.key, self.own)
+        return Setting(self.config.gateway, self.config.analysis, rooms, self.key, self.config.gateway_key_file)
 
     def plan(self, room: Room) -> Plan:
         """What a room is to do."""
@@ -117,7 +115,6 @@ class Reloading:
                 config = await trio.to_thread.run_sync(self._reread)
                 key = find_key(config, self._environ)
                 check_gates(config)
-                own = find_gateway_key(config, key)
                 for name, table in config.rooms.items():
                     await check_rate(name, table.rate, self._journal)
             except (ConfigError, RateChanged) as error:
@@ -126,14 +123,14 @@ class Reloading:
             if self._rooms.closed:
                 raise ConfigError("the daemon is ending")
             with trio.CancelScope(shield=True), self._rooms.held():
-                lines = await self._put_into_force(InForce(config, key, own))
+                lines = await self._put_into_force(InForce(config, key))
             log.info("configuration.reloaded", changes=len(lines))
             return lines
 
     async def _put_into_force(self, after: InForce) -> list[str]:
-        before = InForce(self._force.config, self._force.key, self._force.own)
+        before = InForce(self._force.config, self._force.key)
         changes = compare(before.config, after.config)
-        self._force.config, self._force.key, self._force.own = after.config, after.key, after.own
+        self._force.config, self._force.key = after.config, after.key
         lines = list(_left_for_later(before.config, after.config))
         if before.setting() != after.setting():
             self._analyst.change(after.setting())

@@ -12,7 +12,6 @@ import stat
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 CREDENTIAL = "assemblyai-api-key"
 VARIABLE = "ASSEMBLYAI_API_KEY"
@@ -22,7 +21,8 @@ _SECRET_KEY = re.compile(
     r"(^|[_-])(api-?key|key|token|secret|secrets|password|passwd|authorization|cookie|credentials?)$|auth_header_value$",
     re.IGNORECASE,
 )
-_QUERY_SECRET = re.compile(r"([?&;][^=&;?#\s]*(?:key|token|secret|password|sig|signature)=)[^&;#\s]+", re.IGNORECASE)
+_QUERY_SECRET = re.compile(r"([?&;][^=&;?#\s]*(?:key|token|secret|password|sig|signature)=)[^&\n]+", re.IGNORECASE)
+"""Up to the next parameter: who writes an address by hand leaves spaces and other characters as they are."""
 _KEY = re.compile(r"[A-Za-z0-9_-]{24,}")
 """What keys look like, and hardly a file's name: a key put where its file is asked for must not be shown."""
 _OPTION = re.compile(r"--?([A-Za-z][\w-]*)")
@@ -36,7 +36,12 @@ _IN_SCRIPTS = (
     re.compile(r"((?<![\w-])(?:-u|--user|--proxy-user)[\s=]*[\"']?[^\s:\"']+:)[^\s\"']+"),
 )
 """Secrets in the words of a command or in the text of a script: each pattern keeps its first group."""
-_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s\"'<>]+")
+_USER_INFO = re.compile(r"://((?:(?![\s\"'(<,][a-z][a-z0-9+.-]*://).)*)@", re.DOTALL | re.IGNORECASE)
+"""Everything up to the last @ of an address, for a password that is not encoded may hold any character, / and @ too."""
+_HOST_AND_PATH = re.compile(r"(?:\[[^\]]*\](?::[0-9]{1,5})?|[^\s/?#:@\"'<>]*)[/?#]")
+_SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_ADDRESS_KEYS = ("url", "endpoint")
+"""How the keys end whose values are addresses, also where a person forgot the scheme."""
 
 
 class SecretError(Exception):
@@ -141,7 +146,10 @@ def mask(value: Any, key: str = "") -> Any:
         case str() if value and is_secret_name(key):
             return MASK
         case str():
-            return _ADDRESS.sub(lambda found: mask_address(found.group()), value)
+            has_scheme = not key.endswith(_ADDRESS_KEYS) or _SCHEME.match(value)
+            return mask_addresses(value if has_scheme else f"://{value.lstrip('/')}").removeprefix(
+                "" if has_scheme else "://"
+            )
         case _:
             return value
 
@@ -173,15 +181,16 @@ def _mask_script(text: str) -> str:
     return text
 
 
-def mask_address(address: str) -> str:
-    """An address without its password and without the secrets in its query."""
-    try:
-        parts = urlsplit(address)
-    except ValueError:
-        return MASK
-    if "@" in parts.netloc:
-        parts = parts._replace(netloc=f"{MASK}@{parts.netloc.rpartition('@')[2]}")
-    return _QUERY_SECRET.sub(rf"\g<1>{MASK}", urlunsplit(parts))
+def mask_addresses(text: str) -> str:
+    """The text with no user, no password and no secret of a query in its addresses. Of an address that is not
+    well-formed rather too much goes.
+    """
+    return _QUERY_SECRET.sub(rf"\g<1>{MASK}", _USER_INFO.sub(_mask_user_info, text))
+
+
+def _mask_user_info(found: re.Match[str]) -> str:
+    # An @ in a path or a query divides nothing: the host has ended before it, and no colon begins a password.
+    return found.group() if _HOST_AND_PATH.match(found[1]) else f"://{MASK}@"
 
 
 def _read(path: Path) -> str:

@@ -24,7 +24,7 @@ from roomtone.capture.recovery import check_rate
 from roomtone.capture.segment import SPOOL
 from roomtone.capture.spool import Spool
 from roomtone.commands import Commands
-from roomtone.config import Config, check_gates, find_gateway_key, find_key
+from roomtone.config import Config, check_gates, find_key
 from roomtone.containment import supervise
 from roomtone.control import serve
 from roomtone.deadline import open_deadline
@@ -62,7 +62,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
     for a person, and nothing is recorded yet. Whatever comes later is contained where it happens.
     """
     state, key = config.state(environ), find_key(config, environ)
-    force = InForce(config, key, find_gateway_key(config, key))
+    force = InForce(config, key)
     check_gates(config)
     grounds = Grounds(config.sinks_folder(environ), state / "sinks")
     live, glance, figures, sinks = Live(), Glance(), Counting(), dict[str, Outlet]()

@@ -12,6 +12,7 @@ import msgspec
 import trio
 
 from roomtone import Context, Sink, hookimpl
+from roomtone.network import open_client, read_certificates
 from roomtone.sinks import Seconds
 from roomtone_webhook.address import Address
 from roomtone_webhook.poster import Poster
@@ -61,15 +62,16 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
 
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[object]:
-        """Yield the hooks. Errors: OSError or ValueError that names the key and the file that cannot be used."""
+        """Yield the hooks. Errors: OSError or ValueError that names the key and the file that cannot be used, or the
+        variable of the environment.
+        """
         files = await trio.to_thread.run_sync(self._read, context)
-        async with httpx2.AsyncClient(
+        async with open_client(
+            str(files.address.url),
             auth=files.address.auth,
-            headers=files.headers | {"user-agent": f"roomtone/{version('roomtone')}", "accept-encoding": "identity"},
-            verify=files.trust,
+            headers=files.headers | {"user-agent": f"roomtone/{version('roomtone')}"},
             timeout=httpx2.Timeout(self.read_timeout, connect=self.connect_timeout),
-            follow_redirects=False,
-            mounts={f"all://{files.address.url.host}": None} if files.address.is_loopback else None,
+            trust=files.trust,
         ) as client:
             audio = "audio" in self.kinds
             receipts = Receipts(context.state / "accepted.json")
@@ -89,12 +91,12 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
         }
         return _Files(address, signer, headers, self._trust(context))
 
-    def _trust(self, context: Context) -> ssl.SSLContext:
+    def _trust(self, context: Context) -> ssl.SSLContext | None:
         if self.ca_file is None:
-            return httpx2.create_ssl_context()
+            return None
         path = context.path(self.ca_file)
         try:
-            return ssl.create_default_context(cafile=path)
+            return read_certificates(path)
         except ssl.SSLError:
             raise ValueError(f"ca_file: {path} holds no certificate in PEM") from None
         except OSError as error:
@@ -107,7 +109,7 @@ class _Files(NamedTuple):
     address: Address
     signer: Signer
     headers: dict[str, str]
-    trust: ssl.SSLContext
+    trust: ssl.SSLContext | None
 
 
 def _address(key: str, text: str, *, is_secret: bool = False) -> Address:

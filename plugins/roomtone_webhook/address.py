@@ -1,7 +1,5 @@
 """A webhook's address, divided into what may be shown and what may not."""
 
-import ipaddress
-
 import httpx2
 
 
@@ -30,11 +28,3 @@ class Address:
 
     def __repr__(self) -> str:
         return f"Address({self.shown})"
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it is on this machine, which no proxy can reach."""
-        try:
-            return ipaddress.ip_address(self.url.host).is_loopback
-        except ValueError:
-            return self.url.host == "localhost" or self.url.host.endswith(".localhost")

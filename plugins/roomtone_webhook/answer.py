@@ -7,9 +7,9 @@ address would refuse every event, and they are all wanted once it is mended.
 nothing is set aside: the events wait, the address is asked again once an hour, and a person is told.
 """
 
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 
+from roomtone.backoff import wait_of
 from roomtone.sinks import LONGEST_WAIT
 
 ABOUT_THE_EVENT = frozenset({400, 413, 422})
@@ -45,14 +45,5 @@ def excerpt(body: bytes) -> str:
 
 
 def retry_after(status: int, value: str | None, now: datetime) -> float:
-    """Seconds to wait by a Retry-After header (RFC 9110, 10.2.3: seconds or a date): at most an hour, 0 for none."""
-    if value is None:
-        return LONGEST_WAIT if status == 410 else 0.0
-    if value.strip().isdecimal():
-        return min(float(value), LONGEST_WAIT)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
-    return max(0.0, min(seconds, LONGEST_WAIT))
+    """Seconds to wait by this answer: those of its Retry-After, or, where it has none and is 410, an hour."""
+    return LONGEST_WAIT if value is None and status == 410 else wait_of(value, now)

@@ -4,9 +4,9 @@ import contextlib
 from datetime import UTC, datetime
 
 import httpx2
-import trio
 
 from roomtone import Audio, Durable, Unprocessable, encode, hookimpl
+from roomtone.network import read_content
 from roomtone_webhook.address import Address
 from roomtone_webhook.answer import ABOUT_THE_EVENT, describe, excerpt, is_accepted, retry_after
 from roomtone_webhook.receipts import Receipts
@@ -132,13 +132,9 @@ def _undelivered(text: str, said: str, wait: float) -> Undelivered:
 
 async def _beginning(response: httpx2.Response) -> bytes:
     """The beginning of an answer's body. It cannot fail: whatever happens to it, the status has come."""
-    body = b""
-    with trio.move_on_after(_PATIENCE) as patience, contextlib.suppress(httpx2.HTTPError):
-        async for part in response.aiter_raw():
-            body += part
-            if len(body) > _BODY:
-                patience.cancel()  # leaving the loop instead would leave the library's generators half way
-    return body
+    with contextlib.suppress(httpx2.HTTPError):
+        return await read_content(response, _BODY, _PATIENCE)
+    return b""
 
 
 def _explain(error: httpx2.HTTPError) -> str:

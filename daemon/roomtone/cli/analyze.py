@@ -21,7 +21,7 @@ from roomtone.cli.loaded import config_option, load
 from roomtone.cli.output import say, say_json, say_text
 from roomtone.cli.sinks import reading
 from roomtone.cli.wishes import writing
-from roomtone.config import Config, find_gateway_key, find_key
+from roomtone.config import Config, find_key
 from roomtone.database import Database
 from roomtone.diagnosis import unknown
 from roomtone.facts import Cover
@@ -31,7 +31,7 @@ from roomtone.speech.analysis import Conversation, Inquiry, Progress
 from roomtone.speech.books import Paid, Spent
 from roomtone.speech.completion import Completion
 from roomtone.speech.errand import Result, analyze
-from roomtone.speech.gateway import Failed, Gateway, Verdict, open_gateway
+from roomtone.speech.gateway import Failed, Gateway, Verdict
 from roomtone.speech.setting import RoomFacts, Setting
 
 TRIES = 6
@@ -122,9 +122,9 @@ def jobs_of(config: Config, name: str, chosen: Sequence[str], since: datetime, u
         raise Failure(f"{config.path}: {unknown(f'room {wrong[0]}', wrong[0], config.rooms)}", Exit.USAGE)
     if since >= until:
         raise Failure("--from must be before --to", Exit.USAGE)
-    key = find_key(config, os.environ)
     facts = {room: RoomFacts(table.rate, table.streaming) for room, table in config.rooms.items()}
-    setting = Setting(config.gateway, config.analysis, facts, key, find_gateway_key(config, key))
+    key = find_key(config, os.environ)
+    setting = Setting(config.gateway, config.analysis, facts, key, config.gateway_key_file)
     path = config.state(os.environ) / "journal.sqlite"
     if not path.exists():
         raise Failure(f"{path}: nothing was recorded with this configuration yet")
@@ -178,22 +178,22 @@ def _pay(journal: Path, room: str, spent: Spent) -> None:
 
 async def _ask(job: Job, progress: Progress, pay: Callable[[str, Spent], None]) -> Result:
     access = job.setting.access
-    async with open_gateway(access.timeout) as gateway:
+    gateway = Gateway(access.timeout)
 
-        async def ask(request: Mapping[str, Any]) -> Completion:
-            model = request["model"]
-            try:
-                answer = await _ask_patiently(gateway, job, request)
-            except Failed as failed:
-                pay(job.room, job.setting.spent(job.room, model, failed.usage))
-                raise
-            pay(job.room, job.setting.spent(job.room, model, answer.usage, answer.model))
-            return answer
-
+    async def ask(request: Mapping[str, Any]) -> Completion:
+        model = request["model"]
         try:
-            return await analyze(job.prompt, job.room, job.conversation, ask, cost=job.setting.cost, progress=progress)
+            answer = await _ask_patiently(gateway, job, request)
         except Failed as failed:
-            error = f"{failed}: {failed.said}" if failed.said else str(failed)
+            pay(job.room, job.setting.spent(job.room, model, failed.usage))
+            raise
+        pay(job.room, job.setting.spent(job.room, model, answer.usage, answer.model))
+        return answer
+
+    try:
+        return await analyze(job.prompt, job.room, job.conversation, ask, cost=job.setting.cost, progress=progress)
+    except Failed as failed:
+        error = f"{failed}: {failed.said}" if failed.said else str(failed)
     raise Failure(f"no answer: {error}")
 
 
@@ -201,7 +201,7 @@ async def _ask_patiently(gateway: Gateway, job: Job, request: Mapping[str, Any])
     backoff = Backoff(first=2.0)
     while True:
         try:
-            return await gateway.ask(job.setting.route(job.room), request)
+            return await gateway.ask(await job.setting.route(job.room), request)
         except Failed as failed:
             delay = max(failed.wait, backoff.next())
             if failed.verdict is not Verdict.PASSING or backoff.failures >= TRIES or delay > LONGEST_WAIT:

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from roomtone import config as configuration
-from roomtone import places
+from roomtone import network, places
 from roomtone.capture.feed import Command, File, SourceEnded, SourceFailed, name_of, open_source
 from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.cli.exits import Failure
@@ -20,10 +20,14 @@ from roomtone.cli.output import say, say_json
 from roomtone.config import Config, Room
 from roomtone.failure import explain
 from roomtone.hooks import bind, opened
+from roomtone.proxy import NetworkError, find_proxy
+from roomtone.reloading import InForce
 from roomtone.secret import Secret
 from roomtone.sinks import Context, Sink
 from roomtone.speech import parameters
+from roomtone.speech.gateway import Failed
 from roomtone.speech.local import RecognizerUnavailable, open_recognizer
+from roomtone.speech.setting import Setting
 
 PATIENCE = 15.0
 """Seconds until a source's first samples: a camera takes ten to answer."""
@@ -70,7 +74,7 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
     findings = [Finding("configuration", str(config.path.absolute())), _key(key)]
     for name, room in config.rooms.items():
         findings.append(await _room(name, room, config, sources=sources))
-        findings.append(_streaming(name, room, key))
+        findings.append(await _streaming(name, room, key))
         if room.gate.mode == "speech":
             findings.append(_gate(name, room))
     if any(_endpoint(room, key) == parameters.LOCAL for room in config.rooms.values()):
@@ -79,6 +83,7 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
         fault = await recognizer_fault()
         advice = None if fault is None else f'{fault}; or set [budget] at_cap = "record"'
         findings.append(Finding("recognizer", "on this machine, for when the budget is spent", fault=advice))
+    findings += await _models(InForce(config, key).setting())
     findings += await _state_and_sinks(config, environ, state)
     findings += [
         Finding(f"plugin {problem.plugin}", "does not load", fault=problem.text) for problem in plugins.problems
@@ -149,13 +154,44 @@ async def recognizer_fault() -> str | None:
     return fault
 
 
-def _streaming(name: str, room: Room, key: Secret | None) -> Finding:
+async def _streaming(name: str, room: Room, key: Secret | None) -> Finding:
     endpoint = room.streaming.endpoint or ("assemblyai" if key else parameters.LOCAL)
     chosen = "" if room.streaming.endpoint else ", chosen because there is " + ("a key" if key else "no key")
     gateway = room.streaming.llm_gateway
     asks = f", each turn to {gateway.model}" if gateway else ""
     model = "" if endpoint == parameters.LOCAL else f" ({room.streaming.speech_model})"
-    return Finding(f"room {name}", f"speech to {endpoint}{model}{chosen}{asks}")
+    fault, note = None, None
+    if (url := _endpoint(room, key)) != parameters.LOCAL:
+        fault, note = await network.find_fault(url), _way(url)
+    return Finding(f"room {name}", f"speech to {endpoint}{model}{chosen}{asks}", fault=fault, note=note)
+
+
+async def _models(setting: Setting) -> list[Finding]:
+    """The language models that are asked outside of sessions: about conversations, and about turns once more."""
+    asked = [(f"analysis {name}", room, setting.prompts[name].model) for name, room in setting.pairs()]
+    for room, facts in setting.rooms.items():
+        if setting.access.ask_again and facts.streaming.llm_gateway:
+            asked.append((f"room {room}", room, f"{facts.streaming.llm_gateway.model}, once more where it is silent,"))
+    return [await _model(subject, room, model, setting) for subject, room, model in asked]
+
+
+async def _model(subject: str, room: str, model: str, setting: Setting) -> Finding:
+    url = setting.url(room)
+    try:
+        await setting.route(room)
+        fault = await network.find_fault(url)
+    except Failed as failed:
+        fault = str(failed)
+    return Finding(subject, f"asks {model} about {room} at {url}", fault=fault, note=_way(url))
+
+
+def _way(url: str) -> str | None:
+    """The proxy that leads there. None where there is none, or one that cannot be used."""
+    try:
+        proxy = find_proxy(url)
+    except NetworkError:
+        return None
+    return None if proxy is None else f"through the proxy {proxy.url}"
 
 
 def _gate(name: str, room: Room) -> Finding:

@@ -53,7 +53,15 @@ SENDING = 30.0  # seconds that a client may leave its messages unread
 CLOSING = 5.0  # seconds
 HEARTBEAT = 5.0  # seconds
 
-_FAULTS = (ConnectionClosed, ProtocolError, h11.ProtocolError, OSError, trio.BrokenResourceError, trio.TooSlowError)
+_FAULTS = (
+    ConnectionClosed,
+    ProtocolError,
+    h11.ProtocolError,
+    OSError,
+    UnicodeError,  # a header that is not ASCII
+    trio.BrokenResourceError,
+    trio.TooSlowError,
+)
 """What a client and its network can do to us."""
 
 

@@ -19,8 +19,8 @@ from roomtone.speech import analysis, completion
 from roomtone.speech.answers import PREFIX as ANSWERS
 from roomtone.speech.answers import Answers, Policy, Question, Unanswered
 from roomtone.speech.completion import Completion, Usage
-from roomtone.speech.errand import MARKS, Errand, mark_key
-from roomtone.speech.gateway import Failed, Gateway, Verdict, open_gateway
+from roomtone.speech.errand import MARKS, REFUSALS, Errand, mark_key
+from roomtone.speech.gateway import Failed, Gateway, Verdict
 from roomtone.speech.governor import Governor
 from roomtone.speech.office import Office
 from roomtone.speech.parameters import Streaming
@@ -61,6 +61,8 @@ class Analyst:
             self._office.pay(self._setting, room, model, usage, answered)
 
         answers = Answers(streaming.llm_gateway, policy, self._unanswered, pay)
+        if (before := self._answers.get(room)) is not None:
+            answers.told = before.told
         self._answers[room] = answers
         return answers
 
@@ -120,10 +122,18 @@ class Analyst:
 
     async def _run(self, setting: Setting) -> None:
         await self._begin_prompts(setting)
-        async with open_gateway(setting.access.timeout, self._transport) as gateway, trio.open_nursery() as nursery:
+        gateway, journal, closing = (
+            Gateway(setting.access.timeout, self._transport),
+            self._office.journal,
+            self._office.closing,
+        )
+        async with trio.open_nursery() as nursery:
             for name, room in setting.pairs():
-                nursery.start_soon(Errand(self._office, setting, gateway, name, room).run)
-            nursery.start_soon(self._ask_again, setting, gateway)
+                errand = Errand(self._office, setting, gateway, name, room)
+                asking = partial(supervise, f"[analysis.{name}]", errand.run, journal, room=room, until=closing)
+                nursery.start_soon(asking)
+            again = partial(self._ask_again, setting, gateway)
+            nursery.start_soon(partial(supervise, "Asking for answers again", again, journal, until=closing))
 
     async def _begin_prompts(self, setting: Setting) -> None:
         """Begin prompts that are new with what is said from now on, and forget those that are configured no more; where
@@ -133,6 +143,7 @@ class Analyst:
         known = await self._office.journal.marks(MARKS)
         gone = [key for key in known if key not in wanted]
         marks: list[Fact] = [Mark(key, None) for key in gone]
+        marks += [Mark(REFUSALS + key.removeprefix(MARKS), None) for key in gone]
         marks += [notice for key in gone if (notice := await self._drop(setting, key, known[key]))]
         marks += [Mark(key, await self._office.head(room)) for key, room in wanted.items() if key not in known]
         if marks:

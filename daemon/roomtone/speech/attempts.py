@@ -6,7 +6,8 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
-from roomtone.events import Notice
+from roomtone.events import Notice, Severity
+from roomtone.journal import Mark
 from roomtone.speech.minutes import Desk
 from roomtone.speech.passage import Ending, Passage
 from roomtone.speech.protocol import Verdict
@@ -24,7 +25,8 @@ LAST_TRY = 5.0
 class Attempts:
     """A room's attempts at having a session. Its lanes share them: they meet one service.
 
-    `leaving` ends all waiting: the daemon stops.
+    `leaving` ends all waiting: the daemon stops. A refusal that was told is a mark: it is mended by another
+    configuration or another start, and its end must be told then.
     """
 
     def __init__(self, desk: Desk, leaving: trio.Event) -> None:
@@ -33,7 +35,12 @@ class Attempts:
         self._backoff = Backoff()
         self._count = 0
         self._told = ""
+        self._is_refused = False
         self._has_tried = False
+
+    async def load(self) -> None:
+        """Look in the journal for a refusal whose end was not told yet."""
+        self._is_refused = bool(await self._desk.journal.mark(self._key))
 
     def next_delay(self, ending: Ending) -> float:
         """Seconds until the next attempt: at least what the service has asked for, and no two rooms in step."""
@@ -53,9 +60,9 @@ class Attempts:
             opening.start_soon(self._hurry, opening.cancel_scope)
             await nursery.start(passage.run)
             opening.cancel_scope.cancel()
-        if passage.ending.begun and self._told:
-            self._told = ""
-            await self._tell("info", "session.recovered", "The speech service accepts sessions again.")
+        if passage.ending.begun and self._is_refused:
+            self._told, self._is_refused = "", False
+            await self._tell("info", "session.recovered", "The speech service accepts sessions again.", None)
         return passage.ending.begun
 
     async def _hurry(self, opening: trio.CancelScope) -> None:
@@ -83,8 +90,8 @@ class Attempts:
         if is_worth_saying(self._count):
             log.warning("session.failed", room=self._desk.room, reason=ending.text, failures=self._count, next_in=delay)
         if ending.verdict is Verdict.FATAL and ending.text != self._told:
-            self._told = ending.text
-            await self._tell("error", "session.refused", f"The speech service refuses sessions: {ending.text}")
+            self._told, self._is_refused = ending.text, True
+            await self._tell("error", "session.refused", f"The speech service refuses sessions: {ending.text}", True)
         if self._leaving.is_set() and (self._has_tried or not ending.begun):
             return False
         with trio.move_on_after(delay):
@@ -93,11 +100,14 @@ class Attempts:
             return ending.verdict in {Verdict.RETRY, Verdict.BACK_OFF}
         return True
 
-    async def _tell(self, severity: Literal["info", "warning", "error"], code: str, text: str) -> None:
+    @property
+    def _key(self) -> str:
+        return f"room/{self._desk.room}/refused"
+
+    async def _tell(self, severity: Severity, code: str, text: str, refused: Literal[True] | None) -> None:
         desk = self._desk
         position = desk.spool.end
-        await desk.journal.commit(
-            Notice(
-                room=desk.room, position=position, at=desk.spool.at(position), severity=severity, code=code, text=text
-            )
+        notice = Notice(
+            room=desk.room, position=position, at=desk.spool.at(position), severity=severity, code=code, text=text
         )
+        await desk.journal.commit(notice, Mark(self._key, refused))

@@ -6,14 +6,14 @@ themselves. Bodies are somebody else's: `read` finds the words in them or raises
 
 import re
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
+import httpx2
 import msgspec
 from msgspec import Meta
 
+from roomtone import proxy
 from roomtone.events import Turn
 from roomtone.speech.parameters import Gateway
 
@@ -40,10 +40,7 @@ KNOWN_CODES: Final = frozenset(
     }
 )
 """Codes and types of failures that are shown. A word that is not among them could be anybody's."""
-LONGEST_WAIT: Final = 3600.0
-"""Seconds that a `Retry-After` is granted, at most."""
 
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _FIELD = re.compile(r"\{\{\s*([a-z]+)\s*\}\}")
 _ANY_FIELD = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _SHOWN = 200
@@ -133,9 +130,10 @@ def resolve(endpoint: str | None, streaming_endpoint: str | None = None) -> str:
     choices = f"use {names}, or an address such as http://127.0.0.1:8080/v1/chat/completions"
     try:
         parts = urlsplit(endpoint)
-        _ = parts.port
-    except ValueError as error:
-        raise ValueError(f"is no address ({error}): {choices}") from None
+        _ = parts.port, httpx2.URL(endpoint)  # the library that will ask it is stricter
+    except (ValueError, httpx2.InvalidURL):
+        # Not with the error's text, which quotes the address: a password may stand there, and not where one belongs.
+        raise ValueError(f"is not an address: {choices}") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"is no endpoint: {choices}")
     if parts.username is not None or parts.password is not None:
@@ -155,7 +153,8 @@ def may_see_key(url: str) -> bool:
 
 
 def is_loopback(url: str) -> bool:
-    return urlsplit(url).hostname in _LOOPBACK
+    """True if the address is on this machine."""
+    return proxy.is_loopback(urlsplit(url).hostname or "")
 
 
 def fields(text: str) -> set[str]:
@@ -249,17 +248,3 @@ def _count(usage: Mapping[str, Any], *names: str) -> int:
         if isinstance(value, int) and 0 <= value < 1 << 53:
             return value
     return 0
-
-
-def wait_of(retry_after: str | None, now: datetime) -> float:
-    """Seconds to wait by this header (RFC 9110, 10.2.3: seconds or a date); 0 without one or for nonsense."""
-    if retry_after is None:
-        return 0.0
-    if retry_after.strip().isdecimal():
-        return min(float(retry_after), LONGEST_WAIT)
-    try:
-        date = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return 0.0
-    seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
-    return max(0.0, min(seconds, LONGEST_WAIT))

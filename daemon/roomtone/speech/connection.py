@@ -6,7 +6,6 @@ Everything else that is raised is a defect of ours and propagates.
 """
 
 import math
-import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -24,6 +23,7 @@ from trio_websocket import (
 )
 from wsproto.utilities import ProtocolError
 
+from roomtone.network import open_stream
 from roomtone.speech import protocol
 from roomtone.speech.ending import FAILURES, HEAD, Evidence, Redaction, first_of
 from roomtone.speech.protocol import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage, Unknown
@@ -163,29 +163,6 @@ async def open_session(
             reading.cancel()
     if inside is not None:
         raise inside
-
-
-async def open_stream(url: str) -> trio.abc.Stream:
-    """TCP to the address's host, and TLS with the system's certificates for wss://. Raises OSError."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    try:
-        stream = await trio.open_tcp_stream(host, parts.port or (443 if parts.scheme == "wss" else 80))
-    except UnicodeError:
-        raise OSError(f"{host!r} cannot be the name of a host") from None
-    if parts.scheme != "wss":
-        return stream
-    context = ssl.create_default_context()
-    secure = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
-    try:
-        # Not left to the first write: there a bad certificate would pass for a lost connection.
-        await secure.do_handshake()
-    except BaseException as error:
-        await trio.aclose_forcefully(stream)
-        if isinstance(error.__cause__, ssl.SSLError):
-            raise error.__cause__ from None
-        raise
-    return secure
 
 
 class _Observed(trio.abc.Stream):

@@ -18,8 +18,10 @@ import trio
 from trio_websocket import CloseReason, ConnectionClosed, ConnectionRejected, HandshakeError
 from wsproto.utilities import ProtocolError
 
+from roomtone.backoff import wait_of
+from roomtone.network import ProxyFailed, causes, leaves
+from roomtone.proxy import NetworkError
 from roomtone.speech import protocol
-from roomtone.speech.completion import wait_of
 from roomtone.speech.parameters import Streaming
 from roomtone.speech.protocol import Error, Verdict
 
@@ -31,10 +33,11 @@ FAILURES: Final = (
     h11.ProtocolError,
     ProtocolError,
     OSError,
+    UnicodeError,
     trio.BrokenResourceError,
 )
-"""What a network and its far end can do to us. ssl.SSLError is an OSError; ConnectionRejected, ConnectionTimeout and
-DisconnectionTimeout are HandshakeErrors."""
+"""What a network and its far end can do to us. UnicodeError is how wsproto meets a header that is not ASCII.
+ssl.SSLError is an OSError; ConnectionRejected, ConnectionTimeout and DisconnectionTimeout are HandshakeErrors."""
 
 HEAD: Final = 8192
 """Bytes of a server's answer that are looked at."""
@@ -157,30 +160,22 @@ class Evidence:
                 code = None if reason.code == 1006 else reason.code
                 return self.over(code, f"the connection is closed ({reason.name.lower()})", reason.reason or "")
             case ConnectionClosed():
-                return self.over(None, "the connection is closed")
+                code, text = None, "the connection is closed"
+            case NetworkError():
+                return SessionOver(None, str(failure), Verdict.FATAL, refused=True)
+            case ProxyFailed(status=code):
+                text = str(failure)
             case OSError():
-                return self.over(None, f"no connection: {'; '.join(_causes(failure))}")
+                code, text = None, f"no connection: {'; '.join(causes(failure))}"
             case HandshakeError():
-                return self.over(None, str(failure))
+                code, text = None, str(failure)
             case _:
                 # Only the kind of the failure: its text may quote what came.
-                return self.over(None, f"the server breaks the protocol ({type(failure).__name__})")
+                code, text = None, f"the server breaks the protocol ({type(failure).__name__})"
+        return self.over(code, text)
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """One exception of a group of failures: the one with an HTTP status says most."""
-    leaves = _leaves(group)
-    return next((leaf for leaf in leaves if isinstance(leaf, ConnectionRejected)), leaves[0])
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for nested in error.exceptions for leaf in _leaves(nested)]
-    return [error]
-
-
-def _causes(error: BaseException) -> list[str]:
-    """What stands behind an OSError: trio tries each address of a name and says only that all failed."""
-    if error.__cause__ is None:
-        return [str(error) or type(error).__name__]
-    return sorted({str(leaf) for leaf in _leaves(error.__cause__)})
+    failures = leaves(group)
+    return next((one for one in failures if isinstance(one, ConnectionRejected)), failures[0])

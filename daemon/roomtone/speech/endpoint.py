@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
+from roomtone.proxy import is_loopback
 from roomtone.speech import parameters
 from roomtone.speech.connection import Session, open_session
 from roomtone.speech.ending import SessionOver
@@ -76,7 +77,7 @@ def _remote(url: str, terms: Terms, rate: int, key: Key | None) -> Endpoint:
 def _may_see_key(url: str) -> bool:
     """The key is for its owner's hosts over TLS, and for this machine; nobody else on the way may read it."""
     parts = urlsplit(url)
-    return parts.scheme == "wss" or parts.hostname in {"localhost", "127.0.0.1", "::1"}
+    return parts.scheme == "wss" or is_loopback(parts.hostname or "")
 
 
 def _show(url: str) -> str:

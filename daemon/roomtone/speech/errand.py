@@ -5,6 +5,7 @@ rest. So what is pending survives a restart and an outage, and the answer is com
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,6 +15,7 @@ import trio
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Analysis, Notice, Severity
 from roomtone.journal import Fact, Mark
+from roomtone.network import find_fault
 from roomtone.speech import analysis
 from roomtone.speech.analysis import Conversation, Inquiry, Progress
 from roomtone.speech.completion import Completion, Usage
@@ -33,6 +35,8 @@ REFUSED = 300.0
 """Seconds between attempts that only a person can make succeed."""
 MARKS = "analysis/"
 """What the keys of the marks begin with; the prompt's name and the room's follow."""
+REFUSALS = "refused/"
+"""The same for the marks that say that a refusal was told, and its end was not."""
 
 Ask = Callable[[Mapping[str, Any]], Awaitable[Completion]]
 
@@ -109,12 +113,15 @@ class Errand:
         self._prompt = setting.prompts[name]
         self._rules = analysis.rules_of(self._prompt, setting.rooms[room].rate, gated=setting.rooms[room].gated)
         self._key = mark_key(name, room)
-        self._told = False
+        self._refusal = f"{REFUSALS}{name}/{room}"
+        self._told = False  # whether the last that was said is that the model is not to be had
 
     async def run(self) -> None:
         """Ask until the office closes and nothing is left, or what is left fails."""
         journal = self._office.journal
         done = await journal.mark(self._key) or 0
+        self._told = bool(await journal.mark(self._refusal))
+        await self._look_at_the_way(done)
         seen, is_open = -1, True
         while True:
             is_last, conversation, begun = self._office.is_closing, None, trio.current_time()
@@ -130,6 +137,19 @@ class Errand:
                 return
             else:
                 await self._office.wait(min(max(LOOKS, SHARE * took), LONGEST_LOOKS))
+
+    async def _look_at_the_way(self, done: int) -> None:
+        """Say now, and not after hours of talk, that a key is lacking, or that the environment leads nowhere."""
+        reason: str | None
+        try:
+            way = await self._setting.route(self._room)
+            reason = await find_fault(way.url)
+        except Failed as failed:
+            reason = str(failed)
+        if reason is not None:
+            log.warning("analysis.failed", name=self._name, room=self._room, reason=reason)
+            if not self._told:
+                await self._tell_refused(reason, done, self._office.utc())
 
     async def _settle(self, conversation: Conversation) -> bool:
         """Ask about this conversation, for as long as it takes. False: it is left for the next start."""
@@ -176,19 +196,25 @@ class Errand:
                 next_in=round(delay, 1),
             )
         if is_fatal and not self._told:
-            self._told = True
-            text = f"The language model is not to be had for [analysis.{self._name}]: {failed}. It is tried again."
-            await self._office.journal.commit(self._notice(conversation, "error", "analysis.refused", text))
+            await self._tell_refused(str(failed), conversation.end, conversation.until)
         if self._office.is_closing and is_fatal:
             return False
         await self._office.wait(delay)
         return not self._office.has_given_up
 
+    async def _tell_refused(self, reason: str, position: int, at: datetime) -> None:
+        self._told = True
+        text = f"The language model is not to be had for [analysis.{self._name}]: {reason}. It is tried again."
+        notice = self._notice(position, at, "error", "analysis.refused", text)
+        await self._office.journal.commit(notice, Mark(self._refusal, True))
+
     async def _give_up(self, conversation: Conversation, failed: Failed) -> None:
         """Leave a conversation that no attempt would get further with, so that the next one is asked about."""
         text = f"[analysis.{self._name}] has nothing to say of a conversation: {failed}. `roomtone analyze` asks again."
         log.error("analysis.given_up", name=self._name, room=self._room, reason=str(failed))
-        await self._commit(conversation, self._notice(conversation, "error", "analysis.failed", text))
+        await self._commit(
+            conversation, self._notice(conversation.end, conversation.until, "error", "analysis.failed", text)
+        )
 
     def _facts(self, conversation: Conversation, result: Result) -> list[Fact]:
         answer, usage = result.completion, result.usage
@@ -211,16 +237,15 @@ class Errand:
         if self._told:
             self._told = False
             text = f"The language model answers [analysis.{self._name}] again."
-            facts.append(self._notice(conversation, "info", "analysis.recovered", text))
+            facts.append(self._notice(conversation.end, conversation.until, "info", "analysis.recovered", text))
+            facts.append(Mark(self._refusal, None))
         return facts
 
     async def _commit(self, conversation: Conversation, *facts: Fact) -> None:
         await self._office.journal.commit(*facts, Mark(self._key, conversation.end))
 
-    def _notice(self, conversation: Conversation, severity: Severity, code: str, text: str) -> Notice:
-        return Notice(
-            room=self._room, position=conversation.end, at=conversation.until, severity=severity, code=code, text=text
-        )
+    def _notice(self, position: int, at: datetime, severity: Severity, code: str, text: str) -> Notice:
+        return Notice(room=self._room, position=position, at=at, severity=severity, code=code, text=text)
 
 
 def mark_key(name: str, room: str) -> str:

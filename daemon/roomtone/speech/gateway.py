@@ -4,8 +4,8 @@ Whoever asks decides how often. Nothing of a request, which is what somebody sai
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, NamedTuple
@@ -14,12 +14,15 @@ import httpx2
 import msgspec
 import trio
 
+from roomtone.backoff import wait_of
+from roomtone.network import open_client, read_content
+from roomtone.proxy import NetworkError
 from roomtone.speech import completion
 from roomtone.speech.completion import Completion, Unusable, Usage
 from roomtone.speech.endpoint import Key
 
-LARGEST = 8 << 20
-"""Bytes of an answer that are read; a longer one is no answer."""
+MAX_ANSWER_BYTES = 8 << 20
+"""Bytes of an answer that are read; a longer one is not an answer."""
 
 
 class Verdict(Enum):
@@ -71,69 +74,59 @@ def route(url: str, *, account: Key | None, own: Key | None) -> Route:
 
 
 class Gateway:
-    """Asks language models. Made by `open_gateway`."""
+    """Asks language models. One request may take `timeout` seconds; `transport` stands in for the network.
 
-    def __init__(self, client: httpx2.AsyncClient, timeout: float) -> None:
-        self._client = client
+    Each request has a client of its own: they are minutes apart, and an environment that no client can be made in is
+    the matter of this request alone.
+    """
+
+    def __init__(self, timeout: float, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self._timeout = timeout
+        self._transport = transport
 
     async def ask(self, way: Route, request: Mapping[str, Any]) -> Completion:
         """The answer to one request. Raises Failed, and only that."""
-        status, headers, body = await self._post(way, request)
+        try:
+            with trio.fail_after(self._timeout):
+                status, wait, body = await self._post(way, request)
+        except trio.TooSlowError:
+            raise Failed(f"{way.url}: no answer within {self._timeout:g} s", Verdict.PASSING) from None
+        except NetworkError as error:
+            raise Failed(f"{way.url}: {error}", Verdict.FATAL) from None
+        except httpx2.HTTPError as error:
+            raise Failed(f"{way.url}: {_explain(error)}", Verdict.PASSING) from None
         if status == 200:
             return _read(body)
         text, said = _describe(status, body)
-        wait = completion.wait_of(headers.get("retry-after"), datetime.now(UTC))
         raise Failed(f"{way.url} {text}", _classify(status), wait, said=_without_secrets(said, way))
 
-    async def _post(self, way: Route, request: Mapping[str, Any]) -> tuple[int, httpx2.Headers, bytes]:
-        asked = self._client.build_request(
-            "POST",
-            way.url,
-            content=msgspec.json.encode(request),
-            headers={"content-type": "application/json", **way.headers},
-        )
-        try:
-            with trio.fail_after(self._timeout):
-                response = await self._client.send(asked, stream=True)
-                try:
-                    return response.status_code, response.headers, await _content(response)
-                finally:
-                    with contextlib.suppress(httpx2.HTTPError):
-                        await response.aclose()
-        except trio.TooSlowError:
-            raise Failed(f"{way.url}: no answer within {self._timeout:g} s", Verdict.PASSING) from None
-        except httpx2.HTTPError as error:
-            raise Failed(f"{way.url}: {_explain(error)}", Verdict.PASSING) from None
+    async def _post(self, way: Route, request: Mapping[str, Any]) -> tuple[int, float, bytes]:
+        """Status, the seconds that its Retry-After asks for, and the body."""
+        async with self._open_client(way.url) as client:
+            asked = client.build_request(
+                "POST",
+                way.url,
+                content=msgspec.json.encode(request),
+                headers={"content-type": "application/json", **way.headers},
+            )
+            response = await client.send(asked, stream=True)
+            try:
+                wait = wait_of(response.headers.get("retry-after"), datetime.now(UTC))
+                return response.status_code, wait, await read_content(response, MAX_ANSWER_BYTES)
+            finally:
+                with contextlib.suppress(httpx2.HTTPError):
+                    await response.aclose()
 
-
-@asynccontextmanager
-async def open_gateway(timeout: float, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncIterator[Gateway]:
-    """Resources: the connections. One request may take `timeout` seconds. `transport` stands in for the network."""
-    # A redirect is no answer, and must not carry a key elsewhere; proxies of the environment are not for this machine.
-    async with httpx2.AsyncClient(
-        timeout=None,  # `fail_after` above covers the whole request, name resolution included
-        follow_redirects=False,
-        headers={"accept-encoding": "identity"},
-        transport=transport,
-        mounts={"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None} if transport is None else None,
-    ) as client:
-        yield Gateway(client, timeout)
-
-
-async def _content(response: httpx2.Response) -> bytes:
-    body = b""
-    with trio.CancelScope() as enough:
-        async for part in response.aiter_raw():
-            body += part
-            if len(body) > LARGEST:
-                enough.cancel()  # leaving the loop instead would leave the library's generators half way
-    return body
+    def _open_client(self, url: str) -> AbstractAsyncContextManager[httpx2.AsyncClient]:
+        if self._transport is not None:
+            return httpx2.AsyncClient(transport=self._transport, timeout=None)
+        # No time-out of the client's: that of `ask` covers all of the request, the name's resolution included.
+        return open_client(url, headers={}, timeout=None)
 
 
 def _read(body: bytes) -> Completion:
-    if len(body) > LARGEST:
-        raise Failed(f"the answer has more than {LARGEST} bytes", Verdict.UNUSABLE)
+    if len(body) > MAX_ANSWER_BYTES:
+        raise Failed(f"the answer has more than {MAX_ANSWER_BYTES} bytes", Verdict.UNUSABLE)
     if not body.strip():
         raise Failed("the answer is empty", Verdict.UNUSABLE)
     try:
@@ -158,7 +151,7 @@ def _describe(status: int, body: bytes) -> tuple[str, str]:
     """The answer for a person: its status, the failure that it names, and what to do; and what it says itself."""
     text = said = ""
     try:
-        completion.read(msgspec.json.decode(body[:LARGEST]))
+        completion.read(msgspec.json.decode(body[:MAX_ANSWER_BYTES]))
     except Unusable as error:
         text, said = f": {error}", error.said
     except (msgspec.DecodeError, UnicodeError, RecursionError):

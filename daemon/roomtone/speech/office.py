@@ -64,7 +64,7 @@ class Office:
             if not (self._governor.has_budget or setting.is_free(room, model)):
                 raise Failed("the budget is spent", Verdict.HELD)
             try:
-                answer = await gateway.ask(setting.route(room), request)
+                answer = await gateway.ask(await setting.route(room), request)
             except Failed as failed:
                 self.pay(setting, room, model, failed.usage)
                 raise

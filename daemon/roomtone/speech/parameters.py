@@ -26,10 +26,21 @@ ENDPOINTS: Final[Mapping[str, str]] = {
 }
 
 DEFAULT_MODEL: Final = "universal-3-5-pro"
-U3_MODELS: Final = frozenset({DEFAULT_MODEL, "u3-rt-pro", "u3-rt-pro-beta-1", "universal-3-6", "universal-3-6-pro"})
+U3_MODELS: Final = frozenset(
+    {
+        DEFAULT_MODEL,
+        "assemblyai-stt-3-7-realtime",
+        "u3-rt-pro",
+        "u3-rt-pro-beta-1",
+        "universal-3-6",
+        "universal-3-6-pro",
+    }
+)
 US_MODELS: Final = frozenset({"universal-streaming-english", "universal-streaming-multilingual"})
 MODELS: Final = U3_MODELS | US_MODELS | {"whisper-rt"}
-"""What the service was seen to accept. It adds some every few months, so others only get a warning."""
+"""What the service was seen to accept, or documents (`assemblyai-stt-3-7-realtime`, recommended for the labels of
+speakers). It adds some every few months, so others only get a warning.
+"""
 
 Milliseconds = Annotated[int, Meta(ge=0, le=600_000)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -122,6 +133,7 @@ class Streaming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
 
     speaker_labels: bool | None = None
     max_speakers: Annotated[int, Meta(ge=1, le=10)] | None = None
+    """A hard limit, by the service's documentation: the words of further speakers get the label of one of these."""
     speaker_labels_revision_interval_ms: Annotated[int, Meta(ge=0, le=86_400_000)] | None = None
     voice_focus: Literal["near-field", "far-field"] | None = None
     voice_focus_threshold: Fraction | None = None
@@ -225,8 +237,9 @@ def _address(endpoint: str) -> str:
     try:
         parts = urlsplit(endpoint)
         _ = parts.port
-    except ValueError as error:
-        raise ValueError(f"is no address ({error}): {choices}") from None
+    except ValueError:
+        # Not with the error's text, which quotes the address: a password may stand there, and not where one belongs.
+        raise ValueError(f"is not an address: {choices}") from None
     if " " in endpoint:
         raise ValueError(f"is no address, for it has a space: {choices}")
     if parts.scheme in {"http", "https"}:

@@ -1,16 +1,23 @@
-"""What the configuration says about language models: who is asked what about which room, and at what price. Pure."""
+"""What the configuration says about language models: who is asked what about which room, and at what price.
+
+Pure, but for the file of the endpoint's key: it is read when the key is needed, so that a file that is missing, or
+mended, is a matter of this request alone.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import trio
 
+from roomtone import secret
 from roomtone.speech import completion
 from roomtone.speech.analysis import Inquiry
 from roomtone.speech.books import Spent
 from roomtone.speech.completion import Access, Completion, Usage
 from roomtone.speech.endpoint import Key
-from roomtone.speech.gateway import Route, route
+from roomtone.speech.gateway import Failed, Route, Verdict, route
 from roomtone.speech.parameters import Streaming
 
 
@@ -23,19 +30,32 @@ class RoomFacts(NamedTuple):
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """What the configuration says. `account` is the key of the speech service, `own` that of `[gateway] endpoint`."""
+    """What the configuration says. `account` is the key of the speech service; `key_file` has that of an endpoint that
+    is not AssemblyAI's.
+    """
 
     access: Access
     prompts: dict[str, Inquiry]
     rooms: dict[str, RoomFacts]
     account: Key | None = None
-    own: Key | None = None
+    key_file: Path | None = None
 
-    def route(self, room: str) -> Route:
-        """Where what is said in this room may go."""
-        return route(self._url(room), account=self.account, own=self.own)
+    async def route(self, room: str) -> Route:
+        """Where what is said in this room may go. Raises Failed where the key for that is lacking."""
+        url = self.url(room)
+        if completion.is_assemblyai(url) and self.account is None:
+            text = (
+                f"needs a key; set ${secret.VARIABLE} or [service] api_key_file, or name another endpoint in [gateway]"
+            )
+            raise Failed(f"AssemblyAI's LLM Gateway {text}", Verdict.FATAL)
+        try:
+            own = None if self.key_file is None else await trio.to_thread.run_sync(secret.find_file, self.key_file)
+        except secret.SecretError as error:
+            raise Failed(f"[gateway] key_file: {error}", Verdict.FATAL) from None
+        return route(url, account=self.account, own=own)
 
-    def _url(self, room: str) -> str:
+    def url(self, room: str) -> str:
+        """The address that is asked about this room."""
         return completion.resolve(self.access.endpoint, self.rooms[room].streaming.endpoint)
 
     def cost(self, answer: Completion, asked: str) -> float | None:
@@ -56,7 +76,7 @@ class Setting(msgspec.Struct, frozen=True):
     def is_free(self, room: str, model: str) -> bool:
         """Whether asking this model costs nothing: its price says so, or it has none and runs on this machine."""
         price = self.access.price(model)
-        return completion.is_loopback(self._url(room)) if price is None else not (price.input or price.output)
+        return completion.is_loopback(self.url(room)) if price is None else not (price.input or price.output)
 
     def held(self) -> Iterator[str]:
         """What does not go on without a budget, for a person."""

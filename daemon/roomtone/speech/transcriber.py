@@ -128,6 +128,7 @@ class _Lanes:
     async def load(self) -> None:
         """Where the journal says that this room's transcript stands."""
         desk = self._desk
+        await self._attempts.load()
         self._acknowledged = await desk.journal.mark(self._key("acknowledged")) or 0
         if not desk.spool.recorded():
             desk.spool.date(*await self._last_captured())

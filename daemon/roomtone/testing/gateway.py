@@ -18,6 +18,8 @@ import httpx2
 import msgspec
 import trio
 
+from roomtone.proxy import join
+
 
 class Limited(msgspec.Struct, frozen=True):
     """429: too many requests; `retry_after` as the header has it, if there is one."""
@@ -158,8 +160,10 @@ class _Content(httpx2.AsyncByteStream):
 
 
 @asynccontextmanager
-async def open_gateway(*, mishaps: Iterable[Mishap] = (), port: int | None = 0) -> AsyncIterator[FakeGateway]:
-    """Serve chat completions on 127.0.0.1, at `gateway.url`, until the context is left; `port=None`: on no socket.
+async def open_gateway(
+    *, mishaps: Iterable[Mishap] = (), port: int | None = 0, host: str = "127.0.0.1"
+) -> AsyncIterator[FakeGateway]:
+    """Serve chat completions on loopback, at `gateway.url`, until the context is left; `port=None`: on no socket.
 
     Each request has the next mishap; None, or there being no more, is an answer.
     """
@@ -167,9 +171,9 @@ async def open_gateway(*, mishaps: Iterable[Mishap] = (), port: int | None = 0) 
         if port is None:
             yield FakeGateway("http://gateway.test/v1/chat/completions", iter(mishaps))
         else:
-            listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
-            address = listeners[0].socket.getsockname()
-            gateway = FakeGateway(f"http://127.0.0.1:{address[1]}/v1/chat/completions", iter(mishaps))
+            listeners = await trio.open_tcp_listeners(port, host=host)
+            address = join(host, listeners[0].socket.getsockname()[1])
+            gateway = FakeGateway(f"http://{address}/v1/chat/completions", iter(mishaps))
             nursery.start_soon(trio.serve_listeners, gateway.serve, listeners)
             yield gateway
         nursery.cancel_scope.cancel()
