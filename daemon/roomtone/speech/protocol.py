@@ -286,6 +286,11 @@ def encode(message: Message) -> str:
     return msgspec.json.encode({**fields, "type": message.kind}).decode()
 
 
+def weigh(message: Message) -> int:
+    """The bytes of the message as one text frame, about: what it costs to keep it."""
+    return len(msgspec.json.encode(message))
+
+
 class Command(msgspec.Struct, frozen=True):
     """What a client asks for; `changes` only with UpdateConfiguration."""
 
