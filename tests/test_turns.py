@@ -79,7 +79,7 @@ def test_a_twin_that_does_not_come_holds_nothing_up(end: str) -> None:
     book.feed(raw, 10.0)
     outcomes: list[Outcome] = {
         "time": lambda: book.expire(12.0),
-        "partial": lambda: book.feed(partial(1), 10.1),
+        "partial": lambda: book.feed(partial(1, start=3000), 10.1),
         "final": lambda: book.feed(final(1), 10.1),
         "termination": lambda: book.feed(Termination(), 10.1),
         "close": book.close,
@@ -243,7 +243,7 @@ def test_a_short_final_does_not_take_a_long_turn() -> None:
 
 
 def test_a_final_without_times_takes_no_words() -> None:
-    """By the order of a turn with words it is nothing new where it says the same, and another turn where it does not."""
+    """By the order of a turn with words it is nothing new where it says the same, else another turn."""
     book = TurnBook()
     book.feed(said(0, 0, "a", "b"), 0)
     assert book.feed(TurnMessage(0, True, "A, b.", True), 1) == []
@@ -269,6 +269,25 @@ def test_a_turn_that_moves_on_without_a_final() -> None:
         Abandoned(said(1, 5000, "b", final=False)),
         FinalTurn(said(2, 9000, "c")),
     ]
+
+
+def test_a_final_ends_what_is_open_there() -> None:
+    """A turn that was shown under one order and is final under another counts once; nothing stays open."""
+    for first, second in ((0, 1), (1, 0)):
+        book = TurnBook()
+        book.feed(said(first, 0, "a", "b", final=False), 0)
+        assert book.feed(said(second, 0, "a", "b."), 0) == [EmptyFinal(first), FinalTurn(said(second, 0, "a", "b."))]
+        assert book.close() == []
+
+
+def test_what_comes_again_does_not_end_what_is_open() -> None:
+    """A final that is repeated while its order already stands for the next turn leaves that turn open."""
+    book = TurnBook()
+    book.feed(said(0, 0, "a"), 0)
+    book.feed(said(0, 3000, "b", final=False), 0)
+    assert book.feed(said(0, 0, "a"), 0) == []
+    assert book.feed(said(0, 3000, "b", "c", final=False), 0) == [InterimText(said(1, 3000, "b", "c", final=False))]
+    assert book.feed(said(0, 3000, "b", "c"), 0) == [FinalTurn(said(1, 3000, "b", "c"))]
 
 
 def test_an_open_turn_without_text_is_closed() -> None:

@@ -17,6 +17,7 @@ import trio
 from trio_websocket import CloseReason, ConnectionClosed, ConnectionRejected, HandshakeError
 from wsproto.utilities import ProtocolError
 
+from roomtone.backoff import is_worth_saying
 from roomtone.speech import protocol
 from roomtone.speech.completion import wait_of
 from roomtone.speech.protocol import Error, Verdict
@@ -60,6 +61,13 @@ class SessionOver(Exception):  # noqa: N818 - most sessions end well
         return f"{code}{self.text} ({self.verdict.value})"
 
 
+class Excess(OSError):  # noqa: N818 - it says what is true of the service
+    """The service says more than any speech is: it is read no further."""
+
+    def __init__(self) -> None:
+        super().__init__("the service says more than speech can be")
+
+
 class Redaction:
     """Takes the secrets of one session out of any text."""
 
@@ -90,7 +98,9 @@ class Evidence:
         self.error: Error | None = None
         self.begun = False
         self.deadline = math.inf
+        self.audio_bytes = 0
         self._unusable: set[str] = set()
+        self._odd = 0
 
     @property
     def status(self) -> int | None:
@@ -103,6 +113,12 @@ class Evidence:
         if field not in self._unusable:
             self._unusable.add(field)
             log.warning("message.unusable_field", field=field)
+
+    def note_odd(self, event: str, **facts: str | None) -> None:
+        """Log a message that is not as it should be: ever more rarely, or a service could fill the log."""
+        self._odd += 1
+        if is_worth_saying(self._odd):
+            log.warning(event, messages=self._odd, **facts)
 
     def over(self, code: int | None, text: str) -> SessionOver:
         """The Error message counts for more than the close that follows it, which libraries on the way replace."""
@@ -121,21 +137,17 @@ class Evidence:
 
     def judge(self, failure: BaseException) -> SessionOver:
         status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
-        if status is not None:
-            return self.over(status, f"the service refuses the connection with HTTP {status}")
         match failure:
+            case Excess():
+                return SessionOver(None, str(failure), Verdict.EXCESS, refused=not self.begun)
+            case _ if status is not None:
+                return self.over(status, f"the service refuses the connection with HTTP {status}")
             case ConnectionClosed(reason=CloseReason() as reason):
                 # 1006 is never sent: it is how libraries say that the network broke.
                 code = None if reason.code == 1006 else reason.code
                 return self.over(code, reason.reason or f"the connection is closed ({reason.name.lower()})")
-            case ConnectionClosed():
-                return self.over(None, "the connection is closed")
-            case OSError():
-                return self.over(None, f"no connection: {'; '.join(_causes(failure))}")
-            case HandshakeError():
-                return self.over(None, str(failure))
             case _:
-                return self.over(None, f"the server breaks the protocol: {failure}")
+                return self.over(None, _describe(failure))
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -148,6 +160,17 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for nested in error.exceptions for leaf in _leaves(nested)]
     return [error]
+
+
+def _describe(failure: BaseException) -> str:
+    match failure:
+        case ConnectionClosed():
+            return "the connection is closed"
+        case OSError():
+            return f"no connection: {'; '.join(_causes(failure))}"
+        case HandshakeError():
+            return str(failure)
+    return f"the server breaks the protocol: {failure}"
 
 
 def _causes(error: BaseException) -> list[str]:

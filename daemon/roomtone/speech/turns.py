@@ -133,7 +133,9 @@ class TurnBook:
         order, place = message.turn_order, _place(message)
         number = self._numbers.get(order)
         if place is not None and place in self._places:
-            number = self._numbers[order] = self._places[place]  # said before, by whatever order
+            # Said before, by whatever order: which still stands for the turn that is open under it.
+            is_open, number = number in self._partials, self._places[place]
+            self._numbers[order] = self._numbers[order] if is_open else number
         elif number is None or not self._may_replace(number, message):
             number = self._assign(order)
         return msgspec.structs.replace(message, turn_order=number)
@@ -225,7 +227,9 @@ class TurnBook:
     def _count(self, message: TurnMessage) -> list[Outcome]:
         order = message.turn_order
         self._partials.pop(order, None)
-        abandoned = self._settle(order)
+        same = [number for number, turn in self._partials.items() if _covers(message, turn)]
+        abandoned: list[Outcome] = [EmptyFinal(number) for number in same if self._partials.pop(number)]
+        abandoned += self._settle(order)
         known = self._known.get(order)
         before = known.turn if known is not None and known.is_final else None
         if before is not None and (
