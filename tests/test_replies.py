@@ -105,8 +105,9 @@ def test_an_answer_that_is_sent_again() -> None:
     answer(replies)
     assert events(due(replies, 3.0)) == [Answer, Notice]
     answer(replies)
-    replies.take(failure)
     assert due(replies, 4.0) == []
+    replies.take(failure)
+    assert due(replies, 5.0) == []
 
 
 def test_answers_to_turns_that_never_come_are_bounded() -> None:

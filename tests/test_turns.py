@@ -242,6 +242,43 @@ def test_a_short_final_does_not_take_a_long_turn() -> None:
     assert outcome == FinalTurn(said(1, 300, "x"))
 
 
+def test_half_of_a_turn_does_not_take_the_rest() -> None:
+    """What ends long before the turn of its order ends is another turn."""
+    book = TurnBook()
+    book.feed(said(0, 0, *(str(i) for i in range(200))), 0)
+    shorter = said(0, 0, *(f"{i}." for i in range(150)), "x")
+    [outcome] = book.feed(shorter, 1)
+    assert outcome == FinalTurn(msgspec.structs.replace(shorter, turn_order=1))
+
+
+def test_an_order_below_the_last() -> None:
+    """A turn that is first heard of under an order that was passed keeps its fresh number from message to message."""
+    book = TurnBook()
+    book.feed(said(5, 0, "a"), 0)
+    assert book.feed(said(2, 9000, "b", final=False), 0) == [InterimText(said(6, 9000, "b", final=False))]
+    assert book.feed(said(2, 9000, "b", "c", final=False), 0) == [InterimText(said(6, 9000, "b", "c", final=False))]
+    assert book.feed(said(2, 9000, "b", "c"), 0) == [FinalTurn(said(6, 9000, "b", "c"))]
+
+
+def test_a_number_is_given_once() -> None:
+    """Also where nothing but an answer has come under it yet."""
+    book = TurnBook()
+    assert book.number(-1) == 0
+    assert book.feed(said(0, 0, "a"), 0) == [FinalTurn(said(1, 0, "a"))]
+
+
+def test_a_waiting_final_is_not_replaced_from_elsewhere() -> None:
+    """Of two unformatted finals of one order the second lies elsewhere: both count."""
+    book = TurnBook(two_finals=True)
+    first, second = (
+        msgspec.structs.replace(said(0, start, text), turn_is_formatted=False)
+        for start, text in ((0, "a"), (9000, "b"))
+    )
+    book.feed(first, 0)
+    assert book.feed(second, 0) == [FinalTurn(first)]
+    assert book.close() == [FinalTurn(msgspec.structs.replace(second, turn_order=1))]
+
+
 def test_a_final_without_times_takes_no_words() -> None:
     """By the order of a turn with words it is nothing new where it says the same, else another turn."""
     book = TurnBook()
@@ -315,6 +352,7 @@ def test_the_memory_of_long_turns_is_bounded() -> None:
         book.feed(said(order, 1000 * order, text), 0)
     assert book.feed(SpeakerRevision((Revision(0, "B"),)), 0) == []
     assert len(book.feed(SpeakerRevision((Revision(7, "B"),)), 0)) == 1
+    assert len(book._places) == len(book._known) < 8
     assert book.feed(said(0, 9000, "new"), 0) == [FinalTurn(said(8, 9000, "new"))]
 
 
