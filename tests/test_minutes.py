@@ -70,7 +70,7 @@ async def test_a_correction_finds_its_turn_waiting(tmp_path: Path, autojump_cloc
         minutes.add(turn)
         await minutes.journal()
         assert await new_turns(room) == []
-        minutes.add(revised(turn), corrects=True)
+        minutes.add(revised(turn))
         await minutes.journal(whatever_comes=True)
         (event,) = await new_turns(room)
 
@@ -86,7 +86,7 @@ async def test_a_correction_keeps_its_words(tmp_path: Path, autojump_clock: Mock
         await minutes.journal()
         assert [event.turn_order for event in await new_turns(room)] == [0, 2]
         for turn in (early, again, later):
-            minutes.add(revised(turn), corrects=True)
+            minutes.add(revised(turn))
             await minutes.journal(whatever_comes=True)
         first, first_again, last, last_again = await new_turns(room)
 

@@ -9,7 +9,7 @@ from roomtone.journal import Fact
 from roomtone.speech.answers import Answers, Policy, Unanswered
 from roomtone.speech.parameters import Gateway, Prompt
 from roomtone.speech.protocol import LLMGatewayResponse
-from roomtone.speech.replies import Replies
+from roomtone.speech.replies import MAX_UNCLAIMED_BYTES, Replies
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 GATEWAY = Gateway("one", (Prompt("user", "Heard: {{turn}}"),), 100)
@@ -92,3 +92,35 @@ def test_a_late_answer() -> None:
     assert due(replies, 13.0) == before
     assert events(before) == [Answer]
     assert not unanswered._questions
+
+
+def test_an_answer_that_is_sent_again() -> None:
+    """The first answer counts, and neither another nor a failure after it; a failure gives way to an answer, once."""
+    replies, _ = open_replies(ask_again=False)
+    failure = LLMGatewayResponse(0, "Hello.", {"error": "busy"})
+    replies.take(failure)
+    assert events(due(replies, 1.0)) == [Notice]
+    replies.take(failure)
+    assert due(replies, 2.0) == []
+    answer(replies)
+    assert events(due(replies, 3.0)) == [Answer, Notice]
+    answer(replies)
+    assert due(replies, 4.0) == []
+    replies.take(failure)
+    assert due(replies, 5.0) == []
+
+
+def test_answers_to_turns_that_never_come_are_bounded() -> None:
+    """They are dropped by their bytes, the oldest first."""
+    replies, _ = open_replies(ask_again=False)
+    for order in range(1, 20):
+        content = f"{order}" + "x" * (MAX_UNCLAIMED_BYTES // 4)
+        replies.take(LLMGatewayResponse(order, "", {"choices": [{"message": {"content": content}}]}))
+    turns = {
+        order: Turn(
+            room="desk", position=0, at=NOON, id=f"{order}", session_id="session", turn_order=order, text="x", words=()
+        )
+        for order in range(1, 20)
+    }
+    replies.written(turns, turns)
+    assert [fact.turn_order for fact in due(replies, 1.0) if isinstance(fact, Answer)] == [17, 18, 19]

@@ -1,6 +1,7 @@
 """Seams: no word is lost and none is doubled where one session follows another."""
 
 import random
+import time
 from itertools import pairwise
 
 import pytest
@@ -100,3 +101,14 @@ def test_what_is_one_word(old: tuple[str, float], new: tuple[str, float], *, is_
     """Two hearings of one word may be 0.9 s apart where they agree on it, and half a second where they do not."""
     first, second = (Word(text, round((end - 0.2) * 1000), round(end * 1000)) for text, end in (old, new))
     assert unheard([[first]], [second], 1000) == ([0] if is_new else [])
+
+
+def test_what_is_not_speech_does_not_hold_up_the_loop() -> None:
+    """Thousands of words in one second are compared for a bounded time; an honest seam among many words is found."""
+    dense = [Word(f"w{i}", RATE + i, RATE + i + 1) for i in range(20_000)]
+    begun = time.process_time()
+    unheard([dense], dense, RATE)
+    assert time.process_time() - begun < 10
+
+    long = [Word(f"w{i}", i * RATE, i * RATE + RATE // 2) for i in range(2000)]
+    assert unheard([long[:1500]], long[1490:], RATE) == list(range(10, 510))

@@ -1,6 +1,7 @@
 """Which turn messages count."""
 
 import math
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from roomtone.speech.protocol import Revision, SpeakerRevision, Termination, TimedWord, TurnMessage
 from roomtone.speech.turns import (
+    MAX_OPEN,
+    MAX_REMEMBERED_BYTES,
     REMEMBERED,
     Abandoned,
     EmptyFinal,
@@ -76,7 +79,7 @@ def test_a_twin_that_does_not_come_holds_nothing_up(end: str) -> None:
     book.feed(raw, 10.0)
     outcomes: list[Outcome] = {
         "time": lambda: book.expire(12.0),
-        "partial": lambda: book.feed(partial(1), 10.1),
+        "partial": lambda: book.feed(partial(1, start=3000), 10.1),
         "final": lambda: book.feed(final(1), 10.1),
         "termination": lambda: book.feed(Termination(), 10.1),
         "close": book.close,
@@ -156,9 +159,252 @@ def test_the_memory_of_turns_is_bounded() -> None:
     assert len(book.feed(SpeakerRevision((Revision(1, "B"),)), 0)) == 1
 
 
+def said(order: int, start: int, *texts: str, final: bool = True) -> TurnMessage:
+    """A turn under this order that begins at `start` ms, a word each 300 ms."""
+    words = tuple(TimedWord(start + 300 * i, start + 300 * i + 250, text) for i, text in enumerate(texts))
+    return TurnMessage(order, final, " ".join(texts), True, words=words)
+
+
+def standing(outcomes: list[Outcome]) -> list[str]:
+    """The words that stand after these outcomes, by time."""
+    turns = {one.turn.turn_order: one.turn for one in outcomes if isinstance(one, FinalTurn | Abandoned)}
+    words = [word for turn in turns.values() for word in turn.words or ()]
+    return [word.text for word in sorted(words, key=lambda word: word.start)]
+
+
+@pytest.mark.parametrize("later", [0, -5, 1 << 53])
+def test_an_order_that_is_used_again(later: int) -> None:
+    """A final whose words lie elsewhere is another turn: it replaces nothing, and is no longer confused with the first.
+
+    Nothing that was said counts twice where it comes again, by whatever order.
+    """
+    book = TurnBook()
+    first, second = said(0, 0, "a", "b"), said(later, 9000, "c")
+    outcomes = book.feed(first, 0) + book.feed(second, 1)
+    numbers = [one.turn.turn_order for one in outcomes if isinstance(one, FinalTurn)]
+    assert numbers == [0, 1]
+    assert not any(one.corrects for one in outcomes if isinstance(one, FinalTurn))
+    assert book.number(later) == 1
+    assert book.feed(first, 2) == []
+    assert book.feed(second, 2) == []
+    assert book.feed(said(7, 0, "A,", "b."), 2) == [FinalTurn(said(0, 0, "A,", "b."), corrects=True)]
+    assert standing(outcomes) == ["a", "b", "c"]
+
+
+def test_orders_begin_anew() -> None:
+    """After the service has begun to count anew its partials are shown and its finals count, under fresh numbers."""
+    book = TurnBook()
+    for order in range(3):
+        book.feed(said(order, 3000 * order, "old"), 0)
+    assert book.feed(said(0, 9000, "n", final=False), 1) == [InterimText(said(3, 9000, "n", final=False))]
+    assert book.feed(said(0, 9000, "new"), 1) == [FinalTurn(said(3, 9000, "new"))]
+    assert book.feed(said(3, 12_000, "next"), 1) == [FinalTurn(said(4, 12_000, "next"))]
+
+
+def test_an_overtaken_partial_is_nothing() -> None:
+    """One that lies where a final of a later turn has already spoken opens nothing."""
+    book = TurnBook()
+    book.feed(said(0, 0, "a", final=False), 0)
+    book.feed(said(1, 3000, "b"), 0)
+    assert book.feed(said(0, 0, "a", final=False), 0) == []
+    assert book.feed(said(0, 2900, "a", final=False), 0) == []
+    assert book.open_since() == math.inf
+
+
+@pytest.mark.parametrize(
+    ("start", "texts", "corrects"),
+    [
+        (0, ("a", "b", "d"), True),
+        (600, ("c",), False),
+        (-300, ("a", "b", "c"), True),
+        (0, ("a", "b", "c", "d", "e", "f", "g", "h", "i"), True),
+        (0, ("a", "b"), True),
+        (0, ("a",), False),
+        (1900, ("x", "y", "z", "w"), False),
+        (2200, ("x",), False),
+    ],
+)
+def test_only_times_that_overlap_correct(start: int, texts: tuple[str, ...], corrects: bool) -> None:
+    """A correction stands over all that it replaces, give or take a padded edge; anything else is another turn."""
+    book = TurnBook()
+    book.feed(said(0, 0, "a", "b", "c"), 0)
+    [outcome] = book.feed(said(0, start, *texts), 1)
+    assert isinstance(outcome, FinalTurn)
+    assert outcome.corrects is corrects
+
+
+def test_a_short_final_does_not_take_a_long_turn() -> None:
+    """One word inside of a minute, by the minute's order, leaves the minute where it was."""
+    book = TurnBook()
+    minute = said(0, 0, *(str(i) for i in range(200)))
+    book.feed(minute, 0)
+    [outcome] = book.feed(said(0, 300, "x"), 1)
+    assert outcome == FinalTurn(said(1, 300, "x"))
+
+
+def test_half_of_a_turn_does_not_take_the_rest() -> None:
+    """What ends long before the turn of its order ends is another turn."""
+    book = TurnBook()
+    book.feed(said(0, 0, *(str(i) for i in range(200))), 0)
+    shorter = said(0, 0, *(f"{i}." for i in range(150)), "x")
+    [outcome] = book.feed(shorter, 1)
+    assert outcome == FinalTurn(msgspec.structs.replace(shorter, turn_order=1))
+
+
+def test_an_order_below_the_last() -> None:
+    """A turn that is first heard of under an order that was passed keeps its fresh number from message to message."""
+    book = TurnBook()
+    book.feed(said(5, 0, "a"), 0)
+    assert book.feed(said(2, 9000, "b", final=False), 0) == [InterimText(said(6, 9000, "b", final=False))]
+    assert book.feed(said(2, 9000, "b", "c", final=False), 0) == [InterimText(said(6, 9000, "b", "c", final=False))]
+    assert book.feed(said(2, 9000, "b", "c"), 0) == [FinalTurn(said(6, 9000, "b", "c"))]
+
+
+def test_a_number_is_given_once() -> None:
+    """Also where nothing but an answer has come under it yet."""
+    book = TurnBook()
+    assert book.number(-1) == 0
+    assert book.feed(said(0, 0, "a"), 0) == [FinalTurn(said(1, 0, "a"))]
+
+
+def test_a_waiting_final_is_not_replaced_from_elsewhere() -> None:
+    """Of two unformatted finals of one order the second lies elsewhere: both count."""
+    book = TurnBook(two_finals=True)
+    first, second = (
+        msgspec.structs.replace(said(0, start, text), turn_is_formatted=False)
+        for start, text in ((0, "a"), (9000, "b"))
+    )
+    book.feed(first, 0)
+    assert book.feed(second, 0) == [FinalTurn(first)]
+    assert book.close() == [FinalTurn(msgspec.structs.replace(second, turn_order=1))]
+
+
+def test_a_final_without_times_takes_no_words() -> None:
+    """By the order of a turn with words it is nothing new where it says the same, else another turn."""
+    book = TurnBook()
+    book.feed(said(0, 0, "a", "b"), 0)
+    assert book.feed(TurnMessage(0, True, "A, b.", True), 1) == []
+    assert book.feed(TurnMessage(0, True, "c", True), 1) == [FinalTurn(TurnMessage(1, True, "c", True))]
+
+
+def test_an_abandoned_turn_is_a_turn() -> None:
+    """Its final comes late and replaces it where it stands; one elsewhere does not."""
+    for start, number in ((0, 0), (9000, 2)):
+        book = TurnBook()
+        book.feed(said(0, 0, "a", final=False), 0)
+        assert book.feed(said(1, 3000, "b"), 0)[0] == Abandoned(said(0, 0, "a", final=False))
+        assert book.feed(said(0, start, "a."), 1) == [FinalTurn(said(number, start, "a."))]
+
+
+def test_a_turn_that_moves_on_without_a_final() -> None:
+    """An open turn whose order goes on elsewhere is not forgotten: its words count when a later turn's do."""
+    book = TurnBook()
+    book.feed(said(0, 0, "a", final=False), 0)
+    assert book.feed(said(0, 5000, "b", final=False), 0) == [InterimText(said(1, 5000, "b", final=False))]
+    assert book.feed(said(0, 9000, "c"), 0) == [
+        Abandoned(said(0, 0, "a", final=False)),
+        Abandoned(said(1, 5000, "b", final=False)),
+        FinalTurn(said(2, 9000, "c")),
+    ]
+
+
+def test_a_final_ends_what_is_open_there() -> None:
+    """A turn that was shown under one order and is final under another counts once; nothing stays open."""
+    for first, second in ((0, 1), (1, 0)):
+        book = TurnBook()
+        book.feed(said(first, 0, "a", "b", final=False), 0)
+        assert book.feed(said(second, 0, "a", "b."), 0) == [EmptyFinal(first), FinalTurn(said(second, 0, "a", "b."))]
+        assert book.close() == []
+
+
+def test_what_comes_again_does_not_end_what_is_open() -> None:
+    """A final that is repeated while its order already stands for the next turn leaves that turn open."""
+    book = TurnBook()
+    book.feed(said(0, 0, "a"), 0)
+    book.feed(said(0, 3000, "b", final=False), 0)
+    assert book.feed(said(0, 0, "a"), 0) == []
+    assert book.feed(said(0, 3000, "b", "c", final=False), 0) == [InterimText(said(1, 3000, "b", "c", final=False))]
+    assert book.feed(said(0, 3000, "b", "c"), 0) == [FinalTurn(said(1, 3000, "b", "c"))]
+
+
+def test_an_open_turn_without_text_is_closed() -> None:
+    """A turn that was opened and never said anything ends with the next final, or it would be open for good."""
+    book = TurnBook()
+    book.feed(TurnMessage(0, False, ""), 0)
+    assert book.feed(said(1, 3000, "b"), 0) == [EmptyFinal(0), FinalTurn(said(1, 3000, "b"))]
+
+
+def test_the_memory_of_open_turns_is_bounded() -> None:
+    """A service that opens turns without end has the oldest abandoned, each with its words."""
+    book = TurnBook()
+    outcomes: list[Outcome] = []
+    for order in range(3 * MAX_OPEN):
+        outcomes += book.feed(said(order, 1000 * order, str(order), final=False), 0)
+    assert len([one for one in outcomes if isinstance(one, Abandoned)]) == 2 * MAX_OPEN
+    assert standing(outcomes + book.close()) == [str(order) for order in range(3 * MAX_OPEN)]
+
+
+def test_the_memory_of_long_turns_is_bounded() -> None:
+    """Turns are remembered by their bytes; one that is forgotten lends its order to nobody."""
+    book = TurnBook()
+    text = "x" * (MAX_REMEMBERED_BYTES // 4)
+    for order in range(8):
+        book.feed(said(order, 1000 * order, text), 0)
+    assert book.feed(SpeakerRevision((Revision(0, "B"),)), 0) == []
+    assert len(book.feed(SpeakerRevision((Revision(7, "B"),)), 0)) == 1
+    assert len(book._places) == len(book._known) < 8
+    assert book.feed(said(0, 9000, "new"), 0) == [FinalTurn(said(8, 9000, "new"))]
+
+
+def test_the_memory_of_orders_is_bounded() -> None:
+    """Orders that are only asked for, as answers to turns that never come do, are forgotten too."""
+    book = TurnBook()
+    for order in range(5 * REMEMBERED):
+        book.number(order)
+    assert len(book._numbers) == 2 * REMEMBERED
+
+
+class Utterance(NamedTuple):
+    """What is said once, and how a service that cannot count tells it."""
+
+    order: int
+    partials: int
+    again: list[tuple[int, int]]
+    """Finals that come again after this one: which utterance, under which order."""
+
+
+orders = st.sampled_from([-1, 0, 1, 2, 3, 7, 1 << 53])
+utterances = st.lists(
+    st.builds(Utterance, orders, st.integers(0, 2), st.lists(st.tuples(st.integers(0, 9), orders), max_size=2)),
+    max_size=10,
+)
+
+
+@given(utterances, st.booleans())
+def test_orders_are_not_trusted(spoken: list[Utterance], two_finals: bool) -> None:
+    """Whatever orders a service gives, and whatever it repeats: each utterance stands once, and nothing stays open."""
+    book = TurnBook(two_finals=two_finals)
+    outcomes: list[Outcome] = []
+    for now, one in enumerate(spoken):
+        texts = [f"{now}{letter}" for letter in "abc"]
+        for length in range(1, one.partials + 1):
+            outcomes += book.feed(said(one.order, 3000 * now, *texts[:length], final=False), now)
+        outcomes += book.feed(said(one.order, 3000 * now, *texts), now)
+        for other, order in one.again:
+            if other <= now:
+                outcomes += book.feed(said(order, 3000 * other, *(f"{other}{letter}" for letter in "abc")), now)
+    outcomes += book.close()
+    assert standing(outcomes) == [f"{now}{letter}" for now in range(len(spoken)) for letter in "abc"]
+    numbers = [one.turn.turn_order for one in outcomes if isinstance(one, FinalTurn) and not one.corrects]
+    assert len(numbers) == len(set(numbers)) == len(spoken)
+    assert book.open_since() == book.deadline() == math.inf
+
+
 messages = st.lists(
     st.builds(
-        TurnMessage,
+        lambda order, final, text, formatted: TurnMessage(
+            order, final, text, formatted, words=(TimedWord(1000 * order, 1000 * order + 100, text),) if text else ()
+        ),
         st.integers(0, 4),
         st.booleans(),
         st.sampled_from(["", "a", "b"]),
@@ -178,10 +424,20 @@ def test_every_final_with_words_counts_once(turns: list[TurnMessage], two_finals
         outcomes += book.feed(turn, now)
     outcomes += book.close()
     counted = [outcome for outcome in outcomes if isinstance(outcome, FinalTurn)]
-    said = {turn.turn_order for turn in turns if turn.end_of_turn and turn.text}
-    assert {outcome.turn.turn_order for outcome in counted} == said
-    for order in said:
-        corrections = [outcome.corrects for outcome in counted if outcome.turn.turn_order == order]
+    places = {turn.turn_order for turn in turns if turn.end_of_turn and turn.text}
+    assert {place_of(outcome) for outcome in counted} == places
+    for place in places:
+        corrections = [outcome.corrects for outcome in counted if place_of(outcome) == place]
         assert corrections == [False] + [True] * (len(corrections) - 1)
     assert book.open_since() == math.inf
     assert book.deadline() == math.inf
+
+
+def place_of(outcome: FinalTurn) -> int:
+    """Which utterance it is, wherever the service's count has gone."""
+    return int(_first(outcome.turn).start // 1000)
+
+
+def _first(turn: TurnMessage) -> TimedWord:
+    assert turn.words
+    return turn.words[0]

@@ -16,8 +16,14 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 REFUSED = 300.0
 """Seconds between attempts that only a person can make succeed."""
-
-
+HEALTHY = 60.0
+"""Seconds after which a session that has ended had nothing wrong with it."""
+PROGRESS = 5.0
+"""Seconds of audio that the next session hears again."""
+EXCESSIVE = (
+    "The speech service says more than speech can be, so its session was ended: nothing of it is kept beyond what the "
+    "audio allows. The room is recorded on, and is tried again each minute. See that the endpoint is the one you mean."
+)
 LAST_TRY = 5.0
 """Seconds that a session may take to begin when the daemon stops: what is pending is kept for the next start."""
 
@@ -36,6 +42,7 @@ class Attempts:
         self._count = 0
         self._told = ""
         self._is_refused = False
+        self._has_told_excess = False
         self._has_tried = False
 
     async def load(self) -> None:
@@ -46,7 +53,7 @@ class Attempts:
         """Seconds until the next attempt: at least what the service has asked for, and no two rooms in step."""
         least = ending.wait
         match ending.verdict:
-            case Verdict.BACK_OFF_A_MINUTE:
+            case Verdict.BACK_OFF_A_MINUTE | Verdict.EXCESS:
                 least = max(least, 60.0)
             case Verdict.FATAL:
                 least = max(least, REFUSED)
@@ -72,15 +79,19 @@ class Attempts:
             await trio.sleep(LAST_TRY)
             opening.cancel()
 
-    async def wait_out(self, ending: Ending, lasted: float) -> bool:
+    async def wait_out(self, ending: Ending, lasted: float, *, progress: float = 0.0) -> bool:
         """Wait as long as this ending asks for; a session that lived, not one that spoke, resets the back-off.
+
+        `progress`: so many seconds of audio were settled. More of them than the next session hears again is an
+        achievement too: else sessions that all die young would be ever further apart, and the room never caught up.
 
         False: the daemon stops, and there is nothing to wait for any more. Where it stops while this waits, or while a
         session was up, there is one more attempt, at once, unless the service wants none so soon.
         """
-        self._backoff.healthy_for(lasted)
-        if self._backoff.failures == 0:
+        if lasted >= HEALTHY:
             self._count = 0
+        if lasted >= HEALTHY or progress > PROGRESS:
+            self._backoff.reset()
         if ending.complete:
             self._count = 0
             return True
@@ -92,6 +103,9 @@ class Attempts:
         if ending.verdict is Verdict.FATAL and ending.text != self._told:
             self._told, self._is_refused = ending.text, True
             await self._tell("error", "session.refused", f"The speech service refuses sessions: {ending.text}", True)
+        if ending.verdict is Verdict.EXCESS and not self._has_told_excess:
+            await self._tell("error", "session.excessive", EXCESSIVE, True if self._is_refused else None)
+        self._has_told_excess = ending.verdict is Verdict.EXCESS or (self._has_told_excess and lasted < HEALTHY)
         if self._leaving.is_set() and (self._has_tried or not ending.begun):
             return False
         with trio.move_on_after(delay):

@@ -25,7 +25,8 @@ from wsproto.utilities import ProtocolError
 
 from roomtone.network import open_stream
 from roomtone.speech import protocol
-from roomtone.speech.ending import FAILURES, HEAD, Evidence, Redaction, first_of
+from roomtone.speech.allowance import WIRE_BURST_BYTES, WIRE_RATIO, Allowance
+from roomtone.speech.ending import FAILURES, HEAD, Evidence, Excess, Redaction, first_of
 from roomtone.speech.protocol import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage, Unknown
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -64,6 +65,7 @@ class Session:
 
     async def send_audio(self, frame: bytes) -> bool:
         """Send one frame, s16le mono, 50 to 1000 ms. Waits while the service does not read. False: it is over."""
+        self._evidence.audio_bytes += len(frame)
         return await self._send(frame)
 
     async def send(self, text: str) -> bool:
@@ -101,7 +103,7 @@ class Session:
         message = self._early.popleft() if self._early else await _receive(self._socket, self._evidence)
         self._phase, expected = protocol.step(self._phase, message.kind)
         if not expected:
-            log.warning("message.unexpected", kind=_kind(message), phase=self._phase.value)
+            self._evidence.note_odd("message.unexpected", kind=_kind(message), phase=self._phase.value)
         return message
 
     async def aclose(self) -> None:
@@ -166,11 +168,15 @@ async def open_session(
 
 
 class _Observed(trio.abc.Stream):
-    """The byte stream, noting what trio-websocket keeps to itself: how the answer begins, and that the stream ended."""
+    """The byte stream, noting what trio-websocket keeps to itself: how the answer begins, and that the stream ended.
+
+    What a server sends is bounded here, ahead of every queue: also what it sends with a refusal, or without an end.
+    """
 
     def __init__(self, stream: trio.abc.Stream, evidence: Evidence) -> None:
         self._stream = stream
         self._evidence = evidence
+        self._allowance = Allowance(burst=WIRE_BURST_BYTES, rate=WIRE_RATIO)
         self.ended = trio.Event()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -182,6 +188,8 @@ class _Observed(trio.abc.Stream):
                 self.ended.set()
         if len(self._evidence.head) < HEAD:
             self._evidence.head += data[:HEAD]
+        if not self._allowance.take(len(data), self._evidence.audio_bytes):
+            raise Excess
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -274,7 +282,7 @@ async def _begin(
                 evidence.begun = True
                 return Session(socket, evidence, message, early)
             # What a service says too early is used as if it had come in time.
-            log.warning("message.unexpected", kind=_kind(message), phase=Phase.CONNECTING.value)
+            evidence.note_odd("message.unexpected", kind=_kind(message), phase=Phase.CONNECTING.value)
             early.append(message)
         raise evidence.over(None, f"{QUEUE} messages and no Begin among them")
     raise evidence.over(evidence.status, f"no session within {timeout:g} s")
@@ -317,5 +325,5 @@ async def _next(socket: WebSocketConnection, evidence: Evidence) -> Message | No
         if malformed.kind in {None, TurnMessage.kind, Begin.kind}:
             # It was, or may have been, somebody's words: the next session hears them again.
             raise evidence.over(None, reason) from None
-        log.warning("message.malformed", kind=malformed.kind, reason=reason)
+        evidence.note_odd("message.malformed", kind=malformed.kind, reason=reason)
         return None

@@ -120,6 +120,13 @@ class Ledger:
         """What the service has said now ends so many seconds of audio before the last that it was sent."""
         self._settling = max(SETTLING, 2 * seconds)
 
+    def prove(self, position: int) -> None:
+        """A final has words up to this position: a service hears in order, so that all before it is heard.
+
+        What is open there, that final itself included, is not heard before it is closed.
+        """
+        self._settled = max(self._settled, min(position, self.sent))
+
     def opened(self, turn: int, start: int) -> None:
         """A turn is open from position `start`: nothing at or behind it counts as heard before it is closed."""
         self._open[turn] = min(start, self._open.get(turn, start))

@@ -18,7 +18,7 @@ import trio
 from trio_websocket import CloseReason, ConnectionClosed, ConnectionRejected, HandshakeError
 from wsproto.utilities import ProtocolError
 
-from roomtone.backoff import wait_of
+from roomtone.backoff import is_worth_saying, wait_of
 from roomtone.network import ProxyFailed, causes, leaves
 from roomtone.proxy import NetworkError
 from roomtone.speech import protocol
@@ -86,6 +86,13 @@ class SessionOver(Exception):  # noqa: N818 - most sessions end well
         return f"{code}{self.text} ({self.verdict.value})"
 
 
+class Excess(OSError):  # noqa: N818 - it says what is true of the service
+    """The service says more than any speech is: it is read no further."""
+
+    def __init__(self) -> None:
+        super().__init__("the service says more than speech can be")
+
+
 class Redaction:
     """Takes the secrets of one session out of any text."""
 
@@ -116,7 +123,9 @@ class Evidence:
         self.error: Error | None = None
         self.begun = False
         self.deadline = math.inf
+        self.audio_bytes = 0
         self._unusable: set[str] = set()
+        self._odd = 0
 
     @property
     def status(self) -> int | None:
@@ -129,6 +138,12 @@ class Evidence:
         if field not in self._unusable:
             self._unusable.add(field)
             log.warning("message.unusable_field", field=field)
+
+    def note_odd(self, event: str, **facts: str | None) -> None:
+        """Log a message that is not as it should be: ever more rarely, or a service could fill the log."""
+        self._odd += 1
+        if is_worth_saying(self._odd):
+            log.warning(event, messages=self._odd, **facts)
 
     def over(self, code: int | None, text: str, said: str = "") -> SessionOver:
         """The Error message counts for more than the close that follows it, which libraries on the way replace.
@@ -152,30 +167,36 @@ class Evidence:
 
     def judge(self, failure: BaseException) -> SessionOver:
         status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
-        if status is not None:
-            return self.over(status, f"the service refuses the connection with HTTP {status}")
         match failure:
+            case Excess():
+                return SessionOver(None, str(failure), Verdict.EXCESS, refused=not self.begun)
+            case _ if status is not None:
+                return self.over(status, f"the service refuses the connection with HTTP {status}")
             case ConnectionClosed(reason=CloseReason() as reason):
                 # 1006 is never sent: it is how libraries say that the network broke.
                 code = None if reason.code == 1006 else reason.code
                 return self.over(code, f"the connection is closed ({reason.name.lower()})", reason.reason or "")
-            case ConnectionClosed():
-                code, text = None, "the connection is closed"
             case NetworkError():
                 return SessionOver(None, str(failure), Verdict.FATAL, refused=True)
             case ProxyFailed(status=code):
-                text = str(failure)
-            case OSError():
-                code, text = None, f"no connection: {'; '.join(causes(failure))}"
-            case HandshakeError():
-                code, text = None, str(failure)
+                return self.over(code, str(failure))
             case _:
-                # Only the kind of the failure: its text may quote what came.
-                code, text = None, f"the server breaks the protocol ({type(failure).__name__})"
-        return self.over(code, text)
+                return self.over(None, _describe(failure))
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """One exception of a group of failures: the one with an HTTP status says most."""
     failures = leaves(group)
     return next((one for one in failures if isinstance(one, ConnectionRejected)), failures[0])
+
+
+def _describe(failure: BaseException) -> str:
+    match failure:
+        case ConnectionClosed():
+            return "the connection is closed"
+        case OSError():
+            return f"no connection: {'; '.join(causes(failure))}"
+        case HandshakeError():
+            return str(failure)
+    # Only the kind of the failure: its text may quote what came.
+    return f"the server breaks the protocol ({type(failure).__name__})"

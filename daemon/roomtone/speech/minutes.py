@@ -1,5 +1,7 @@
 """What one session has said, on its way into the journal: turns with their seam, answers, and what they settle."""
 
+import re
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
@@ -20,9 +22,10 @@ from roomtone.speech.governor import FREE, Meter
 from roomtone.speech.protocol import LLMGatewayResponse, Termination, TurnMessage
 from roomtone.speech.replies import Replies
 from roomtone.speech.seam import near, unheard
-from roomtone.speech.speakers import Speakers
+from roomtone.speech.speakers import Speakers, label_of
 from roomtone.speech.terms import Terms
 from roomtone.speech.track import Track
+from roomtone.speech.turns import REMEMBERED
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -32,6 +35,12 @@ UNDECIDED = 10.0
 """Seconds that a turn may wait for what tells whether an older session has said it already."""
 LONGEST_TURN = 120
 """Seconds that a turn of another session may have begun before the words that are compared with it."""
+
+
+MAX_INTERIM_LENGTH = 10_000
+"""Characters of a turn that is still being said that are shown, the last ones: ten minutes without a pause."""
+LONGEST_ID = 64
+"""Characters of a session's id. The service's has 36."""
 
 
 def _tell_nobody(reason: str) -> None:
@@ -70,6 +79,21 @@ class Desk(NamedTuple):
         (log.debug if self.gated else log.info)(event, room=self.room, **facts)
 
 
+_NEVER = 1 << 62  # no position
+
+
+async def identify(desk: Desk, session_id: str) -> str:
+    """The id of a session that has begun: the service's, unless that is not one.
+
+    One that another session of this room has had, that cannot be told from such a one by what stands in a speaker's
+    label, or that has what no id has, is replaced by one of ours: events, answers and what is forgotten go by it.
+    """
+    known = await desk.journal.select(desk.room, ["session_started"], 0, _NEVER)
+    told = {label_of(event.session_id) for event in known if isinstance(event, SessionStarted)}
+    is_plain = len(session_id) <= LONGEST_ID and re.fullmatch(r"[A-Za-z0-9._:-]+", session_id) is not None
+    return session_id if is_plain and label_of(session_id) not in told else str(uuid.uuid4())
+
+
 class _Kept(NamedTuple):
     """Of so many words of a turn, those that no older session has said."""
 
@@ -104,6 +128,7 @@ class Minutes:
         self._track = track
         self._ledger = ledger
         self._id = session_id
+        self._metered = f"{desk.room}/{session_id}"
         self._start = start
         self._margin = desk.rate if start < floor else 0
         self._marks = marks
@@ -127,12 +152,12 @@ class Minutes:
                 at=self._desk.spool.at(position),
                 session_id=self._id,
                 turn_order=turn.turn_order,
-                text=turn.text,
+                text=turn.text[-MAX_INTERIM_LENGTH:],
             )
         )
 
-    def add(self, turn: TurnMessage, *, corrects: bool = False, is_answered: bool = False) -> None:
-        """Take a final turn; `journal` decides when it is written. One that `corrects` replaces what was said before.
+    def add(self, turn: TurnMessage, *, is_answered: bool = False) -> None:
+        """Take a final turn; `journal` decides when it is written. It replaces what was said before as the same turn.
 
         `is_answered`: the service asks the language model about it.
         """
@@ -140,20 +165,28 @@ class Minutes:
         now = trio.current_time()
         self._waiting_since = self._waiting_since if self._waiting else now
         entry = (turn, self._track.words(turn.words or ()))
+        # A turn that was abandoned, or that is corrected, before its seam is decided is still one turn.
         waiting = next((i for i, (other, _) in enumerate(self._waiting) if other.turn_order == turn.turn_order), None)
-        if corrects and waiting is not None:
+        if waiting is not None:
             self._waiting[waiting] = entry
         else:
             self._waiting.append(entry)
+        if turn.end_of_turn and turn.words and self._track.has_sent(max(word.end for word in turn.words)):
+            self._ledger.prove(max(word.end for word in entry[1]))
         if is_answered:
             self._replies.expect(turn.turn_order, now)
 
     def _open(self, turn: TurnMessage) -> int:
         """The position of the turn's first word; nothing behind it counts as heard before the turn is journalled."""
-        words = self._track.words((turn.words or ())[:1])
+        first = min(turn.words or (), key=lambda word: word.start, default=None)
+        words = self._track.words([first] if first else [])
         position = words[0].start if words else self._ledger.heard(trio.current_time())
         self._ledger.opened(turn.turn_order, position)
-        return self._begun.setdefault(turn.turn_order, position)
+        begun = self._begun.setdefault(turn.turn_order, position)
+        for remembered in (self._begun, self._ids, self._kept):
+            if len(remembered) > 2 * REMEMBERED:
+                del remembered[next(iter(remembered))]
+        return begun
 
     async def report(self) -> None:
         """Write what has become due: turns whose seam is decided now, and coverage once in REPORT_EVERY seconds."""
@@ -317,7 +350,7 @@ class Minutes:
                 speech_model=desk.speech_model,
                 expires_at=expires_at,
             ),
-            *desk.meter.begin(self._id),
+            *desk.meter.begin(self._metered),
         )
         desk.tell("session.started", session_id=self._id, endpoint=desk.endpoint.name)
 
@@ -344,7 +377,7 @@ class Minutes:
                     session_seconds=open_for,
                     reason=reason,
                 ),
-                *desk.meter.end(self._id, open_for),
+                *desk.meter.end(self._metered, open_for),
             ]
         )
         desk.tell("session.ended", session_id=self._id, reason=reason, seconds=round(seconds, 1))

@@ -9,16 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import msgspec
 import structlog
 import trio
 
+from roomtone.backoff import is_worth_saying
 from roomtone.journal import Mark
 from roomtone.speech import protocol
+from roomtone.speech.allowance import EVENT_BYTES, KEPT_BURST_BYTES, KEPT_BYTES_PER_S, Allowance
 from roomtone.speech.connection import Session
 from roomtone.speech.coverage import Ledger
 from roomtone.speech.doubt import Doubt
-from roomtone.speech.ending import SessionOver, known_phrases
-from roomtone.speech.minutes import Desk, Minutes
+from roomtone.speech.ending import Excess, SessionOver
+from roomtone.speech.minutes import Desk, Minutes, identify
 from roomtone.speech.outgoing import Outgoing
 from roomtone.speech.protocol import Begin, Verdict
 from roomtone.speech.track import Track
@@ -81,6 +84,9 @@ class Passage:
         self._may_send = may_send
         self._doubted_after = doubted_after
         self._book = TurnBook(two_finals=desk.two_finals)
+        self._allowance = Allowance(burst=KEPT_BURST_BYTES, rate=KEPT_BYTES_PER_S)
+        self._furthest_ms = 0.0
+        self._warnings = 0
         self._asked = False
         self._changes: dict[str, Any] = {}
         self._changed = trio.Event()
@@ -91,6 +97,7 @@ class Passage:
         self._start = start
         self._floor = self.acknowledged = max(floor, start)
         self._ledger = Ledger(start, floor=self._floor)
+        self._furthest_ms = 0.0
         self._track = Track(start, self._desk.rate)
         self._doubt = Doubt(start, self._desk.rate, minutes=self._doubted_after)
         self._outgoing = Outgoing(
@@ -124,6 +131,11 @@ class Passage:
     def position(self) -> int:
         """The position that is sent next."""
         return self._outgoing.position
+
+    @property
+    def progress(self) -> int:
+        """How many samples this session has settled, now that it is over."""
+        return self.acknowledged - self._floor
 
     @property
     def deaf_since(self) -> int | None:
@@ -194,24 +206,25 @@ class Passage:
                     await session.receive()
 
     async def _open_minutes(self, begin: Begin) -> Minutes:
-        minutes = Minutes(
-            self._desk,
-            self._track,
-            self._ledger,
-            session_id=begin.id,
-            start=self._start,
-            floor=self._floor,
-            marks=self._marks,
-            settled=self._settled,
-        )
-        await minutes.begin(self.expires_at)
+        async with self._desk.seam:  # two sessions beside each other must not both find an id unused
+            minutes = Minutes(
+                self._desk,
+                self._track,
+                self._ledger,
+                session_id=await identify(self._desk, begin.id),
+                start=self._start,
+                floor=self._floor,
+                marks=self._marks,
+                settled=self._settled,
+            )
+            await minutes.begin(self.expires_at)
         return minutes
 
     async def _close(self, minutes: Minutes, termination: protocol.Termination | None) -> None:
         for outcome in self._book.close():
             match outcome:
-                case FinalTurn(turn=turn, corrects=corrects):
-                    minutes.add(turn, corrects=corrects)
+                case FinalTurn(turn=turn):
+                    minutes.add(turn)
                 case Abandoned(turn=turn) if self.ending.complete:
                     minutes.add(turn)
         if self.ending.complete:
@@ -277,28 +290,46 @@ class Passage:
             if isinstance(message, protocol.TurnMessage | protocol.Silence):
                 self._doubt.hear()
             if isinstance(message, protocol.TurnMessage) and message.words:
-                self._ledger.late_by(self._track.sent / self._desk.rate - message.words[-1].end / 1000)
+                self._measure(max(word.end for word in message.words))
             match message:
                 case protocol.TurnMessage() | protocol.SpeakerRevision():
                     await self._take(self._book.feed(message, now), minutes)
-                case protocol.LLMGatewayResponse():
-                    await minutes.answer(message)
+                case protocol.LLMGatewayResponse(turn_order=order):
+                    self._charge(message)
+                    await minutes.answer(msgspec.structs.replace(message, turn_order=self._book.number(order)))
                 case protocol.Termination():
                     return message
-                case protocol.Warning(warning=text):
-                    log.warning("session.warned", room=self._desk.room, text=known_phrases(text))
+                case protocol.Warning(warning_code=code):
+                    self._warnings += 1
+                    if is_worth_saying(self._warnings):
+                        log.warning("session.warned", room=self._desk.room, code=code, warnings=self._warnings)
                 case None:
                     await self._take(self._book.expire(now), minutes)
 
+    def _measure(self, end_ms: float) -> None:
+        """How late the service is shows in words that it says for the first time, and not in what it says again."""
+        if end_ms > self._furthest_ms and self._track.has_sent(end_ms):
+            self._furthest_ms = end_ms
+            self._ledger.late_by(self._track.sent / self._desk.rate - end_ms / 1000)
+
+    def _charge(self, message: protocol.Message) -> None:
+        """Raises SessionOver for more to keep than the audio that was sent can give rise to."""
+        size = EVENT_BYTES + protocol.weigh(message)
+        if not self._allowance.take(size, self._track.sent / self._desk.rate):
+            raise SessionOver(None, str(Excess()), Verdict.EXCESS, refused=False)
+
     async def _take(self, outcomes: Sequence[Outcome], minutes: Minutes) -> None:
         for outcome in outcomes:
+            match outcome:
+                case FinalTurn(turn=turn) | Abandoned(turn=turn):
+                    self._charge(turn)
             match outcome:
                 case InterimText(turn=turn):
                     minutes.show(turn)
                 case EmptyFinal(turn_order=order):
                     self._ledger.closed(order, None)
                 case FinalTurn(turn=turn, corrects=corrects):
-                    minutes.add(turn, corrects=corrects, is_answered=not corrects)
+                    minutes.add(turn, is_answered=not corrects)
                 case Abandoned(turn=turn):
                     # An abandoned turn is taken at its last word: the service went on without it, its speech was heard.
                     minutes.add(turn)

@@ -56,6 +56,12 @@ Milliseconds = (
     | Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)]
 )
 UnixSeconds = Annotated[float, Meta(ge=0, le=253_402_300_799)]
+Label = Annotated[str, Meta(max_length=100)]
+"""A speaker's or a language's: a longer one is not a label, and would be kept with each word."""
+
+
+WordText = Annotated[str, Meta(max_length=1000)]
+"""One that is longer is not a word, and would be compared with every word near it."""
 
 
 class Malformed(Exception):  # noqa: N818 - it says what is true of the message
@@ -74,10 +80,10 @@ class TimedWord(msgspec.Struct, frozen=True):
 
     start: Milliseconds
     end: Milliseconds
-    text: str
+    text: WordText
     confidence: Number | None = None
     word_is_final: bool | None = None
-    speaker: str | None = None
+    speaker: Label | None = None
     speaker_confidence: Number | None = None
 
 
@@ -112,9 +118,9 @@ class TurnMessage(msgspec.Struct, frozen=True):
     end_of_turn_confidence: Number = 0
     words: tuple[TimedWord, ...] | None = ()
     utterance: str | None = None
-    language_code: str | None = None
+    language_code: Label | None = None
     language_confidence: Number | None = None
-    speaker_label: str | None = None
+    speaker_label: Label | None = None
     speaker_confidence: Number | None = None
 
     @property
@@ -127,7 +133,7 @@ class Revision(msgspec.Struct, frozen=True):
     """A turn's speakers, corrected: the label of the turn and of each word; text and times are as they were."""
 
     turn_order: Whole
-    speaker_label: str | None = None
+    speaker_label: Label | None = None
     words: tuple[TimedWord, ...] | None = ()
 
 
@@ -286,6 +292,11 @@ def encode(message: Message) -> str:
     return msgspec.json.encode({**fields, "type": message.kind}).decode()
 
 
+def weigh(message: Message) -> int:
+    """The bytes of the message as one text frame, about: what it costs to keep it."""
+    return len(msgspec.json.encode(message))
+
+
 class Command(msgspec.Struct, frozen=True):
     """What a client asks for; `changes` only with UpdateConfiguration."""
 
@@ -377,6 +388,7 @@ class Verdict(Enum):
     RETRY = "tried again at once"
     BACK_OFF = "tried again soon"
     BACK_OFF_A_MINUTE = "tried again in a minute"
+    EXCESS = "left alone for a minute"
     FATAL = "a person must mend this"
 
 

@@ -110,12 +110,13 @@ class Repairs:
         """Transcribe what is in holes, one at a time; when leaving, none."""
         while self.holes and not self._leaving.is_set():
             hole = list(self.holes)[-1 if self._first == "newest" else 0]
-            begun = trio.current_time()
+            begun, before = trio.current_time(), self.holes.total
             ending = await self._mend(hole)
             if ending.complete:
                 await self._close(hole)
                 log.info("hole.closed", room=self._desk.room)
-            if not await self._attempts.wait_out(ending, trio.current_time() - begun):
+            settled = (before - self.holes.total) / self._desk.rate
+            if not await self._attempts.wait_out(ending, trio.current_time() - begun, progress=settled):
                 return
 
     async def _mend(self, hole: Span) -> Ending:

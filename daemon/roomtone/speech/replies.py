@@ -15,12 +15,22 @@ from roomtone.journal import Fact
 from roomtone.speech import completion
 from roomtone.speech.answers import Answers, Question
 from roomtone.speech.completion import Completion, Unusable, Usage
-from roomtone.speech.protocol import LLMGatewayResponse
+from roomtone.speech.protocol import LLMGatewayResponse, weigh
+from roomtone.speech.turns import REMEMBERED
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 UNCLAIMED = 256
 """Answers that wait for their turn to be journalled; then the oldest are dropped."""
+MAX_UNCLAIMED_BYTES = 4 << 20
+"""Bytes of such answers; then the oldest are dropped."""
+
+
+class _Heard(NamedTuple):
+    """What came to a turn, and is not taken twice: an answer, or else that there is none; and its bytes."""
+
+    is_answer: bool
+    size: int
 
 
 class _Taken(NamedTuple):
@@ -45,8 +55,9 @@ class Replies:
         self._answers = answers
         self._turns: dict[int, tuple[str, int] | None] = {}
         self._expected: dict[int, float] = {}
-        self._overdue: set[int] = set()
+        self._overdue: dict[int, None] = {}
         self._said: dict[int, Completion | str] = {}
+        self._heard: dict[int, _Heard] = {}
 
     def expect(self, order: int, now: float) -> None:
         """The service has said this turn's final, so it asks the language model now."""
@@ -72,19 +83,37 @@ class Replies:
                 self._turns[order] = (turn.id, turn.position)
             else:
                 self._turns.setdefault(order, None)
+        for remembered in (self._turns, self._overdue):
+            if len(remembered) > 2 * REMEMBERED:
+                del remembered[next(iter(remembered))]
 
     def take(self, message: LLMGatewayResponse) -> None:
-        """What the language model said to a turn, or that it failed."""
+        """What the language model said to a turn, or that it failed. A turn has one answer, and is billed for it once,
+        however often it is sent.
+        """
+        order = message.turn_order
+        said: Completion | str
         try:
             said = completion.read(message.data)
         except Unusable as unusable:
-            self._said[message.turn_order] = str(unusable)
-            self._pay(unusable.usage, None)
+            said, usage, model = str(unusable), unusable.usage, None
         else:
-            self._said[message.turn_order] = said
-            self._pay(said.usage, said.model)
-        if len(self._said) > UNCLAIMED:
+            usage, model = said.usage, said.model
+        is_answer = isinstance(said, Completion)
+        before = self._heard.get(order)
+        if before is not None and (before.is_answer or not is_answer):
+            return
+        self._heard[order] = _Heard(is_answer, weigh(message))
+        if len(self._heard) > 2 * REMEMBERED:
+            del self._heard[next(iter(self._heard))]
+        self._pay(usage, model)
+        self._said[order] = said
+        while len(self._said) > UNCLAIMED or self._unclaimed() > MAX_UNCLAIMED_BYTES:
             del self._said[next(iter(self._said))]
+
+    def _unclaimed(self) -> int:
+        """The bytes of what waits for its turn."""
+        return sum(self._heard[order].size for order in self._said if order in self._heard)
 
     def _pay(self, usage: Usage, model: str | None) -> None:
         """An answer is billed when it comes, whatever becomes of it here."""
@@ -170,7 +199,7 @@ class Replies:
         log.warning("answer.missing", room=self._room, session_id=self._session, turn_order=order, reason=reason)
         if turn is None or answers is None:
             return []
-        self._overdue.add(order)
+        self._overdue[order] = None
         return answers.missing(self._question(order, turn[1]), self._at(turn[1]), reason)
 
     def _question(self, order: int, position: int) -> Question:

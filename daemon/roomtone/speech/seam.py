@@ -9,7 +9,9 @@ The old turns keep what they have: they are in the journal. Each owns the stretc
 that what lies between two old turns, such as a hole that is being repaired, is the new session's.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import islice
 
 from roomtone.events import Word
 
@@ -17,6 +19,9 @@ SAME_TEXT = 0.9
 """Seconds by which the ends of one word may differ between two hearings that agree on its text."""
 SAME_PLACE = 0.52
 """Seconds, likewise, where the two disagree: only the place says it is one word. Two jitters of a quarter second."""
+MAX_ALIGNED = 512
+"""Words of each hearing that are aligned: two minutes of talk, of which five seconds are sent again. Where there are
+more it is not speech, and comparing all of them would hold up the loop for minutes."""
 NEW = 0.15
 """Seconds that a word must end past an old turn to be new, where nothing of that turn could be aligned."""
 
@@ -40,16 +45,30 @@ def align(old: Sequence[Word], new: Sequence[Word], rate: int) -> list[tuple[int
     The longest common subsequence, where a pair of the same text counts three and a pair of the same place but another
     text counts one (a word heard differently must not be taken for two); of equal sums the one whose times agree best.
     """
-    texts, others = [fold(word.text) for word in old], [fold(word.text) for word in new]
-    best: list[list[tuple[float, float]]] = [[(0.0, 0.0)] * (len(new) + 1) for _ in range(len(old) + 1)]
-    for i in range(len(old) - 1, -1, -1):
-        for j in range(len(new) - 1, -1, -1):
+    olds, news = _within_reach(old, new, rate), _within_reach(new, old, rate)
+    texts, others = [fold(old[i].text) for i in olds], [fold(new[j].text) for j in news]
+    best: list[list[tuple[float, float]]] = [[(0.0, 0.0)] * (len(news) + 1) for _ in range(len(olds) + 1)]
+    for i in range(len(olds) - 1, -1, -1):
+        for j in range(len(news) - 1, -1, -1):
             best[i][j] = max(best[i + 1][j], best[i][j + 1])
-            apart = abs(old[i].end - new[j].end) / rate
+            apart = abs(old[olds[i]].end - new[news[j]].end) / rate
             if apart <= SAME_TEXT and (worth := _worth(apart, is_same=texts[i] == others[j])):
                 count, agreement = best[i + 1][j + 1]
                 best[i][j] = max(best[i][j], (count + worth, agreement - apart))
-    return _walk(best, len(old), len(new))
+    return [(olds[i], news[j]) for i, j in _walk(best, len(olds), len(news))]
+
+
+def _within_reach(words: Sequence[Word], others: Sequence[Word], rate: int) -> list[int]:
+    """The indexes of the words that may be one of the others, at most MAX_ALIGNED: no other can be part of a pair."""
+    ends = sorted(word.end for word in others)
+    reach = SAME_TEXT * rate
+    near_one = (i for i, word in enumerate(words) if _is_near(ends, word.end, reach))
+    return list(islice(near_one, MAX_ALIGNED))
+
+
+def _is_near(ends: Sequence[int], end: int, reach: float) -> bool:
+    place = bisect_left(ends, end - reach)
+    return place < len(ends) and ends[place] <= end + reach
 
 
 def _worth(apart: float, *, is_same: bool) -> int:

@@ -12,11 +12,16 @@ _NOBODY = frozenset({"", "UNKNOWN", "PENDING"})
 """What the service says where it does not know: two of them are not one person."""
 
 
+def label_of(session_id: str) -> str:
+    """The part of a session's id that its speakers' labels bear."""
+    return session_id[:8]
+
+
 class Speakers:
     """The speakers of one session. `names` are the room's: by the service's label, or one for EVERYBODY."""
 
     def __init__(self, session_id: str, names: Mapping[str, str]) -> None:
-        self._session = session_id[:8]
+        self._session = label_of(session_id)
         self._names = names
 
     def name(self, label: str | None) -> str | None:

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from roomtone.events import Word
 from roomtone.speech.protocol import TimedWord
 
+PADDING = 0.5
+"""Seconds that a turn's last word may end too late; half of them are usual."""
+
 
 class Track:
     """The audio that one session was sent: so many samples, and where in the room each stretch of them came from.
@@ -41,7 +44,7 @@ class Track:
         return self._place(sample, bisect_right(self._sent, max(sample - 1, 0)) - 1)
 
     def words(self, words: Iterable[TimedWord]) -> tuple[Word, ...]:
-        """The words by position. A word lies in one stretch, its end's: a turn's first start is up to 1 s too early."""
+        """The words by position, ascending. A word lies in its end's stretch: a turn's first start may be 1 s early."""
         placed = []
         for word in words:
             end = min(max(round(word.end * self.rate / 1000), 0), self.sent)
@@ -56,7 +59,11 @@ class Track:
                     word.speaker,
                 )
             )
-        return tuple(placed)
+        return tuple(sorted(placed, key=lambda word: (word.start, word.end)))
+
+    def has_sent(self, milliseconds: float) -> bool:
+        """True if that moment is not in the future of what was sent, give or take a padded edge."""
+        return milliseconds * self.rate / 1000 <= self.sent + PADDING * self.rate
 
     def _place(self, sample: int, stretch: int) -> int:
         return self._positions[stretch] + sample - self._sent[stretch]

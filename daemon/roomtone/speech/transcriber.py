@@ -41,11 +41,14 @@ DOUBT_EVERY = 5.0
 """Seconds between looks at whether a session still hears."""
 SHARED = 6
 """Seconds that both sessions are sent where no pause comes."""
+SHARED_LEAST = 2
+"""Seconds, likewise, where the old session is about to end: with fewer the seam would lie in a word. Where it ends
+before them, what it has not heard is a hole."""
 LONGEST = 10_200.0
 """Seconds after which a session is relieved where the service names no end: ten minutes before its three hours."""
 MARGIN = 180.0
 """Seconds before the end that the service names at which the next session is opened, a quarter of short ones."""
-SHORTEST = 20.0
+SHORTEST = 10.0
 """Seconds that every session lasts at the service; one that is said to last less is told by another clock than ours."""
 REPORT_EVERY = 10.0
 """Seconds between commits of what the gate, or the budget, holds back."""
@@ -181,7 +184,8 @@ class _Lanes:
                 end = min(passage.position, self._acknowledged)
                 if passage.deaf_since is not None and passage.deaf_since < end:
                     await self._repairs.doubt(Span(passage.deaf_since, end))
-            if not await self._attempts.wait_out(ending, trio.current_time() - begun):
+            settled = sum(passage.progress for passage in self._open) / self._desk.rate
+            if not await self._attempts.wait_out(ending, trio.current_time() - begun, progress=settled):
                 return
 
     async def _wait_for_work(self) -> bool:
@@ -357,8 +361,9 @@ class _Lanes:
             begin = seam = old.end_at_once() if paused else old.position
             if not paused:
                 # Nobody paused. Each session hears its own edge badly, so both are sent this, and the seam is inside.
-                seam = begin + SHARED * self._desk.rate // 2
-                old.share_until(begin + SHARED * self._desk.rate, seam)
+                shared = round(min(SHARED, max(SHARED_LEAST, self._left(old) - 1)) * self._desk.rate)
+                seam = begin + shared // 2
+                old.share_until(begin + shared, seam)
             new.begin_at(begin, seam)
             nursery.start_soon(self._settle, old, seam, settled)
         may_send.set()
@@ -368,7 +373,8 @@ class _Lanes:
         """Until the last 300 ms that the old session was sent are a pause, or one of the two is over. False: no pause
         came in time.
         """
-        with trio.move_on_after(max(0.0, min(PAUSE_WITHIN, self._left(old) - SHARED - LAST_WORDS))):
+        left = self._left(old)
+        with trio.move_on_after(max(0.0, min(PAUSE_WITHIN, max(left - SHARED - LAST_WORDS, left / 2)))):
             while not (old.over.is_set() or new.over.is_set()):
                 if await self._pauses(old):
                     return True

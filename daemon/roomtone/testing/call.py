@@ -140,7 +140,8 @@ class Call:
         for one in self._faults:
             if isinstance(one, fault.TooEarly):
                 await self._websocket.send_message(protocol.encode(protocol.TurnMessage(0, False, "w0")))
-        begin = conversation.begin(self._record.id, int(self._rules.utc() + lifetime))
+        name = next((one.id for one in self._faults if isinstance(one, fault.Name)), self._record.id)
+        begin = conversation.begin(name, int(self._rules.utc() + lifetime))
         await self._websocket.send_message(protocol.encode(begin))
         self._record.began_at = trio.current_time()
         try:
@@ -240,7 +241,7 @@ class Call:
 
     async def _say(self, *messages: protocol.Message) -> None:
         due = trio.current_time() + self._rules.manner.latency + self._lag
-        for message in messages:
+        for message in fault.distort(self._faults, messages):
             if self._is_numb and not isinstance(message, protocol.Termination):
                 continue
             if isinstance(message, protocol.LLMGatewayResponse) and self._rules.manner.thinking:
@@ -299,6 +300,10 @@ class Call:
             case fault.Lag(delay=delay):
                 await self._reach(one.seconds, one.words)
                 self._lag = delay
+            case fault.Say(text=text, times=times):
+                await self._reach(one.seconds, one.words)
+                for number in range(times):
+                    await self._send.send((trio.current_time(), text.replace("{n}", str(number))))
             case fault.Garble(message=name):
                 await self._reach(one.seconds, one.words)
                 await self._send.send((trio.current_time(), GARBLED[name]))

@@ -5,10 +5,12 @@ count from the moment when the session is up, `words` are those heard in it; a f
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, TypeAlias
 
 import msgspec
+
+from roomtone.speech.protocol import LLMGatewayResponse, Message, TurnMessage
 
 
 class Refuse(msgspec.Struct, frozen=True, tag=True):
@@ -90,6 +92,34 @@ class Garble(msgspec.Struct, frozen=True, tag=True):
     words: int = 0
 
 
+class Say(msgspec.Struct, frozen=True, tag=True):
+    """Send this text, as it is, so many times; `{n}` in it is the count from 0."""
+
+    text: str
+    times: int = 1
+    seconds: float = 0.0
+    words: int = 0
+
+
+class Miscount(msgspec.Struct, frozen=True, tag=True):
+    """Count turns from 0 again after so many of them; with 1 every turn is the first."""
+
+    after: int = 1
+
+
+class Repeat(msgspec.Struct, frozen=True, tag=True):
+    """Send every final and every answer so many times; `by_order`: each time as another turn, far ahead."""
+
+    times: int = 2
+    by_order: bool = False
+
+
+class Name(msgspec.Struct, frozen=True, tag=True):
+    """Begin by this id."""
+
+    id: str
+
+
 class Expire(msgspec.Struct, frozen=True, tag=True):
     """The session lasts so many seconds: `expires_at` says so, and at that moment it ends with 3008."""
 
@@ -101,7 +131,23 @@ class TooEarly(msgspec.Struct, frozen=True, tag=True):
 
 
 Fault: TypeAlias = (
-    Refuse | Deaf | HangUp | NoBegin | Close | Drop | Stall | Numb | Lag | NoTermination | Garble | Expire | TooEarly
+    Refuse
+    | Deaf
+    | HangUp
+    | NoBegin
+    | Close
+    | Drop
+    | Stall
+    | Numb
+    | Lag
+    | NoTermination
+    | Garble
+    | Say
+    | Miscount
+    | Repeat
+    | Name
+    | Expire
+    | TooEarly
 )
 Faults: TypeAlias = Callable[[int], Sequence[Fault]]
 """The faults of a connection by its number; the first is 0."""
@@ -135,6 +181,23 @@ GARBLED: Final[Mapping[str, str | bytes]] = {
     "warning": '{"type":"Warning","warning_code":1234,"warning":"session ending soon"}',
 }
 """Messages by the name of what is wrong with them; the last four are odd and harmless."""
+
+
+def distort(faults: Sequence[Fault], messages: Iterable[Message]) -> Iterator[Message]:
+    """The messages as a service with these faults says them."""
+    for message in messages:
+        said: list[Message] = [message]
+        for one in faults:
+            match one, message:
+                case Miscount(after=after), TurnMessage() | LLMGatewayResponse():
+                    said = [msgspec.structs.replace(message, turn_order=message.turn_order % after)]
+                case Repeat(times=times, by_order=by_order), TurnMessage(end_of_turn=True) | LLMGatewayResponse():
+                    far = 1000 if by_order and isinstance(message, TurnMessage) else 0
+                    said = [
+                        msgspec.structs.replace(message, turn_order=message.turn_order + far * number)
+                        for number in range(times)
+                    ]
+        yield from said
 
 
 def script(faults: Mapping[int, Sequence[Fault]]) -> Faults:
