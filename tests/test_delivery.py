@@ -65,9 +65,10 @@ class House:
         self._folder = folder
         self._nursery = nursery
 
-    def deliver(self, sink: Sink, name: str = "made", *, alone: trio.Lock | None = None) -> Delivery:
+    def make(self, sink: Sink, name: str = "made", *, alone: trio.Lock | None = None) -> Delivery:
+        """A delivery that does not run yet."""
         context = Context(name=name, folder=self._folder, state=self._folder, rates={"desk": 16_000})
-        delivery = Delivery(
+        return Delivery(
             name,
             sink,
             journal=self.journal,
@@ -76,6 +77,9 @@ class House:
             closing=self.closing,
             alone=alone,
         )
+
+    def deliver(self, sink: Sink, name: str = "made", *, alone: trio.Lock | None = None) -> Delivery:
+        delivery = self.make(sink, name, alone=alone)
         self._nursery.start_soon(delivery.run)
         return delivery
 

@@ -131,3 +131,23 @@ async def test_a_sink_that_comes_back_goes_on_where_it_was(
         await trio.sleep(0.1)
         work.outlets.begin("notes", Diary(pages=pages, name="second"))
     assert [page for page in pages if isinstance(page, int)] == [1, 2, 3]
+
+
+async def test_a_sink_that_comes_back_waits_for_the_one_that_leaves(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Taken out and put in again while the first still has a hook at work, the second is opened after its end."""
+    pages: list[Any] = []
+    release = trio.Event()
+    async with open_outlets(tmp_path) as work:
+        work.outlets.begin("notes", Diary(pages=pages, name="first", stuck=release))
+        await trio.sleep(0.1)
+        await commit(work.journal, 1)
+        await trio.sleep(0.1)
+        work.outlets.end("notes")
+        work.outlets.begin("notes", Diary(pages=pages, name="second"))
+        await commit(work.journal, 2)
+        await trio.sleep(10)
+        assert pages == ["first opens"]
+        release.set()
+    assert pages == ["first opens", 1, "first closes", "second opens", 2, "second closes"]

@@ -55,6 +55,13 @@ def test_coming_through_elsewhere_clears_nothing() -> None:
     assert ended(trial.begin("an event", 7, 7)).suspicion == Suspicion("an event", 7, 7, 2)
 
 
+def test_strikes_are_for_one_place() -> None:
+    """Two ends of the process in one sink, at another event or in another hook, are chance twice."""
+    trial = ended(Trial("boot").begin("opening", 0, 0))
+    assert ended(trial.begin("an event", 0, 0)).suspicion == Suspicion("an event", 0, 0, 1)
+    assert ended(trial.begin("opening", 0, 0)).suspicion == Suspicion("opening", 0, 0, 2)
+
+
 def test_who_had_no_turn_is_neither_cleared_nor_struck() -> None:
     """A suspect that has not had its turn when another one ends the process is as suspected as before."""
     trial = ended(Trial("boot").begin("an event", 7, 7))

@@ -250,7 +250,8 @@ class Delivery:
             if not worker.is_stuck:  # in a live hook
                 await self._standing.work()
             if not events:
-                await self._wait_for_more(self._standing.due)
+                # What is due waits for a live hook that hangs, whose return wakes nobody.
+                await self._wait_for_more(trio.current_time() + 1 if worker.is_stuck else self._standing.due)
 
     async def _deliver(self, events: Sequence[Durable], worker: Worker) -> None:
         wanted = self._wanted(events, worker)

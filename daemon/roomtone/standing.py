@@ -108,6 +108,7 @@ class Standing:
     async def hang(self, text: str, timeout: float) -> None:
         """A call has taken longer than `timeout` seconds, and still does."""
         self.state, self.error = "stuck", text
+        self._healthy_at = math.inf
         self._log.error("sink.stuck", timeout=timeout)
         if self._streak.is_failed(trio.current_time(), at_once=True):
             await self._tell(

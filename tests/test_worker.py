@@ -1,0 +1,96 @@
+"""Laws of the calls into a sink: each is watched by itself, and what a hook of the live feed does is seen too."""
+
+import threading
+from pathlib import Path
+
+import structlog
+import trio
+import trio.testing
+
+from roomtone.events import Durable, Level, Turn
+from roomtone.sinks import hookimpl
+from test_delivery import NOW, Received, events_of, house, opens, sink
+
+LEVEL = Level(room="desk", position=0, at=NOW, rms=-20, peak=-10)
+
+
+class Passing(Received):
+    """Synchronous hooks during which virtual seconds pass, so many for each event by its seq."""
+
+    def __init__(self, clock: trio.testing.MockClock, seconds: dict[int, float]) -> None:
+        super().__init__()
+        self.finished = trio.Event()
+        self._clock = clock
+        self._seconds = seconds
+
+    @hookimpl
+    def event(self, event: Durable) -> None:
+        trio.from_thread.run(self._pass, self._seconds.get(event.seq, 0.0))
+        self.seqs.append(event.seq)
+
+    @hookimpl
+    def flush(self) -> None:
+        trio.from_thread.run_sync(self.finished.set)
+
+    async def _pass(self, seconds: float) -> None:
+        if seconds:
+            self._clock.jump(seconds)
+            await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_the_timeout_is_for_one_call(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    """A batch whose calls together take longer than the timeout, and none of them alone, is no hang."""
+    passing = Passing(mock_clock, dict.fromkeys(range(1, 6), 20.0))
+    with structlog.testing.capture_logs() as logs:
+        async with house(tmp_path) as around:
+            await around.commit(5)
+            around.deliver(sink(opens(passing), timeout=30.0))
+            await passing.finished.wait()
+
+    assert passing.seqs == [1, 2, 3, 4, 5]
+    assert events_of(logs) == []
+
+
+async def test_a_loop_that_stood_still_makes_no_hang(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    """Where nobody could look for longer than the timeout, calls have returned meanwhile: that is no hang."""
+    passing = Passing(mock_clock, {2: 40.0})
+    with structlog.testing.capture_logs() as logs:
+        async with house(tmp_path) as around:
+            await around.commit(3)
+            around.deliver(sink(opens(passing), timeout=30.0))
+            await passing.finished.wait()
+
+    assert passing.seqs == [1, 2, 3]
+    assert events_of(logs) == []
+
+
+async def test_a_live_hook_that_hangs_shows(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A sink whose live hook hangs in its thread is stuck, and active again when the call has returned."""
+    go = threading.Event()
+
+    class Lamp:
+        @hookimpl
+        def level(self, event: Level) -> None:
+            go.wait(20)
+
+        @hookimpl
+        def turn(self, event: Turn) -> None: ...
+
+    with structlog.testing.capture_logs() as logs:
+        async with house(tmp_path) as around:
+            delivery = around.deliver(sink(opens(Lamp())))
+            await trio.sleep(1)
+            around.live.publish(LEVEL)
+            await trio.sleep(100)
+            # The notice of it has come by meanwhile, which this sink does not want.
+            assert (delivery.status().state, delivery.status().behind) == ("stuck", 0)
+            go.set()
+            while delivery.status().state == "stuck":  # noqa: ASYNC110 - a thread has no event of trio
+                await trio.sleep(1)
+            assert delivery.status().state == "active"
+            await trio.sleep(30)
+            assert around.journal.tip == 1
+            await trio.sleep(100)
+            assert around.journal.tip == 2
+
+    assert events_of(logs) == ["sink.stuck", "sink.live_failed", "sink.recovered"]
