@@ -1,5 +1,6 @@
 """Laws of how a sink stands: who is told of it when, and when it is tried again."""
 
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from roomtone.events import Durable
 from roomtone.hooks import Misfit
 from roomtone.journal import open_journal
 from roomtone.orders import cancel, mark_of
-from roomtone.sinks import hookimpl
+from roomtone.sinks import Context, hookimpl
 from roomtone.standing import Standing
 from test_delivery import Received, house, opens, sink
 from test_orders import PAUSE
@@ -93,9 +94,13 @@ async def test_status_of_a_sink_that_waits_is_what_failed_last(tmp_path: Path, a
     """What failed stands in the status until the sink is active again, and no longer."""
     failing, received = Failing(), Received()
     plugin: list[object] = [failing]
+
+    def opening(context: Context) -> AbstractAsyncContextManager[object]:
+        return opens(plugin[0])(context)
+
     with structlog.testing.capture_logs():
         async with house(tmp_path) as around:
-            delivery = around.deliver(sink(lambda context: opens(plugin[0])(context)))
+            delivery = around.deliver(sink(opening))
             await around.commit(1)
             await trio.sleep(10)
             assert (delivery.status().state, "away" in (delivery.status().error or "")) == ("failing", True)
