@@ -75,6 +75,8 @@ async def test_orders_reach_a_sink_that_rests(tmp_path: Path, autojump_clock: tr
             delivery = around.deliver(sink(opens(failing)))
             await around.commit(1)
             await trio.sleep(10)
+            delivery.look()  # somebody has written the journal: an order for another one
+            await trio.sleep(1)
             assert (delivery.status().state, len(failing.calls)) == ("failing", 1)
             await around.journal.commit(PAUSE)
             delivery.look()
