@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import structlog
 import trio
 
 from roomtone import Context, Durable, Sink, hookimpl
@@ -151,3 +152,24 @@ async def test_a_sink_that_comes_back_waits_for_the_one_that_leaves(
         assert pages == ["first opens"]
         release.set()
     assert pages == ["first opens", 1, "first closes", "second opens", 2, "second closes"]
+
+
+async def test_a_sink_without_its_folder_fails_alone(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """Where a sink's own folder cannot be made it waits, while others work, and goes on when it can."""
+    pages: list[Any] = []
+    others: list[Any] = []
+    (tmp_path / "sinks").mkdir()
+    (tmp_path / "sinks" / "notes").write_text("in the way")
+    with structlog.testing.capture_logs():
+        async with open_outlets(tmp_path) as work:
+            work.outlets.begin("notes", Diary(pages=pages, name="first"))
+            work.outlets.begin("others", Diary(pages=others, name="other"))
+            await trio.sleep(1)
+            await commit(work.journal, 1)
+            await trio.sleep(1)
+            (status,) = [outlet.status() for outlet in work.outlets if outlet.name == "notes"]
+            assert status.state == "failing"
+            assert str(tmp_path / "sinks" / "notes") in (status.error or "")
+            assert others == ["other opens", 1]
+            (tmp_path / "sinks" / "notes").unlink()
+    assert pages == ["first opens", 1, "first closes"]

@@ -1,18 +1,25 @@
 """Laws of how a sink stands: who is told of it when, and when it is tried again."""
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import structlog
 import trio
 
-from roomtone.events import Durable
+from roomtone.events import Durable, Notice
 from roomtone.hooks import Misfit
 from roomtone.journal import open_journal
 from roomtone.orders import cancel, mark_of
-from roomtone.sinks import Context, hookimpl
+from roomtone.sinks import Context, Sink, hookimpl
 from roomtone.standing import Standing
+from roomtone_command import CommandSink
+from roomtone_jsonl import Jsonl
+from roomtone_transcript import TranscriptSink
+from roomtone_wav import Wav
+from roomtone_webhook import Webhook
 from test_delivery import Received, house, opens, sink
 from test_orders import PAUSE
 
@@ -109,3 +116,84 @@ async def test_status_of_a_sink_that_waits_is_what_failed_last(tmp_path: Path, a
             plugin[0] = received
             await trio.sleep(100)
             assert (delivery.status().state, delivery.status().error) == ("active", None)
+
+
+async def test_what_a_sink_warns_of_is_a_notice(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A sink that goes on without something says so in a notice each; of very many, the newest are kept."""
+
+    class Careful(Received):
+        @hookimpl
+        async def event(self, event: Durable) -> None:
+            await super().event(event)
+            for number in range(20 if event.seq == 1 else 0):
+                warn(f"old/{number} cannot be reached")
+
+    careful = Careful()
+
+    def opening(context: Context) -> AbstractAsyncContextManager[object]:
+        nonlocal warn
+        warn = context.warn
+        return opens(careful)(context)
+
+    warn: Callable[[str], None]
+    with structlog.testing.capture_logs() as logs:
+        async with house(tmp_path) as around:
+            around.deliver(sink(opening))
+            await around.commit(1)
+            await trio.sleep(1)
+            notices = await around.journal.select("", ["notice"], 0, 1)
+    texts = [(notice.code, notice.text) for notice in notices if isinstance(notice, Notice)]
+    assert texts == [("sink.warning", f"Sink made: old/{number} cannot be reached") for number in range(12, 20)]
+    assert [entry["event"] for entry in logs] == ["sink.warning"] * 8
+    assert len(careful.seqs) == 9
+
+
+@pytest.mark.parametrize(
+    ("made", "missing", "hint"),
+    [
+        (Jsonl(path="out/events.jsonl"), "out", "ReadWritePaths="),
+        (Wav(directory="out"), "out", "ReadWritePaths="),
+        (TranscriptSink(directory="out"), "out", "ReadWritePaths="),
+        (
+            Webhook(url="http://127.0.0.1:9/", secret_file="hook.secret"),
+            "hook.secret",
+            "secret_file: No such file or directory; it must",
+        ),
+        (Webhook(url_file="hook.url"), "hook.url", "url_file: No such file or directory; it must"),
+        (
+            CommandSink(argv=("true",), environment_files={"KEY": "key"}),
+            "key",
+            "environment_files: KEY: No such file or directory; it must",
+        ),
+        (CommandSink(argv=("./send",)), "send", "argv: no such program"),
+    ],
+    ids=str,
+)
+async def test_a_sink_without_its_place_fails_alone_and_comes_back(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, made: Sink, missing: str, hint: str
+) -> None:
+    """One line names the file and what to do, others get their events, and when the file is there it goes on."""
+    place, good = tmp_path / missing, Received()
+    if missing == "out":
+        place.write_text("a file in the folder's place")
+    with structlog.testing.capture_logs():
+        async with house(tmp_path) as around:
+            delivery, _ = around.deliver(made), around.deliver(sink(opens(good)), "good")
+            await around.commit(1)
+            await until(lambda: delivery.status().state == "failing" and bool(good.seqs))
+            error = delivery.status().error or ""
+            assert (missing in error, hint in error, "\n" in error) == (True, True, False)
+            if missing == "out":
+                place.unlink()
+            else:
+                place.write_text("whsec_" + "A" * 32 if "secret" in missing else "http://127.0.0.1:9/")
+                place.chmod(0o700)
+            await until(lambda: delivery.status().error != error)
+            around._nursery.cancel_scope.cancel()
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for what happens in threads, whatever time passes for trio."""
+    with trio.fail_after(100_000):
+        while not is_so():  # noqa: ASYNC110 - a status wakes nobody
+            await trio.sleep(1)

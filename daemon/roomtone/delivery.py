@@ -6,6 +6,7 @@ module is the plugin boundary: whatever a sink raises ends here, as a line in th
 journal raises passes through, and so does cancellation.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -16,6 +17,7 @@ import msgspec
 import structlog
 import trio
 
+from roomtone import places
 from roomtone.batch import Batch, SinkFailed
 from roomtone.events import Audio, Durable, kind_of
 from roomtone.failure import innermost
@@ -31,6 +33,9 @@ from roomtone.worker import Worker
 
 BATCH = 1000
 """Events in a batch at most; also how many uninteresting ones may pass before the cursor is made durable."""
+
+WARNINGS = 8
+"""Warnings of a sink that wait to become notices at most; the newest are kept."""
 
 _CANCELLED = (
     "its own code has cancelled it: a cancel scope or a crashed task around the `yield` of `open` does that, or a "
@@ -62,7 +67,8 @@ class Delivery:
         self._sink = sink
         self._journal = journal
         self._live = live
-        self._context = context
+        self._warnings: deque[str] = deque(maxlen=WARNINGS)
+        self._context = msgspec.structs.replace(context, warn=self._warnings.append)
         self._closing = closing
         self._leaving = False
         self._log = log.bind(sink=name)
@@ -198,6 +204,7 @@ class Delivery:
             async with AsyncExitStack() as stack:
                 async with self._proof.trial("opening"):
                     patience.deadline = trio.current_time() + self._sink.timeout
+                    places.private_folder(self._context.state)
                     plugin = await stack.enter_async_context(opened(self._sink, self._context))
                     patience.deadline = float("inf")
                 try:
@@ -249,6 +256,8 @@ class Delivery:
                     return
             if not worker.is_stuck:  # in a live hook
                 await self._standing.work()
+            while self._warnings:
+                await self._standing.warn(self._warnings.popleft())
             if not events:
                 # What is due waits for a live hook that hangs, whose return wakes nobody.
                 await self._wait_for_more(trio.current_time() + 1 if worker.is_stuck else self._standing.due)

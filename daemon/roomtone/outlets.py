@@ -7,7 +7,6 @@ from typing import NamedTuple
 import structlog
 import trio
 
-from roomtone import places
 from roomtone.delivery import Delivery
 from roomtone.echoes import Passage
 from roomtone.journal import Journal
@@ -103,7 +102,6 @@ class Outlets:
         """Deliver to a sink, from its cursor on. One of that name is left first, and its successor waits for its end:
         two never write to one place.
         """
-        places.private_folder(self._grounds.state / name)
         context = self._context(name)
         outlet = Outlet(name, sink, context, self._journal, self._live, self._alone)
         self._nursery.start_soon(_run_after, self._last.get(name), outlet)

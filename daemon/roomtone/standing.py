@@ -117,6 +117,11 @@ class Standing:
                 f"Sink {self._name} hangs: {text}. Events wait for it in the journal and go on when the call returns.",
             )
 
+    async def warn(self, text: str) -> None:
+        """It cannot do something, goes on without it, and says so."""
+        self._log.warning("sink.warning", reason=text)
+        await self._tell("warning", "sink.warning", f"Sink {self._name}: {text}")
+
     def miss(self, error: BaseException, failures: int) -> None:
         """A live event was lost to an error of the sink: the `failures`th since it was opened."""
         self.state = "active"  # stuck until now, perhaps
