@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import structlog
@@ -26,7 +26,7 @@ from roomtone.journal import Journal, JournalError, Mark
 from roomtone.live import Live, LiveEvent
 from roomtone.orders import Orders, Retry, cancel, mark_of, orders_of, prefix
 from roomtone.pins import pins_mark
-from roomtone.proof import Place, Proof
+from roomtone.proof import Proof
 from roomtone.sinks import Context, Sink, wants
 from roomtone.standing import SinkStatus, Standing
 from roomtone.worker import Worker
@@ -49,7 +49,7 @@ class Delivery:
     """One sink and its way through the journal. Making it does nothing; `run` works, and `status` may always be asked.
 
     `closing` is set when no more events will be committed; then `run` returns as soon as the sink has everything. It is
-    this sink's own event: `leave` sets it too. `alone` is one lock for all sinks: see `proof.py`.
+    this sink's own event: `leave` sets it too.
     """
 
     def __init__(
@@ -61,7 +61,6 @@ class Delivery:
         live: Live,
         context: Context,
         closing: trio.Event,
-        alone: trio.Lock | None = None,
     ) -> None:
         self._name = name
         self._sink = sink
@@ -77,7 +76,7 @@ class Delivery:
         self._cursor = journal.tip
         self._durable_cursor = journal.tip
         self._limit = BATCH
-        self._proof = Proof(name, sink, journal, alone or trio.Lock())
+        self._proof = Proof(name, sink, journal)
         self._orders = Orders()
         self._called = trio.Event()
 
@@ -340,8 +339,7 @@ class Delivery:
         with self._live.subscribe(wanted=partial(self._wants_live, worker.hooks)) as feed:
             async for event in feed:
                 try:
-                    async with self._proof.first(cast(Place, kind_of(event))):
-                        await worker.tell_live(event)
+                    await worker.tell_live(event)
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
                     failures += 1
                     self._standing.miss(error, failures)
