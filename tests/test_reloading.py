@@ -104,7 +104,7 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
 
 
 def configured(folder: Path, **settings: Any) -> Config:
-    tables = {"service": Service(), "rooms": {"desk": ROOM}, "sinks": {}} | settings
+    tables: dict[str, Any] = {"service": Service(), "rooms": {"desk": ROOM}, "sinks": {}} | settings
     return Config(path=folder / "roomtone.toml", **tables)
 
 

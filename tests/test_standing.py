@@ -126,16 +126,14 @@ async def test_what_a_sink_warns_of_is_a_notice(tmp_path: Path, autojump_clock: 
         async def event(self, event: Durable) -> None:
             await super().event(event)
             for number in range(20 if event.seq == 1 else 0):
-                warn(f"old/{number} cannot be reached")
+                told[0].warn(f"old/{number} cannot be reached")
 
-    careful = Careful()
+    careful, told = Careful(), list[Context]()
 
     def opening(context: Context) -> AbstractAsyncContextManager[object]:
-        nonlocal warn
-        warn = context.warn
+        told.append(context)
         return opens(careful)(context)
 
-    warn: Callable[[str], None]
     with structlog.testing.capture_logs() as logs:
         async with house(tmp_path) as around:
             around.deliver(sink(opening))

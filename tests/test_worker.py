@@ -9,16 +9,16 @@ import trio.testing
 
 from roomtone.events import Durable, Level, Turn
 from roomtone.sinks import hookimpl
-from test_delivery import NOW, Received, events_of, house, opens, sink
+from test_delivery import NOW, events_of, house, opens, sink
 
 LEVEL = Level(room="desk", position=0, at=NOW, rms=-20, peak=-10)
 
 
-class Passing(Received):
+class Passing:
     """Synchronous hooks during which virtual seconds pass, so many for each event by its seq."""
 
     def __init__(self, clock: trio.testing.MockClock, seconds: dict[int, float]) -> None:
-        super().__init__()
+        self.seqs: list[int] = []
         self.finished = trio.Event()
         self._clock = clock
         self._seconds = seconds
