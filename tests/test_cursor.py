@@ -108,3 +108,26 @@ async def test_acknowledged_means_everything_up_to_there(tmp_path: Path, autojum
         assert (delivery.has(0), delivery.has(1)) == (True, False)
         await trio.sleep(10)
         assert (delivery.has(1), delivery.has(2)) == (True, False)
+
+
+async def test_batches_grow_again_after_a_failure(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A sink that has failed gets one event, then twice as many each time: a backlog is not brought one by one."""
+
+    class Once(Received):
+        is_away = True
+
+        @hookimpl
+        async def flush(self) -> None:
+            if self.is_away:
+                self.is_away = False
+                self.seqs.clear()
+                raise OSError("away")
+            await super().flush()
+
+    once = Once()
+    with structlog.testing.capture_logs():
+        async with house(tmp_path) as around:
+            await around.commit(40)
+            around.deliver(sink(opens(once)))
+            await around.acknowledged(40)
+    assert once.flushes == [1, 3, 7, 15, 31, 40]

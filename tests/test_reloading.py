@@ -4,6 +4,7 @@ Rooms are muted, so that none of them has a source; all else is the daemon's own
 """
 
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -229,6 +230,22 @@ async def test_who_asks_may_go_away(tmp_path: Path, autojump_clock: trio.testing
                 await around.reload(after)
             assert around.sinks == {"new"}
             assert len(await around.journal.select("", ["notice"], 0, 1)) == 1
+
+
+async def test_one_reload_at_a_time(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """Two clients that ask concurrently get one reload after the other."""
+    inside: list[int] = []
+
+    def slowly() -> None:
+        inside.append(len(inside))
+        assert inside == [0]
+        time.sleep(0.05)
+        inside.clear()
+
+    with structlog.testing.capture_logs():
+        async with work(tmp_path, configured(tmp_path), slowly) as around, trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(around.reload, configured(tmp_path))
 
 
 async def test_no_reload_once_the_rooms_are_closed(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:

@@ -94,3 +94,27 @@ async def test_a_live_hook_that_hangs_shows(tmp_path: Path, autojump_clock: trio
             assert around.journal.tip == 2
 
     assert events_of(logs) == ["sink.stuck", "sink.live_failed", "sink.recovered"]
+
+
+async def test_cancelled_in_a_thread_it_calls_nothing_more(tmp_path: Path) -> None:
+    """At the very end of the daemon a batch with hooks of both sorts ends with the call that is under way."""
+    calls: list[int] = []
+    cancelling = trio.CancelScope()
+
+    class Mixed:
+        @hookimpl
+        def event(self, event: Durable) -> None:
+            calls.append(event.seq)
+            trio.from_thread.run_sync(cancelling.cancel)
+
+        @hookimpl
+        async def flush(self) -> None:
+            calls.append(0)
+
+    async with house(tmp_path) as around:
+        await around.commit(3)
+        with cancelling:
+            await around.make(sink(opens(Mixed()))).run()
+        assert await around.journal.cursor("made") == 0
+
+    assert (cancelling.cancelled_caught, calls) == (True, [1])

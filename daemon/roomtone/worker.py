@@ -94,7 +94,6 @@ class Worker:
                 with trio.CancelScope(shield=True) as patience:
                     nursery.start_soon(_hurry, patience)
                     await trio.to_thread.run_sync(contained, limiter=self._thread, abandon_on_cancel=True)
-                await trio.lowlevel.checkpoint_if_cancelled()
                 nursery.cancel_scope.cancel()
             if self.is_stuck and batch:
                 batch.error = batch.error or SinkFailed(self._overdue)

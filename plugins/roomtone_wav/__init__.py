@@ -15,7 +15,7 @@ from roomtone.durable import SPOILED, alone, make_writable_folder
 from roomtone_transcript.captions import Captions
 from roomtone_wav import compression
 from roomtone_wav.catalog import CATALOG, open_catalog, read_catalog
-from roomtone_wav.disk import described, write_sidecar
+from roomtone_wav.disk import described, open_wav, write_sidecar
 from roomtone_wav.keeping import Keeper
 from roomtone_wav.place import Place
 from roomtone_wav.recording import HEADER, WIDTH, Format, Gaps, Recording, Split
@@ -115,6 +115,10 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
 
         is_alone = stack.enter_context(alone(context.state / "recordings.lock"))
         place = Place(directory, context.warn)
+        for recording in catalog.newest_of_all():
+            if not place.has(recording) and not recording.is_sealed:
+                with place.forgiving(recording, "finished"), open_wav(recording.path):
+                    pass
         keeper = Keeper(catalog, place, write, keep_days=self.keep_days, keep_gb=self.keep_gb, is_alone=is_alone)
         stack.callback(keeper.close)
         kind = TranscribingWriter if has_text else Writer

@@ -21,7 +21,7 @@ class Place:
     def __init__(self, directory: Path, warn: Callable[[str], None]) -> None:
         self.directory = directory
         self._warn = warn
-        self._is_told = False
+        self._told: set[str] = set()
 
     def has(self, recording: Recording) -> bool:
         """True if the recording lies below the directory."""
@@ -38,8 +38,8 @@ class Place:
 
     @contextmanager
     def forgiving(self, recording: Recording, doing: str) -> Iterator[None]:
-        """For work on the recording's files: an OSError passes for those of this directory, and for others becomes one
-        notice in the life of the sink, and a line of the log each.
+        """For work on the recording's files: an OSError passes for those of this directory, and for others it becomes a
+        notice, once in the life of the sink for each thing to do, and a line of the log.
         """
         try:
             yield
@@ -51,8 +51,8 @@ class Place:
     def tell(self, recording: Recording, doing: str, error: Exception) -> None:
         """Say that something cannot be done with a recording that lies elsewhere."""
         log.warning("recording.out_of_reach", path=recording.path, doing=doing, error=str(error))
-        if not self._is_told:
-            self._is_told = True
+        if doing not in self._told:
+            self._told.add(doing)
             reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
             self._warn(
                 f"{recording.path} lies outside of {self.directory} and could not be {doing}: {reason}. It stays as it "

@@ -119,8 +119,8 @@ class Writer:
                     if self._here.is_there(near):
                         self._save(near)
             for recording in self._catalog.overlapping(event.room, event.start, event.end):
-                if self._here.is_there(recording):
-                    with self._here.forgiving(recording, "forgotten"):
+                with self._here.forgiving(recording, "forgotten"):
+                    if Path(recording.path).exists():
                         self._erase(recording, max(event.start, recording.first), min(event.end, recording.end))
 
     @hookimpl
