@@ -20,7 +20,7 @@ from roomtone_jsonl import Jsonl
 from roomtone_transcript import TranscriptSink
 from roomtone_wav import Wav
 from roomtone_webhook import Webhook
-from test_delivery import Received, house, opens, sink
+from test_delivery import Bad, Received, house, opens, sink
 from test_orders import PAUSE
 
 
@@ -195,3 +195,17 @@ async def until(is_so: Callable[[], bool]) -> None:
     with trio.fail_after(100_000):
         while not is_so():  # noqa: ASYNC110 - a status wakes nobody
             await trio.sleep(1)
+
+
+@pytest.mark.parametrize(("place", "text"), [("open", "opening"), ("leave", "leaving")])
+async def test_what_took_too_long_is_named(
+    tmp_path: Path, autojump_clock: trio.abc.Clock, place: str, text: str
+) -> None:
+    """A context that hangs is ended after the timeout, and the log says where it was."""
+    bad = Bad(place, trio.sleep_forever)
+    with structlog.testing.capture_logs() as logs:
+        async with house(tmp_path) as around:
+            around.deliver(sink(bad.opening, timeout=5.0))
+            await around.commit(1)
+            await trio.sleep(60)
+    assert logs[0]["error"] == f"{text} took longer than 5 s"
