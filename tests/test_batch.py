@@ -95,3 +95,23 @@ def test_nothing_done_is_not_flushed() -> None:
     Batch(events(1), bind(plugin, name="scripted")).run()
 
     assert plugin.calls == [("notice", 1), ("event", 1)]
+
+
+async def test_cancellation_ends_a_batch(autojump_clock: trio.abc.Clock) -> None:
+    """Cancelled in a hook, alone or with an error beside it, a batch calls nothing more and lets it pass."""
+
+    async def make(hook: Hook, arguments: Any) -> None:
+        hook.call(*arguments)
+        if hook.name == "event" and arguments[0].seq == 2:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                await trio.sleep_forever()
+
+    plugin = Scripted(["take", "take"], "take")
+    batch = Batch(events(2), bind(plugin, name="scripted"))
+    with trio.move_on_after(1) as scope:
+        await batch.run_async(make)
+
+    assert scope.cancelled_caught
+    assert plugin.calls[-1] == ("event", 2)
+    assert (batch.done, batch.error) == (1, None)

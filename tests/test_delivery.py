@@ -65,17 +65,20 @@ class House:
         self._folder = folder
         self._nursery = nursery
 
-    def deliver(self, sink: Sink, name: str = "made", *, alone: trio.Lock | None = None) -> Delivery:
+    def make(self, sink: Sink, name: str = "made") -> Delivery:
+        """A delivery that does not run yet."""
         context = Context(name=name, folder=self._folder, state=self._folder, rates={"desk": 16_000})
-        delivery = Delivery(
+        return Delivery(
             name,
             sink,
             journal=self.journal,
             live=self.live,
             context=context,
             closing=self.closing,
-            alone=alone,
         )
+
+    def deliver(self, sink: Sink, name: str = "made") -> Delivery:
+        delivery = self.make(sink, name)
         self._nursery.start_soon(delivery.run)
         return delivery
 

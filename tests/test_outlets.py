@@ -1,17 +1,22 @@
 """The sinks at work: one follows another at the same place, and never two at once."""
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+import structlog
 import trio
 
 from roomtone import Context, Durable, Sink, hookimpl
 from roomtone.events import Notice
 from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
+from roomtone.orders import Pause, mark_of
 from roomtone.outlets import Grounds, Outlets
 
 
@@ -131,3 +136,72 @@ async def test_a_sink_that_comes_back_goes_on_where_it_was(
         await trio.sleep(0.1)
         work.outlets.begin("notes", Diary(pages=pages, name="second"))
     assert [page for page in pages if isinstance(page, int)] == [1, 2, 3]
+
+
+async def test_a_sink_that_comes_back_waits_for_the_one_that_leaves(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Taken out and put in again while the first still has a hook at work, the second is opened after its end."""
+    pages: list[Any] = []
+    release = trio.Event()
+    async with open_outlets(tmp_path) as work:
+        work.outlets.begin("notes", Diary(pages=pages, name="first", stuck=release))
+        await trio.sleep(0.1)
+        await commit(work.journal, 1)
+        await trio.sleep(0.1)
+        work.outlets.end("notes")
+        work.outlets.begin("notes", Diary(pages=pages, name="second"))
+        await commit(work.journal, 2)
+        await trio.sleep(10)
+        assert pages == ["first opens"]
+        release.set()
+    assert pages == ["first opens", 1, "first closes", "second opens", 2, "second closes"]
+
+
+async def test_a_sink_without_its_folder_fails_alone(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """Where a sink's own folder cannot be made it waits, while others work, and goes on when it can."""
+    pages: list[Any] = []
+    others: list[Any] = []
+    (tmp_path / "sinks").mkdir()
+    (tmp_path / "sinks" / "notes").write_text("in the way")
+    with structlog.testing.capture_logs():
+        async with open_outlets(tmp_path) as work:
+            work.outlets.begin("notes", Diary(pages=pages, name="first"))
+            work.outlets.begin("others", Diary(pages=others, name="other"))
+            await trio.sleep(1)
+            await commit(work.journal, 1)
+            await trio.sleep(1)
+            (status,) = [outlet.status() for outlet in work.outlets if outlet.name == "notes"]
+            assert status.state == "failing"
+            assert str(tmp_path / "sinks" / "notes") in (status.error or "")
+            assert others == ["other opens", 1]
+            (tmp_path / "sinks" / "notes").unlink()
+    assert pages == ["first opens", 1, "first closes"]
+
+
+ORDER = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+database.execute("INSERT INTO marks VALUES (?, ?)", sys.argv[2:])
+database.commit()
+"""
+
+
+async def test_an_order_of_another_process_is_seen(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """A command writes the journal, and the sink that it means obeys within moments; the others go on."""
+    pages: list[Any] = []
+    async with open_outlets(tmp_path) as work, trio.open_nursery() as nursery:
+        nursery.start_soon(work.outlets.watch_orders)
+        work.outlets.begin("notes", Diary(pages=pages, name="first"))
+        work.outlets.begin("others", Diary(pages=[], name="other"))
+        await trio.sleep(3)
+        pause = mark_of("notes", Pause(datetime(2026, 1, 1, tzinfo=UTC), "person", "for a test"))
+        command = [sys.executable, "-c", ORDER, str(tmp_path / "journal.sqlite"), pause.key]
+        subprocess.run([*command, msgspec.json.encode(pause.value)], check=True)  # noqa: ASYNC221 - no time passes
+        await trio.sleep(3)
+        assert {outlet.name: outlet.status().state for outlet in work.outlets} == {
+            "notes": "paused",
+            "others": "active",
+        }
+        nursery.cancel_scope.cancel()
+    assert pages == ["first opens", "first closes"]

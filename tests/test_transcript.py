@@ -1,5 +1,6 @@
 """roomtone_transcript: pages that say what was said, in the order of its saying, whatever order it came in."""
 
+import errno
 import os
 import random
 import sqlite3
@@ -538,3 +539,32 @@ async def test_by_the_daemons_delivery(tmp_path: Path) -> None:
     assert await deliver_all(sink, tmp_path, [said(order, f"{order}.", order=order) for order in range(1200)]) == []
     await deliver_all(sink, tmp_path, [said(9000, "Last.")])
     assert len(page(tmp_path).splitlines()[2::2]) == 1201
+
+
+@pytest.mark.parametrize("old", ["there", "gone", "moved", "read-only"])
+async def test_a_directory_that_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str) -> None:
+    """What is said next stands on a whole page in the new place; the old page goes, or is said to stay."""
+    warnings: list[str] = []
+    told = msgspec.structs.replace(context(tmp_path), warn=warnings.append)
+    before, after = committed(said(0, "Hello."), said(60, "Again.", order=1))
+    await deliver(TranscriptSink(directory="pages"), tmp_path, [before])
+    match old:
+        case "gone":
+            (tmp_path / "pages").rename(tmp_path / "elsewhere")
+        case "moved":
+            (tmp_path / "pages").rename(tmp_path / "new")
+        case "read-only":
+
+            def refuse(path: Path, *_: Any, **settings: Any) -> None:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+            monkeypatch.setattr(Path, "unlink", refuse)
+    async with TranscriptSink(directory="new").open(told) as plugin:
+        scribe: Any = plugin
+        scribe.turn(after)
+        scribe.flush()
+    monkeypatch.undo()
+    (text,) = pages(tmp_path / "new").values()
+    assert ("Hello." in text, "Again." in text) == (True, True)
+    assert len(pages(tmp_path / "pages")) == (1 if old == "read-only" else 0)
+    assert [str(tmp_path / "pages") in warning for warning in warnings] == ([True] if old == "read-only" else [])

@@ -21,6 +21,7 @@ from roomtone.durable import alone, remove
 from roomtone_wav import Wav, compression, keeping
 from roomtone_wav.catalog import CATALOG, Catalog, open_catalog
 from roomtone_wav.keeping import Keeper
+from roomtone_wav.place import Place
 from test_wav import NOON, Room, audio, hand
 
 RATE = 8000
@@ -424,7 +425,7 @@ async def test_a_clock_that_jumps_ahead_removes_nothing(tmp_path: Path, monkeypa
             at = [0.0, 0.0]
             keeper = Keeper(
                 catalog,
-                tmp_path / "wav",
+                Place(tmp_path / "wav", print),
                 lambda _: None,
                 keep_days=30,
                 keep_gb=None,

@@ -6,16 +6,18 @@ module is the plugin boundary: whatever a sink raises ends here, as a line in th
 journal raises passes through, and so does cancellation.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import structlog
 import trio
 
+from roomtone import places
 from roomtone.batch import Batch, SinkFailed
 from roomtone.events import Audio, Durable, kind_of
 from roomtone.failure import innermost
@@ -24,7 +26,7 @@ from roomtone.journal import Journal, JournalError, Mark
 from roomtone.live import Live, LiveEvent
 from roomtone.orders import Orders, Retry, cancel, mark_of, orders_of, prefix
 from roomtone.pins import pins_mark
-from roomtone.proof import Place, Proof
+from roomtone.proof import Proof
 from roomtone.sinks import Context, Sink, wants
 from roomtone.standing import SinkStatus, Standing
 from roomtone.worker import Worker
@@ -34,6 +36,9 @@ BATCH = 1000
 
 SPOKEN = frozenset(("turn", "answer", "analysis", "audio", "interim"))
 """The hooks that get what was said."""
+
+WARNINGS = 8
+"""Warnings of a sink that wait to become notices at most; the newest are kept."""
 
 _CANCELLED = (
     "its own code has cancelled it: a cancel scope or a crashed task around the `yield` of `open` does that, or a "
@@ -47,7 +52,7 @@ class Delivery:
     """One sink and its way through the journal. Making it does nothing; `run` works, and `status` may always be asked.
 
     `closing` is set when no more events will be committed; then `run` returns as soon as the sink has everything. It is
-    this sink's own event: `leave` sets it too. `alone` is one lock for all sinks: see `proof.py`.
+    this sink's own event: `leave` sets it too.
     """
 
     def __init__(
@@ -59,13 +64,13 @@ class Delivery:
         live: Live,
         context: Context,
         closing: trio.Event,
-        alone: trio.Lock | None = None,
     ) -> None:
         self._name = name
         self._sink = sink
         self._journal = journal
         self._live = live
-        self._context = context
+        self._warnings: deque[str] = deque(maxlen=WARNINGS)
+        self._context = msgspec.structs.replace(context, warn=self._warnings.append)
         self._closing = closing
         self._leaving = False
         self._log = log.bind(sink=name)
@@ -74,7 +79,7 @@ class Delivery:
         self._cursor = journal.tip
         self._durable_cursor = journal.tip
         self._limit = BATCH
-        self._proof = Proof(name, sink, journal, alone or trio.Lock())
+        self._proof = Proof(name, sink, journal)
         self._orders = Orders()
         self._called = trio.Event()
         self._kinds = frozenset[str]()
@@ -207,6 +212,7 @@ class Delivery:
             async with AsyncExitStack() as stack:
                 async with self._proof.trial("opening"):
                     patience.deadline = trio.current_time() + self._sink.timeout
+                    places.private_folder(self._context.state)
                     plugin = await stack.enter_async_context(opened(self._sink, self._context))
                     patience.deadline = float("inf")
                 try:
@@ -259,8 +265,11 @@ class Delivery:
                     return
             if not worker.is_stuck:  # in a live hook
                 await self._standing.work()
+            while self._warnings:
+                await self._standing.warn(self._warnings.popleft())
             if not events:
-                await self._wait_for_more(self._standing.due)
+                # What is due waits for a live hook that hangs, whose return wakes nobody.
+                await self._wait_for_more(trio.current_time() + 1 if worker.is_stuck else self._standing.due)
 
     async def _deliver(self, events: Sequence[Durable], worker: Worker) -> None:
         wanted = self._wanted(events, worker)
@@ -339,12 +348,11 @@ class Delivery:
         failures = 0
         with self._live.subscribe(wanted=partial(self._wants_live, worker.hooks)) as feed:
             async for event in feed:
-                async with self._proof.first(cast(Place, kind_of(event))):
-                    try:
-                        await worker.tell_live(event)
-                    except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
-                        failures += 1
-                        self._standing.miss(error, failures)
+                try:
+                    await worker.tell_live(event)
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
+                    failures += 1
+                    self._standing.miss(error, failures)
 
     def _wants_live(self, hooks: Implementation, event: LiveEvent) -> bool:
         kind, rooms, kinds = kind_of(event), self._sink.rooms, self._sink.kinds

@@ -6,6 +6,7 @@ folder, what they have put there is not written to: see `files.py`.
 Errors: OSError that names the file or folder, from all of these.
 """
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -48,6 +49,17 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     sync_folder(folder.parent)
+
+
+def make_writable_folder(folder: Path, key: str) -> None:
+    """Make the folder where it is missing, for a sink's `key` that names it. An OSError says what to do."""
+    hint = f"{key} must be a folder that the daemon can write (its user, and ReadWritePaths= under systemd)"
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; {hint}", str(folder)) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, hint, str(folder))
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -130,12 +130,14 @@ class Erasure:
 
     async def _unreached(self, removed: Sequence[Removed], holdings: Mapping[str, Sequence[Path]]) -> list[str]:
         """The sinks that were neither told, for want of a hook or a table, nor searched."""
-        rooms = {one.room for one in removed}
+        rooms, tables = {one.room for one in removed}, self._sinks()
         deaf = [
             f"sink {outlet.name} has no hook `forgotten`, and names no files in `holdings`: it was neither told nor "
             "searched"
             for outlet in self._outlets
-            if outlet.is_deaf() and not holdings.get(outlet.name) and not rooms.isdisjoint(outlet.sink.rooms or rooms)
+            if outlet.is_deaf()
+            and not holdings.get(outlet.name)
+            and not rooms.isdisjoint(_rooms_of(tables.get(outlet.name)) or rooms)
         ]
         known = {outlet.name for outlet in self._outlets} | {*self._sinks(), *self._unloaded()}
         gone = [name for name in await self._premises.journal.cursors() if name not in known]
@@ -211,6 +213,10 @@ def _remove_asides(state: Path, since: datetime) -> tuple[list[Path], list[str]]
             except OSError as error:
                 stuck.append(f"{path} may have some of it, and cannot be removed: {error.strerror}")
     return gone, stuck
+
+
+def _rooms_of(sink: Sink | None) -> Sequence[str]:
+    return () if sink is None else sink.rooms
 
 
 def _may_hear(state: str) -> bool:

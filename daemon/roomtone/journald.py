@@ -42,6 +42,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "part.failed": "abee035b34d7464fb176520ec019e00b",
     "sink.failed": "a2389ce4646746cfa53036c7a02c58d8",
     "sink.stuck": "9c6f174512ff44f9a4b41298c8767f18",
+    "sink.warning": "f40a1f2ea4a14b0b9c5c0a2d6a0f4c37",
     "event.refused": "159f80ca2b2b4fef90bc9b9925f3424b",
 }
 """Events that a person may have to act on, by stable ids: systemd/roomtone.catalog says what each means and what helps.

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import structlog
 import trio
 
-from roomtone import places
 from roomtone.delivery import Delivery
 from roomtone.failure import describe
 from roomtone.journal import Journal
@@ -24,17 +23,11 @@ LOOKS = 1.0
 class Outlet:
     """One sink at work: `over` is set when its context is left and nothing of it runs any more."""
 
-    def __init__(  # noqa: PLR0917 - it hands them on
-        self, name: str, sink: Sink, context: Context, journal: Journal, live: Live, alone: trio.Lock
-    ) -> None:
+    def __init__(self, name: str, sink: Sink, context: Context, journal: Journal, live: Live) -> None:
         self.name = name
-        self.sink = sink
-        self.context = context
         self.over = trio.Event()
         self._closing = trio.Event()
-        self._delivery = Delivery(
-            name, sink, journal=journal, live=live, context=context, closing=self._closing, alone=alone
-        )
+        self._delivery = Delivery(name, sink, journal=journal, live=live, context=context, closing=self._closing)
 
     async def run(self) -> None:
         """Deliver until `finish` or `leave` is called and done. Errors: those of the journal."""
@@ -96,7 +89,6 @@ class Outlets:
         self._journal = journal
         self._live = live
         self._grounds = grounds
-        self._alone = trio.Lock()
         self._outlets = at_work
         self._last: dict[str, Outlet] = {}
 
@@ -107,9 +99,8 @@ class Outlets:
         """Deliver to a sink, from its cursor on. One of that name is left first, and its successor waits for its end:
         two never write to one place.
         """
-        places.private_folder(self._grounds.state / name)
         context = self._context(name)
-        outlet = Outlet(name, sink, context, self._journal, self._live, self._alone)
+        outlet = Outlet(name, sink, context, self._journal, self._live)
         self._nursery.start_soon(_run_after, self._last.get(name), outlet)
         self._last[name] = self._outlets[name] = outlet
 

@@ -5,6 +5,8 @@ about to do before it does it. What stands there at the next start is what the p
 twice running, at the same place, is this sink: it is paused, and the rest goes on.
 
 A sink is unproven for its first thousand events after its file or its table changed, and after an unclean stop.
+Rejected: turns for suspects, boot ids and trials of live hooks. A sink that was in the middle of the same event at both
+ends by chance is paused too, which its notice says and `roomtone sinks resume` ends.
 """
 
 import hashlib
@@ -29,10 +31,8 @@ EVENTS = 1000
 """Events after which a sink is proven."""
 STRIKES = 2
 """Starts running that find the same sink at the same place."""
-PATIENCE = 30.0
-"""Seconds that one suspect waits for another one."""
 
-Place: TypeAlias = Literal["opening", "an event", "interim", "level"]
+Place: TypeAlias = Literal["opening", "an event"]
 
 T = TypeVar("T")
 
@@ -56,27 +56,21 @@ class Suspicion(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Trial(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a sink is doing, if anything, with the first and last seq of its batch; and what it is suspected of.
+    """What a sink is doing, if anything, with the first and last seq of its batch; and what it is suspected of."""
 
-    `boot` is the machine's: when the machine has gone down, no sink has ended the process.
-    """
-
-    boot: str
     place: Place | None = None
     seq: int = 0
     last: int = 0
     suspicion: Suspicion | None = None
 
-    def after_start(self, boot: str) -> "Trial":
+    def after_start(self) -> "Trial":
         """What is to be thought of it at the next start."""
-        if boot != self.boot:
-            return Trial(boot)
         if self.place is None:  # it had not its turn in that run, or came through
             return self
         before = self.suspicion
         is_same = before is not None and (before.place, before.seq) == (self.place, self.seq)
         strikes = before.strikes + 1 if before and is_same else 1
-        return Trial(boot, suspicion=Suspicion(self.place, self.seq, self.last, strikes))
+        return Trial(suspicion=Suspicion(self.place, self.seq, self.last, strikes))
 
     def begin(self, place: Place, seq: int, last: int) -> "Trial":
         """It is about to do this."""
@@ -86,27 +80,21 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True):
         """It has come through. It is cleared when it has come through all that it is suspected of."""
         before = self.suspicion
         if before is None or (self.place == before.place and self.last >= before.last):
-            return Trial(self.boot)
+            return Trial()
         if self.place == before.place:
             before = Suspicion(before.place, 0, before.last, 0)
-        return Trial(self.boot, suspicion=before)
+        return Trial(suspicion=before)
 
 
 class Proof:
-    """One sink on its way from unproven to proven. `alone` is shared by all: suspects take their turns one by one.
+    """One sink on its way from unproven to proven."""
 
-    Else an innocent sink, in the middle of its batch whenever the guilty one ends the process, would be paused with it.
-    """
-
-    def __init__(self, name: str, sink: Sink, journal: Journal, alone: trio.Lock) -> None:
+    def __init__(self, name: str, sink: Sink, journal: Journal) -> None:
         self._name = name
         self._sink = sink
         self._journal = journal
-        self._alone = alone
-        self._turn = trio.Lock()
-        self._trial = Trial(_boot())
+        self._trial = Trial()
         self._record = Record("", EVENTS)
-        self._tried: set[Place] = set()
 
     @property
     def is_proven(self) -> bool:
@@ -126,7 +114,7 @@ class Proof:
         self._record = record if record is not None and is_known else Record(digest, EVENTS)
         trial = _read(marks.get(self._key("trial")), Trial)
         if trial is not None:
-            self._trial = trial.after_start(_boot())
+            self._trial = trial.after_start()
         suspicion = self._trial.suspicion
         if suspicion is not None and suspicion.strikes >= STRIKES:
             await self._pause(suspicion)
@@ -145,11 +133,10 @@ class Proof:
         if self.is_proven:
             yield
             return
-        async with self._turn, self._one_suspect():
-            self._trial = self._trial.begin(place, seq, last)
-            await self._journal.commit(self._trial_mark())
-            async with self.surviving():
-                yield
+        self._trial = self._trial.begin(place, seq, last)
+        await self._journal.commit(self._trial_mark())
+        async with self.surviving():
+            yield
 
     @asynccontextmanager
     async def surviving(self) -> AsyncIterator[None]:
@@ -162,16 +149,6 @@ class Proof:
         else:
             await self._clear()
 
-    @asynccontextmanager
-    async def first(self, place: Place) -> AsyncIterator[None]:
-        """A trial for the first call of a live hook: each call would be five commits a second."""
-        if place in self._tried:
-            yield
-            return
-        self._tried.add(place)
-        async with self.trial(place):
-            yield
-
     def settle(self, events: int) -> tuple[Mark, ...]:
         """So many events have returned: what to commit together with the acknowledgement."""
         if self.is_proven:
@@ -180,7 +157,7 @@ class Proof:
         self._record = Record(self._record.digest, max(0, self._record.left - events))
         if self.is_proven:
             log.debug("sink.proven", sink=self._name)
-            self._trial = Trial(self._trial.boot)
+            self._trial = Trial()
         return self._proof_mark(), self._trial_mark()
 
     async def _clear(self) -> None:
@@ -190,13 +167,10 @@ class Proof:
                 await self._journal.commit(self._trial_mark())
 
     async def _pause(self, suspicion: Suspicion) -> None:
-        place = suspicion.place
-        doing = {"opening": "was opened", "an event": f"had event {suspicion.seq}"}.get(
-            place, f"had the live event {place}"
-        )
+        doing = "was opened" if suspicion.place == "opening" else f"had event {suspicion.seq}"
         reason = f"the daemon ended twice running while it {doing}"
         log.error("sink.paused", sink=self._name, reason=reason)
-        self._trial = Trial(self._trial.boot)
+        self._trial = Trial()
         now = datetime.now(UTC)
         await self._journal.commit(
             self._proof_mark(),
@@ -212,21 +186,6 @@ class Proof:
                 f"Repair it, then: roomtone sinks resume {self._name}",
             ),
         )
-
-    @asynccontextmanager
-    async def _one_suspect(self) -> AsyncIterator[None]:
-        if not self.is_suspect:
-            yield
-            return
-        has_it = False
-        with trio.move_on_after(PATIENCE):  # one that hangs must not hold the others for ever
-            await self._alone.acquire()
-            has_it = True
-        try:
-            yield
-        finally:
-            if has_it:
-                self._alone.release()
 
     def _key(self, name: str) -> str:
         return prefix(self._name) + name
@@ -257,14 +216,6 @@ def _files(module: str | None) -> list[Path]:
         return []
     file = Path(module)
     return sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
-
-
-def _boot() -> str:
-    """Which boot of the machine this is; the same for ever where nobody knows."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _read(value: object, wanted: type[T]) -> T | None:

@@ -78,7 +78,7 @@ def is_same(before: Sink, after: Sink) -> bool:
     """
     if isinstance(before, Module) and isinstance(after, Module) and before.module is after.module:
         return msgspec.structs.asdict(before) == msgspec.structs.asdict(after)
-    return type(before) is type(after) and before == after
+    return before == after
 
 
 class Reloading:

@@ -16,7 +16,7 @@ The laws that the daemon keeps for every sink, and that nothing in a sink can br
 - A call may take `timeout` seconds. Who takes longer is left, and opened again after it has ended.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -43,17 +43,23 @@ class Unprocessable(Exception):  # noqa: N818 - it says what is true of the even
     """This event will never be accepted. Raised from an event's hook: the event is set aside with the reason given."""
 
 
+def _ignore(text: str) -> None:
+    """Outside of the daemon nobody commits a notice."""
+
+
 class Context(msgspec.Struct, frozen=True):
     """What the daemon tells a sink when it opens it.
 
     `name` is the table's name; `folder` is where relative paths of this sink begin; `state` is a folder of its own,
-    private to the daemon's user, for what it must remember; `rates` has each room's rate in Hz.
+    private to the daemon's user, for what it must remember; `rates` has each room's rate in Hz. `warn` has the daemon
+    commit a notice with that line: for what a sink cannot do and goes on without. It may be called from any thread.
     """
 
     name: str
     folder: Path
     state: Path
     rates: dict[str, int]
+    warn: Callable[[str], None] = _ignore
 
     def path(self, path: str | Path) -> Path:
         """The absolute path that the configuration means by this one: `~` is the home folder."""

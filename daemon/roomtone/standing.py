@@ -111,6 +111,7 @@ class Standing:
     async def hang(self, text: str, timeout: float) -> None:
         """A call has taken longer than `timeout` seconds, and still does."""
         self.state, self.error = "stuck", text
+        self._healthy_at = math.inf
         self._log.error("sink.stuck", timeout=timeout)
         if self._streak.is_failed(trio.current_time(), at_once=True):
             await self._tell(
@@ -118,6 +119,11 @@ class Standing:
                 "sink.stuck",
                 f"Sink {self._name} hangs: {text}. Events wait for it in the journal and go on when the call returns.",
             )
+
+    async def warn(self, text: str) -> None:
+        """It cannot do something, goes on without it, and says so."""
+        self._log.warning("sink.warning", reason=text)
+        await self._tell("warning", "sink.warning", f"Sink {self._name}: {text}")
 
     def miss(self, error: BaseException, failures: int) -> None:
         """A live event was lost to an error of the sink: the `failures`th since it was opened."""

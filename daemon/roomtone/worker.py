@@ -94,7 +94,6 @@ class Worker:
                 with trio.CancelScope(shield=True) as patience:
                     nursery.start_soon(_hurry, patience)
                     await trio.to_thread.run_sync(contained, limiter=self._thread, abandon_on_cancel=True)
-                await trio.lowlevel.checkpoint_if_cancelled()
                 nursery.cancel_scope.cancel()
             if self.is_stuck and batch:
                 batch.error = batch.error or SinkFailed(self._overdue)
@@ -107,9 +106,12 @@ class Worker:
     async def _watch(self, batch: Batch | None) -> None:
         """Say so when one call takes longer than the timeout; cancelled when the thread is back before that."""
         begun, since = -1, trio.current_time()
-        while (left := since + self._timeout - trio.current_time()) > 0:
-            if batch and batch.begun != begun:
-                begun, since = batch.begun, trio.current_time()
+        while True:
+            now = trio.current_time()
+            if batch and batch.begun != begun:  # first: the loop may have stood still for longer than the timeout
+                begun, since = batch.begun, now
+            if (left := since + self._timeout - now) <= 0:
+                break
             await trio.sleep(min(left, self._timeout / 8))
         self.is_stuck = True
         await self._on_overdue(self._overdue)

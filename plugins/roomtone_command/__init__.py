@@ -86,7 +86,9 @@ def _value(name: str, path: Path) -> str:
     except UnicodeDecodeError:
         raise ValueError(f"{key}: {path} is no text") from None
     except OSError as error:
-        raise OSError(error.errno, f"{key}: {error.strerror}", str(path)) from None
+        raise OSError(
+            error.errno, f"{key}: {error.strerror}; it must be a file that the daemon's user can read", str(path)
+        ) from None
     refuse_public(key, path)
     if not value or "\0" in value:
         raise ValueError(f"{key}: {path} must hold the value and nothing else")

@@ -9,6 +9,7 @@ import msgspec
 import trio
 
 from roomtone import Audio, Context, Durable, Forgotten, Sink, encode, hookimpl
+from roomtone.durable import make_writable_folder
 from roomtone_jsonl.forgetting import family
 from roomtone_jsonl.lines import Lines
 from roomtone_jsonl.packer import Packer
@@ -45,6 +46,7 @@ class Jsonl(Sink, frozen=True, kw_only=True, tag="jsonl"):
 
     def _lines(self, context: Context, packer: Packer) -> Lines:
         path = context.path(self.path)
+        make_writable_folder(path.parent, "the folder of path")
         return Lines(path, self.rotate, packer=packer if self.compress else None, sync=self.fsync == "batch")
 
 

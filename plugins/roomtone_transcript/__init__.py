@@ -1,7 +1,5 @@
 """The transcript sink: what was said as pages to read, and as captions, one for each room and day or session."""
 
-import errno
-import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,7 +10,7 @@ import msgspec
 import trio
 
 from roomtone import Context, Sink, hookimpl
-from roomtone.durable import make_folder
+from roomtone.durable import make_writable_folder
 from roomtone_transcript.captions import Captions
 from roomtone_transcript.page import Format, Style
 from roomtone_transcript.scribe import Scribe, Split
@@ -62,16 +60,12 @@ class TranscriptSink(Sink, frozen=True, kw_only=True, tag="transcript"):
 
     def _scribe(self, context: Context, stack: ExitStack) -> Scribe:
         directory = context.path(self.directory)
-        make_folder(directory)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError(
-                errno.EACCES,
-                "directory must be writable for the daemon (its user, and ReadWritePaths= under systemd)",
-                str(directory),
-            )
+        make_writable_folder(directory, "directory")
         store = stack.enter_context(open_store(context.state / "transcript.sqlite"))
         style = Style(self.format, ZoneInfo(self.timezone), self.speakers)
-        return Scribe(store, directory, style, split=self.split, captions=self.captions, rates=context.rates)
+        return Scribe(
+            store, directory, style, split=self.split, captions=self.captions, rates=context.rates, warn=context.warn
+        )
 
 
 @hookimpl

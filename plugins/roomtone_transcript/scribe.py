@@ -1,13 +1,15 @@
 """The hooks of the transcript sink: events become entries, and these go onto their pages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, time
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
+import structlog
 
 from roomtone import Analysis, Answer, Forgotten, Gap, SessionStarted, Turn, hookimpl
+from roomtone.durable import remove
 from roomtone_transcript import captions
 from roomtone_transcript.captions import Captions, Cue
 from roomtone_transcript.page import Entry, Style
@@ -15,6 +17,8 @@ from roomtone_transcript.sheet import Sheet
 from roomtone_transcript.store import Page, Store
 
 Split: TypeAlias = Literal["day", "session"]
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 _NOTEWORTHY = 1.0
 """Seconds from which on a gap stands on the page."""
@@ -42,6 +46,7 @@ class Scribe:
         split: Split,
         captions: tuple[Captions, ...],
         rates: Mapping[str, int],
+        warn: Callable[[str], None],
     ) -> None:
         self._store = store
         self._directory = directory
@@ -49,6 +54,7 @@ class Scribe:
         self._split = split
         self._captions = captions
         self._rates = rates
+        self._warn = warn
         self._changed: set[Page] = set()
         self._new: dict[Page, dict[str, Entry]] = {}
         self._sheets: dict[Page, Sheet] = {}
@@ -123,6 +129,9 @@ class Scribe:
     def _begin(self, page: Page, start: datetime) -> None:
         if self._store.page(page) is not None:
             return
+        self._store.begin(page, start, self._free_path(page, start))
+
+    def _free_path(self, page: Page, start: datetime) -> Path:
         room = page.room.replace("/", "_").replace("\0", "_").lstrip(".") or "_"  # a room's name is no path
         name = f"{start:%Y-%m-%d}" if self._split == "day" else f"{start.astimezone(self._style.zone):%Y-%m-%d_%H%M%S}"
         number, path = 1, self._directory / room / f"{room}_{name}{self._style.suffix}"
@@ -130,12 +139,17 @@ class Scribe:
         while free.exists() or self._store.is_taken(free):
             number += 1
             free = path.with_stem(f"{path.stem}_{number}")
-        self._store.begin(page, start, free)
+        return free
 
     def _write(self, page: Page, new: list[Entry]) -> None:
         known = self._store.page(page)
         assert known is not None  # noqa: S101 - an entry is put on a page that has begun
         start, path = known
+        if self._directory not in path.parents:
+            self._move(page, start, path)
+            self._write(page, new)
+            self._remove(path)
+            return
         sheet = self._sheets.pop(page, None)
         if sheet is None or page in self._changed or not sheet.append(new, self._cues(page, start, new)):
             entries = self._store.entries(page)
@@ -144,6 +158,26 @@ class Scribe:
         self._sheets[page] = sheet
         if len(self._sheets) > _SHEETS:
             del self._sheets[next(iter(self._sheets))]
+
+    def _move(self, page: Page, start: datetime, path: Path) -> None:
+        """Have the page written where the directory is now, as a whole: over the one that somebody has moved there."""
+        moved = self._directory / path.parent.name / path.name
+        is_moved = moved.exists() and _is_gone(path) and not self._store.is_taken(moved)
+        self._store.move(page, moved if is_moved else self._free_path(page, start))
+        self._store.commit()
+        self._sheets.pop(page, None)
+
+    def _remove(self, path: Path) -> None:
+        """Remove a page that was moved from the directory of before, or say that it stays."""
+        try:
+            for each in (path, *(path.with_suffix(f".{form}") for form in get_args(Captions))):
+                remove(each)
+        except OSError as error:
+            log.warning("page.left", path=str(path), error=str(error))
+            self._warn(
+                f"{path} lies outside of {self._directory} and could not be removed: {error.strerror}. Its page is "
+                "written in the new place; remove the old one by hand"
+            )
 
     def _title(self, page: Page, start: datetime) -> str:
         local = start.astimezone(self._style.zone)
@@ -164,3 +198,10 @@ class Scribe:
 
                 found.extend(captions.cues(turn, place, self._style.speakers))
         return found
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:  # it may not be looked at
+        return False

@@ -97,6 +97,10 @@ class Store:
         found = self._database.execute("SELECT start, path FROM pages WHERE room = ? AND page = ?", page).fetchone()
         return (datetime.fromisoformat(found[0]), Path(found[1])) if found else None
 
+    def move(self, page: Page, path: Path) -> None:
+        """The page lies there from now on."""
+        self._database.execute("UPDATE pages SET path = ? WHERE room = ? AND page = ?", (str(path), *page))
+
     def pages(self, room: str, since: datetime, until: datetime) -> set[Page]:
         """The pages of the room on which anything of this time may stand."""
         rows = self._database.execute("SELECT page, start FROM pages WHERE room = ?", (room,))

@@ -1,7 +1,5 @@
 """The wav sink: the rooms' audio as files that are valid at any moment, each with a sidecar that accounts for it."""
 
-import errno
-import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -13,12 +11,13 @@ import structlog
 import trio
 
 from roomtone import Context, Sink, hookimpl
-from roomtone.durable import SPOILED, alone, make_folder
+from roomtone.durable import SPOILED, alone, make_writable_folder
 from roomtone_transcript.captions import Captions
 from roomtone_wav import compression
 from roomtone_wav.catalog import CATALOG, open_catalog, read_catalog
-from roomtone_wav.disk import described, write_sidecar
+from roomtone_wav.disk import described, open_wav, write_sidecar
 from roomtone_wav.keeping import Keeper
+from roomtone_wav.place import Place
 from roomtone_wav.recording import HEADER, WIDTH, Format, Gaps, Recording, Split
 from roomtone_wav.writer import TranscribingWriter, Writer
 
@@ -98,13 +97,7 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
 
     def _writer(self, context: Context, stack: ExitStack) -> Writer:
         directory = context.path(self.directory)
-        make_folder(directory)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError(
-                errno.EACCES,
-                "directory must be writable for the daemon (its user, and ReadWritePaths= under systemd)",
-                str(directory),
-            )
+        make_writable_folder(directory, "directory")
         chosen = {room: rate for room, rate in context.rates.items() if not self.rooms or room in self.rooms}
         compression.check(self.format, chosen)
         catalog = stack.enter_context(open_catalog(context.state / CATALOG))
@@ -121,10 +114,15 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
             write_sidecar(recording, catalog.turns(recording) if has_text else None, self.captions)
 
         is_alone = stack.enter_context(alone(context.state / "recordings.lock"))
-        keeper = Keeper(catalog, directory, write, keep_days=self.keep_days, keep_gb=self.keep_gb, is_alone=is_alone)
+        place = Place(directory, context.warn)
+        for recording in catalog.newest_of_all():
+            if not place.has(recording) and not recording.is_sealed:
+                with place.forgiving(recording, "finished"), open_wav(recording.path):
+                    pass
+        keeper = Keeper(catalog, place, write, keep_days=self.keep_days, keep_gb=self.keep_gb, is_alone=is_alone)
         stack.callback(keeper.close)
         kind = TranscribingWriter if has_text else Writer
-        return kind(catalog, path, keeper, write, split=self.split, gaps=self.gaps, format=self.format)
+        return kind(catalog, path, place, keeper, write, split=self.split, gaps=self.gaps, format=self.format)
 
 
 async def _tend_for(writer: Writer, seconds: float) -> None:

@@ -64,6 +64,15 @@ def open_wav(path: str) -> Iterator[Wav]:
         os.close(descriptor)
 
 
+def has_all(recording: Recording) -> bool:
+    """True if the recording's file can be read, and shows every sample that is known to be in it."""
+    try:
+        with Path(recording.path).open("rb") as file:
+            return recording.is_sealed or file.read(HEADER) == header(recording.samples, recording.rate)
+    except OSError:
+        return False
+
+
 def described(directory: Path) -> Iterator[Recording]:
     """What the sidecars below the directory say of the files beside them; those without a file are left out."""
     for sidecar in sorted(directory.rglob("*.json")):

@@ -14,6 +14,7 @@ from roomtone.durable import remove
 from roomtone_wav import compression
 from roomtone_wav.catalog import Catalog, Kept
 from roomtone_wav.compression import CompressionError
+from roomtone_wav.place import Place
 from roomtone_wav.recording import Recording
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -41,7 +42,7 @@ class Keeper:
     def __init__(
         self,
         catalog: Catalog,
-        directory: Path,
+        place: Place,
         write_sidecar: Callable[[Recording], None],
         *,
         keep_days: float | None,
@@ -51,7 +52,7 @@ class Keeper:
         uptime: Callable[[], float] = uptime,
     ) -> None:
         self._catalog = catalog
-        self._directory = directory
+        self._here = place
         self._write_sidecar = write_sidecar
         self._keep_days = keep_days
         self._keep_bytes = None if keep_gb is None else round(keep_gb * 1e9)
@@ -104,13 +105,13 @@ class Keeper:
                 self.close()
             except (OSError, CompressionError) as error:
                 log.warning("recording.uncompressed", path=self._at_work.recording.path, error=str(error))
-                self._failed.add(self._at_work.recording.path)
+                self._give_up(self._at_work.recording, "compressed", error)
                 self.close()
             if time.monotonic() >= until:
                 return True
 
     def _is_possible(self, kept: Kept) -> bool:
-        return kept.recording.path not in self._failed and Path(kept.recording.path).exists()
+        return kept.recording.path not in self._failed and self._here.is_there(kept.recording)
 
     def _seal(self, kept: Kept, size: int) -> None:
         """The compressed file takes the WAV's place: first on the disk, then in the catalog, then alone."""
@@ -168,6 +169,8 @@ class Keeper:
         files = size = 0
         for kept in chosen:
             path = Path(kept.recording.path)
+            if kept.recording.path in self._failed:
+                continue
             self.interrupt(kept.recording)
             try:
                 # The audio last: as long as it is there, the catalog and the next look know of all that belongs to it.
@@ -176,6 +179,7 @@ class Keeper:
                 there = remove(path)
             except OSError as error:
                 log.warning("recording.unremoved", path=str(path), error=str(error))
+                self._give_up(kept.recording, "removed", error)
                 continue
             self._catalog.remove(kept)
             self._catalog.commit()
@@ -184,8 +188,14 @@ class Keeper:
         if files:
             log.info("recordings.removed", why=why, files=files, bytes=size)
 
+    def _give_up(self, recording: Recording, doing: str, error: Exception) -> None:
+        """Leave the recording until the sink is opened anew."""
+        self._failed.add(recording.path)
+        if not self._here.has(recording):
+            self._here.tell(recording, doing, error)
+
     def _remove_empty(self, folder: Path) -> None:
-        while folder != self._directory and self._directory in folder.parents:
+        while folder != self._here.directory and self._here.directory in folder.parents:
             try:
                 folder.rmdir()
             except OSError:  # not empty, or not there

@@ -12,6 +12,7 @@ from roomtone import Audio, Forgotten, Gap, RecordingStopped, Turn, hookimpl
 from roomtone_wav import compression, disk
 from roomtone_wav.catalog import Catalog
 from roomtone_wav.keeping import Keeper
+from roomtone_wav.place import Place
 from roomtone_wav.recording import (
     LONGEST_TURN,
     WIDTH,
@@ -41,6 +42,7 @@ class Writer:
         self,
         catalog: Catalog,
         name: Callable[[Recording], Path],
+        place: Place,
         keeper: Keeper,
         write_sidecar: Callable[[Recording], None],
         *,
@@ -50,6 +52,7 @@ class Writer:
     ) -> None:
         self._catalog = catalog
         self._name = name
+        self._here = place
         self._keeper = keeper
         self._write_sidecar = write_sidecar
         self._split: Split = split
@@ -87,7 +90,7 @@ class Writer:
         with self._lock:
             recording = self._catalog.holding(event.room, event.start)
             hole = Hole.of(event)
-            if recording is not None and Path(recording.path).exists() and hole not in recording.gaps:
+            if recording is not None and self._here.is_there(recording) and hole not in recording.gaps:
                 self._save(msgspec.structs.replace(recording, gaps=(*recording.gaps, hole)))
 
     @hookimpl
@@ -95,7 +98,7 @@ class Writer:
         """Where a recording was rotated, another file begins, though no time lies between them."""
         with self._lock:
             recording = self._catalog.holding(event.room, event.position - 1)
-            is_known = recording is not None and recording.end == event.position and Path(recording.path).exists()
+            is_known = recording is not None and recording.end == event.position and self._here.is_there(recording)
             if event.reason == "rotated" and recording is not None and is_known:
                 self._save(msgspec.structs.replace(recording, limit=event.position))
             if event.reason == "ended" or (event.reason != "stopping" and self._gaps == "split"):
@@ -113,27 +116,23 @@ class Writer:
                 # written anew.
                 around = LONGEST_TURN * newest.rate
                 for near in self._catalog.overlapping(event.room, event.start - around, event.end + around):
-                    if Path(near.path).exists():
+                    if self._here.is_there(near):
                         self._save(near)
             for recording in self._catalog.overlapping(event.room, event.start, event.end):
-                if not Path(recording.path).exists():
-                    continue
-                start, end = max(event.start, recording.first), min(event.end, recording.end)
-                recording = self._open_up(recording)  # noqa: PLW2901 - the same one, and its file another
-                disk.remove_unfinished(Path(recording.path))
-                with disk.open_wav(recording.path) as wav:
-                    wav.erase(recording.offset(start), recording.offset(end - 1) + 1)
-                self._save(msgspec.structs.replace(recording, forgotten=united(recording.forgotten, start, end)))
+                with self._here.forgiving(recording, "forgotten"):
+                    if Path(recording.path).exists():
+                        self._erase(recording, max(event.start, recording.first), min(event.end, recording.end))
 
     @hookimpl
     def flush(self) -> None:
         """Samples, then headers, then sidecars, then the catalog: what is durable later speaks of what is durable."""
         with self._lock:
             for recording in self._changed.values():
-                if not recording.is_sealed:
-                    with disk.open_wav(recording.path) as wav:
-                        wav.settle(recording.samples, recording.rate)
-                self._write_sidecar(recording)
+                with self._here.forgiving(recording, "written to"):
+                    if not recording.is_sealed:
+                        with disk.open_wav(recording.path) as wav:
+                            wav.settle(recording.samples, recording.rate)
+                    self._write_sidecar(recording)
             self._complete()
             self._catalog.commit()
             if self._is_to_scrub:
@@ -141,6 +140,14 @@ class Writer:
                 self._is_to_scrub = False
             self._changed.clear()
             self._ended.clear()
+
+    def _erase(self, recording: Recording, start: int, end: int) -> None:
+        """Make the samples of these positions zero in the recording's file."""
+        recording = self._open_up(recording)
+        disk.remove_unfinished(Path(recording.path))
+        with disk.open_wav(recording.path) as wav:
+            wav.erase(recording.offset(start), recording.offset(end - 1) + 1)
+        self._save(msgspec.structs.replace(recording, forgotten=united(recording.forgotten, start, end)))
 
     def _complete(self) -> None:
         """Note which files have everything: those before one that this batch has written to. One that merely has a
@@ -156,10 +163,14 @@ class Writer:
         """The recording for the sample at this position, and the first position that it cannot have."""
         held = self._catalog.holding(event.room, position)
         following = self._catalog.following(event.room, position)
-        if held is not None and not Path(held.path).exists():
+        if held is not None and not self._here.is_there(held):
             held = None
-        if held is not None and held.is_sealed and position < held.end:
+        if held is not None and not self._here.has(held) and not disk.has_all(held):
+            held = None  # what that file cannot show begins here
+        if held is not None and position < held.end and self._is_over(held):
             return held, held.end
+        if held is not None and not self._here.has(held):
+            held = None
         if held is not None and (following is None or held.is_sealed):
             held = continued(held, event, position, at, split=self._split, gaps=self._gaps)
         if held is None:
@@ -188,7 +199,7 @@ class Writer:
         return recording
 
     def _write(self, recording: Recording, event: Audio, start: int, end: int, audio: bytes) -> None:
-        if recording.is_sealed:  # it is sealed because it has these samples, and they come again
+        if self._is_over(recording):  # it has these samples, and they come again
             return
         with disk.open_wav(recording.path) as wav:
             wav.write(recording.offset(start), audio)
@@ -202,6 +213,10 @@ class Writer:
             forgotten = united(recording.forgotten, gone.start, gone.end)
             recording = msgspec.structs.replace(recording, forgotten=forgotten)
         self._save(msgspec.structs.replace(recording, last=max(recording.last, event.id)))
+
+    def _is_over(self, recording: Recording) -> bool:
+        """True if no sample is written into this file any more: it is compressed, or lies in another directory."""
+        return recording.is_sealed or not self._here.has(recording)
 
     def _open_up(self, recording: Recording) -> Recording:
         """The recording as a WAV that can be written to, to be compressed again. Nothing of its other forms stays."""
@@ -268,5 +283,5 @@ class TranscribingWriter(Writer):
 
     def _touch(self, room: str, said: Stretch) -> None:
         for recording in self._catalog.overlapping(room, said.start, said.end):
-            if Path(recording.path).exists():
+            if self._here.is_there(recording):
                 self._changed[recording.room, recording.first] = recording

@@ -100,7 +100,9 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
         except ssl.SSLError:
             raise ValueError(f"ca_file: {path} holds no certificate in PEM") from None
         except OSError as error:
-            raise OSError(error.errno, f"ca_file: {error.strerror}", str(path)) from None
+            raise OSError(
+                error.errno, f"ca_file: {error.strerror}; it must be a file that the daemon's user can read", str(path)
+            ) from None
 
 
 class _Files(NamedTuple):

@@ -49,7 +49,9 @@ def read_line(key: str, path: Path) -> str:
     except UnicodeDecodeError:
         text = ""
     except OSError as error:
-        raise OSError(error.errno, f"{key}: {error.strerror}", str(path)) from None
+        raise OSError(
+            error.errno, f"{key}: {error.strerror}; it must be a file that the daemon's user can read", str(path)
+        ) from None
     refuse_public(key, path)
     if not text or not text.isprintable():  # the HTTP library would show it in its complaint
         raise ValueError(f"{key}: {path} must hold one line of printable ASCII")
