@@ -1,6 +1,5 @@
 """`roomtone config`: what is in effect, and the reference of every key."""
 
-import os
 from importlib import resources
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import tomli_w
 
 from roomtone import config as configuration
 from roomtone.cli.loaded import config_option, load
+from roomtone.cli.unit import environment
 
 
 @click.command(short_help="Print the configuration in effect, or the reference of all keys.")
@@ -27,7 +27,8 @@ def command(given: Path | None, *, reference: bool, schema: bool) -> None:
         return
     config, _ = load(given)
     click.echo(f"# {config.path.absolute()}, as it is in effect")
-    click.echo(tomli_w.dumps(configuration.effective(config, os.environ), multiline_strings=True), nl=False)
+    tables = configuration.effective(config, environment(config.path))
+    click.echo(tomli_w.dumps(tables, multiline_strings=True), nl=False)
 
 
 def reference_text() -> str:

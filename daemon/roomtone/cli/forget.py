@@ -15,6 +15,7 @@ from roomtone import client, places, secret
 from roomtone.cli.duration import DURATION
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, find, load
+from roomtone.cli.unit import enter
 from roomtone.config import Config
 from roomtone.inquiry import Forget, Forgot, Refused, Report, Status
 from roomtone.sockets import ControlError
@@ -67,6 +68,7 @@ def command(
         raise click.UsageError("say what to forget: --last 10m, or --from 14:00 --to 14:30")
     if seconds is not None and until is not None:
         raise click.UsageError("--last reaches up to now; use --from with --to")
+    enter(given)
     now = datetime.now(UTC)
     until = until or now
     since = since or now - timedelta(seconds=seconds or 0)

@@ -14,6 +14,9 @@ from roomtone.plugins import Plugins, load_plugins
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+INSIDE = "ROOMTONE_INSIDE"
+"""Set in a command that goes on as the service (`cli/unit.py`): the configuration, whatever its options say."""
+
 NOTHING_YET = """\
 there is no configuration yet; looked for {places}
 `roomtone init` asks a few questions and writes one
@@ -34,7 +37,7 @@ def config_option(command: Command) -> Command:
         "-c",
         "given",
         metavar="FILE",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         help="The configuration. Default: $ROOMTONE_CONFIG, else the first of ./roomtone.toml, "
         "$XDG_CONFIG_HOME/roomtone/roomtone.toml and /etc/roomtone/roomtone.toml.",
     )(command)
@@ -52,5 +55,13 @@ def load(given: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
 
 
 def find(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The configuration that a command is about, or None where there is none yet."""
-    return places.find_configuration(given, environ, Path.cwd())
+    """The configuration that a command is about, or None where there is none yet.
+
+    Raises ConfigError where the caller may not see whether it is there.
+    """
+    if inside := environ.get(INSIDE):
+        return Path(inside)
+    try:
+        return places.find_configuration(given, environ, Path.cwd())
+    except PermissionError as error:
+        raise ConfigError(f"{error.filename}: {document.FORBIDDEN}") from None
