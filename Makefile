@@ -86,7 +86,7 @@ $(VENV)/dev: pyproject.toml $(LOCKS)/dev.txt | $(VENV)/bin/python
 # For Python 3.11 and later on every platform, without the address of a registry. uv, for pip cannot resolve for others.
 requirements: | $(VENV)/bin/python
 	$(PIP) --upgrade uv
-	echo hatchling | $(LOCK) pyproject.toml - --extra local --output-file $(LOCKS)/run.txt
+	echo hatchling | $(LOCK) pyproject.toml - --extra local --extra gate --extra metrics --output-file $(LOCKS)/run.txt
 	$(LOCK) pyproject.toml --all-extras --output-file $(LOCKS)/dev.txt
 
 .PHONY: packages

@@ -160,3 +160,38 @@ class Installed:
         self.guest.run("rm", "-rf", *left)
         self.guest.run("systemctl", "daemon-reload")
         self.guest.run("journalctl", "--rotate", "--vacuum-time=1us", check=False)
+
+
+class Account:
+    """A user of the guest, as after `su`: in their home folder, with nothing of a session in the environment."""
+
+    def __init__(self, guest: Guest, name: str) -> None:
+        self.guest = guest
+        self.name = name
+
+    def run(self, *argv: str, check: bool = True, text: str = "") -> "subprocess.CompletedProcess[str]":
+        become = ["setpriv", f"--reuid={self.name}", f"--regid={self.name}", "--init-groups"]
+        at_home = ["env", f"--chdir=/home/{self.name}", f"HOME=/home/{self.name}"]
+        return self.guest.run(*become, *at_home, *argv, check=check, text=text)
+
+
+class Session:
+    """A user with a manager of their own in the guest, as in a desktop session."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        guest.run("useradd", "--create-home", "ana")
+        guest.run("systemctl", "unmask", "systemd-logind.service")
+        guest.run("systemctl", "start", "systemd-logind.service")
+        guest.run("loginctl", "enable-linger", "ana")
+        self.number = guest.run("id", "--user", "ana").stdout.strip()
+        guest.run("systemctl", "start", f"user@{self.number}.service")
+
+    def configure(self, text: str) -> None:
+        self._guest.write("/home/ana/.config/roomtone/roomtone.toml", text)
+        self._guest.run("chown", "--recursive", "ana:ana", "/home/ana/.config")
+
+    def run(self, *argv: str, check: bool = True, text: str = "") -> "subprocess.CompletedProcess[str]":
+        become = ["setpriv", "--reuid=ana", "--regid=ana", "--init-groups"]
+        environment = ["env", "HOME=/home/ana", f"XDG_RUNTIME_DIR=/run/user/{self.number}"]
+        return self._guest.run(*become, *environment, *argv, check=check, text=text)

@@ -223,13 +223,21 @@ def _await_boot(outer: "subprocess.Popen[bytes]", log: Path) -> Guest:
     while time.monotonic() < deadline and outer.poll() is None:
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
         # Before it is systemd, the child is this program, building.
-        if children and Path(f"/proc/{children[0]}/comm").read_text().strip() == "systemd":
+        if children and _name_of(children[0]) == "systemd":
             guest = Guest(int(children[0]))
             state = guest.run("systemctl", "is-system-running", check=False).stdout.strip()
             if state in {"running", "degraded"}:
                 return guest
         time.sleep(0.05)
     raise Unbootable(f"the guest did not boot ({state}):\n{log.read_text()}")
+
+
+def _name_of(process: str) -> str:
+    """Of the process, or nothing where it has just ended, as the mounts of `build` do."""
+    try:
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def build(plan: dict[str, Any]) -> NoReturn:

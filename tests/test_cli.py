@@ -344,7 +344,7 @@ def test_init_asks_again(home: Path) -> None:
 
 
 def test_init_never_overwrites(home: Path) -> None:
-    """A file that is there stays as it is, unless --force says otherwise; then it is private too."""
+    """A file that is there stays as it is, unless --force says otherwise; then others cannot read it any more."""
     path = home / "roomtone.toml"
     path.write_text("mine")
     (home / ".roomtone.toml.new").touch(0o644)  # left by one that was killed
@@ -356,7 +356,7 @@ def test_init_never_overwrites(home: Path) -> None:
 
     assert invoke("init", "--force").exit_code == 0
     assert "rooms" in tomllib.loads(path.read_text())
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_init_refuses(home: Path) -> None:
@@ -379,7 +379,7 @@ def test_compose_is_valid() -> None:
 
 
 def test_check(home: Path) -> None:
-    """What would run is said, and every sink is opened and closed; then the exit code is 0."""
+    """What would run is said, and every sink is opened and closed; then the exit code is 0, and no file is left."""
     write_config(home, log=LOG, archive={"kind": "wav", "directory": "recordings"})
 
     done = run("check", "--sources")
@@ -395,7 +395,8 @@ def test_check(home: Path) -> None:
     ):
         assert said in done.stdout
     assert done.stderr == ""
-    assert (home / "events.jsonl").exists()
+    assert not (home / "events.jsonl").exists()
+    assert not (home / "recordings").exists()
 
 
 def test_check_faults(home: Path) -> None:

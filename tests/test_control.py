@@ -18,7 +18,7 @@ import trio
 
 from roomtone import control, inquiry, service
 from roomtone.client import find_socket, open_client
-from roomtone.control import CLIENTS, LONGEST_REQUEST, Answerer, open_socket, serve
+from roomtone.control import CLIENTS, GUESTS, LONGEST_REQUEST, Answerer, open_socket, serve
 from roomtone.events import Interim, Notice
 from roomtone.inquiry import Answer, Done, Mute, Refused, Request, Rotate, Tail
 from roomtone.journal import Journal, open_journal
@@ -142,6 +142,28 @@ async def test_the_kernel_is_asked_who_speaks() -> None:
         assert await ask_as_another(folder) == b""
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+async def test_the_group_of_the_folder_may_ask_how_it_does() -> None:
+    """In a folder that systemd has made for a group, its members are answered of the status and of nothing else, and
+    however many of them are there, the owner is answered.
+    """
+    with walkable_folder() as folder:
+        shared = folder / "run"
+        shared.mkdir(mode=0o750)
+        os.chown(shared, -1, 65534)
+        shared.chmod(0o2750)  # what is made in it has its group, as the daemon's own files have theirs
+        async with open_serving(folder) as serving:
+            assert stat.S_IMODE(serving.path.stat().st_mode) == 0o660
+            refused = await trio.to_thread.run_sync(ask_as_nobody, serving.path)
+            answered = await trio.to_thread.run_sync(ask_as_nobody, serving.path, "status", 20)
+            async with open_client(serving.path) as client:
+                assert await client.ask(Mute()) == Done((repr(Mute()),))
+
+    assert b"use sudo" in refused
+    assert b"Status" in answered
+    assert answered.count(b"clients are here already") == 20 - GUESTS
+
+
 @contextmanager
 def walkable_folder() -> Iterator[Path]:
     """Where others may walk, unlike in pytest's own."""
@@ -157,19 +179,21 @@ async def ask_as_another(folder: Path) -> bytes:
         return await trio.to_thread.run_sync(ask_as_nobody, serving.path)
 
 
-def ask_as_nobody(path: Path) -> bytes:
+def ask_as_nobody(path: Path, request: str = "mute", times: int = 1) -> bytes:
     import subprocess
     import sys
 
     program = (
         "import os, socket, sys\n"
         "os.setgid(65534); os.setuid(65534)\n"
-        "s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect(sys.argv[1])\n"
-        'try:\n    s.sendall(b\'{"ask": "mute"}\\n\')\n    data = s.recv(100)\n'
-        "except ConnectionError: data = b''\n"
-        "sys.stdout.buffer.write(data)\n"
+        "held = []\n"
+        "for _ in range(int(sys.argv[3])):\n"
+        "    s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect(sys.argv[1]); held.append(s)\n"
+        '    try:\n        s.sendall(b\'{"ask": "%s"}\\n\' % sys.argv[2].encode()); data = s.recv(200)\n'
+        "    except ConnectionError: data = b''\n"
+        "    sys.stdout.buffer.write(data)\n"
     )
-    command = ["/usr/bin/python3", "-c", program, str(path)]
+    command = ["/usr/bin/python3", "-c", program, str(path), request, str(times)]
     if not Path(command[0]).exists():
         command[0] = sys.executable
     return subprocess.run(command, check=True, capture_output=True, timeout=30).stdout

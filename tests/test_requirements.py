@@ -13,8 +13,10 @@ LOCKS = ROOT / "daemon" / "requirements"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+USED = [wanted for extra in ("local", "gate", "metrics") for wanted in EXTRAS[extra]]
+"""What README.md names for use: its installation by hash brings all of it."""
 WANTED = {
-    "run": [*PROJECT["dependencies"], *EXTRAS["local"], *PYPROJECT["build-system"]["requires"]],
+    "run": [*PROJECT["dependencies"], *USED, *PYPROJECT["build-system"]["requires"]],
     "dev": [*PROJECT["dependencies"], *(wanted for extra in EXTRAS.values() for wanted in extra)],
 }
 

@@ -195,6 +195,7 @@ def test_a_reload_touches_only_what_has_changed(folder: Path) -> None:
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log
 
+    assert [line for line in daemon.log.splitlines() if "configuration.reloaded" in line][-1].endswith('"changes":0}')
     samples = spooled(folder, "desk")
     assert len(samples) > RATE
     assert breaks(samples) == []

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -10,7 +9,7 @@ from datetime import datetime
 import pytest
 
 from conftest import Report
-from guests import LOG, PREFIX, PROGRAM, ROOM, Installed, booted, installed
+from guests import LOG, PREFIX, PROGRAM, ROOM, Installed, Session, booted, installed
 from systemd_lab import Guest
 
 pytestmark = pytest.mark.timeout(300)
@@ -35,28 +34,6 @@ def roomtone(guest: Guest) -> Iterator[Installed]:
     roomtone.configure(ROOM + LOG)
     yield roomtone
     roomtone.remove()
-
-
-class Session:
-    """A user with a manager of their own in the guest, as in a desktop session."""
-
-    def __init__(self, guest: Guest) -> None:
-        self._guest = guest
-        guest.run("useradd", "--create-home", "ana")
-        guest.run("systemctl", "unmask", "systemd-logind.service")
-        guest.run("systemctl", "start", "systemd-logind.service")
-        guest.run("loginctl", "enable-linger", "ana")
-        self.number = guest.run("id", "--user", "ana").stdout.strip()
-        guest.run("systemctl", "start", f"user@{self.number}.service")
-
-    def configure(self, text: str) -> None:
-        self._guest.write("/home/ana/.config/roomtone/roomtone.toml", text)
-        self._guest.run("chown", "--recursive", "ana:ana", "/home/ana/.config")
-
-    def run(self, *argv: str, check: bool = True, text: str = "") -> "subprocess.CompletedProcess[str]":
-        become = ["setpriv", "--reuid=ana", "--regid=ana", "--init-groups"]
-        environment = ["env", "HOME=/home/ana", f"XDG_RUNTIME_DIR=/run/user/{self.number}"]
-        return self._guest.run(*become, *environment, *argv, check=check, text=text)
 
 
 @pytest.fixture(scope="module")

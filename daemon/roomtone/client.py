@@ -32,7 +32,7 @@ def find_socket(paths: Iterable[Path]) -> Path:
         except ControlError as error:
             failure = str(error)
         except PermissionError:
-            failure = f"{path} belongs to another user's daemon: ask as that user, or with sudo"
+            failure = f"{path} belongs to another user's daemon: use sudo, or ask as that user"
         except OSError:
             looked.append(str(path))
     absent = f"no daemon answers here; start one with `roomtone run`. Looked for {', '.join(looked)}"

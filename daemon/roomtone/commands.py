@@ -70,6 +70,8 @@ class Commands:
         self._supervision = supervision
         self._governor = governor
         self._since = datetime.now(UTC)
+        # Of this process: an upgrade replaces what is installed under it.
+        self._version = version("roomtone")
 
     def has_room(self, name: str) -> bool:
         """Whether there is such a room."""
@@ -139,7 +141,7 @@ class Commands:
         health = {one.name: one for one in self._supervision.health.rooms(trio.current_time())}
         rooms = [await self._room(room, health.get(room.name)) for room in self._rooms]
         return Report(
-            version=version("roomtone"),
+            version=self._version,
             pid=os.getpid(),
             since=self._since,
             configuration=str(config.path.absolute()),

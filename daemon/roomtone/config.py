@@ -4,7 +4,6 @@ How a file becomes one, and what is said of mistakes in it, is in `loading.py`.
 """
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,8 +60,6 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
         if self.metrics_textfile is not None and not self.metrics_textfile.endswith(".prom"):
             raise ValueError("metrics_textfile: must end in .prom, or the node exporter does not read it")
-        if (self.metrics or self.metrics_textfile) and find_spec("prometheus_client") is None:
-            raise ValueError("metrics: the package prometheus-client is missing; pip install 'roomtone[metrics]'")
 
 
 def address_of(text: str) -> tuple[str, int]:
@@ -216,14 +213,16 @@ def find_key(config: Config, environ: Mapping[str, str]) -> secret.Secret | None
     return key
 
 
-def check_gates(config: Config) -> None:
-    """Raises ConfigError for a room that wants a gate where there is no voice detector."""
+def missing_detectors(config: Config) -> dict[str, str]:
+    """The rooms that want a gate where there is no voice detector, and why there is none."""
+    missing = dict[str, str]()
     for name, room in config.rooms.items():
         if room.gate.mode == "speech":
             try:
                 open_detector(room.rate)
             except DetectorMissing as error:
-                raise ConfigError(f"{config.path}: [rooms.{name}.gate] {error}") from None
+                missing[name] = str(error)
+    return missing
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """The control socket: how a running daemon is asked by the commands of this machine.
 
 A unix socket of mode 0600, so that only the daemon's own user and root can open it, and whoever connects is asked for
-by the kernel too (SO_PEERCRED).
+by the kernel too (SO_PEERCRED). In a folder that a group may enter, as systemd makes it for the service, the group may
+connect as well, and ask how the daemon does: that, and nothing else, is for a monitor.
 
 Nothing that a client does or leaves undone harms the daemon: lines, clients and waiting are bounded, and a client that
 does not read loses live events, which are counted and told. A request that fails is refused, and its traceback is in
@@ -25,7 +26,7 @@ import trio
 from roomtone import events
 from roomtone.descriptors import kept_from_forks
 from roomtone.events import Interim, Level
-from roomtone.inquiry import VERSION, Answer, Done, Dropped, Refused, Request, Tail
+from roomtone.inquiry import VERSION, Answer, Done, Dropped, Refused, Request, Status, Tail
 from roomtone.journal import Journal
 from roomtone.live import Live
 from roomtone.sockets import ControlError, Lines, connected, peer_user, short
@@ -34,6 +35,8 @@ LONGEST_REQUEST = 65_536
 """Bytes of a request's line."""
 CLIENTS = 16
 """Clients at a time; one more is told so and let go."""
+GUESTS = 4
+"""Of these, besides, that are of the folder's group."""
 QUIET = 60.0
 """Seconds that a client may say nothing, or not read, before it is let go."""
 CAPTIONS = 64
@@ -53,7 +56,8 @@ class Answerer(Protocol):
 
 @contextmanager
 def open_socket(path: Path) -> Iterator[trio.SocketListener]:
-    """Listen at the path, for this user only. A stale socket is replaced, one that answers is left to its owner.
+    """Listen at the path, for this user only, or for the group that may enter its folder. A stale socket is replaced,
+    one that answers is left to its owner.
 
     Raises OSError.
     """
@@ -64,6 +68,8 @@ def open_socket(path: Path) -> Iterator[trio.SocketListener]:
         os.fchmod(listening.fileno(), 0o600)
         with short(path) as name:
             listening.bind(name)
+        if _is_shared(path.parent):
+            path.chmod(0o660)
         ours = path.lstat()
         try:
             listening.listen(CLIENTS)
@@ -72,6 +78,11 @@ def open_socket(path: Path) -> Iterator[trio.SocketListener]:
         finally:
             if path.exists() and (path.lstat().st_dev, path.lstat().st_ino) == (ours.st_dev, ours.st_ino):
                 path.unlink()
+
+
+def _is_shared(folder: Path) -> bool:
+    """True if a group may enter the folder, and nobody else but its owner."""
+    return folder.stat().st_mode & 0o077 == 0o050
 
 
 def _make_way(path: Path) -> None:
@@ -93,14 +104,16 @@ async def serve(path: Path, answerer: Answerer, *, journal: Journal, live: Live)
     """Answer requests at the path until cancelled. Where there can be no socket, the log says so: recording goes on."""
     try:
         with open_socket(path) as listener:
-            server = _Server(answerer, journal, live)
+            server = _Server(answerer, journal, live, shared=_is_shared(path.parent))
             await trio.serve_listeners(server.converse, [listener])
     except* OSError as group:
         log.error("control.unavailable", path=str(path), error=str(group.exceptions[0]))  # noqa: TRY400 - it says it all
 
 
 class _Server:
-    def __init__(self, answerer: Answerer, journal: Journal, live: Live) -> None:
+    def __init__(self, answerer: Answerer, journal: Journal, live: Live, *, shared: bool) -> None:
+        self._shared = shared
+        self._guests = 0
         self._answerer = answerer
         self._journal = journal
         self._live = live
@@ -108,29 +121,41 @@ class _Server:
 
     async def converse(self, stream: trio.SocketStream) -> None:
         """One client, from its first request to its last. Whatever it does ends here."""
-        self._clients += 1
         try:
             async with stream:
-                if not _is_allowed(stream):
-                    return
-                if self._clients > CLIENTS:
-                    await _send(stream, Refused((f"{CLIENTS} clients are here already; try again later",)))
-                    return
-                async for line in Lines(stream, LONGEST_REQUEST, QUIET):
-                    await self._take(stream, line)
+                user = peer_user(stream.socket)
+                with self._counted(is_guest=user not in {0, os.geteuid()}) as is_guest:
+                    if is_guest and not self._shared:
+                        log.warning("client.refused", user=user)
+                        return
+                    count, limit = (self._guests, GUESTS) if is_guest else (self._clients, CLIENTS)
+                    if count > limit:
+                        await _send(stream, Refused((f"{limit} clients are here already; try again later",)))
+                        return
+                    async for line in Lines(stream, LONGEST_REQUEST, QUIET):
+                        await self._take(stream, line, is_guest=is_guest)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ControlError) as group:
             log.debug("client.left", reason=str(group.exceptions[0]))
         except* Exception:
             log.exception("request.failed", request="tail")
-        finally:
-            self._clients -= 1
 
-    async def _take(self, stream: trio.SocketStream, line: bytes) -> None:
+    @contextmanager
+    def _counted(self, *, is_guest: bool) -> Iterator[bool]:
+        """Guests are counted for themselves: they must not keep the owner from muting."""
+        self._guests += is_guest
+        self._clients += not is_guest
+        try:
+            yield is_guest
+        finally:
+            self._guests -= is_guest
+            self._clients -= not is_guest
+
+    async def _take(self, stream: trio.SocketStream, line: bytes, *, is_guest: bool) -> None:
         request: Request | None = None
         answer: Answer = Refused(("the daemon has failed at this request; its log says at what",))
         try:
             request = _understand(line)
-            answer = await self._answer(request)
+            answer = await self._answer(request, is_guest=is_guest)
         except* _Refusal as group:
             answer = Refused((str(group.exceptions[0]),))
         except* Exception:
@@ -139,8 +164,10 @@ class _Server:
         if isinstance(request, Tail) and isinstance(answer, Done):
             await self._tail(stream, request.room)
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request, *, is_guest: bool) -> Answer:
         match request:
+            case _ if is_guest and not isinstance(request, Status):
+                raise _Refusal("only root and the daemon's own user may ask for that; use sudo")
             case Tail(room=room) if room is not None and not self._answerer.has_room(room):
                 raise _Refusal(f"there is no room {room!r}")
             case Tail():
@@ -196,15 +223,6 @@ def _understand(line: bytes) -> Request:
     if request.version != VERSION:
         raise _Refusal(f"the daemon speaks version {VERSION}, not {request.version}; use the `roomtone` that it runs")
     return request
-
-
-def _is_allowed(stream: trio.SocketStream) -> bool:
-    """The kernel says who connected: this user, or root."""
-    user = peer_user(stream.socket)
-    if user in {0, os.geteuid()}:
-        return True
-    log.warning("client.refused", user=user)
-    return False
 
 
 async def _send(stream: trio.SocketStream, answer: Answer) -> None:

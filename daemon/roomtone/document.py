@@ -14,6 +14,11 @@ from typing import Any
 
 from roomtone.diagnosis import Problem
 
+FORBIDDEN = (
+    "this user may not read it: use sudo; or let the user be a member of the group that may (ls -l shows it; for "
+    "/etc/roomtone: sudo usermod --append --groups roomtone-config NAME); or name another with --config"
+)
+"""What to do about a configuration that is somebody else's."""
 DEEPEST = 32
 """Levels of tables and lists in one another. The tools of a language model may need ten."""
 
@@ -31,6 +36,8 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: there is no such file; write one with: roomtone init --output {path}") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; name the file in it") from None
+    except PermissionError:
+        raise ConfigError(f"{path}: {FORBIDDEN}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:

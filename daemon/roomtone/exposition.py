@@ -6,6 +6,7 @@ this needs are h11's and the daemon's loop's.
 
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -42,11 +43,20 @@ async def expose(service: Service, folder: Path, report: Reporting) -> None:
 
     Contained here: OSError, of a port that is taken or a file that cannot be written; recording goes on.
     """
+    if lacking(service):
+        return
     async with trio.open_nursery() as nursery:
         if service.metrics is not None:
             nursery.start_soon(_serve, service.metrics, service.metrics_public, report)
         if service.metrics_textfile is not None:
             nursery.start_soon(_write, folder, service.metrics_textfile, report)
+
+
+def lacking(service: Service) -> str | None:
+    """Why there can be no metrics, where somebody wants them: recording and all else goes on without."""
+    if (service.metrics or service.metrics_textfile) and find_spec("prometheus_client") is None:
+        return "the package prometheus-client is missing; pip install 'roomtone[metrics]', then restart"
+    return None
 
 
 async def _write(folder: Path, name: str, report: Reporting) -> NoReturn:

@@ -40,12 +40,22 @@ def find_configuration(given: Path | None, environ: Mapping[str, str], here: Pat
     """The configuration to use: the one given, $ROOMTONE_CONFIG, else the first that exists; None where none does.
 
     One that was named is returned whether it exists or not: to fall back from a misspelt name would run another.
+    Raises PermissionError, which names the file, where none is seen and this user may not look into all the places.
     """
     if given is not None:
         return given
     if named := environ.get(VARIABLE):
         return expand(named)
-    return next((path for path in configurations(environ, here) if path.is_file()), None)
+    forbidden = None
+    for path in configurations(environ, here):
+        try:
+            if path.is_file():
+                return path
+        except PermissionError as error:
+            forbidden = error  # as in the working folder of somebody else: another place may have one all the same
+    if forbidden:
+        raise forbidden
+    return None
 
 
 def foreign_hand(path: Path) -> str | None:
@@ -106,16 +116,25 @@ def control_socket(state: Path, environ: Mapping[str, str]) -> Path:
     if given := _first(environ.get("RUNTIME_DIRECTORY", "")):
         return given / SOCKET
     runtime = Path(environ.get("XDG_RUNTIME_DIR", ""))
-    if runtime.is_absolute() and runtime.is_dir():
+    if runtime.is_absolute() and os.path.isdir(runtime):  # noqa: PTH112 - False also where it may not be looked at
         name = hashlib.sha256(os.fsencode(state.absolute())).hexdigest()[:12]
         return runtime / "roomtone" / f"{name}.{SOCKET}"
     return state / SOCKET
 
 
 def control_sockets(state: Path, environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Where to look for a running daemon: one with this state, however it was started, else the system's service."""
+    """Where to look for a running daemon: one with this state, however it was started, else the service of this user,
+    else the system's. A shell without XDG_RUNTIME_DIR, as of `su` and cron, finds what a session has started.
+    """
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
     bare = {name: value for name, value in environ.items() if name == "HOME"}
-    places = (control_socket(state, environ), control_socket(state, bare), Path("/run/roomtone", SOCKET))
+    places = (
+        control_socket(state, environ),
+        control_socket(state, {**bare, "XDG_RUNTIME_DIR": runtime}),
+        control_socket(state, bare),
+        Path(runtime, "roomtone", SOCKET),
+        Path("/run/roomtone", SOCKET),
+    )
     return tuple(dict.fromkeys(places))
 
 

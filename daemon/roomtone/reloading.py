@@ -3,15 +3,16 @@
 The new file is checked as a whole first. One that is wrong in anything leaves the old one in force.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 import msgspec
 import structlog
 import trio
 
+from roomtone import exposition
 from roomtone.capture.recovery import RateChanged, check_rate
-from roomtone.config import Config, Room, check_gates, find_key
+from roomtone.config import Config, Room, find_key, missing_detectors
 from roomtone.document import ConfigError
 from roomtone.events import Notice
 from roomtone.journal import Journal
@@ -114,7 +115,6 @@ class Reloading:
                 # In a thread: reading plugins may take its time, and what runs must not wait for it.
                 config = await trio.to_thread.run_sync(self._reread)
                 key = find_key(config, self._environ)
-                check_gates(config)
                 for name, table in config.rooms.items():
                     await check_rate(name, table.rate, self._journal)
             except (ConfigError, RateChanged) as error:
@@ -125,7 +125,7 @@ class Reloading:
             with trio.CancelScope(shield=True), self._rooms.held():
                 lines = await self._put_into_force(InForce(config, key))
             log.info("configuration.reloaded", changes=len(lines))
-            return lines
+            return lines or ["nothing has changed"]
 
     async def _put_into_force(self, after: InForce) -> list[str]:
         before = InForce(self._force.config, self._force.key)
@@ -146,6 +146,9 @@ class Reloading:
         broken = {name: why for name, why in after.config.unloaded.items() if before.config.unloaded.get(name) != why}
         await tell_unloaded(broken, self._journal)
         lines += [f"sink {name} gets nothing: {why}" for name, why in broken.items()]
+        missing = {code: text for code, text in lacking(after.config) if (code, text) not in lacking(before.config)}
+        await tell_lacking(missing.items(), self._journal)
+        lines += missing.values()
         for name in changes.rooms_new:
             await self._rooms.begin(name, after.plan(after.config.rooms[name]))
             lines.append(f"room {name} begins")
@@ -155,7 +158,7 @@ class Reloading:
         for name in changes.rooms_gone:
             self._rooms.end(name)
             lines.append(f"room {name} ends")
-        return lines or ["nothing has changed"]
+        return lines
 
 
 async def tell_unloaded(unloaded: Mapping[str, str], journal: Journal) -> None:
@@ -168,6 +171,25 @@ async def tell_unloaded(unloaded: Mapping[str, str], journal: Journal) -> None:
         )
         now = datetime.now(UTC)
         await journal.commit(Notice(room="", position=0, at=now, severity="error", code="sink.unloaded", text=text))
+
+
+def lacking(config: Config) -> list[tuple[str, str]]:
+    """What the configuration wants and whose packages are not installed: a code, and a text for a person."""
+    found = [
+        ("gate.unavailable", f"Room {name} has no gate: {why}. It is recorded, and nothing is sent that costs money")
+        for name, why in missing_detectors(config).items()
+    ]
+    if why := exposition.lacking(config.service):
+        found.append(("metrics.unavailable", f"There are no metrics: {why}. Everything else runs without them"))
+    return found
+
+
+async def tell_lacking(found: Iterable[tuple[str, str]], journal: Journal) -> None:
+    """What is secondary and cannot be had keeps nothing from recording; and so somebody must be told."""
+    for code, text in found:
+        log.error(code, error=text)
+        now = datetime.now(UTC)
+        await journal.commit(Notice(room="", position=0, at=now, severity="error", code=code, text=text))
 
 
 def _left_for_later(before: Config, after: Config) -> Iterator[str]:

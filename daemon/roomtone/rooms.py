@@ -24,7 +24,7 @@ from roomtone.capture.listening import Listening
 from roomtone.capture.recorder import record
 from roomtone.capture.reins import Reins
 from roomtone.capture.spool import Spool, open_spool
-from roomtone.capture.voice import open_detector
+from roomtone.capture.voice import lacks_detector, open_detector
 from roomtone.containment import supervise
 from roomtone.forgetting import left_alone
 from roomtone.glance import Glance
@@ -233,11 +233,16 @@ class OpenRoom:
 
     async def _transcribe_at(self, endpoint: Endpoint, spool: Spool) -> None:
         gate, rate = self.plan.table.gate, self.plan.table.rate
-        gating = Gating(partial(open_detector, rate), gate.preroll, gate.close_after)
+        gating = Gating(partial(open_detector, rate), gate.preroll, gate.close_after) if gate.mode == "speech" else None
+        if gating and lacks_detector(rate):
+            if endpoint.remote:  # always open would cost what the gate is there to save
+                await withhold(self._desk(endpoint, spool))
+                return
+            gating = None
         await transcribe(
             self._desk(endpoint, spool),
             realtime=self.plan.table.realtime,
-            gating=gating if gate.mode == "speech" else None,
+            gating=gating,
             leaving=self._leaving,
         )
 

@@ -24,7 +24,7 @@ from roomtone.capture.recovery import check_rate
 from roomtone.capture.segment import SPOOL
 from roomtone.capture.spool import Spool
 from roomtone.commands import Commands
-from roomtone.config import Config, check_gates, find_key
+from roomtone.config import Config, find_key
 from roomtone.containment import supervise
 from roomtone.control import serve
 from roomtone.deadline import open_deadline
@@ -38,7 +38,7 @@ from roomtone.journal import Journal, open_journal
 from roomtone.live import Live
 from roomtone.notify import Progress, open_supervision
 from roomtone.outlets import Grounds, Outlet, Outlets
-from roomtone.reloading import InForce, Reloading, tell_unloaded
+from roomtone.reloading import InForce, Reloading, lacking, tell_lacking, tell_unloaded
 from roomtone.rooms import Rooms, Surroundings
 from roomtone.speech.analyst import Analyst, open_analyst
 from roomtone.speech.endpoint import open_endpoints
@@ -63,7 +63,6 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
     """
     state, key = config.state(environ), find_key(config, environ)
     force = InForce(config, key)
-    check_gates(config)
     grounds = Grounds(config.sinks_folder(environ), state / "sinks")
     live, glance, figures, sinks = Live(), Glance(), Counting(), dict[str, Outlet]()
     with open_deadline() as end_by, trio.CancelScope() as hard, places.lock(state):
@@ -86,6 +85,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                     outlets.begin(name, sink)
                 watching.start_soon(outlets.watch_orders)
                 await tell_unloaded(config.unloaded, journal)
+                await tell_lacking(lacking(config), journal)
                 spools = dict[str, Spool]()
                 async with (
                     open_governor(

@@ -130,6 +130,15 @@ class Cascade:
         return self._begin + window * WINDOW * self._rate // RATE
 
 
+def lacks_detector(rate: int) -> bool:
+    """True if there is no voice detector, for its packages are not installed."""
+    try:
+        open_detector(rate)
+    except DetectorMissing:
+        return True
+    return False
+
+
 def open_detector(rate: int) -> Detector:
     """A voice detector for a room of `rate` Hz. Raises DetectorMissing where its packages are not installed."""
     try:

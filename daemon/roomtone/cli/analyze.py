@@ -20,6 +20,7 @@ from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.loaded import config_option, load
 from roomtone.cli.output import say, say_json, say_text
 from roomtone.cli.sinks import reading
+from roomtone.cli.unit import enter
 from roomtone.cli.wishes import writing
 from roomtone.config import Config, find_key
 from roomtone.database import Database
@@ -83,6 +84,7 @@ def command(
     The daemon may run meanwhile; the answer is printed and no event is made of it. What it will cost at most is said
     before it is asked, and what it did cost counts in the budget, which does not keep a person from asking.
     """
+    enter(given)
     config, _ = load(given)
     journal = config.state(os.environ) / "journal.sqlite"
     jobs = list(jobs_of(config, name, chosen, since, until or datetime.now(UTC)))

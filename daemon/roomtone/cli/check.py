@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from roomtone.capture.voice import DetectorMissing, open_detector
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import Loaded, config_option, load
 from roomtone.cli.output import say, say_json
+from roomtone.cli.unit import enter
 from roomtone.config import Config, Room
+from roomtone.exposition import lacking
 from roomtone.failure import explain
 from roomtone.hooks import bind, opened
 from roomtone.proxy import NetworkError, find_proxy
@@ -51,10 +54,11 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
 def command(given: Path | None, *, sources: bool, as_json: bool) -> None:
     """Load the configuration and the plugins, open and close every sink, and say what would run.
 
-    A source that is a file is opened too. Nothing is recorded and nobody is told anything. While the daemon runs with
-    this state its sinks are left alone.
+    A source that is a file is opened too. Nothing is recorded, nothing is left behind, and nobody is told anything.
+    While the daemon runs with this state its sinks are left alone.
     The exit code is 0 when all of it would run, 1 when something would not, 78 when the configuration is wrong.
     """
+    enter(given)
     loaded = load(given)
     findings = trio.run(partial(examine, loaded, os.environ, sources=sources))
     faults = sum(finding.fault is not None for finding in findings)
@@ -85,6 +89,9 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
         findings.append(Finding("recognizer", "on this machine, for when the budget is spent", fault=advice))
     findings += await _models(InForce(config, key).setting())
     findings += await _state_and_sinks(config, environ, state)
+    if config.service.metrics or config.service.metrics_textfile:
+        what = config.service.metrics or config.service.metrics_textfile or ""
+        findings.append(Finding("metrics", what, fault=lacking(config.service)))
     findings += [
         Finding(f"plugin {problem.plugin}", "does not load", fault=problem.text) for problem in plugins.problems
     ]
@@ -92,9 +99,12 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
 
 
 async def _state_and_sinks(config: Config, environ: Mapping[str, str], state: Path) -> list[Finding]:
+    absent = _missing(state)
     try:
         with places.lock(state):
             opened = [await _sink(name, sink, config, environ, state) for name, sink in config.sinks.items()]
+            if absent:
+                shutil.rmtree(absent)  # while it is locked: a daemon that begins now tries again
     except places.StateInUse:
         note = "a daemon runs with this state: its sinks are left alone, and not opened here"
         return [
@@ -107,10 +117,13 @@ async def _state_and_sinks(config: Config, environ: Mapping[str, str], state: Pa
 
 
 async def _sink(name: str, sink: Sink, config: Config, environ: Mapping[str, str], state: Path) -> Finding:
+    folder, own = config.sinks_folder(environ), state / "sinks" / name
+    absent = _missing(own)
+    outputs = [found for path in _outputs(sink) if (found := _missing(folder / path))]
     context = Context(
         name=name,
-        folder=config.sinks_folder(environ),
-        state=places.private_folder(state / "sinks" / name),
+        folder=folder,
+        state=places.private_folder(own),
         rates={room: table.rate for room, table in config.rooms.items()},
     )
     try:
@@ -121,7 +134,35 @@ async def _sink(name: str, sink: Sink, config: Config, environ: Mapping[str, str
         return Finding(f"sink {name}", _kind(sink), fault=f"opening took longer than {sink.timeout:g} s")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary: opening a sink runs its code
         return Finding(f"sink {name}", _kind(sink), fault=explain(error))
+    finally:
+        for path in outputs:
+            _remove_empty(path)
+        if absent:
+            shutil.rmtree(absent)
     return Finding(f"sink {name}", _kind(sink))
+
+
+def _outputs(sink: Sink) -> Iterator[str | Path]:
+    """Where the sink would write, as far as its table says."""
+    for key, value in msgspec.structs.asdict(sink).items():
+        if isinstance(value, Path) or (isinstance(value, str) and key in {"path", "directory"}):
+            yield value
+
+
+def _missing(path: Path) -> Path | None:
+    """The topmost of the folders of this path, itself included, that is not there; None where it is."""
+    return next((one for one in (*reversed(path.parents), path) if not os.path.lexists(one)), None)
+
+
+def _remove_empty(path: Path) -> None:
+    """Files and folders that opening a sink has made. What somebody has put something into meanwhile stays."""
+    inside = sorted(path.rglob("*"), reverse=True) if path.is_dir() else []
+    for one in [*inside, path]:
+        with suppress(OSError):
+            if one.is_dir():
+                one.rmdir()
+            elif not one.stat().st_size:
+                one.unlink()
 
 
 async def _room(name: str, room: Room, config: Config, *, sources: bool) -> Finding:

@@ -1,6 +1,5 @@
 """`roomtone config`: what is in effect, and the reference of every key."""
 
-import os
 from importlib import resources
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import tomli_w
 from roomtone import config as configuration
 from roomtone.cli.loaded import config_option, load
 from roomtone.cli.output import say, say_text
+from roomtone.cli.unit import environment
 
 
 @click.command(short_help="Print the configuration in effect, or the reference of all keys.")
@@ -28,7 +28,8 @@ def command(given: Path | None, *, reference: bool, schema: bool) -> None:
         return
     config, _ = load(given)
     say(f"# {config.path.absolute()}, as it is in effect")
-    say_text(tomli_w.dumps(configuration.effective(config, os.environ), multiline_strings=True))
+    tables = configuration.effective(config, environment(config.path))
+    say_text(tomli_w.dumps(tables, multiline_strings=True))
 
 
 def reference_text() -> str:

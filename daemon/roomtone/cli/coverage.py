@@ -15,6 +15,7 @@ from roomtone.cli.loaded import config_option, load
 from roomtone.cli.output import say, say_json
 from roomtone.cli.sinks import reading
 from roomtone.cli.status import breakdown
+from roomtone.cli.unit import enter
 from roomtone.database import Database
 from roomtone.facts import Cover
 from roomtone.ledger import State, Summary, draw, summarize
@@ -79,6 +80,7 @@ def command(given: Path | None, *, chosen: tuple[str, ...], since: datetime | No
     The journal is only looked at, so that the daemon may run meanwhile; the segment that it is writing is not counted
     yet. The exit code is 1 when there is a position or a second that nothing explains, which is a fault of Roomtone.
     """
+    enter(given)
     config, _ = load(given)
     journal = config.state(os.environ) / "journal.sqlite"
     accounts = _accounts(journal, chosen, since)

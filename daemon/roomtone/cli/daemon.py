@@ -6,9 +6,11 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from roomtone import client, places
+from roomtone import client, document, places
 from roomtone.cli.loaded import find
 from roomtone.cli.output import say
+from roomtone.cli.unit import find_unit, standing
+from roomtone.document import ConfigError
 from roomtone.inquiry import Done, Forgot, Report, Request
 from roomtone.sockets import ControlError
 
@@ -19,16 +21,27 @@ def find_daemon(given: Path | None, environ: Mapping[str, str] = os.environ) -> 
     Of the configuration only the state folder is wanted: a file with mistakes in it, just being edited, keeps nobody
     from muting.
     """
-    path = find(given, environ)
+    try:
+        path = find(given, environ)
+    except ConfigError as error:
+        raise ControlError(str(error)) from None
     folder = (path or Path(places.FILE)).absolute().parent
     state = places.state_folder(None if path is None else _state_of(path), folder, environ)
-    return client.find_socket(places.control_sockets(state, environ))
+    try:
+        return client.find_socket(places.control_sockets(state, environ))
+    except ControlError:
+        unit = find_unit(path, environ)
+        if unit and (why := standing(unit)):
+            raise ControlError(f"no daemon answers: {why}") from None
+        raise
 
 
 def _state_of(path: Path) -> str | None:
     """`[service] state`, of a file that may be no TOML at the moment. Raises ControlError where it cannot be read."""
     try:
         text = path.read_bytes().decode("utf-8-sig", "replace")
+    except PermissionError:
+        raise ControlError(f"{path}: {document.FORBIDDEN}") from None
     except OSError as error:
         raise ControlError(f"{path}: cannot be read: {error.strerror}") from None
     try:

@@ -16,6 +16,7 @@ from roomtone.cli.duration import DURATION
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, find, load
 from roomtone.cli.output import say
+from roomtone.cli.unit import enter
 from roomtone.config import Config
 from roomtone.forgetting import clamp
 from roomtone.inquiry import Answer, Forget, Forgot, Refused, Report, Status
@@ -74,6 +75,7 @@ def command(
         raise click.UsageError("say what to forget: --last 10m, or --from 14:00 --to 14:30")
     if seconds is not None and until is not None:
         raise click.UsageError("--last reaches up to now; use --from with --to")
+    enter(given)
     now = datetime.now(UTC)
     since, until = clamp(since or now - timedelta(seconds=seconds or 0), until or now, now)
     if since >= until:

@@ -1,6 +1,7 @@
 """`roomtone init`: a working configuration, from a few answers or flags."""
 
 import os
+import stat
 import sys
 from functools import partial
 from pathlib import Path
@@ -103,7 +104,7 @@ def command(  # noqa: PLR0917 - click passes them by name
     loading.decode(tables, output, plugins)
     _write(output, HEADER + tomli_w.dumps(tables, multiline_strings=True), force=force)
     say(f"wrote {output}")
-    say(f"next: roomtone check{_flag(output)}, then roomtone run{_flag(output)}")
+    say(f"next: roomtone check{_flag(output)}, then {_next(output)}")
 
 
 def compose(answers: Answers) -> dict[str, Any]:
@@ -191,19 +192,33 @@ def _file(path: Path, output: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str, *, force: bool) -> None:
-    """Readable by this user only from its first byte on: the webhook's address may hold a secret."""
-    target = path.with_name(f".{path.name}.new") if force else path
-    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
+    """Readable by this user only from its first byte on: the webhook's address may hold a secret. What is written over
+    keeps its owner, group and mode, but for others: a service may read it as a member of that group.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(target, flags, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, for its mode
-            os.fchmod(descriptor, 0o600)
+        path = path.resolve()  # a link stays one
+        before = path.stat() if force and path.exists() else None
+        target = path.with_name(f".{path.name}.new") if force else path
+        if force:
+            target.unlink(missing_ok=True)
+        with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, for its mode
+            if before:
+                os.fchown(file.fileno(), before.st_uid, before.st_gid)
+            os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode) & ~0o007 if before else 0o600)
             file.write(text)
         if force:
             target.replace(path)
     except OSError as error:
         raise Failure(f"{path}: cannot be written: {error.strerror}", Exit.CANTCREAT) from None
+
+
+def _next(output: Path) -> str:
+    """The configuration of the machine is for a service; any other is run first, to see it work."""
+    if output.absolute().is_relative_to("/etc"):
+        given = "" if output.absolute() == Path("/etc/roomtone", places.FILE) else _flag(output)
+        return f"roomtone service install{given}"
+    return f"roomtone run{_flag(output)}"
 
 
 def _flag(output: Path) -> str:

@@ -15,8 +15,8 @@ import msgspec
 
 UNIT = "roomtone.service"
 GROUP = "roomtone-config"
-"""Who may read the configuration of the system service. Not `roomtone`: that is the name of the dynamic user, which
-systemd refuses to make beside a group of this name.
+"""Who may read the configuration of the system service, and ask how it does. Not `roomtone`: that is the name of the
+dynamic user, which systemd refuses to make beside a group of this name.
 """
 MARK = "# Written by `roomtone service install`. Changes of yours belong into a drop-in: systemctl edit roomtone\n"
 
@@ -131,6 +131,12 @@ def compose_key_dropin(key: Path) -> str:
     return MARK + "\n" + _CREDENTIAL.format(key=str(key).replace("%", "%%"))
 
 
+def installed_at() -> float:
+    """When any part of the program was last installed, in Unix time: what has started before runs an older one."""
+    libraries = Path(sysconfig.get_path("purelib"))
+    return max((found.stat().st_mtime for found in libraries.glob("*.dist-info")), default=0.0)
+
+
 def shipped(name: str) -> str:
     """A file of the folder systemd/: the wheel carries it as roomtone/systemd, the repository at its root."""
     packaged = resources.files("roomtone") / "systemd" / name
@@ -139,12 +145,15 @@ def shipped(name: str) -> str:
     return (Path(__file__).parents[3] / "systemd" / name).read_text("utf-8")
 
 
-def needs_group(path: Path, group: int) -> Iterator[tuple[Path, int]]:
-    """What in the folder of the configuration does not belong to the group yet, or is open to others, and the mode that
-    it is to have. Only what lies there: a link may lead anywhere.
+def needs_group(configuration: Path, plugins: Iterable[Path], group: int) -> Iterator[tuple[Path, int]]:
+    """What does not belong to the group yet, or is open to others, and the mode that it is to have: the configuration,
+    its folder, and the drop-in files there. Nothing else that lies there is ours, and a link may lead anywhere.
     """
-    for one in (path, *sorted(path.rglob("*"))):
-        if one.is_symlink():
+    folder = configuration.parent
+    inside = [place for place in plugins if place.is_relative_to(folder) and place != folder]
+    ours = [folder, configuration, *inside, *(one for place in inside for one in sorted(place.rglob("*")))]
+    for one in dict.fromkeys(ours):
+        if one.is_symlink() or not one.exists():
             continue
         status = one.stat()
         mode = stat.S_IMODE(status.st_mode)

@@ -14,6 +14,9 @@ from roomtone.plugins import Plugins, load_plugins
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+INSIDE = "ROOMTONE_INSIDE"
+"""Set in a command that goes on as the service (`cli/unit.py`): the configuration, whatever its options say."""
+
 NOTHING_YET = """\
 there is no configuration yet; looked for {places}
 `roomtone init` asks a few questions and writes one
@@ -34,7 +37,7 @@ def config_option(command: Command) -> Command:
         "-c",
         "given",
         metavar="FILE",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         help="The configuration. Default: $ROOMTONE_CONFIG, else the first of ./roomtone.toml, "
         "$XDG_CONFIG_HOME/roomtone/roomtone.toml and /etc/roomtone/roomtone.toml.",
     )(command)
@@ -54,10 +57,15 @@ def load(given: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
 def find(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:
     """The configuration that a command is about, or None where there is none yet.
 
-    Raises ConfigError for one that was only found, in this folder for instance, and that others could have written: it
-    says what is run, and in whose name.
+    Raises ConfigError where the caller may not see whether it is there, and for one that was only found, in this folder
+    for instance, and that others could have written: it says what is run, and in whose name.
     """
-    path = places.find_configuration(given, environ, Path.cwd())
+    if inside := environ.get(INSIDE):
+        return Path(inside)
+    try:
+        path = places.find_configuration(given, environ, Path.cwd())
+    except PermissionError as error:
+        raise ConfigError(f"{error.filename}: {document.FORBIDDEN}") from None
     is_named = given is not None or environ.get(places.VARIABLE)
     if path is not None and not is_named and (fault := places.foreign_hand(path)):
         raise ConfigError(f"{path.absolute()}: {fault}; where it is meant all the same, name it: --config {path}")

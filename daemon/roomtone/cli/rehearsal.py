@@ -12,6 +12,7 @@ from roomtone import places
 from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, load
 from roomtone.cli.output import say
+from roomtone.cli.unit import enter
 from roomtone.config import Config
 from roomtone.diagnosis import unknown
 from roomtone.document import ConfigError
@@ -34,7 +35,9 @@ def test(name: str, given: Path | None) -> None:
     with the code sink.test; for a sink that takes no notices it is a turn of a session called sink.test.
     """
     parent = click.get_current_context().parent
-    config, _ = load(given or (parent.obj if parent else None))
+    given = given or (parent.obj if parent else None)
+    enter(given)
+    config, _ = load(given)
     sink = (config.sinks | config.disabled).get(name)
     if sink is None:
         reason = config.unloaded.get(name) or unknown(f'sink "{name}"', name, config.sinks | config.disabled)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from roomtone.cli.loaded import config_option, load
+from roomtone.cli.exits import Exit, Failure
+from roomtone.cli.loaded import config_option, find, load
 from roomtone.cli.output import say
 from roomtone.config import Config
 from roomtone.sinks import Sink
@@ -31,6 +32,7 @@ def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
     from roomtone import logs, places, secret, service  # noqa: PLC0415 - late, as above
     from roomtone.cli import printing  # noqa: PLC0415 - late, as above
 
+    _refuse_service(given)
     config, _ = load(given)
     since = datetime.now(UTC)
     shown = printing.Print(write=say, since=since, currency=config.budget.currency)
@@ -53,3 +55,21 @@ def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
         with suppress(OSError):  # the window may have been closed
             for line in printing.recordings(config, environ, since):
                 say(line)
+
+
+def _refuse_service(given: Path | None) -> None:
+    """Beside the service of the machine, this would record the same rooms into another state. The service itself, which
+    systemd has started, passes.
+    """
+    if "INVOCATION_ID" in os.environ or "STATE_DIRECTORY" in os.environ:
+        return
+    from roomtone.cli import unit  # noqa: PLC0415 - late: a service wants none of it
+
+    path = find(given)
+    found = unit.find_unit(path)
+    if found and not found.user:
+        raise Failure(
+            f"{path}: {found.name} runs with it; start that: systemctl start {found.short}. To run beside it, name "
+            "another configuration with --config",
+            Exit.CONFIG,
+        )

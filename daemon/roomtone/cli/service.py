@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from roomtone import places
 from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.installation import (
     GROUP,
@@ -20,6 +21,7 @@ from roomtone.cli.installation import (
     compose_key_dropin,
     compose_unit,
     find_program,
+    installed_at,
     invisible,
     needs_group,
     program_parts,
@@ -29,9 +31,16 @@ from roomtone.cli.installation import (
 )
 from roomtone.cli.loaded import load
 from roomtone.cli.output import say
+from roomtone.cli.unit import explain, logs, read_unit
 from roomtone.config import NEEDS_KEY, Config
+from roomtone.secret import CREDENTIAL
 
-SHOWN = ("LoadState", "ActiveState", "SubState", "StatusText", "NRestarts", "ActiveEnterTimestamp", "MainPID")
+SHOWN = (
+    *("LoadState", "ActiveState", "SubState", "StatusText", "NRestarts", "ActiveEnterTimestamp"),
+    *("Result", "ExecMainCode", "ExecMainStatus"),
+)
+LONGEST_KEY = 4096
+"""Bytes of a file that could hold a key."""
 NOT_ACTIVE = 3
 NOT_INSTALLED = 4
 """As systemctl's own `status` answers."""
@@ -71,14 +80,16 @@ def install(given: Path | None, key_from: str | None, *, user: bool, no_start: b
     """Write the unit, enable and start it.
 
     The key becomes a credential of systemd, which the service alone can read: it is in no configuration, no environment
-    and no process list. Doing it twice changes nothing.
+    and no process list. Doing it twice changes nothing; after an upgrade, the service is started anew.
     """
     place = _place(user=user)
     _refuse_invisible_program(place)
     path = (given or place.configuration).absolute()
     config, _ = load(path)
-    changed = _give_access(path, config) if not user else False
-    changed |= _keep_key(place, _read_key(key_from, place, config))
+    key = _read_key(key_from, place, config)
+    changed = _is_outdated(place)
+    changed |= _give_access(path, config) if not user else False
+    changed |= _keep_key(place, key)
     template = shipped("user/" + UNIT if user else UNIT)
     changed |= _write(place.unit, compose_unit(template, find_program(), path))
     if place.catalog:
@@ -136,8 +147,10 @@ def status(*, user: bool) -> None:
     say(f"{facts.get('ActiveState')} ({facts.get('SubState')}) since {since}")
     if text := facts.get("StatusText"):
         say(text)
+    if reason := explain(facts):
+        say(f"{UNIT} {reason}; see: {logs(user=user)}")
     if restarts:
-        say(f"restarted {restarts} time{'s' * (restarts != 1)} by systemd: {_logs(user=user)}")
+        say(f"restarted {restarts} time{'s' * (restarts != 1)} by systemd: {logs(user=user)}")
     if facts.get("ActiveState") not in {"active", "reloading"}:
         sys.exit(NOT_ACTIVE)
 
@@ -182,7 +195,8 @@ def _give_access(path: Path, config: Config) -> bool:
         return False
     _run("groupadd", "--system", "--force", GROUP)
     group = grp.getgrnam(GROUP).gr_gid
-    changes = list(needs_group(path.parent, group))
+    plugins = [config.folder / os.path.expanduser(name) for name in config.service.plugins]  # noqa: PTH111 - it leaves what it does not know
+    changes = list(needs_group(path, plugins, group))
     for one, mode in changes:
         os.chown(one, -1, group)
         one.chmod(mode)
@@ -205,15 +219,24 @@ def _return_configuration(folder: Path) -> None:
 
 
 def _read_key(key_from: str | None, place: Installation, config: Config) -> str | None:
-    """The key to keep, or None when there is none, or one is kept already."""
+    """The key to keep, or None when there is none, or one is kept already, or the unit takes it from elsewhere."""
+    if line := _foreign_source(place):
+        if key_from is None:
+            return None
+        raise Failure(
+            f"the service takes its key by {line}, and would not see another in {place.key}: replace it where that "
+            f"line finds it, then: {' '.join(place.manager)} restart roomtone; or remove the line: "
+            f"{' '.join(place.manager)} edit roomtone"
+        )
     if key_from == "-":
-        return _checked(sys.stdin.readline(), "standard input")
+        return _checked(sys.stdin.buffer.read(LONGEST_KEY), "standard input")
     named = key_from or (config.service.api_key_file and str(config.folder / config.service.api_key_file))
     if named and not (key_from is None and place.key.exists()):
         try:
-            return _checked(Path(named).expanduser().read_text("utf-8"), named)
-        except (OSError, UnicodeDecodeError) as error:
-            raise Failure(f"{named}: the key cannot be read: {error}") from None
+            with places.expand(named).open("rb") as file:
+                return _checked(file.read(LONGEST_KEY), named)
+        except OSError as error:
+            raise Failure(f"{named}: the key cannot be read: {error.strerror}") from None
     endpoints = {room.streaming.endpoint for room in config.rooms.values()}
     if place.key.exists() or not sys.stdin.isatty() or not endpoints & {None, *NEEDS_KEY}:
         return None
@@ -223,12 +246,29 @@ def _read_key(key_from: str | None, place: Installation, config: Config) -> str 
         hide_input=True,
         show_default=False,
     )
-    return _checked(answer, "the answer") if answer.strip() else None
+    return _checked(answer.encode(), "the answer") if answer.strip() else None
 
 
-def _checked(text: str, origin: str) -> str:
-    key = text.strip()
-    if not key or not (key.isascii() and key.isprintable() and " " not in key):
+def _foreign_source(place: Installation) -> str | None:
+    """The line of the installed unit that takes the key from elsewhere than `install` would write it to."""
+    unit = read_unit(user=place.user)
+    line = unit.source(CREDENTIAL) if unit else None
+    ours = {f"LoadCredential={CREDENTIAL}:{where}" for where in (place.key, place.key.name)}
+    return None if line in ours else line
+
+
+def _is_outdated(place: Installation) -> bool:
+    """True if what runs is older than what is installed, or than what systemd would read of its unit."""
+    asked = ("show", UNIT, "--timestamp=unix", "--property=NeedDaemonReload,ExecMainStartTimestamp")
+    shown = _run(*place.manager, *asked, check=False)
+    facts = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    started = facts.get("ExecMainStartTimestamp", "").removeprefix("@")
+    return facts.get("NeedDaemonReload") == "yes" or (started.isdecimal() and int(installed_at()) > int(started))
+
+
+def _checked(text: bytes, origin: str) -> str:
+    key = text.strip().decode("ascii", "replace")
+    if not key or len(text) == LONGEST_KEY or not (key.isascii() and key.isprintable() and " " not in key):
         raise Failure(f"{origin} holds no key; it must be one word of printable ASCII, and nothing else")
     return key
 
@@ -273,10 +313,10 @@ def _start(place: Installation, *, changed: bool) -> None:
     try:
         _run(*place.manager, "restart" if changed else "start", UNIT)
     except Failure:
-        raise Failure(f"{UNIT} did not start; why: {_logs(user=place.user)}") from None
+        raise Failure(f"{UNIT} did not start; why: {logs(user=place.user)}") from None
     text = _run(*place.manager, "show", UNIT, "--property", "StatusText", "--value").strip()
     say(f"started: {text}")
-    say(f"see it: {_again('status', user=place.user)}, or {_logs(user=place.user)}")
+    say(f"see it: {_again('status', user=place.user)}, or {logs(user=place.user)}")
 
 
 def _run(*argv: str, check: bool = True) -> str:
@@ -292,7 +332,3 @@ def _run(*argv: str, check: bool = True) -> str:
 
 def _again(verb: str, *, user: bool) -> str:
     return f"roomtone service {verb}{' --user' * user}"
-
-
-def _logs(*, user: bool) -> str:
-    return f"journalctl {'--user-unit' if user else '--unit'} roomtone --catalog --pager-end"

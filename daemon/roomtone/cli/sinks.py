@@ -16,6 +16,7 @@ from roomtone.cli import new, rehearsal, wishes
 from roomtone.cli.daemon import ask
 from roomtone.cli.loaded import config_option, find
 from roomtone.cli.output import say, say_json
+from roomtone.cli.unit import enter
 from roomtone.database import Database
 from roomtone.inquiry import Report as ControlReport
 from roomtone.inquiry import Status
@@ -74,6 +75,7 @@ def command(context: click.Context, given: Path | None, *, as_json: bool) -> Non
     context.obj = given
     if context.invoked_subcommand is not None:
         return
+    enter(given)
     path = find(given)
     tables: dict[str, Any] = {} if path is None else document.read(path)
     plugins = load_plugins(() if path is None else loading.plugin_paths(tables, path))
@@ -129,9 +131,14 @@ def _standing(name: str, sink: Sink | Broken, database: Database | None, usual: 
 
 @contextmanager
 def reading(journal: Path) -> Iterator[Database]:
-    """The journal, to look at only: the daemon may have it."""
-    address = f"file:{quote(str(journal))}?mode=ro"
+    """The journal, to look at only: the daemon may have it. Nothing is left behind.
+
+    Opened for writing all the same: SQLite makes files beside a journal that nobody has open, and only who may write
+    removes them again.
+    """
+    address = f"file:{quote(str(journal))}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=5, isolation_level=None)) as connection:
+        connection.execute("PRAGMA query_only = 1")
         yield Database(connection, connection, None)
 
 

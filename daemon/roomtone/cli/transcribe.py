@@ -18,6 +18,7 @@ from roomtone.cli.exits import Failure
 from roomtone.cli.loaded import config_option, load
 from roomtone.cli.output import say
 from roomtone.cli.sinks import reading
+from roomtone.cli.unit import enter
 from roomtone.cli.wishes import writing
 from roomtone.config import Config, Room, find_key
 from roomtone.facts import Cover
@@ -55,6 +56,7 @@ def command(given: Path | None, *, since: datetime, until: datetime | None, chos
     A daemon that runs does it beside its other work. Where none does this command opens the sessions itself, and
     returns when all is in the journal; the sinks get it at the daemon's next start.
     """
+    enter(given)
     config, _ = load(given)
     state = config.state(os.environ)
     if unknown := [room for room in chosen if room not in config.rooms]:

@@ -19,6 +19,7 @@ from roomtone import diagnosis, document, loading, places
 from roomtone.cli.exits import Exit, Failure
 from roomtone.cli.loaded import config_option, find, load
 from roomtone.cli.output import say
+from roomtone.cli.unit import enter
 from roomtone.database import Database
 from roomtone.facts import Mark
 from roomtone.orders import Pause, Retry, cancel, mark_of, orders_of, prefix
@@ -95,6 +96,8 @@ def forget(name: str, given: Path | None) -> None:
 
     Nobody has to: a sink that is not configured holds back nothing. Until it is forgotten it would go on where it was.
     """
+    given = _given(given)
+    enter(given)
     config, _ = load(given)
     if name in config.sinks or name in config.unloaded or name in config.disabled:
         raise Failure(
@@ -112,8 +115,9 @@ def ordering(name: str, given: Path | None) -> Iterator[tuple[Database, int]]:
 
     Errors: ConfigError, JournalError, and Failure for a sink that the journal does not know.
     """
-    parent = click.get_current_context().parent
-    path = find(given or (parent.obj if parent else None))
+    given = _given(given)
+    enter(given)
+    path = find(given)
     if path is None:
         load(None)  # says what to do
         raise AssertionError
@@ -131,6 +135,12 @@ def ordering(name: str, given: Path | None) -> Iterator[tuple[Database, int]]:
         raise JournalError(
             f"cannot write the journal {journal}: {error}; run this as the daemon's user, with space on the disk"
         ) from None
+
+
+def _given(given: Path | None) -> Path | None:
+    """The value of --config, which may stand before the command's name too."""
+    parent = click.get_current_context().parent
+    return given or (parent.obj if parent else None)
 
 
 def state_of(tables: Mapping[str, Any], path: Path) -> Path:
