@@ -8,12 +8,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from roomtone.capture.segment import parse_segment
-from roomtone.cli.sinks import reading
-from roomtone.database import Database
-from roomtone.ledger import Summary, summarize
-from roomtone.speech.coverage import Spans
-from roomtone.testing.spoken import Ear, numbers_in
+from roomtone.cli.commands.sinks import reading
+from roomtone.journal.coverage import Summary, summarize
+from roomtone.journal.database import Database
+from roomtone.spans import Spans
+from roomtone.spool.segment import parse_segment
+from roomtone.testing.encoded_speech import Ear, numbers_in
 from running import events, recordings
 
 RATE = 8_000

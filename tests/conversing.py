@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from roomtone.capture.gate import STEP, Hearing
-from roomtone.capture.voice import Detector
-from roomtone.speech.coverage import Span, Spans
+from roomtone.spans import Span, Spans
+from roomtone.speech.gate import STEP, Hearing
+from roomtone.speech.vad import Detector
 
 RATE = 16_000
 LEVEL = 0.05  # rms of the speech, of full scale

@@ -22,11 +22,14 @@ from typing import Any
 
 import trio
 
-from roomtone import config as configuration
-from roomtone import document, loading, logs, service
-from roomtone.database import Database
-from roomtone.facts import Cover, Mark
-from roomtone.plugins import load_plugins
+from roomtone import daemon
+from roomtone.config import loader
+from roomtone.config import model as configuration
+from roomtone.config import toml_file as document
+from roomtone.delivery.plugins import load_plugins
+from roomtone.journal.database import Database
+from roomtone.journal.records import Cover, Mark
+from roomtone.monitoring import logs
 
 STEPS = ("asked", "begun", "half", "done", "committed")
 """Of one transaction: before BEGIN; before the first fact; behind a fact; behind the last one; behind COMMIT."""
@@ -142,11 +145,11 @@ def live(path: Path, order: dict[str, Any]) -> None:
         arm(Executioner(order["step"], path.parent))
 
     def read() -> configuration.Config:
-        plugins = load_plugins(loading.plugin_paths(document.read(path), path))
-        return loading.load(path, plugins)
+        plugins = load_plugins(loader.plugin_paths(document.read(path), path))
+        return loader.load(path, plugins)
 
     logs.configure("info", sys.stderr)
-    trio.run(service.run, read(), os.environ, read)
+    trio.run(daemon.run, read(), os.environ, read)
 
 
 def end_of(child: int, order: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """A gate for tests: its detector hears the words of the fake service, which are speech to no voice detector."""
 
-from roomtone.capture.gate import Gating
-from roomtone.speech.coverage import Span
+from roomtone.spans import Span
+from roomtone.speech.gate import Gating
 from speaking import RATE
 
 

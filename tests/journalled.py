@@ -10,8 +10,8 @@ import pluggy
 import trio
 
 from roomtone import Context, Durable, Sink
-from roomtone.delivery import run_sink
-from roomtone.journal import Journal, Refusal, open_journal
+from roomtone.delivery.runner import run_sink
+from roomtone.journal.journal import Journal, Refusal, open_journal
 from roomtone.live import Live
 from roomtone.sinks import PROJECT, Hooks
 

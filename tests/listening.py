@@ -5,7 +5,8 @@ import wave
 from pathlib import Path
 from typing import NamedTuple
 
-from roomtone.capture.feed import Block, Feed, Source, SourceEnded, SourceFailed, open_source
+from roomtone.capture.source_process import Block, Feed, SourceEnded, SourceFailed, open_source
+from roomtone.capture.sources import Source
 
 RATE = 16_000
 FRAME = 1_600

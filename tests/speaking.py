@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 
 import trio
 
-from roomtone.capture.spool import Spool, open_spool
 from roomtone.events import Turn
-from roomtone.facts import Cover
-from roomtone.journal import Journal, open_journal
+from roomtone.journal.journal import Journal, open_journal
+from roomtone.journal.records import Cover
 from roomtone.live import Live
-from roomtone.speech import parameters
+from roomtone.protocol import parameters
+from roomtone.protocol.parameters import Streaming
+from roomtone.protocol.session_parameters import Terms
 from roomtone.speech.connection import open_session
 from roomtone.speech.endpoint import Endpoint
-from roomtone.speech.minutes import Desk
-from roomtone.speech.parameters import Streaming
-from roomtone.speech.terms import Terms
-from roomtone.testing.service import Service
-from roomtone.testing.spoken import numbers_in
+from roomtone.speech.session_journal import Desk
+from roomtone.spool.spool import Spool, open_spool
+from roomtone.testing.encoded_speech import numbers_in
+from roomtone.testing.fake_service import Service
 
 RATE = 8_000
 FRAME = RATE // 5

@@ -6,7 +6,7 @@ It begins at a number that no earlier run has said, so that a transcript tells w
 import sys
 import time
 
-from roomtone.testing.spoken import quiet, speak
+from roomtone.testing.encoded_speech import quiet, speak
 
 WORDS = 500
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roomtone.capture.account import (
+from roomtone.capture.clock import Instant, NominalClock, RoomClock
+from roomtone.capture.sample_accounting import (
     RETRY,
     Account,
     Away,
@@ -23,7 +24,6 @@ from roomtone.capture.account import (
     Stepped,
     Stopped,
 )
-from roomtone.clock import Instant, NominalClock, RoomClock
 
 RATE = 1000
 FRAME = 200

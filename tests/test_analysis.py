@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roomtone.events import Durable, Forgotten, Gap, RecordingStopped, SessionEnded, SessionStarted, Turn, Word
-from roomtone.speech import analysis
-from roomtone.speech.analysis import Inquiry, Rules, converse, current, cut, edges, first_over, lines, tokens
-from roomtone.speech.coverage import Spans
+from roomtone.llm import conversations
+from roomtone.llm.conversations import Inquiry, Rules, converse, current, cut, edges, first_over, lines, tokens
+from roomtone.spans import Spans
 
 RATE = 100
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -171,7 +171,7 @@ def test_cutting_loses_nothing(texts: list[str], most: int) -> None:
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=50), st.integers(1, 100))
 def test_combining_comes_to_an_end(answers: list[str], most: int) -> None:
     """However long the answers to the parts are, there are fewer texts to ask about each time."""
-    assert 1 <= len(analysis.combine(answers, most)) < len(answers)
+    assert 1 <= len(conversations.combine(answers, most)) < len(answers)
 
 
 def test_a_request() -> None:

@@ -13,21 +13,21 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from roomtone.budget.governor import open_governor
+from roomtone.budget.ledger import SPENT, Books
+from roomtone.budget.limits import Budget
 from roomtone.events import Analysis, Answer, Forgotten, Notice, RecordingStopped, Turn, Word
-from roomtone.journal import Cover, Journal, Mark, open_journal
-from roomtone.speech import gateway
-from roomtone.speech.analysis import Conversation, Inquiry, Rules, tokens
-from roomtone.speech.analyst import Analyst, open_analyst
-from roomtone.speech.answers import Question
-from roomtone.speech.books import SPENT, Books
-from roomtone.speech.budget import Budget
-from roomtone.speech.completion import Access, Price
-from roomtone.speech.errand import TRIES, Errand
-from roomtone.speech.governor import open_governor
-from roomtone.speech.office import FINISHING, Office
-from roomtone.speech.parameters import Gateway, Prompt, Streaming
-from roomtone.speech.setting import RoomFacts, Setting
-from roomtone.testing.gateway import BODIES, FakeGateway, Garbled, Limited, Mishap, Silent, Status, open_gateway
+from roomtone.journal.journal import Cover, Journal, Mark, open_journal
+from roomtone.llm import client as gateway
+from roomtone.llm.analyst import Analyst, open_analyst
+from roomtone.llm.completion import Access, Price
+from roomtone.llm.conversations import Conversation, Inquiry, Rules, tokens
+from roomtone.llm.prompt_task import TRIES, Errand
+from roomtone.llm.request_pool import FINISHING, Office
+from roomtone.llm.room_answers import Question
+from roomtone.llm.settings import RoomFacts, Setting
+from roomtone.protocol.parameters import Gateway, Prompt, Streaming
+from roomtone.testing.fake_gateway import BODIES, FakeGateway, Garbled, Limited, Mishap, Silent, Status, open_gateway
 
 RATE = 100
 DAY = 86_400

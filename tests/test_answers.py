@@ -11,21 +11,21 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from roomtone.budget.governor import open_governor
+from roomtone.budget.limits import Budget
 from roomtone.events import Answer, Notice, Turn
-from roomtone.speech.analyst import open_analyst
-from roomtone.speech.budget import Budget
-from roomtone.speech.completion import Access
-from roomtone.speech.governor import open_governor
-from roomtone.speech.parameters import Gateway, Prompt, Streaming
-from roomtone.speech.setting import RoomFacts, Setting
-from roomtone.speech.terms import Terms
+from roomtone.llm.analyst import open_analyst
+from roomtone.llm.completion import Access
+from roomtone.llm.settings import RoomFacts, Setting
+from roomtone.protocol.parameters import Gateway, Prompt, Streaming
+from roomtone.protocol.session_parameters import Terms
 from roomtone.speech.transcriber import transcribe
-from roomtone.testing import gateway as fake
-from roomtone.testing.conversation import Manner
+from roomtone.testing import fake_gateway as fake
+from roomtone.testing.encoded_speech import quiet, speak
+from roomtone.testing.fake_gateway import BODIES
+from roomtone.testing.fake_service import open_service
+from roomtone.testing.fake_session import Manner
 from roomtone.testing.faults import Drop, Expire, Fault, NoTermination, script
-from roomtone.testing.gateway import BODIES
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import quiet, speak
 from speaking import RATE, open_room, reach
 
 STREAMING = Streaming(llm_gateway=Gateway("one", (Prompt("user", "Heard: {{turn}}"),), 100))

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from roomtone.speech.attempts import REFUSED, Attempts
-from roomtone.speech.passage import Ending
-from roomtone.speech.protocol import Verdict
-from roomtone.testing.service import open_service
+from roomtone.protocol.messages import Verdict
+from roomtone.speech.reconnect import REFUSED, Attempts
+from roomtone.speech.session import Ending
+from roomtone.testing.fake_service import open_service
 from speaking import open_room, reach
 
 

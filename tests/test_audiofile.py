@@ -13,9 +13,10 @@ import soundfile
 import trio
 
 from listening import FRAME, RATE, drain, listen, noise, write_wav
-from roomtone.capture.audiofile import read_file
-from roomtone.capture.feed import File, SourceEnded, SourceFailed, open_source
-from roomtone.capture.ring import Failure
+from roomtone.capture.source.audiofile import read_file
+from roomtone.capture.source.ring import Failure
+from roomtone.capture.source_process import SourceEnded, SourceFailed, open_source
+from roomtone.capture.sources import File
 
 
 def tone(seconds: float, rate: int, hertz: float = 440.0) -> "array[int]":

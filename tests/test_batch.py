@@ -7,9 +7,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.batch import Batch
+from roomtone.delivery.batch import Batch
+from roomtone.delivery.hooks import Hook, bind
 from roomtone.events import Durable, Notice
-from roomtone.hooks import Hook, bind
 from roomtone.sinks import Unprocessable, hookimpl
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

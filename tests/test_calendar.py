@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.calendar import JUMP, PATIENCE, Calendar, Reading, reading_of, shifted
+from roomtone.trusted_clock import JUMP, PATIENCE, Calendar, Reading, reading_of, shifted
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from roomtone import loading
-from roomtone.config import Config
-from roomtone.plugins import Plugins, load_plugins
-from roomtone.reloading import Changes, compare
+from roomtone.config import loader
+from roomtone.config.model import Config
+from roomtone.control.reload import Changes, compare
+from roomtone.delivery.plugins import Plugins, load_plugins
 
 FILE = """
 [rooms.desk]
@@ -31,7 +31,7 @@ def read(folder: Path, *, room: str = "door", path: str = "a", sink: str = "note
     plugin.parent.mkdir(exist_ok=True)
     file.write_text(FILE.format(room=room, path=path, sink=sink))
     plugin.write_text(HOOKS.format(body=body))
-    return loading.load(file, plugins_of(plugin))
+    return loader.load(file, plugins_of(plugin))
 
 
 def plugins_of(path: Path) -> Plugins:

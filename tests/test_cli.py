@@ -22,18 +22,18 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 from rich.live import Live
 
-from roomtone import cli, places
+from roomtone import cli, paths
 from roomtone.capture.recovery import RateChanged
-from roomtone.cli.exits import Exit, Failure, contained
-from roomtone.cli.init import Answers, compose
-from roomtone.cli.receiver import open_receiver
-from roomtone.cli.screen import QUIET, WIDTH, Captions, Lines, bar_of, describe
-from roomtone.cli.tally import Tally, coverage_of
-from roomtone.document import ConfigError
+from roomtone.cli.commands.init import Answers, compose
+from roomtone.cli.demo_receiver import open_receiver
+from roomtone.cli.display import QUIET, WIDTH, Captions, Lines, bar_of, describe
+from roomtone.cli.exit_codes import Exit, Failure, contained
+from roomtone.cli.recording_summary import Tally, coverage_of
+from roomtone.config.toml_file import ConfigError
 from roomtone.events import Audio, Gap, Level, Notice, RecordingStarted, Turn, Word
-from roomtone.facts import Cover
-from roomtone.journal import open_journal
-from roomtone.tables import JournalError
+from roomtone.journal.journal import open_journal
+from roomtone.journal.records import Cover
+from roomtone.journal.schema import JournalError
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -52,7 +52,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def invoke(*arguments: str, answers: str | None = None) -> Result:
     """The command in this process."""
-    return CliRunner().invoke(cli.commands, arguments, input=answers)
+    return CliRunner().invoke(cli.group, arguments, input=answers)
 
 
 def run(
@@ -180,7 +180,7 @@ def test_state_in_use(home: Path) -> None:
     """A second daemon on the same state is told so."""
     write_config(home)
 
-    with places.lock(home / ".local" / "state" / "roomtone"):
+    with paths.lock(home / ".local" / "state" / "roomtone"):
         done = run("run")
 
     assert done.returncode == Exit.CANTCREAT
@@ -205,10 +205,10 @@ def test_state_not_writable(home: Path) -> None:
     [
         (ConfigError("x"), Exit.CONFIG),
         (RateChanged("x"), Exit.CONFIG),
-        (places.StateError("x"), Exit.CANTCREAT),
+        (paths.StateError("x"), Exit.CANTCREAT),
         (JournalError("x"), Exit.CANTCREAT),
         (OSError("x"), Exit.FAILED),
-        (ExceptionGroup("", [ExceptionGroup("", [places.StateInUse("x")])]), Exit.CANTCREAT),
+        (ExceptionGroup("", [ExceptionGroup("", [paths.StateInUse("x")])]), Exit.CANTCREAT),
         (ExceptionGroup("", [OSError("x"), OSError("x")]), Exit.FAILED),
     ],
 )
@@ -477,7 +477,7 @@ def test_check_beside_the_daemon(home: Path) -> None:
     """While the daemon runs its sinks are left alone."""
     write_config(home, log=LOG)
 
-    with places.lock(home / ".local" / "state" / "roomtone"):
+    with paths.lock(home / ".local" / "state" / "roomtone"):
         done = run("check")
 
     assert done.returncode == 0

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone import clock as module
-from roomtone.clock import RoomClock
+from roomtone.capture import clock as module
+from roomtone.capture.clock import RoomClock
 
 RATE = 16_000
 EPOCH = 1_764_000_000.0

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from listening import FRAME, RATE, drain, listen, noise, write_wav
-from roomtone.capture.feed import RING_SECONDS, Command, SourceEnded, SourceFailed, open_source
+from roomtone.capture.source_process import RING_SECONDS, SourceEnded, SourceFailed, open_source
+from roomtone.capture.sources import Command
 
 
 def python(code: str) -> Command:

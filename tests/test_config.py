@@ -1,4 +1,4 @@
-"""Laws of `roomtone.config` and `roomtone.loading`, and of the configurations that come with it."""
+"""Laws of `roomtone.config.model` and `roomtone.config.loader`, and of the configurations that come with it."""
 
 import re
 import tomllib
@@ -11,19 +11,19 @@ import msgspec
 import pytest
 import tomli_w
 
-from roomtone import loading
-from roomtone.capture.feed import Command, File, Microphone
+from roomtone.budget.limits import Budget
+from roomtone.capture.sources import Command, File, Microphone
 from roomtone.cli.schema import schema_text
-from roomtone.config import Config, Gate, Room, Service, Storage, effective, find_key
-from roomtone.document import ConfigError
-from roomtone.loading import Broken, decode, each_sink, load
-from roomtone.plugins import Plugins, Problem, load_plugins
+from roomtone.config import loader
+from roomtone.config.loader import Broken, decode, each_sink, load
+from roomtone.config.model import Config, Gate, Room, Service, Storage, effective, find_key
+from roomtone.config.toml_file import ConfigError
+from roomtone.delivery.plugins import Plugins, Problem, load_plugins
+from roomtone.llm.completion import Access, Price
+from roomtone.llm.conversations import Inquiry
+from roomtone.protocol.parameters import Fallback, FallbackPolicy, Gateway, Prompt, Streaming
 from roomtone.secret import Secret
 from roomtone.sinks import Module, Sink
-from roomtone.speech.analysis import Inquiry
-from roomtone.speech.budget import Budget
-from roomtone.speech.completion import Access, Price
-from roomtone.speech.parameters import Fallback, FallbackPolicy, Gateway, Prompt, Streaming
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "config" / "roomtone.toml"
@@ -488,12 +488,12 @@ def test_plugin_paths(tmp_path: Path) -> None:
     """The folder `plugins` beside the configuration is used when it is there; what is named is used in any case."""
     path = tmp_path / "roomtone.toml"
 
-    assert loading.plugin_paths({}, path) == ()
+    assert loader.plugin_paths({}, path) == ()
     (tmp_path / "plugins").mkdir()
-    assert loading.plugin_paths({}, path) == (tmp_path / "plugins",)
+    assert loader.plugin_paths({}, path) == (tmp_path / "plugins",)
     named = {"service": {"plugins": ["lamp.py", "/srv/plugins"]}}
-    assert loading.plugin_paths(named, path) == (tmp_path / "lamp.py", Path("/srv/plugins"))
-    assert loading.plugin_paths({"service": {"plugins": 3}}, path) == (tmp_path / "plugins",)
+    assert loader.plugin_paths(named, path) == (tmp_path / "lamp.py", Path("/srv/plugins"))
+    assert loader.plugin_paths({"service": {"plugins": 3}}, path) == (tmp_path / "plugins",)
 
 
 def test_key(tmp_path: Path) -> None:

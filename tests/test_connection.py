@@ -12,12 +12,12 @@ from trio.testing import MockClock, memory_stream_pair
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Message, Request, TextMessage
 
-from roomtone.speech import protocol
+from roomtone.protocol import messages as protocol
+from roomtone.protocol.messages import Begin, Error, Termination, TimedWord, TurnMessage, Unknown, Verdict
 from roomtone.speech.connection import GOODBYE, LEAVING, QUEUE, Connect, open_session
-from roomtone.speech.ending import SessionOver
-from roomtone.speech.protocol import Begin, Error, Termination, TimedWord, TurnMessage, Unknown, Verdict
+from roomtone.speech.session_errors import SessionOver
+from roomtone.testing.fake_service import open_service
 from roomtone.testing.faults import Close, Stall, script
-from roomtone.testing.service import open_service
 
 URL = "ws://service.test/v3/ws?speech_model=x"
 Handler = Callable[["Peer"], Awaitable[None]]

@@ -16,14 +16,15 @@ import msgspec
 import pytest
 import trio
 
-from roomtone import control, inquiry, service
-from roomtone.client import find_socket, open_client
-from roomtone.control import CLIENTS, GUESTS, LONGEST_REQUEST, Answerer, open_socket, serve
+from roomtone import daemon
+from roomtone.control import protocol, server
+from roomtone.control.client import find_socket, open_client
+from roomtone.control.protocol import Answer, Done, Mute, Refused, Request, Rotate, Tail
+from roomtone.control.server import CLIENTS, GUESTS, LONGEST_REQUEST, Answerer, open_socket, serve
+from roomtone.control.unix_socket import ControlError
 from roomtone.events import Interim, Notice
-from roomtone.inquiry import Answer, Done, Mute, Refused, Request, Rotate, Tail
-from roomtone.journal import Journal, open_journal
+from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
-from roomtone.sockets import ControlError
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -112,7 +113,7 @@ async def test_a_reload_by_signal_that_fails_ends_nothing() -> None:
 
     commands = Commands()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(service._obey_reloads, cast("Any", commands))
+        nursery.start_soon(daemon._obey_reloads, cast("Any", commands))
         for count in (1, 2):
             with trio.fail_after(30):
                 while signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # noqa: ASYNC110 - nobody tells of it
@@ -267,7 +268,7 @@ async def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
 
 async def test_a_silent_client_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who connects and asks nothing keeps nobody's place."""
-    monkeypatch.setattr(control, "QUIET", 0.2)
+    monkeypatch.setattr(server, "QUIET", 0.2)
     async with open_serving(tmp_path) as serving, await trio.open_unix_socket(str(serving.path)) as stream:
         with trio.fail_after(10):
             assert await stream.receive_some(100) == b""
@@ -275,7 +276,7 @@ async def test_a_silent_client_is_let_go(tmp_path: Path, monkeypatch: pytest.Mon
 
 async def test_a_client_that_does_not_read_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Events wait for it in the journal, and not for ever."""
-    monkeypatch.setattr(control, "QUIET", 0.2)
+    monkeypatch.setattr(server, "QUIET", 0.2)
     async with open_serving(tmp_path) as serving, await trio.open_unix_socket(str(serving.path)) as stream:
         await stream.send_all(msgspec.json.encode(Tail()) + b"\n")
         with trio.fail_after(10):
@@ -385,4 +386,4 @@ async def test_a_place_that_cannot_have_a_socket_stops_nothing(tmp_path: Path) -
 
 def test_requests_carry_their_version() -> None:
     """So that an older daemon can say what it does not speak."""
-    assert msgspec.json.decode(msgspec.json.encode(inquiry.Status())) == {"ask": "status", "version": 1}
+    assert msgspec.json.decode(msgspec.json.encode(protocol.Status())) == {"ask": "status", "version": 1}

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from conversing import Signal, sentences_in
 from hearing import RATE, demo_audio
-from roomtone.cli.coverage import command as coverage
-from roomtone.testing.gateway import FakeGateway, Silent, open_gateway
-from roomtone.testing.service import Service, open_service
-from roomtone.testing.spoken import numbers_in, quiet, speak
+from roomtone.cli.commands.coverage import command as coverage
+from roomtone.testing.encoded_speech import numbers_in, quiet, speak
+from roomtone.testing.fake_gateway import FakeGateway, Silent, open_gateway
+from roomtone.testing.fake_service import Service, open_service
 from running import SINKS, Run, events, run, write_wav
 
 CLOSE_AFTER = 5.0

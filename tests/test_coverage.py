@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.speech.coverage import SETTLING, Ledger, Span, Spans
+from roomtone.spans import Span, Spans
+from roomtone.speech.acks import SETTLING, Ledger
 
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=8)
 

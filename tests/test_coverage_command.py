@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 
 from roomtone import cli
 from roomtone.events import Cause
-from roomtone.facts import Cover, Mark
-from roomtone.journal import open_journal
+from roomtone.journal.journal import open_journal
+from roomtone.journal.records import Cover, Mark
 
 RATE = 16_000
 MINUTE = 60 * RATE
@@ -44,7 +44,7 @@ def invoke(folder: Path, *arguments: str) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("STATE_DIRECTORY", raising=False)
         command = ["coverage", "--config", str(folder / "roomtone.toml"), *arguments]
-        return CliRunner().invoke(cli.commands, command, terminal_width=100)
+        return CliRunner().invoke(cli.group, command, terminal_width=100)
 
 
 async def test_for_people(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import trio
 
 from aftermath import RATE, Aftermath, covers_of
 from dying import STEPS, cut_power
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import quiet, speak
+from roomtone.testing.encoded_speech import quiet, speak
+from roomtone.testing.fake_service import open_service
 from running import SINKS, Run, events, recordings, run, write_wav
 
 CI = 20

@@ -6,8 +6,8 @@ from typing import Any
 import structlog
 import trio
 
+from roomtone.delivery.controls import mark_of
 from roomtone.events import Durable
-from roomtone.orders import mark_of
 from roomtone.sinks import hookimpl
 from test_delivery import Received, house, opens, sink, turn
 

@@ -1,4 +1,4 @@
-"""Laws of `roomtone.deadline`."""
+"""Laws of `roomtone.monitoring.exit_deadline`."""
 
 import signal
 import subprocess
@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from roomtone.deadline import open_deadline
+from roomtone.monitoring.exit_deadline import open_deadline
 from running import run
 
 HANGING = """
@@ -49,7 +49,7 @@ kind = "hanging"
 
 def test_a_process_that_hangs_ends() -> None:
     """It says where each thread stands, and exits with a status that is not that of an end in order."""
-    program = "import time; from roomtone.deadline import open_deadline\n"
+    program = "import time; from roomtone.monitoring.exit_deadline import open_deadline\n"
     program += "with open_deadline() as end: end(0.2); time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=False, timeout=50)
 

@@ -19,12 +19,12 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from roomtone.delivery import Delivery
+from roomtone.delivery.health import SinkStatus
+from roomtone.delivery.runner import Delivery
 from roomtone.events import Audio, Durable, Interim, Level, Notice, Turn
-from roomtone.journal import Journal, JournalError, Mark, open_journal
+from roomtone.journal.journal import Journal, JournalError, Mark, open_journal
 from roomtone.live import Live
 from roomtone.sinks import LONGEST_WAIT, Context, Sink, Unprocessable, hookimpl
-from roomtone.standing import SinkStatus
 from test_journal import crash
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

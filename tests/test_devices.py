@@ -8,9 +8,19 @@ import pytest
 import trio
 
 from pulse import PulseServer, open_pulse
-from roomtone.capture.devices import Card, Inventory, Port, Route, Source, find, list_cards, names_of, parse_sources
-from roomtone.capture.feed import list_devices
-from roomtone.capture.ring import Failure
+from roomtone.capture.source.devices import (
+    Card,
+    Inventory,
+    Port,
+    Route,
+    Source,
+    find,
+    list_cards,
+    names_of,
+    parse_sources,
+)
+from roomtone.capture.source.ring import Failure
+from roomtone.capture.source_process import list_devices
 
 CAM = "alsa_input.usb-046d_C920_ABC-02.analog-stereo"
 ROOM = Inventory(

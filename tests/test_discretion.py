@@ -13,9 +13,9 @@ import trio
 
 from receiver import Answer, open_receiver
 from roomtone.events import Notice, Turn
-from roomtone.journal import open_journal
+from roomtone.journal.journal import open_journal
+from roomtone.testing.fake_service import open_service
 from roomtone.testing.faults import Close, Fault
-from roomtone.testing.service import open_service
 from running import COMMAND, events, run
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from aftermath import RATE, Aftermath, covers_of
-from roomtone.testing.service import open_service
+from roomtone.testing.fake_service import open_service
 from running import SINKS, events, run
 
 HERE = Path(__file__).parent

@@ -1,11 +1,11 @@
-"""Laws of `roomtone.document`: what is no TOML, or no value of any key, gets a line that says where and what to do."""
+"""Laws of `roomtone.config.toml_file`: what is not TOML, or not a value of any key, gets a line that says what to do."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from roomtone.document import ConfigError, read
+from roomtone.config.toml_file import ConfigError, read
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from roomtone.speech.coverage import SETTLING
-from roomtone.speech.doubt import MINUTE, Doubt
-from roomtone.testing.spoken import quiet, speak
+from roomtone.speech.acks import SETTLING
+from roomtone.speech.session_watchdog import MINUTE, Doubt
+from roomtone.testing.encoded_speech import quiet, speak
 
 RATE = 8_000
 FRAME = RATE // 5

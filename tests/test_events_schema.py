@@ -1,4 +1,4 @@
-"""roomtone.cli.events: the published schema is that of what is written, for every kind."""
+"""roomtone.cli.commands.events: the published schema is that of what is written, for every kind."""
 
 import json
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from roomtone.cli.events import command, schema
+from roomtone.cli.commands.events import command, schema
 from roomtone.events import Durable, Live, Turn, Word, encode
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)

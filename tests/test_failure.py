@@ -1,12 +1,12 @@
-"""Laws of `roomtone.failure`."""
+"""Laws of `roomtone.delivery.errors`."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from roomtone.batch import SinkFailed
-from roomtone.failure import explain, wish
+from roomtone.delivery.batch import SinkFailed
+from roomtone.delivery.errors import explain, wish
 
 
 def raised(path: Path) -> OSError:

@@ -11,6 +11,8 @@ import trio
 from conftest import Report
 from roomtone.events import Event, SessionStarted
 from roomtone.speech.transcriber import transcribe
+from roomtone.testing.encoded_speech import numbers_in, speak
+from roomtone.testing.fake_service import open_service
 from roomtone.testing.faults import (
     GARBLED,
     Close,
@@ -27,8 +29,6 @@ from roomtone.testing.faults import (
     TooEarly,
     script,
 )
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import numbers_in, speak
 from running import SINKS, events, recordings, run, write_wav
 from speaking import RATE, Room, open_room, reach
 

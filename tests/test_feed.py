@@ -12,18 +12,8 @@ import pytest
 import trio
 
 from listening import FRAME, RATE, drain, listen, noise, write_wav
-from roomtone.capture.feed import (
-    Command,
-    Feed,
-    File,
-    Microphone,
-    Source,
-    SourceEnded,
-    SourceFailed,
-    name_of,
-    open_child,
-    open_source,
-)
+from roomtone.capture.source_process import Feed, SourceEnded, SourceFailed, open_child, open_source
+from roomtone.capture.sources import Command, File, Microphone, Source, name_of
 
 ENDLESS = Command(("cat", "/dev/zero"))
 

@@ -15,8 +15,8 @@ from roomtone.durable import alone, append, replace
 from roomtone.events import encode
 from roomtone.files import PRIVATE, create_file, named, open_file, sync_folder
 from roomtone_jsonl.forgetting import rewrite
-from roomtone_jsonl.lines import Lines
-from roomtone_wav.disk import open_wav
+from roomtone_jsonl.line_file import Lines
+from roomtone_wav.files import open_wav
 
 NOON = datetime(2026, 1, 1, tzinfo=UTC)
 TURN = Turn(room="desk", position=0, at=NOON, session_id="s", turn_order=0, text="hello")

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from roomtone.capture.spool import open_spool
-from roomtone.cli.exits import Exit
-from roomtone.cli.new import written
+from roomtone.cli.commands.sinks_new import written
+from roomtone.cli.exit_codes import Exit
 from roomtone.durable import open_sqlite
 from roomtone.events import Notice, Turn, Word
-from roomtone.facts import Mark
-from roomtone.journal import open_journal
+from roomtone.journal.journal import open_journal
+from roomtone.journal.records import Mark
+from roomtone.spool.spool import open_spool
 from running import COMMAND, run
 
 RATE = 8000

@@ -12,8 +12,8 @@ from typing import Any
 
 import trio
 
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import numbers_in, quiet, speak
+from roomtone.testing.encoded_speech import numbers_in, quiet, speak
+from roomtone.testing.fake_service import open_service
 from running import COMMAND, events, recordings, run, write_wav
 
 RATE = 16_000

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import trio
 
-from roomtone.capture.disk import Disk
-from roomtone.capture.entries import audio_entry
-from roomtone.capture.spool import Spool, open_spool
+from roomtone.capture.records import audio_entry
 from roomtone.events import Forgotten, Interim, Level, Turn, Word
-from roomtone.facts import Fact, Mark
-from roomtone.forgetting import Heard, Premises, Stretch, closed, forget, locate, resume
-from roomtone.journal import Journal, open_journal
-from roomtone.ledger import summarize
+from roomtone.forget.room import Heard, Premises, Stretch, closed, forget, locate, resume
+from roomtone.journal.coverage import summarize
+from roomtone.journal.journal import Journal, open_journal
+from roomtone.journal.records import Fact, Mark
 from roomtone.live import Live
+from roomtone.spool.disk import Disk
+from roomtone.spool.spool import Spool, open_spool
 
 RATE = 1000
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -13,14 +13,14 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from gating import gating
-from roomtone.capture.gate import TAIL, Hearing
-from roomtone.facts import Mark
-from roomtone.speech.coverage import Span, Spans
-from roomtone.speech.repairs import wish_mark
+from roomtone.journal.records import Mark
+from roomtone.spans import Span, Spans
+from roomtone.speech.backfill import wish_mark
+from roomtone.speech.gate import TAIL, Hearing
 from roomtone.speech.transcriber import repair, transcribe
+from roomtone.testing.encoded_speech import quiet, speak
+from roomtone.testing.fake_service import Service, open_service
 from roomtone.testing.faults import Drop, Expire, Fault, Faults, NoBegin, NoTermination, Refuse, Stall, script
-from roomtone.testing.service import Service, open_service
-from roomtone.testing.spoken import quiet, speak
 from speaking import RATE, Room, open_room, reach
 
 S = RATE

@@ -5,12 +5,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from roomtone.llm import completion
+from roomtone.llm.client import Failed, Gateway, Route, Verdict, route
+from roomtone.llm.completion import Unusable, Usage
 from roomtone.secret import Secret
-from roomtone.speech import completion
-from roomtone.speech.completion import Unusable, Usage
-from roomtone.speech.gateway import Failed, Gateway, Route, Verdict, route
-from roomtone.testing import gateway as fake
-from roomtone.testing.gateway import BODIES, Cut, Garbled, Limited, Mishap, Silent, Status
+from roomtone.testing import fake_gateway as fake
+from roomtone.testing.fake_gateway import BODIES, Cut, Garbled, Limited, Mishap, Silent, Status
 
 REQUEST = {"model": "one", "messages": [{"role": "user", "content": "Say this."}], "max_tokens": 10}
 

@@ -14,18 +14,18 @@ from trio.testing import MockClock
 
 from hearing import RATE as HERTZ
 from hearing import demo_audio
-from roomtone.cli.coverage import command as coverage
+from roomtone.budget.governor import Governor, open_governor
+from roomtone.budget.ledger import Books, Paid, Running, Spent
+from roomtone.budget.limits import Budget, Course
+from roomtone.cli.commands.coverage import command as coverage
 from roomtone.events import Notice, SessionEnded
-from roomtone.journal import open_journal
-from roomtone.speech.books import Books, Paid, Running, Spent
-from roomtone.speech.budget import Budget, Course
-from roomtone.speech.governor import Governor, open_governor
-from roomtone.speech.parameters import Streaming
-from roomtone.speech.terms import Terms
+from roomtone.journal.journal import open_journal
+from roomtone.protocol.parameters import Streaming
+from roomtone.protocol.session_parameters import Terms
 from roomtone.speech.transcriber import transcribe, withhold
+from roomtone.testing.encoded_speech import quiet, speak
+from roomtone.testing.fake_service import open_service
 from roomtone.testing.faults import HangUp, script
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import quiet, speak
 from running import SINKS, events, recordings, run, write_wav
 from speaking import RATE, Room, open_room, reach
 

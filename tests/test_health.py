@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.health import SAMPLED_WITHIN, TRIED_WITHIN, Health
+from roomtone.monitoring.liveness import SAMPLED_WITHIN, TRIED_WITHIN, Health
 
 LONGEST_BACKOFF = 30.0
 LONGEST_OPENING = 30.0

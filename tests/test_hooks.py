@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from roomtone.delivery.hooks import LIVE, Misfit, bind, place_of
 from roomtone.events import KINDS, Turn
-from roomtone.hooks import LIVE, Misfit, bind, place_of
 from roomtone.sinks import Hooks, hookimpl
 
 

@@ -11,14 +11,14 @@ import trio
 from trio.testing import MockClock
 
 from roomtone.events import Answer, Notice, SessionStarted
+from roomtone.llm.room_answers import Answers, Policy, Unanswered
+from roomtone.protocol.parameters import Gateway, Prompt, Streaming
+from roomtone.protocol.session_parameters import Terms
 from roomtone.speech.allowance import KEPT_BURST_BYTES, KEPT_BYTES_PER_S, Allowance
-from roomtone.speech.answers import Answers, Policy, Unanswered
-from roomtone.speech.parameters import Gateway, Prompt, Streaming
-from roomtone.speech.terms import Terms
 from roomtone.speech.transcriber import transcribe
+from roomtone.testing.encoded_speech import quiet, speak
+from roomtone.testing.fake_service import open_service
 from roomtone.testing.faults import Drop, Fault, Faults, Lag, Miscount, Name, Repeat, Say, script
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import quiet, speak
 from speaking import RATE, Room, open_room, reach
 
 NUMBERS = list(range(1, 65))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from journalled import Numbering, context
 from roomtone import Turn, Unprocessable
+from roomtone.llm.client import Failed, Gateway, Route
 from roomtone.speech.connection import open_session
-from roomtone.speech.ending import SessionOver
-from roomtone.speech.gateway import Failed, Gateway, Route
+from roomtone.speech.session_errors import SessionOver
 from roomtone_webhook import Webhook
 from roomtone_webhook.address import Address
 from roomtone_webhook.poster import Undelivered

@@ -10,18 +10,18 @@ from typing import ClassVar, NamedTuple
 import pytest
 import trio
 
-from roomtone import Sink, calendar
-from roomtone.capture.entries import audio_entry
-from roomtone.capture.segment import list_segments, name_segment
-from roomtone.capture.spool import Spool, open_spool
-from roomtone.config import Storage
+from roomtone import Sink, trusted_clock
+from roomtone.capture.records import audio_entry
+from roomtone.config.model import Storage
+from roomtone.delivery.audio_pins import pins_mark
 from roomtone.events import Notice
-from roomtone.facts import Cover, Mark
-from roomtone.housekeeping import INTERVAL, PRUNING, Instruments, Rules, Space, keep_room
-from roomtone.journal import Journal, JournalError, open_journal
-from roomtone.ledger import summarize
-from roomtone.pins import pins_mark
-from roomtone.retention import MARGIN
+from roomtone.journal.coverage import summarize
+from roomtone.journal.journal import Journal, JournalError, open_journal
+from roomtone.journal.records import Cover, Mark
+from roomtone.retention.cleanup import INTERVAL, PRUNING, Instruments, Rules, Space, keep_room
+from roomtone.retention.policy import MARGIN
+from roomtone.spool.segment import list_segments, name_segment
+from roomtone.spool.spool import Spool, open_spool
 from test_retention import BEGAN, LONG_AGO, MINUTE, RATE, SEGMENT, SIZE, segments
 
 
@@ -102,7 +102,7 @@ async def test_a_clock_that_jumps_ahead_makes_nothing_old(
     """A year of audio and of events outlives a clock that is wrong for hours, also where the daemon begins anew; a
     notice says so. When it has gone on like that for long enough it is believed.
     """
-    monkeypatch.setattr(calendar, "PATIENCE", timedelta(minutes=10))  # a day of looks would take half a minute
+    monkeypatch.setattr(trusted_clock, "PATIENCE", timedelta(minutes=10))  # a day of looks would take half a minute
     began, ahead = time.time(), 0.0
 
     def utc() -> float:

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from journalled import fill_disk
 from roomtone.events import Durable, Gap, Muted, Notice
-from roomtone.facts import next_id
-from roomtone.journal import Cover, Fact, Journal, JournalError, Mark, Unwritable, open_journal
-from roomtone.tables import SCHEMA
+from roomtone.journal.journal import Cover, Fact, Journal, JournalError, Mark, Unwritable, open_journal
+from roomtone.journal.records import next_id
+from roomtone.journal.schema import SCHEMA
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

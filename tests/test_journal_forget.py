@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from roomtone.events import Analysis, Answer, Durable, Forgotten, Notice, Turn, Word
-from roomtone.facts import Cover, Mark
-from roomtone.journal import Journal, open_journal
-from roomtone.words import program_words
+from roomtone.journal.journal import Journal, open_journal
+from roomtone.journal.records import Cover, Mark
+from roomtone.journal.words import program_words
 
 RATE = 1000
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guests import booted
-from roomtone import journald
-from roomtone.journald import MESSAGE_IDS, Entries, is_journal, render
+from roomtone.monitoring import journald
+from roomtone.monitoring.journald import MESSAGE_IDS, Entries, is_journal, render
 from systemd_lab import Guest
 
 REPOSITORY = Path(__file__).parent.parent
@@ -195,7 +195,7 @@ def test_every_id_is_of_an_event_that_is_logged() -> None:
 
 def test_a_program_below_systemd_logs_to_the_journal(guest: Guest) -> None:
     """The daemon's own logging chooses the journal when systemd has connected its stderr to it, and only then."""
-    program = "import sys, structlog; from roomtone import logs; logs.configure('info', sys.stderr); "
+    program = "import sys, structlog; from roomtone.monitoring import logs; logs.configure('info', sys.stderr); "
     program += "structlog.get_logger().info('service.started', room='chosen')"
     packages = ":".join(path for path in sys.path if path)
     run = ["systemd-run", "--quiet", "--wait", "--collect", f"--setenv=PYTHONPATH={packages}", "--service-type=exec"]

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from journalled import Numbering, accept, context, deliver_all
 from roomtone import Audio, Durable, Gap, Notice, Turn, encode
-from roomtone_jsonl import Jsonl, lines
-from roomtone_jsonl.lines import Lines
+from roomtone_jsonl import Jsonl, line_file
+from roomtone_jsonl.line_file import Lines
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
 
@@ -241,7 +241,9 @@ async def test_a_long_file_costs_only_its_tail(tmp_path: Path) -> None:
     """However long the file has become, opening reads its last megabytes; what is written is still known."""
     path, events = tmp_path / "events.jsonl", turns(3)
     filler = encode(turns(1, era=9)[0]) + b"\n"
-    path.write_bytes(filler * (lines.TAIL // len(filler) + 10) + b"".join(encode(event) + b"\n" for event in events))
+    path.write_bytes(
+        filler * (line_file.TAIL // len(filler) + 10) + b"".join(encode(event) + b"\n" for event in events)
+    )
     size = path.stat().st_size
     await deliver(Jsonl(path="events.jsonl"), tmp_path, events)
     assert path.stat().st_size == size

@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from roomtone.events import Cause
-from roomtone.facts import Cover
-from roomtone.ledger import Summary, Unexplained, draw, summarize
+from roomtone.journal.coverage import Summary, Unexplained, draw, summarize
+from roomtone.journal.records import Cover
 
 RATE = 1000
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)

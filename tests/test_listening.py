@@ -9,13 +9,13 @@ from typing import NamedTuple
 import msgspec
 import trio
 
-from roomtone.capture.account import Reason
-from roomtone.capture.entries import Mute
-from roomtone.capture.listening import Listening
 from roomtone.capture.recorder import UNWATCHED, record
-from roomtone.capture.reins import Reins
+from roomtone.capture.records import Mute
+from roomtone.capture.run_control import Reins
+from roomtone.capture.sample_accounting import Reason
+from roomtone.capture.supervisor import Listening
 from roomtone.events import Audio, Durable, Gap, Muted, RecordingStarted, RecordingStopped, Unmuted
-from roomtone.ledger import summarize
+from roomtone.journal.coverage import summarize
 from test_recorder import (
     FRAME,
     MICROPHONE,

@@ -1,4 +1,4 @@
-"""roomtone.speech.local: the recognizer's process is there, is replaced when it dies, and ends with us."""
+"""roomtone.speech.recognizer_process: the recognizer's process is there, is replaced when it dies, and ends with us."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from hearing import client
-from roomtone.speech.local import Recognizer, RecognizerUnavailable, open_recognizer
+from roomtone.speech.recognizer_process import Recognizer, RecognizerUnavailable, open_recognizer
 
 PYTHON = (sys.executable, "-c")
 
@@ -75,7 +75,7 @@ async def test_the_child_ends_when_its_owner_is_killed() -> None:
     """However the owner ends, its recognizer does not stay behind."""
     program = (
         "import trio\n"
-        "from roomtone.speech.local import open_recognizer\n"
+        "from roomtone.speech.recognizer_process import open_recognizer\n"
         "async def main():\n"
         "    async with open_recognizer() as recognizer:\n"
         "        await recognizer.address()\n"

@@ -1,4 +1,4 @@
-"""Laws of `roomtone.logs`."""
+"""Laws of `roomtone.monitoring.logs`."""
 
 import io
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from roomtone import logs
 from roomtone.legible import legible
+from roomtone.monitoring import logs
 from test_legible import is_harmless
 
 
@@ -131,7 +131,7 @@ def test_no_rich() -> None:
     """The daemon's process does not load rich, which structlog would: 6 MB for nothing."""
     program = (
         "import sys; from roomtone import cli; cli._import_structlog_without_rich()\n"
-        "from roomtone import logs; logs.configure('info', sys.stderr)\n"
+        "from roomtone.monitoring import logs; logs.configure('info', sys.stderr)\n"
         "import structlog; structlog.get_logger().info('x')\n"
         "assert not any(name.split('.')[0] == 'rich' for name in sys.modules)\n"
         "import rich"

@@ -20,19 +20,19 @@ import trio
 import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
-from roomtone import exposition
 from roomtone.admission import MAX_STRANGERS
-from roomtone.checkup import complaints
-from roomtone.config import Service, address_of
-from roomtone.document import ConfigError
+from roomtone.budget.ledger import Bill, Spent
+from roomtone.config.loader import decode
+from roomtone.config.model import Service, address_of
+from roomtone.config.toml_file import ConfigError
+from roomtone.delivery.health import SinkStatus
+from roomtone.delivery.plugins import Plugins
 from roomtone.events import Answer, Audio, Gap, SessionEnded, SessionStarted, Turn
-from roomtone.figures import Counting, Figures
-from roomtone.inquiry import Cost, Disk, OpenGap, Report, RoomReport
-from roomtone.loading import decode
-from roomtone.plugins import Plugins
-from roomtone.speech.books import Bill, Spent
-from roomtone.standing import SinkStatus
-from roomtone.testing.spoken import speak
+from roomtone.monitoring import prometheus
+from roomtone.monitoring.counters import Counting, Figures
+from roomtone.monitoring.healthcheck import complaints
+from roomtone.monitoring.report import Cost, Disk, OpenGap, Report, RoomReport
+from roomtone.testing.encoded_speech import speak
 from running import COMMAND, SINKS, events, run, write_wav
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -133,7 +133,7 @@ def test_metrics_can_be_read_by_a_parser() -> None:
         answers=10,
     )
     room = changed(ROOM, figures=figures, drift=-12.5, quiet=0.25)
-    text = exposition.render(report(room, changed(SINK, refused=2)))
+    text = prometheus.render(report(room, changed(SINK, refused=2)))
     found = samples(text)
     assert found["roomtone_samples_captured_total", "desk"] == 5
     assert found["roomtone_samples_lost_total", "desk", "disk full"] == 4
@@ -157,7 +157,7 @@ def test_metrics_of_what_was_spent() -> None:
     """What each room has cost and for what, what all may cost, and whether that is spent; no sum that is not set."""
     bill = Bill(Spent(seconds=60, sessions=0.5, models=0.25), Spent(seconds=90, sessions=4.5, models=0.5))
     cost = Cost(currency="EUR", bill=bill, monthly=5.0, spent="local")
-    found = samples(exposition.render(report(changed(ROOM, cost=bill), cost=cost)))
+    found = samples(prometheus.render(report(changed(ROOM, cost=bill), cost=cost)))
     assert found["roomtone_cost", "day", "desk", "models"] == 0.25
     assert found["roomtone_cost", "desk", "month", "sessions"] == 4.5
     assert found["roomtone_budget", "month"] == 5.0
@@ -197,7 +197,7 @@ async def test_whatever_is_asked(autojump_clock: trio.testing.MockClock, request
         return report()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(exposition._answer, far, places=trio.CapacityLimiter(1), report=give))
+        nursery.start_soon(partial(prometheus._answer, far, places=trio.CapacityLimiter(1), report=give))
         await near.send_all(request_)
         answer = b"".join([part async for part in near])
     assert answer.partition(b"\r\n")[0].split(b" ")[1:2] == ([status] if status else [])
@@ -219,14 +219,14 @@ async def test_idle_clients_take_neither_descriptors_nor_the_place_of_honest_one
             return b"".join([part async for part in client])
 
     async with trio.open_nursery() as nursery, AsyncExitStack() as idle:
-        nursery.start_soon(exposition.expose, Service(metrics=f"127.0.0.1:{port}"), Path(), give)
+        nursery.start_soon(prometheus.expose, Service(metrics=f"127.0.0.1:{port}"), Path(), give)
         while not await is_open(port):  # noqa: ASYNC110 - a port says nothing when it opens
             await trio.sleep(0.01)
         before = descriptors()
         for count in range(1, 301):
             await idle.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
             if count % 100 == 0:
-                with trio.fail_after(exposition.PATIENCE / 2):
+                with trio.fail_after(prometheus.PATIENCE / 2):
                     assert (await scrape()).startswith(b"HTTP/1.1 200")
         assert descriptors() - before <= 300 + MAX_STRANGERS + 1
         nursery.cancel_scope.cancel()
@@ -267,7 +267,7 @@ async def test_a_file_that_cannot_be_written_is_told_ever_rarer(
         return report()
 
     with structlog.testing.capture_logs() as logs, trio.CancelScope() as scope:
-        await exposition.expose(Service(metrics_textfile="absent/roomtone.prom"), tmp_path, give)
+        await prometheus.expose(Service(metrics_textfile="absent/roomtone.prom"), tmp_path, give)
     assert [entry["failures"] for entry in logs if entry["event"] == "metrics.unwritten"] == [1, 2, 4, 8, 16, 1]
 
 

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from roomtone import Analysis, Answer, Turn
-from roomtone_transcript import captions
-from roomtone_transcript.captions import Cue
-from roomtone_transcript.page import Style, one_line, render
+from roomtone import Analysis, Answer, Turn, captions
+from roomtone.captions import Cue, one_line
+from roomtone_transcript.page import Style, render
 
 AT = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 STYLE = Style("markdown", UTC, {})

@@ -17,8 +17,9 @@ import trio
 
 from listening import FRAME, RATE, noise, write_wav
 from pulse import PulseServer, open_pulse
-from roomtone.capture.feed import Block, Feed, Microphone, SourceFailed, open_source
-from roomtone.capture.ring import BLOCK, HEADER, Frames
+from roomtone.capture.source.ring import BLOCK, HEADER, Frames
+from roomtone.capture.source_process import Block, Feed, SourceFailed, open_source
+from roomtone.capture.sources import Microphone
 
 # prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN): the law of MemoryDenyWriteExecute=, for one process.
 FORBIDDING = """

@@ -10,11 +10,11 @@ from trio.testing import MockClock
 
 from journalled import fill_disk
 from roomtone.events import Answer, Turn, Word
-from roomtone.speech.coverage import Ledger
-from roomtone.speech.minutes import Minutes
-from roomtone.speech.protocol import LLMGatewayResponse, TimedWord, TurnMessage
-from roomtone.speech.track import Track
-from roomtone.testing.service import open_service
+from roomtone.protocol.messages import LLMGatewayResponse, TimedWord, TurnMessage
+from roomtone.speech.acks import Ledger
+from roomtone.speech.session_journal import Minutes
+from roomtone.speech.time_map import Track
+from roomtone.testing.fake_service import open_service
 from speaking import BEGAN, RATE, Room, open_room, reach
 
 

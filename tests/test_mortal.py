@@ -11,10 +11,10 @@ from trio.testing import MockClock
 
 from conftest import Report
 from roomtone.speech.transcriber import transcribe
-from roomtone.testing.conversation import Manner
+from roomtone.testing.encoded_speech import speak
+from roomtone.testing.fake_service import open_service
+from roomtone.testing.fake_session import Manner
 from roomtone.testing.faults import Close, Drop, Expire, Fault, Faults
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import speak
 from speaking import RATE, open_room, reach
 
 SECONDS = 300

@@ -17,15 +17,15 @@ from journalled import Numbering, context
 from proxying import BEHIND, TinyProxy, make_certificate, open_proxy
 from receiver import open_receiver
 from roomtone import Turn
+from roomtone.llm.client import Failed, Gateway, Route, Verdict
 from roomtone.network import find_fault, open_stream, read_trust
+from roomtone.protocol.messages import Verdict as Ending
 from roomtone.proxy import NetworkError
 from roomtone.speech.connection import open_session
-from roomtone.speech.ending import SessionOver
-from roomtone.speech.gateway import Failed, Gateway, Route, Verdict
-from roomtone.speech.protocol import Verdict as Ending
-from roomtone.testing import gateway as fake
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import speak
+from roomtone.speech.session_errors import SessionOver
+from roomtone.testing import fake_gateway as fake
+from roomtone.testing.encoded_speech import speak
+from roomtone.testing.fake_service import open_service
 from roomtone_webhook import Webhook
 from roomtone_webhook.poster import Undelivered
 from running import COMMAND, SINKS, events, recordings, run, write_wav

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from roomtone import cli
-from roomtone.cli.exits import Exit
+from roomtone.cli.exit_codes import Exit
 from running import DEMO, run
 
 TABLE = """
@@ -37,7 +37,7 @@ def turns(folder: Path) -> list[str]:
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.commands, ["sinks", "new", *arguments])
+    result = CliRunner().invoke(cli.group, ["sinks", "new", *arguments])
     return result.exit_code, result.output
 
 

@@ -12,8 +12,8 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from roomtone.health import Health, RoomHealth
-from roomtone.notify import (
+from roomtone.monitoring.liveness import Health, RoomHealth
+from roomtone.monitoring.sd_notify import (
     LONGEST_LINE,
     PERIOD,
     Notifier,

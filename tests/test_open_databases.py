@@ -21,7 +21,7 @@ import pytest
 import trio
 
 from roomtone.durable import open_sqlite
-from roomtone.testing.service import open_service
+from roomtone.testing.fake_service import open_service
 from running import COMMAND, events, run, write_wav
 from test_forgetting import CONFIG, span, talk
 

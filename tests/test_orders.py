@@ -11,9 +11,9 @@ import trio
 from click.testing import CliRunner, Result
 
 from roomtone import cli
+from roomtone.delivery.controls import Orders, Pause, Retry, cancel, mark_of, orders_of
 from roomtone.events import Durable, Turn
-from roomtone.journal import Mark, open_journal
-from roomtone.orders import Orders, Pause, Retry, cancel, mark_of, orders_of
+from roomtone.journal.journal import Mark, open_journal
 from roomtone.sinks import Unprocessable, hookimpl
 from running import DEMO, Run, events, run
 from test_delivery import NOW, Received, house, opens, sink
@@ -220,7 +220,7 @@ async def test_failure_while_trying_again_goes_on_where_it_was(tmp_path: Path, a
 
 def roomtone(folder: Path, *arguments: str) -> Result:
     """The command in this process; the daemon, where there is one, is another."""
-    result = CliRunner().invoke(cli.commands, ["sinks", *arguments, "--config", str(folder / "roomtone.toml")])
+    result = CliRunner().invoke(cli.group, ["sinks", *arguments, "--config", str(folder / "roomtone.toml")])
     assert result.exception is None or isinstance(result.exception, SystemExit), "a traceback"
     return result
 
@@ -309,7 +309,7 @@ def test_a_drop_in_that_no_longer_loads_keeps_its_place(tmp_path: Path) -> None:
     with run(tmp_path, config) as daemon:
         daemon.wait_for(lambda: ids(tmp_path, "plain"))
         file.write_text("from roomtone import hookimpl\n@hookimpl\ndef event(event)\n")
-        said = CliRunner().invoke(cli.commands, ["reload", "--config", str(tmp_path / "roomtone.toml")])
+        said = CliRunner().invoke(cli.group, ["reload", "--config", str(tmp_path / "roomtone.toml")])
         assert "sink plain gets nothing" in said.output
         assert "plain.py:3" in said.output
         daemon.wait_for(lambda: standing(tmp_path, "plain")["status"] == "load error")
@@ -319,7 +319,7 @@ def test_a_drop_in_that_no_longer_loads_keeps_its_place(tmp_path: Path) -> None:
     with run(tmp_path, config) as daemon:
         daemon.wait_for(lambda: len(unloaded(tmp_path)) == 2)
         file.write_text(PLAIN.format(folder=tmp_path))
-        CliRunner().invoke(cli.commands, ["reload", "--config", str(tmp_path / "roomtone.toml")])
+        CliRunner().invoke(cli.group, ["reload", "--config", str(tmp_path / "roomtone.toml")])
         daemon.wait_for(lambda: standing(tmp_path, "plain")["status"] == "active")
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log

@@ -19,8 +19,8 @@ from standardwebhooks import Webhook as Verifier
 from journalled import context
 from receiver import NEVER, Answer, Post, Receiver, open_receiver
 from roomtone import Notice, Sink
-from roomtone.delivery import run_sink
-from roomtone.journal import Journal, open_journal
+from roomtone.delivery.runner import run_sink
+from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
 from roomtone_jsonl import Jsonl
 from roomtone_webhook import Webhook
@@ -98,7 +98,7 @@ async def test_a_receiver_that_fails_in_every_manner(tmp_path: Path, batch: int)
 
 async def test_gone_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """410 sets nothing aside: the events wait for as long as the delivery grants, and all come in the end."""
-    monkeypatch.setattr("roomtone.failure.LONGEST_WAIT", 0.3)  # the hour, shortened
+    monkeypatch.setattr("roomtone.delivery.errors.LONGEST_WAIT", 0.3)  # the hour, shortened
     async with open_receiver() as receiver, open_journal(tmp_path / "journal.db") as journal:
         receiver.script(Answer(), Answer(410), Answer(410))
         await journal.commit(*[notice() for _ in range(5)])

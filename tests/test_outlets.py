@@ -13,11 +13,11 @@ import structlog
 import trio
 
 from roomtone import Context, Durable, Sink, hookimpl
+from roomtone.delivery.controls import Pause, mark_of
+from roomtone.delivery.manager import Grounds, Outlets
 from roomtone.events import Notice
-from roomtone.journal import Journal, open_journal
+from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
-from roomtone.orders import Pause, mark_of
-from roomtone.outlets import Grounds, Outlets
 
 
 class Diary(Sink, frozen=True, kw_only=True, tag="diary"):

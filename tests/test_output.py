@@ -25,10 +25,14 @@ from rich.live import Live
 from rich.text import Text
 
 from roomtone import cli, events
-from roomtone.capture.feed import Listing
-from roomtone.cli import devices, output, printing, screen
-from roomtone.cli.analyze import _tell as tell_of_analysis
-from roomtone.cli.exits import Failure
+from roomtone.capture.source_process import Listing
+from roomtone.cli import display as screen
+from roomtone.cli import output, print_sink
+from roomtone.cli.commands import devices
+from roomtone.cli.commands.analyze import _tell as tell_of_analysis
+from roomtone.cli.exit_codes import Failure
+from roomtone.control.protocol import Done, Forgot, Refused
+from roomtone.delivery.health import SinkStatus
 from roomtone.events import (
     Analysis,
     Answer,
@@ -41,8 +45,7 @@ from roomtone.events import (
     SessionStarted,
     Turn,
 )
-from roomtone.inquiry import Disk, Done, Forgot, OpenGap, Refused, Report, RoomReport, Session
-from roomtone.standing import SinkStatus
+from roomtone.monitoring.report import Disk, OpenGap, Report, RoomReport, Session
 from test_legible import is_harmless
 
 EVIL = "\x1b]52;c;cm0=\x07\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\u2066evil\u2069\x08\x7f\r\nFAULT [bold]forged[/bold]"
@@ -211,7 +214,7 @@ def test_the_terminal_of_tail() -> None:
 def test_run_print(capsys: pytest.CaptureFixture[str]) -> None:
     """`run --print`: events, a line each, and answers, which alone have lines of their own."""
     for event in EVENTS:
-        for line in printing.lines(event, "USD"):
+        for line in print_sink.lines(event, "USD"):
             output.say(line if isinstance(event, Answer | Analysis) else f"{line} ")
     out = capsys.readouterr().out
     assert_harmless(out.replace("\nFAULT [bold]forged[/bold]\n", ""))

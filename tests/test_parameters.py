@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.speech.parameters import (
+from roomtone.protocol.parameters import (
     ENDPOINTS,
     LOCAL,
     MODELS,

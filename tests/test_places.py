@@ -1,4 +1,4 @@
-"""Laws of `roomtone.places`."""
+"""Laws of `roomtone.paths`."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from roomtone.places import StateError, find_configuration, lock, private_folder, sinks_folder, state_folder
+from roomtone.paths import StateError, find_configuration, lock, private_folder, sinks_folder, state_folder
 
 
 def touch(path: Path) -> Path:
@@ -72,7 +72,7 @@ def test_one_daemon(tmp_path: Path) -> None:
 def test_killed_daemon(tmp_path: Path) -> None:
     """The lock of a killed daemon holds nobody up."""
     program = (
-        "import sys, pathlib; from roomtone.places import lock\n"
+        "import sys, pathlib; from roomtone.paths import lock\n"
         "with lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from roomtone.plugins import Plugins, Problem, load_plugins
+from roomtone.delivery.plugins import Plugins, Problem, load_plugins
 from roomtone.sinks import Module, Sink
 
 GOOD = """

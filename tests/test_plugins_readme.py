@@ -19,15 +19,15 @@ from journalled import context, deliver_all
 from receiver import Answer, open_receiver
 from roomtone import Answer as AnswerEvent
 from roomtone import Audio, Durable, Forgotten, Interim, Level, Sink, Turn, Word, cli, encode
-from roomtone.cli.exits import Exit, Failure
-from roomtone.cli.sinks import command as sinks_command
-from roomtone.delivery import run_sink
+from roomtone.cli.commands.sinks import command as sinks_command
+from roomtone.cli.exit_codes import Exit, Failure
+from roomtone.config.loader import load
+from roomtone.delivery.hooks import bind
+from roomtone.delivery.plugins import Plugins, load_plugins
+from roomtone.delivery.runner import run_sink
 from roomtone.events import Live as LiveEvent
-from roomtone.hooks import bind
-from roomtone.journal import open_journal
+from roomtone.journal.journal import open_journal
 from roomtone.live import Live
-from roomtone.loading import load
-from roomtone.plugins import Plugins, load_plugins
 from roomtone.sinks import Hooks, Registry
 from roomtone.testing import LAWS
 
@@ -130,7 +130,7 @@ def test_the_commands_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     lines = [line.split("#")[0].split() for line in PAGE.splitlines() if line.startswith("roomtone sinks")]
     assert {line[2] for line in lines if len(line) > 2} == set(sinks_command.commands)
     for line in lines:
-        result = CliRunner().invoke(cli.commands, line[1:])
+        result = CliRunner().invoke(cli.group, line[1:])
         assert result.exit_code != Exit.USAGE, (line, result.output)
         assert result.exception is None or isinstance(result.exception, SystemExit | Failure), line
 

@@ -13,11 +13,11 @@ import structlog
 import trio
 import trio.testing
 
+from roomtone.delivery.health import Standing
+from roomtone.delivery.quarantine import EVENTS, Suspicion, Trial, digest_of
 from roomtone.events import Durable, Notice
-from roomtone.journal import Mark
-from roomtone.proof import EVENTS, Suspicion, Trial, digest_of
+from roomtone.journal.journal import Mark
 from roomtone.sinks import Context, hookimpl
-from roomtone.standing import Standing
 from running import events, run
 from test_delivery import Received, house, opens, sink
 from test_journal import crash

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from roomtone.speech import protocol
-from roomtone.speech.protocol import (
+from roomtone.protocol import messages
+from roomtone.protocol.messages import (
     CLOSED,
     LARGEST,
     Begin,
@@ -28,7 +28,7 @@ from roomtone.speech.protocol import (
     TurnMessage,
     Unknown,
     Verdict,
-    Warning,  # noqa: A004 - the protocol's own word
+    Warning,  # noqa: A004 - the name of the message
     classify,
     encode,
     parse,
@@ -41,7 +41,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=20,
 )
-KINDS: tuple[Any, ...] = get_args(protocol.Message)
+KINDS: tuple[Any, ...] = get_args(messages.Message)
 FIELDS = sorted({name for kind in KINDS for name in kind.__struct_fields__} - {"type"})
 ALMOST = st.fixed_dictionaries(
     {"type": st.sampled_from([kind.kind for kind in KINDS])},
@@ -288,13 +288,13 @@ def test_a_turn_has_the_text_of_its_words() -> None:
 
 def test_commands_come_back_as_they_went() -> None:
     """The server reads what the client writes, lists as lists."""
-    assert parse_command(protocol.terminate()) == Command("Terminate")
-    assert parse_command(protocol.force_endpoint()) == Command("ForceEndpoint")
-    assert parse_command(protocol.keep_alive()) == Command("KeepAlive")
+    assert parse_command(messages.terminate()) == Command("Terminate")
+    assert parse_command(messages.force_endpoint()) == Command("ForceEndpoint")
+    assert parse_command(messages.keep_alive()) == Command("KeepAlive")
     changes = {"keyterms_prompt": ["x", "y"], "min_turn_silence": 200}
-    assert parse_command(protocol.update_configuration(changes)) == Command("UpdateConfiguration", changes)
+    assert parse_command(messages.update_configuration(changes)) == Command("UpdateConfiguration", changes)
     with pytest.raises(ValueError, match="llm_gateway, sample_rate"):
-        protocol.update_configuration({"sample_rate": 1, "llm_gateway": {}})
+        messages.update_configuration({"sample_rate": 1, "llm_gateway": {}})
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ from roomtone.admission import MAX_STRANGERS
 from roomtone.recognizer.engine import Engine, Hypothesis, Settings, Spoken
 from roomtone.recognizer.server import HANDSHAKE, Options, Server, open_server
 from roomtone.recognizer.sphinx import open_sphinx
-from roomtone.speech.local import open_recognizer
+from roomtone.speech.recognizer_process import open_recognizer
 
 FRAME = bytes(2 * RATE // 10)  # 100 ms
 TERMINATE = '{"type":"Terminate"}'

@@ -17,18 +17,19 @@ import trio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from roomtone.capture.entries import Mute
-from roomtone.capture.feed import Block, Command, File, Microphone, Source, SourceEnded, SourceFailed
+from roomtone.capture.clock import Instant
 from roomtone.capture.outbox import Outbox
 from roomtone.capture.recorder import RateChanged, record, recover
+from roomtone.capture.records import Mute
 from roomtone.capture.recovery import Resume
-from roomtone.capture.reins import Reins
-from roomtone.capture.spool import Disk, Spool, open_spool
-from roomtone.clock import Instant
+from roomtone.capture.run_control import Reins
+from roomtone.capture.source_process import Block, SourceEnded, SourceFailed
+from roomtone.capture.sources import Command, File, Microphone, Source
 from roomtone.events import KINDS, Audio, Durable, Gap, Level, Muted, RecordingStarted, RecordingStopped, Turn, Word
-from roomtone.facts import Cover, Fact, Mark
-from roomtone.journal import Journal, open_journal
+from roomtone.journal.journal import Journal, open_journal
+from roomtone.journal.records import Cover, Fact, Mark
 from roomtone.live import Live
+from roomtone.spool.spool import Disk, Spool, open_spool
 
 RATE = 1000
 FRAME = 200

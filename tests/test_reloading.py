@@ -16,25 +16,25 @@ import structlog
 import trio
 import trio.testing
 
-from roomtone.capture.entries import key
-from roomtone.capture.feed import Microphone
-from roomtone.config import Config, Gate, Room, Service, Storage
-from roomtone.document import ConfigError
+from roomtone.budget.governor import open_governor
+from roomtone.budget.limits import Budget
+from roomtone.capture.records import key
+from roomtone.capture.sources import Microphone
+from roomtone.config.model import Config, Gate, Room, Service, Storage
+from roomtone.config.toml_file import ConfigError
+from roomtone.control.reload import InForce, Reloading
+from roomtone.delivery.manager import Grounds, Outlet, Outlets
 from roomtone.events import Notice
-from roomtone.glance import Glance
-from roomtone.health import Health
-from roomtone.journal import Journal, Mark, open_journal
+from roomtone.journal.journal import Journal, Mark, open_journal
 from roomtone.live import Live
-from roomtone.outlets import Grounds, Outlet, Outlets
-from roomtone.reloading import InForce, Reloading
+from roomtone.llm.analyst import open_analyst
+from roomtone.llm.completion import Access
+from roomtone.llm.conversations import Inquiry
+from roomtone.llm.prompt_task import mark_key
+from roomtone.monitoring.liveness import Health
+from roomtone.monitoring.room_state import Glance
 from roomtone.rooms import Rooms, Surroundings
-from roomtone.speech.analysis import Inquiry
-from roomtone.speech.analyst import open_analyst
-from roomtone.speech.budget import Budget
-from roomtone.speech.completion import Access
 from roomtone.speech.endpoint import open_endpoints
-from roomtone.speech.errand import mark_key
-from roomtone.speech.governor import open_governor
 from test_outlets import Diary, commit
 
 ROOM = Room(source=Microphone())

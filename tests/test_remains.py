@@ -14,11 +14,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from roomtone import remains
-from roomtone.capture.segment import name_segment
 from roomtone.events import Turn
-from roomtone.remains import Order, Search, long_texts, search
-from roomtone.words import has_quote, program_words, telling_words
+from roomtone.forget.search import Order, Search, long_texts, search
+from roomtone.journal.words import has_quote, program_words, telling_words
+from roomtone.spool.segment import name_segment
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 ID = "01955100-0000-7000-8000-00000000000a"
@@ -57,7 +56,7 @@ def test_files(tmp_path: Path) -> None:
 
 def test_packed_files_and_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In what was packed, also where it lies across two parts of the reading."""
-    monkeypatch.setattr(remains, "PART_BYTES", 8)
+    monkeypatch.setattr(search, "PART_BYTES", 8)
     write(tmp_path / "a.gz", gzip.compress(b"1234 xylophone 1234"))
     write(tmp_path / "b.gz", gzip.compress(b"nothing"))
     write(tmp_path / "c.txt", b"1234 Xylophone, 1234")
@@ -162,7 +161,7 @@ def test_it_is_a_program(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", b"a xylophone")
     order = Order(places=(str(tmp_path),), since=NOW, seconds=60, words=(b"xylophone",), sounds=(PIECE,))
     done = run(
-        [sys.executable, "-P", "-m", "roomtone.remains"],
+        [sys.executable, "-P", "-m", "roomtone.forget.search"],
         input=msgspec.json.encode(order),
         check=True,
         capture_output=True,

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from roomtone.speech.attempts import Attempts
-from roomtone.speech.coverage import Spans
-from roomtone.speech.repairs import AGAIN, Repairs
-from roomtone.testing.service import open_service
+from roomtone.spans import Spans
+from roomtone.speech.backfill import AGAIN, Repairs
+from roomtone.speech.reconnect import Attempts
+from roomtone.testing.fake_service import open_service
 from speaking import BEGAN, RATE, open_room, reach
 
 

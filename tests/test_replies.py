@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 import pytest
 
 from roomtone.events import Answer, Durable, Notice, Turn
-from roomtone.journal import Fact
-from roomtone.speech.answers import Answers, Policy, Unanswered
-from roomtone.speech.parameters import Gateway, Prompt
-from roomtone.speech.protocol import LLMGatewayResponse
-from roomtone.speech.replies import MAX_UNCLAIMED_BYTES, Replies
+from roomtone.journal.journal import Fact
+from roomtone.llm.room_answers import Answers, Policy, Unanswered
+from roomtone.llm.session_answers import MAX_UNCLAIMED_BYTES, Replies
+from roomtone.protocol.messages import LLMGatewayResponse
+from roomtone.protocol.parameters import Gateway, Prompt
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 GATEWAY = Gateway("one", (Prompt("user", "Heard: {{turn}}"),), 100)

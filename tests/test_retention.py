@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.capture.segment import Segment
-from roomtone.retention import MARGIN, Gauge, Removal, Shelf, Toll, choose
-from roomtone.speech.coverage import Spans
+from roomtone.retention.policy import MARGIN, Gauge, Removal, Shelf, Toll, choose
+from roomtone.spans import Spans
+from roomtone.spool.segment import Segment
 
 RATE = 1000
 SEGMENT = 30

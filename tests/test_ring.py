@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.capture.ring import BLOCK, ENDED, FAILED, Frame, Frames, Lead, Ring
+from roomtone.capture.source.ring import BLOCK, ENDED, FAILED, Frame, Frames, Lead, Ring
 
 
 def read_all(ring: Ring, limit: int = 65536) -> list[Frame]:

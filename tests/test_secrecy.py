@@ -15,8 +15,8 @@ import trio
 from journalled import context
 from receiver import open_receiver
 from roomtone.secret import SecretError, find_key
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import speak
+from roomtone.testing.encoded_speech import speak
+from roomtone.testing.fake_service import open_service
 from roomtone_command import CommandSink
 from roomtone_webhook import Webhook
 from running import COMMAND, Run, events, run, write_wav

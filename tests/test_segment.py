@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.capture.segment import Index, Segment, name_segment, parse_segment
+from roomtone.spool.segment import Index, Segment, name_segment, parse_segment
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from roomtone.database import Database
-from roomtone.ledger import summarize
+from roomtone.journal.coverage import summarize
+from roomtone.journal.database import Database
 from running import COMMAND, Run, events, recordings, run
 
 RATE = 16_000

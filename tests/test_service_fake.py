@@ -22,12 +22,14 @@ from assemblyai.streaming.v3 import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roomtone.speech import protocol
+from roomtone.protocol import messages as protocol
+from roomtone.protocol.messages import LLMGatewayResponse, Message, SpeakerRevision, Termination, TurnMessage, Verdict
+from roomtone.protocol.parameters import Gateway, Prompt, Streaming, query
 from roomtone.speech.connection import open_session
-from roomtone.speech.ending import SessionOver
-from roomtone.speech.parameters import Gateway, Prompt, Streaming, query
-from roomtone.speech.protocol import LLMGatewayResponse, Message, SpeakerRevision, Termination, TurnMessage, Verdict
-from roomtone.testing.conversation import Manner
+from roomtone.speech.session_errors import SessionOver
+from roomtone.testing.encoded_speech import LARGEST, WORD, Ear, numbers_in, quiet, speak
+from roomtone.testing.fake_service import Service, open_service
+from roomtone.testing.fake_session import Manner
 from roomtone.testing.faults import (
     GARBLED,
     Close,
@@ -45,8 +47,6 @@ from roomtone.testing.faults import (
     script,
     weather,
 )
-from roomtone.testing.service import Service, open_service
-from roomtone.testing.spoken import LARGEST, WORD, Ear, numbers_in, quiet, speak
 
 RATE = 8000
 NUMBERS = list(range(100, 116))

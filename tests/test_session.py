@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 import pytest
 
+from roomtone.protocol.messages import Command, Message, Silence, SpeechStarted, TurnMessage
 from roomtone.recognizer.engine import Hypothesis, Settings, Spoken
 from roomtone.recognizer.query import Parameters, Refused
 from roomtone.recognizer.session import SHORT_FRAMES, Session
-from roomtone.speech.protocol import Command, Message, Silence, SpeechStarted, TurnMessage
 
 RATE = 16_000
 FRAME = bytes(2 * RATE // 10)  # 100 ms

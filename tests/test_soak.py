@@ -15,20 +15,20 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from conftest import Report
-from roomtone.capture.account import Lost
-from roomtone.capture.entries import loss_entry
-from roomtone.capture.segment import Segment
-from roomtone.config import Storage
-from roomtone.delivery import Delivery
+from roomtone.capture.records import loss_entry
+from roomtone.capture.sample_accounting import Lost
+from roomtone.config.model import Storage
+from roomtone.delivery.runner import Delivery
 from roomtone.events import Audio, Durable, SessionEnded, SessionStarted, Turn, Word
-from roomtone.facts import Cover, Mark
-from roomtone.housekeeping import Instruments, Rules, keep_room
-from roomtone.ledger import summarize
+from roomtone.journal.coverage import summarize
+from roomtone.journal.records import Cover, Mark
+from roomtone.retention.cleanup import Instruments, Rules, keep_room
 from roomtone.sinks import Context, Sink, hookimpl
 from roomtone.speech.transcriber import transcribe
+from roomtone.spool.segment import Segment
+from roomtone.testing.encoded_speech import numbers_in, quiet, speak
+from roomtone.testing.fake_service import Service, open_service
 from roomtone.testing.faults import Drop, Expire, Fault, Refuse
-from roomtone.testing.service import Service, open_service
-from roomtone.testing.spoken import numbers_in, quiet, speak
 from speaking import RATE, Room, open_room, reach
 
 HOURS = int(os.environ.get("SOAK_HOURS", "2"))
@@ -193,7 +193,7 @@ async def test_a_month_of_events(
     """Over thirty days of sessions, turns and segments the journal, the spool and memory stay as large as after two;
     nothing is unexplained, and each turn is delivered once, though the receiver is away for two hours of each week.
     """
-    monkeypatch.setattr("roomtone.housekeeping.INTERVAL", 1800.0)  # else most of the month is spent on looking
+    monkeypatch.setattr("roomtone.retention.cleanup.INTERVAL", 1800.0)  # else most of the month is spent on looking
     sink = Counting(start="oldest")
     sizes, delivered = [], 0
     async with open_service(port=None) as service:

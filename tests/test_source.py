@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listening import FRAME, RATE, noise, write_wav
-from roomtone.capture.ring import BLOCK, Frame, Frames
-from roomtone.capture.source import cut, paced
+from roomtone.capture.source.main import cut, paced
+from roomtone.capture.source.ring import BLOCK, Frame, Frames
 
 
 @contextmanager
@@ -55,9 +55,8 @@ ZEROS = {"kind": "command", "argv": ["sh", "-c", "sleep 1000 & exec cat /dev/zer
 
 def test_a_capture_process_loads_what_its_source_needs_and_no_more() -> None:
     """It lives for years beside every room, without the daemon's libraries and those of other kinds of source."""
-    code = (
-        "import roomtone.capture.source, roomtone.capture.command, roomtone.capture.audiofile, sys; print(*sys.modules)"
-    )
+    names = ", ".join(f"roomtone.capture.source.{name}" for name in ("main", "command", "audiofile"))
+    code = f"import {names}, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     daemon = {"trio", "msgspec", "structlog", "sqlite3", "ssl", "asyncio"}
     others = {"numpy", "soxr", "soundfile", "sounddevice", "cffi"}

@@ -17,7 +17,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roomtone.capture.spool import Disk, Piece, Segment, Spool, open_spool
+from roomtone.spool.spool import Disk, Piece, Segment, Spool, open_spool
 
 RATE = 1000
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)

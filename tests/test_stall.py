@@ -14,7 +14,7 @@ import structlog
 import trio
 from structlog.testing import LogCapture
 
-from roomtone.stall import describe_stacks, watch_stalls
+from roomtone.monitoring.stall import describe_stacks, watch_stalls
 
 LIMIT = 0.4
 
@@ -114,7 +114,7 @@ def test_native_code_that_keeps_the_interpreter_is_dumped_too() -> None:
     """When no Python runs at all, the threads' stacks still reach the error stream."""
     program = """
         import ctypes, sys, trio
-        from roomtone.stall import watch_stalls
+        from roomtone.monitoring.stall import watch_stalls
 
         async def main():
             with watch_stalls(0.3, sys.stderr) as beat:

@@ -9,12 +9,12 @@ import pytest
 import structlog
 import trio
 
+from roomtone.delivery.controls import cancel, mark_of
+from roomtone.delivery.health import Standing
+from roomtone.delivery.hooks import Misfit
 from roomtone.events import Durable, Notice
-from roomtone.hooks import Misfit
-from roomtone.journal import open_journal
-from roomtone.orders import cancel, mark_of
+from roomtone.journal.journal import open_journal
 from roomtone.sinks import Context, Sink, hookimpl
-from roomtone.standing import Standing
 from roomtone_command import CommandSink
 from roomtone_jsonl import Jsonl
 from roomtone_transcript import TranscriptSink

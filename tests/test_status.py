@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
-from roomtone.cli.status import lines
-from roomtone.inquiry import Cost, Disk, Report
-from roomtone.speech.books import Bill, Spent
+from roomtone.budget.ledger import Bill, Spent
+from roomtone.cli.commands.status import lines
+from roomtone.monitoring.report import Cost, Disk, Report
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

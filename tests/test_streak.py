@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.streak import DAY, PATIENCE, Streak
+from roomtone.delivery.alerting import DAY, PATIENCE, Streak
 
 
 def test_a_hiccup_is_no_news() -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.capture.tail import Tail, describe, redact
+from roomtone.capture.source.stderr_tail import Tail, describe, redact
 
 
 def test_the_last_three_lines_are_the_reason_on_one_line() -> None:

@@ -11,14 +11,14 @@ import trio
 from trio.testing import MockClock
 
 from roomtone.events import Turn
-from roomtone.speech.parameters import Streaming
+from roomtone.protocol.parameters import Streaming
+from roomtone.protocol.session_parameters import Terms, live_changes
 from roomtone.speech.speakers import Speakers
-from roomtone.speech.terms import Terms, live_changes
 from roomtone.speech.transcriber import transcribe
-from roomtone.testing.conversation import Manner
+from roomtone.testing.encoded_speech import speak
+from roomtone.testing.fake_service import Service, open_service
+from roomtone.testing.fake_session import Manner
 from roomtone.testing.faults import Drop, script
-from roomtone.testing.service import Service, open_service
-from roomtone.testing.spoken import speak
 from speaking import RATE, Room, open_room, reach
 
 WAS = Streaming(speech_model="u3-rt-pro", prompt="A meeting.", keyterms_prompt=("trio",))

@@ -5,8 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.speech.protocol import TimedWord
-from roomtone.speech.track import Pace, Track
+from roomtone.protocol.messages import TimedWord
+from roomtone.speech.time_map import Pace, Track
 
 RATE = 16_000
 

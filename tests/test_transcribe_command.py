@@ -7,15 +7,15 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from roomtone import cli, places
-from roomtone.capture.spool import open_spool
-from roomtone.cli.transcribe import never_sent
+from roomtone import cli, paths
+from roomtone.cli.commands.transcribe import never_sent
 from roomtone.events import Turn
-from roomtone.facts import Cover, Mark
-from roomtone.journal import open_journal
-from roomtone.speech.coverage import Spans
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import numbers_in, quiet, speak
+from roomtone.journal.journal import open_journal
+from roomtone.journal.records import Cover, Mark
+from roomtone.spans import Spans
+from roomtone.spool.spool import open_spool
+from roomtone.testing.encoded_speech import numbers_in, quiet, speak
+from roomtone.testing.fake_service import open_service
 
 RATE = 8_000
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -57,7 +57,7 @@ async def held_back(folder: Path, url: str) -> None:
         f'[service]\nstate = "state"\n[rooms.desk]\nsource = {{ kind = "microphone" }}\nrate = {RATE}\n'
         f'[rooms.desk.streaming]\nendpoint = "{url}"\n'
     )
-    state = places.private_folder(folder / "state")
+    state = paths.private_folder(folder / "state")
     async with (
         open_spool(state / "spool" / "desk", rate=RATE) as spool,
         open_journal(state / "journal.sqlite") as journal,
@@ -71,7 +71,7 @@ async def held_back(folder: Path, url: str) -> None:
 def invoke(folder: Path, *arguments: str) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("STATE_DIRECTORY", raising=False)
-        return CliRunner().invoke(cli.commands, ["transcribe", "--config", str(folder / "roomtone.toml"), *arguments])
+        return CliRunner().invoke(cli.group, ["transcribe", "--config", str(folder / "roomtone.toml"), *arguments])
 
 
 async def test_without_a_daemon(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ async def test_a_budget_is_kept(tmp_path: Path) -> None:
 async def test_with_a_daemon(tmp_path: Path) -> None:
     """Where a daemon has the state, the wish is left for it."""
     await held_back(tmp_path, "ws://127.0.0.1:1/v3/ws")
-    with places.lock(tmp_path / "state"):
+    with paths.lock(tmp_path / "state"):
         result = await trio.to_thread.run_sync(invoke, tmp_path, "--from", BEGAN.isoformat())
     async with open_journal(tmp_path / "state" / "journal.sqlite") as journal:
         wishes = await journal.marks("room/desk/wish/")

@@ -17,14 +17,16 @@ from conftest import Report
 from gating import gating
 from journalled import fill_disk
 from roomtone.events import Notice, SessionEnded
-from roomtone.facts import Cover, Mark
-from roomtone.speech import doubt
-from roomtone.speech.attempts import LAST_TRY
-from roomtone.speech.coverage import Spans
-from roomtone.speech.parameters import Streaming
-from roomtone.speech.terms import Terms
+from roomtone.journal.records import Cover, Mark
+from roomtone.protocol.parameters import Streaming
+from roomtone.protocol.session_parameters import Terms
+from roomtone.spans import Spans
+from roomtone.speech import session_watchdog
+from roomtone.speech.reconnect import LAST_TRY
 from roomtone.speech.transcriber import repair, transcribe, withhold
-from roomtone.testing.conversation import Manner
+from roomtone.testing.encoded_speech import quiet, speak
+from roomtone.testing.fake_service import open_service
+from roomtone.testing.fake_session import Manner
 from roomtone.testing.faults import (
     GARBLED,
     Close,
@@ -43,8 +45,6 @@ from roomtone.testing.faults import (
     Stall,
     script,
 )
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import quiet, speak
 from speaking import BEGAN, RATE, Room, open_room, reach
 
 NUMBERS = list(range(1, 121))
@@ -160,7 +160,7 @@ async def test_a_silent_socket_is_noticed(tmp_path: Path, autojump_clock: MockCl
 @pytest.fixture
 def short_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Doubts take quarters of a minute, for minutes of speech cost seconds of CPU."""
-    monkeypatch.setattr(doubt, "MINUTE", 15.0)
+    monkeypatch.setattr(session_watchdog, "MINUTE", 15.0)
 
 
 @pytest.mark.usefixtures("short_minutes")

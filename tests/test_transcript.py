@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from journalled import Numbering, accept, context, deliver_all
 from roomtone import Analysis, Answer, Durable, Forgotten, Gap, SessionStarted, Turn, Word
-from roomtone_transcript import TranscriptSink, scribe
-from roomtone_transcript.captions import Cue, render
-from roomtone_transcript.scribe import Scribe
+from roomtone.captions import Cue, render
+from roomtone_transcript import TranscriptSink
+from roomtone_transcript import writer as scribe
+from roomtone_transcript.writer import Scribe
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
 RATE = 16_000

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from roomtone.client import find_socket
-from roomtone.places import foreign_hand
-from roomtone.plugins import load_plugins
-from roomtone.sockets import ControlError, check_peer
+from roomtone.control.client import find_socket
+from roomtone.control.unix_socket import ControlError, check_peer
+from roomtone.delivery.plugins import load_plugins
+from roomtone.paths import foreign_hand
 
 MALLORY = 65_533
 BOB = 65_532

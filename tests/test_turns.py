@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.speech.protocol import Revision, SpeakerRevision, Termination, TimedWord, TurnMessage
-from roomtone.speech.turns import (
+from roomtone.protocol.messages import Revision, SpeakerRevision, Termination, TimedWord, TurnMessage
+from roomtone.protocol.turns import (
     MAX_OPEN,
     MAX_REMEMBERED_BYTES,
     REMEMBERED,

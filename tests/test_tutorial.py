@@ -11,10 +11,10 @@ from typing import Any
 import tomli_w
 import trio
 
-from roomtone.testing import gateway as fake
-from roomtone.testing.gateway import Limited, Mishap
-from roomtone.testing.service import open_service
-from roomtone.testing.spoken import quiet, speak
+from roomtone.testing import fake_gateway as fake
+from roomtone.testing.encoded_speech import quiet, speak
+from roomtone.testing.fake_gateway import Limited, Mishap
+from roomtone.testing.fake_service import open_service
 from running import COMMAND, events, write_wav
 
 README = Path(__file__).parent.parent / "README.md"

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from roomtone.cli.installation import compose_unit, shipped
-from roomtone.cli.loaded import INSIDE
+from roomtone.cli.config_option import INSIDE
+from roomtone.cli.systemd_install import compose_unit, shipped
 from roomtone.cli.unit import Unit, command_line, explain, parse
 
 TEXT = """\

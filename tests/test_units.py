@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from roomtone.cli.installation import MARK, compose_unit, invisible, shipped
-from roomtone.config import Service
-from roomtone.service import LEAVING_TIMEOUT_S
+from roomtone.cli.systemd_install import MARK, compose_unit, invisible, shipped
+from roomtone.config.model import Service
+from roomtone.daemon import LEAVING_TIMEOUT_S
 from roomtone.sinks import Sink
 
 UNITS = ("roomtone.service", "user/roomtone.service")

@@ -8,8 +8,8 @@ import pytest
 from conftest import Report
 from conversing import converse, judge, listen, noise, sentences_in
 from hearing import RATE, demo_audio
-from roomtone.capture import voice
-from roomtone.capture.voice import Cascade, DetectorMissing, open_detector
+from roomtone.speech import vad
+from roomtone.speech.vad import Cascade, DetectorMissing, open_detector
 
 
 @pytest.mark.parametrize(("decibels", "slope"), [(20.0, 2.0), (5.0, 1.0)])
@@ -95,4 +95,4 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "webrtcvad", None)
 
     with pytest.raises(DetectorMissing, match=r"needs webrtcvad; run  pip install 'roomtone\[gate\]'"):
-        voice.open_detector(RATE)
+        vad.open_detector(RATE)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from journalled import accept, context, deliver_all
 from roomtone import Durable, Forgotten, RecordingStopped, Turn, Word
 from roomtone.durable import alone, remove
-from roomtone_wav import Wav, compression, keeping
+from roomtone_wav import Wav, compression, retention
 from roomtone_wav.catalog import CATALOG, Catalog, open_catalog
-from roomtone_wav.keeping import Keeper
 from roomtone_wav.place import Place
+from roomtone_wav.retention import Keeper
 from test_wav import NOON, Room, audio, hand
 
 RATE = 8000
@@ -261,7 +261,7 @@ async def test_what_is_forgotten_is_zero_in_a_compressed_file(tmp_path: Path, fo
 
 async def test_forgetting_while_it_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is forgotten while its file is being compressed is not in what comes of that."""
-    monkeypatch.setattr(keeping, "_SLICE", 1e-9)
+    monkeypatch.setattr(retention, "_SLICE", 1e-9)
     room = speaker(tmp_path)
     for _ in range(20):
         room.says(RATE)
@@ -411,7 +411,7 @@ async def test_old_files_are_removed(tmp_path: Path) -> None:
 
 async def test_a_clock_that_jumps_ahead_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong clock makes no recording old before it has gone on like that for a day, over restarts too."""
-    monkeypatch.setattr(keeping, "_EVERY", 0.0)
+    monkeypatch.setattr(retention, "_EVERY", 0.0)
     room = speaker(tmp_path)
     for _ in range(3):
         room.says(RATE)

@@ -22,8 +22,8 @@ from roomtone import Audio, Durable, Gap, Turn, Unprocessable, encode
 from roomtone.sinks import LONGEST_WAIT
 from roomtone_webhook import Webhook
 from roomtone_webhook.address import Address
-from roomtone_webhook.answer import describe, excerpt, retry_after
 from roomtone_webhook.poster import Undelivered
+from roomtone_webhook.response import describe, excerpt, retry_after
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()

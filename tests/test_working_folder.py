@@ -24,7 +24,7 @@ def trapped(tmp_path: Path) -> Path:
         (("roomtone", "sinks"), b""),
         (("roomtone.recognizer", "--help"), b""),
         (("roomtone.capture.source",), b'{"ring": 100, "rate": 100, "frame": 10, "source": {"kind": "no"}}\n'),
-        (("roomtone.capture.devices",), b"{}\n"),
+        (("roomtone.capture.source.devices",), b"{}\n"),
     ],
 )
 def test_a_program_imports_nothing_from_where_it_runs(trapped: Path, arguments: tuple[str, ...], said: bytes) -> None:

@@ -10,7 +10,7 @@ import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Notice
-from roomtone.journal import Journal, JournalError
+from roomtone.journal.journal import Journal, JournalError
 
 LONGEST_RETRY_S = 30.0
 """The longest back-off: a room that is tried as often as this is still accounted for (`health.TRIED_WITHIN`)."""

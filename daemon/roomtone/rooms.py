@@ -15,31 +15,30 @@ import msgspec
 import structlog
 import trio
 
-from roomtone import config
-from roomtone.capture.account import Reason
-from roomtone.capture.entries import Mute, key
-from roomtone.capture.feed import Source
-from roomtone.capture.gate import Gating
-from roomtone.capture.listening import Listening
+from roomtone.budget.governor import FREE, Governor
+from roomtone.budget.limits import Course
 from roomtone.capture.recorder import record
-from roomtone.capture.reins import Reins
-from roomtone.capture.spool import Spool, open_spool
-from roomtone.capture.voice import lacks_detector, open_detector
+from roomtone.capture.records import Mute, key
+from roomtone.capture.run_control import Reins
+from roomtone.capture.sample_accounting import Reason
+from roomtone.capture.sources import Source
+from roomtone.capture.supervisor import Listening
+from roomtone.config import model
 from roomtone.containment import supervise
-from roomtone.forgetting import left_alone
-from roomtone.glance import Glance
-from roomtone.health import Health
-from roomtone.journal import Journal
+from roomtone.journal.journal import Journal
 from roomtone.live import Live
+from roomtone.llm.analyst import Analyst
+from roomtone.monitoring.liveness import Health
+from roomtone.monitoring.room_state import Glance
+from roomtone.protocol.parameters import LOCAL, US_MODELS, Streaming
+from roomtone.protocol.session_parameters import Terms
 from roomtone.secret import Secret
-from roomtone.speech.analyst import Analyst
-from roomtone.speech.budget import Course
 from roomtone.speech.endpoint import Endpoint, Endpoints
-from roomtone.speech.governor import FREE, Governor
-from roomtone.speech.minutes import Desk
-from roomtone.speech.parameters import LOCAL, US_MODELS, Streaming
-from roomtone.speech.terms import Terms
+from roomtone.speech.gate import Gating
+from roomtone.speech.session_journal import Desk
 from roomtone.speech.transcriber import transcribe, withhold
+from roomtone.speech.vad import lacks_detector, open_detector
+from roomtone.spool.spool import Spool, left_alone, open_spool
 
 DRAINING = 15.0
 """Seconds that a room which is closed, or begun again, has for the transcript of what it has brought."""
@@ -64,7 +63,7 @@ class Surroundings(NamedTuple):
 class Plan(msgspec.Struct, frozen=True):
     """What a room is to do. Relative paths of its source begin in `folder`; `sync_interval` is in seconds."""
 
-    table: config.Room
+    table: model.Room
     folder: Path
     sync_interval: float
     key: Secret | None
@@ -75,7 +74,7 @@ class Plan(msgspec.Struct, frozen=True):
         return self.table.source, self.folder, self.table.frame
 
     @property
-    def speech(self) -> tuple[config.Gate, Secret | None, int, dict[str, str]]:
+    def speech(self) -> tuple[model.Gate, Secret | None, int, dict[str, str]]:
         """What differs where the streaming must begin again, apart from the terms of its sessions."""
         return self.table.gate, self.key, self.table.frame, self.table.speakers
 

@@ -25,7 +25,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 import pluggy
 
-from roomtone import events, places
+from roomtone import events, paths
 
 PROJECT = "roomtone"
 
@@ -63,7 +63,7 @@ class Context(msgspec.Struct, frozen=True):
 
     def path(self, path: str | Path) -> Path:
         """The absolute path that the configuration means by this one: `~` is the home folder."""
-        return self.folder / places.expand(path)
+        return self.folder / paths.expand(path)
 
 
 class Sink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):

@@ -11,7 +11,7 @@ import trio
 from roomtone import Audio, Context, Durable, Forgotten, Sink, encode, hookimpl
 from roomtone.durable import make_writable_folder
 from roomtone_jsonl.forgetting import family
-from roomtone_jsonl.lines import Lines
+from roomtone_jsonl.line_file import Lines
 from roomtone_jsonl.packer import Packer
 
 __all__ = ["Jsonl", "register_sinks"]

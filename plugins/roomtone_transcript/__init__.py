@@ -10,11 +10,11 @@ import msgspec
 import trio
 
 from roomtone import Context, Sink, hookimpl
+from roomtone.captions import Captions
 from roomtone.durable import make_writable_folder
-from roomtone_transcript.captions import Captions
 from roomtone_transcript.page import Format, Style
-from roomtone_transcript.scribe import Scribe, Split
 from roomtone_transcript.store import open_store
+from roomtone_transcript.writer import Scribe, Split
 
 __all__ = ["TranscriptSink", "register_sinks"]
 

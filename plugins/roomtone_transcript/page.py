@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Literal, NamedTuple, TypeAlias
 
 from roomtone import Analysis, Answer, Gap, Turn
+from roomtone.captions import one_line
 
 Format: TypeAlias = Literal["markdown", "text"]
 Entry: TypeAlias = Turn | Answer | Analysis | Gap
@@ -108,12 +109,6 @@ def _text(entry: Entry, style: Style) -> Iterator[str]:
 
 def _missing(gap: Gap, style: Style) -> str:
     return f"{style.time(gap.from_)} to {style.time(gap.until)}: nothing recorded ({gap.cause})"
-
-
-def one_line(text: str) -> str:
-    """The text in one line, without what is no character to show."""
-    line = " ".join(text.split())
-    return line if line.isprintable() else "".join(character for character in line if character.isprintable())
 
 
 def _indented(text: str, mark: str) -> str:

@@ -11,14 +11,14 @@ import structlog
 import trio
 
 from roomtone import Context, Sink, hookimpl
+from roomtone.captions import Captions
 from roomtone.durable import SPOILED, alone, make_writable_folder
-from roomtone_transcript.captions import Captions
 from roomtone_wav import compression
 from roomtone_wav.catalog import CATALOG, open_catalog, read_catalog
-from roomtone_wav.disk import described, open_wav, write_sidecar
-from roomtone_wav.keeping import Keeper
+from roomtone_wav.files import described, open_wav, write_sidecar
 from roomtone_wav.place import Place
 from roomtone_wav.recording import HEADER, WIDTH, Format, Gaps, Recording, Split
+from roomtone_wav.retention import Keeper
 from roomtone_wav.writer import TranscribingWriter, Writer
 
 __all__ = ["Wav", "register_sinks"]

@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from roomtone import Turn, encode
-from roomtone.calendar import Calendar, reading_of
 from roomtone.durable import open_sqlite, scrub
+from roomtone.trusted_clock import Calendar, reading_of
 from roomtone_wav.recording import LONGEST_TURN, Recording, Stretch, part_of
 
 CATALOG = "recordings.sqlite"

@@ -9,9 +9,8 @@ import msgspec
 import structlog
 
 from roomtone import Audio, Forgotten, Gap, RecordingStopped, Turn, hookimpl
-from roomtone_wav import compression, disk
+from roomtone_wav import compression, files
 from roomtone_wav.catalog import Catalog
-from roomtone_wav.keeping import Keeper
 from roomtone_wav.place import Place
 from roomtone_wav.recording import (
     LONGEST_TURN,
@@ -26,6 +25,7 @@ from roomtone_wav.recording import (
     duration,
     united,
 )
+from roomtone_wav.retention import Keeper
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -130,7 +130,7 @@ class Writer:
             for recording in self._changed.values():
                 with self._here.forgiving(recording, "written to"):
                     if not recording.is_sealed:
-                        with disk.open_wav(recording.path) as wav:
+                        with files.open_wav(recording.path) as wav:
                             wav.settle(recording.samples, recording.rate)
                     self._write_sidecar(recording)
             self._complete()
@@ -144,8 +144,8 @@ class Writer:
     def _erase(self, recording: Recording, start: int, end: int) -> None:
         """Make the samples of these positions zero in the recording's file."""
         recording = self._open_up(recording)
-        disk.remove_unfinished(Path(recording.path))
-        with disk.open_wav(recording.path) as wav:
+        files.remove_unfinished(Path(recording.path))
+        with files.open_wav(recording.path) as wav:
             wav.erase(recording.offset(start), recording.offset(end - 1) + 1)
         self._save(msgspec.structs.replace(recording, forgotten=united(recording.forgotten, start, end)))
 
@@ -165,7 +165,7 @@ class Writer:
         following = self._catalog.following(event.room, position)
         if held is not None and not self._here.is_there(held):
             held = None
-        if held is not None and not self._here.has(held) and not disk.has_all(held):
+        if held is not None and not self._here.has(held) and not files.has_all(held):
             held = None  # what that file cannot show begins here
         if held is not None and position < held.end and self._is_over(held):
             return held, held.end
@@ -194,14 +194,14 @@ class Writer:
         recording = msgspec.structs.replace(recording, path=str(path))
         self._catalog.put(recording)
         self._catalog.commit()
-        disk.create(recording)
+        files.create(recording)
         log.info("recording.begun", room=event.room, path=str(path), position=position)
         return recording
 
     def _write(self, recording: Recording, event: Audio, start: int, end: int, audio: bytes) -> None:
         if self._is_over(recording):  # it has these samples, and they come again
             return
-        with disk.open_wav(recording.path) as wav:
+        with files.open_wav(recording.path) as wav:
             wav.write(recording.offset(start), audio)
         if end > recording.end:
             until = event.at + duration(end - event.position, event.rate)

@@ -14,9 +14,9 @@ import trio
 from roomtone import Context, Sink, hookimpl
 from roomtone.network import open_client, read_certificates
 from roomtone.sinks import Seconds
+from roomtone_webhook.accepted import Receipts
 from roomtone_webhook.address import Address
 from roomtone_webhook.poster import Poster
-from roomtone_webhook.receipts import Receipts
 from roomtone_webhook.signature import Signer, read_line, read_signing_secret
 
 __all__ = ["Webhook", "register_sinks"]

@@ -7,9 +7,9 @@ import httpx2
 
 from roomtone import Audio, Durable, Unprocessable, encode, hookimpl
 from roomtone.network import read_content
+from roomtone_webhook.accepted import Receipts
 from roomtone_webhook.address import Address
-from roomtone_webhook.answer import ABOUT_THE_EVENT, describe, excerpt, is_accepted, retry_after
-from roomtone_webhook.receipts import Receipts
+from roomtone_webhook.response import ABOUT_THE_EVENT, describe, excerpt, is_accepted, retry_after
 from roomtone_webhook.signature import Signer
 
 _BODY = 64 * 1024

@@ -14,8 +14,8 @@ from pathlib import Path
 import trio
 
 from roomtone import Context, Durable, Notice, Sink, hookimpl
-from roomtone.delivery import run_sink
-from roomtone.journal import Journal, open_journal
+from roomtone.delivery.runner import run_sink
+from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
 
 

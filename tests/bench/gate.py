@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conversing import RATE, converse, judge, listen, sentences_in
 from make_speech import DIALOGUE, speak
-from roomtone.capture.voice import open_detector
+from roomtone.speech.vad import open_detector
 
 SHORT = ("Yes.", "No, not yet.", "Hello?", "Okay.", "Stop.", "Come in.")
 VOICES = ("slt", "rms", "awb", "kal16")

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import trio
 
-from roomtone import Context, Sink, Turn, Word, logs
-from roomtone.delivery import run_sink
-from roomtone.journal import Journal, open_journal
+from roomtone import Context, Sink, Turn, Word
+from roomtone.delivery.runner import run_sink
+from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
+from roomtone.monitoring import logs
 from roomtone_command import CommandSink
 from roomtone_jsonl import Jsonl
 from roomtone_transcript import TranscriptSink

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import structlog
 import trio
 
-from roomtone.facts import Fact
-from roomtone.journal import Journal
+from roomtone.journal.journal import Journal
+from roomtone.journal.records import Fact
 
 AGAIN = 5.0
 """Seconds until the journal is asked again by somebody who has nothing new to say."""

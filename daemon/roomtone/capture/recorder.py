@@ -20,7 +20,13 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
-from roomtone.capture.account import (
+from roomtone.capture.clock import Instant, NominalClock, RoomClock
+from roomtone.capture.level import Loudness, measure_loudness
+from roomtone.capture.outbox import Outbox
+from roomtone.capture.records import Stop, audio_entry, key, loss_entry, mute_entry, step_entry, stop_entry
+from roomtone.capture.recovery import Progress, RateChanged, Resume, identify, recover
+from roomtone.capture.run_control import Reins
+from roomtone.capture.sample_accounting import (
     OPENING,
     PLUGGING_IN,
     RETRY,
@@ -37,31 +43,15 @@ from roomtone.capture.account import (
     Stepped,
     Stopped,
 )
-from roomtone.capture.entries import Stop, audio_entry, key, loss_entry, mute_entry, step_entry, stop_entry
-from roomtone.capture.feed import (
-    Block,
-    Command,
-    Feed,
-    File,
-    Microphone,
-    Source,
-    SourceEnded,
-    SourceFailed,
-    name_of,
-    open_source,
-)
-from roomtone.capture.level import Loudness, measure_loudness
-from roomtone.capture.outbox import Outbox
-from roomtone.capture.recovery import Progress, RateChanged, Resume, identify, recover
-from roomtone.capture.reins import Reins
-from roomtone.capture.segment import WIDTH
-from roomtone.capture.spool import Spool
-from roomtone.clock import Instant, NominalClock, RoomClock
+from roomtone.capture.source_process import Block, Feed, SourceEnded, SourceFailed, open_source
+from roomtone.capture.sources import Command, File, Microphone, Source, name_of
 from roomtone.events import Cause, Level, Notice, RecordingStarted, RecordingStopped
-from roomtone.facts import Fact, Mark
-from roomtone.journal import Journal
+from roomtone.journal.journal import Journal
+from roomtone.journal.records import Fact, Mark
 from roomtone.legible import well_formed
 from roomtone.live import Live
+from roomtone.spool.segment import WIDTH
+from roomtone.spool.spool import Spool
 
 __all__ = ["Clocks", "Opener", "RateChanged", "Witness", "read_clocks", "record", "recover"]
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from roomtone.capture.account import Away, Lost
-from roomtone.capture.entries import Stop, audio_entry, key, loss_entry, step_entry
-from roomtone.capture.feed import File, Source
-from roomtone.capture.segment import Segment
-from roomtone.capture.spool import Spool
+from roomtone.capture.records import Stop, audio_entry, key, loss_entry, step_entry
+from roomtone.capture.sample_accounting import Away, Lost
+from roomtone.capture.sources import File, Source
 from roomtone.events import KINDS, Analysis, Audio, Durable, Forgotten, Gap, Turn
-from roomtone.facts import Cover, Fact
-from roomtone.journal import Journal
+from roomtone.journal.journal import Journal
+from roomtone.journal.records import Cover, Fact
 from roomtone.legible import well_formed
+from roomtone.spool.segment import Segment
+from roomtone.spool.spool import Spool
 
 _AT_ONCE = 300
 """Facts in one transaction, when the journal does not know many segments."""

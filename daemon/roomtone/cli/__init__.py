@@ -43,7 +43,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"roomtone.cli.{cmd_name}").command
+        command: click.Command = import_module(f"roomtone.cli.commands.{cmd_name}").command
         return command
 
     def resolve_command(
@@ -55,21 +55,23 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        from roomtone.cli.exits import contained  # noqa: PLC0415 - late, for `--version` wants none of it
+        from roomtone.cli.exit_codes import contained  # noqa: PLC0415 - late, for `--version` wants none of it
 
         with contained():
             return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from roomtone.cli.exits import MEANINGS  # noqa: PLC0415 - late, as above
+        from roomtone.cli.exit_codes import MEANINGS  # noqa: PLC0415 - late, as above
 
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code.value), meaning) for code, meaning in MEANINGS.items()])
 
 
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    "roomtone", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(package_name="roomtone", prog_name="roomtone")
-def commands() -> None:
+def group() -> None:
     """An always-on recorder for rooms and desks: every sample accounted for, every event delivered."""
 
 
@@ -85,14 +87,14 @@ def main() -> NoReturn:
 
 def _run() -> Any:
     _import_structlog_without_rich()
-    from roomtone import logs  # noqa: PLC0415 - after the line above, which makes the import of structlog lean
     from roomtone.cli.output import take_hooks  # noqa: PLC0415 - late, as above
     from roomtone.legible import legible  # noqa: PLC0415 - late, as above
+    from roomtone.monitoring import logs  # noqa: PLC0415 - after the line above, which makes the import of structlog lean
 
     logs.configure("warning", sys.stderr)
     take_hooks()
     try:
-        return commands.main(prog_name="roomtone", standalone_mode=False)
+        return group.main(prog_name="roomtone", standalone_mode=False)
     except click.ClickException as error:
         text = legible(error.message, lines=True)  # it quotes what was given
         error.message = text  # type: ignore[misc]  # final for those who derive from it

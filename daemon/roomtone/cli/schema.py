@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 
-from roomtone import diagnosis
-from roomtone.config import Room, Service, Storage
-from roomtone.plugins import load_plugins
+from roomtone.budget.limits import Budget
+from roomtone.config import validation
+from roomtone.config.model import Room, Service, Storage
+from roomtone.delivery.plugins import load_plugins
+from roomtone.llm.completion import Access
+from roomtone.llm.conversations import Inquiry
 from roomtone.sinks import Sink
-from roomtone.speech.analysis import Inquiry
-from roomtone.speech.budget import Budget
-from roomtone.speech.completion import Access
 
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 
@@ -73,7 +73,7 @@ def _named(table: dict[str, Any]) -> dict[str, Any]:
     """Tables under names of the user's."""
     return {
         "type": "object",
-        "propertyNames": {"pattern": f"^{diagnosis.NAME.pattern}$"},
+        "propertyNames": {"pattern": f"^{validation.NAME.pattern}$"},
         "additionalProperties": table,
     }
 

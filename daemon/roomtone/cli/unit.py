@@ -20,9 +20,9 @@ from types import FrameType
 
 import msgspec
 
-from roomtone.cli.exits import MEANINGS, Exit, Failure
-from roomtone.cli.installation import UNIT
-from roomtone.cli.loaded import INSIDE, find
+from roomtone.cli.config_option import INSIDE, find
+from roomtone.cli.exit_codes import MEANINGS, Exit, Failure
+from roomtone.cli.systemd_install import UNIT
 
 FIRST_OF_SYSTEMD = 200
 """Exit codes from here on are systemd's own: what it could not prepare for a service."""

@@ -16,8 +16,8 @@ from urllib.parse import parse_qsl
 import msgspec
 from msgspec import Meta
 
+from roomtone.protocol.messages import UPDATABLE
 from roomtone.recognizer.engine import Settings
-from roomtone.speech.protocol import UPDATABLE
 
 Milliseconds = Annotated[int, Meta(ge=0, le=3_600_000)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]

@@ -25,10 +25,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 from wsproto.utilities import ProtocolError
 
 from roomtone.admission import Door, is_local
-from roomtone.recognizer.engine import Engine
-from roomtone.recognizer.query import Parameters, Refused, parse_query
-from roomtone.recognizer.session import Session
-from roomtone.speech.protocol import (
+from roomtone.protocol.messages import (
     Begin,
     Command,
     Error,
@@ -39,6 +36,9 @@ from roomtone.speech.protocol import (
     encode,
     parse_command,
 )
+from roomtone.recognizer.engine import Engine
+from roomtone.recognizer.query import Parameters, Refused, parse_query
+from roomtone.recognizer.session import Session
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 

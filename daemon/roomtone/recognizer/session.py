@@ -5,9 +5,7 @@ Everything here may block for as long as the engine takes; the server calls it i
 
 from collections.abc import Callable, Iterator, Sequence
 
-from roomtone.recognizer.engine import Hypothesis, Spoken, Stream
-from roomtone.recognizer.query import Parameters, Refused, update
-from roomtone.speech.protocol import (
+from roomtone.protocol.messages import (
     LONGEST_FRAME,
     SHORTEST_FRAME,
     Command,
@@ -17,6 +15,8 @@ from roomtone.speech.protocol import (
     TimedWord,
     TurnMessage,
 )
+from roomtone.recognizer.engine import Hypothesis, Spoken, Stream
+from roomtone.recognizer.query import Parameters, Refused, update
 
 SHORT_FRAMES = 50
 """Frames below SHORTEST_FRAME that end a session; the service lets some 49 pass, and clients send a short last one."""

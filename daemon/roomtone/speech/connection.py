@@ -24,10 +24,10 @@ from trio_websocket import (
 from wsproto.utilities import ProtocolError
 
 from roomtone.network import open_stream
-from roomtone.speech import protocol
+from roomtone.protocol import messages
+from roomtone.protocol.messages import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage, Unknown
 from roomtone.speech.allowance import WIRE_BURST_BYTES, WIRE_RATIO, Allowance
-from roomtone.speech.ending import FAILURES, HEAD, Evidence, Excess, Redaction, first_of
-from roomtone.speech.protocol import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage, Unknown
+from roomtone.speech.session_errors import FAILURES, HEAD, Evidence, Excess, Redaction, first_of
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -70,8 +70,8 @@ class Session:
 
     async def send(self, text: str) -> bool:
         """Send one of `protocol`'s commands. False: the session is over."""
-        if text == protocol.terminate():
-            self._phase, _ = protocol.step(self._phase, "Terminate")
+        if text == messages.terminate():
+            self._phase, _ = messages.step(self._phase, "Terminate")
         return await self._send(text)
 
     async def ping(self) -> bool:
@@ -101,7 +101,7 @@ class Session:
         After an Error or a Termination the close has LEAVING seconds to come.
         """
         message = self._early.popleft() if self._early else await _receive(self._socket, self._evidence)
-        self._phase, expected = protocol.step(self._phase, message.kind)
+        self._phase, expected = messages.step(self._phase, message.kind)
         if not expected:
             self._evidence.note_odd("message.unexpected", kind=_kind(message), phase=self._phase.value)
         return message
@@ -115,7 +115,7 @@ class Session:
         with trio.CancelScope(deadline=trio.current_time() + patience, shield=True):
             # Behind half a frame that a cancelled sender has left there is nothing to be said.
             if self._phase is Phase.BEGUN and not self._sending:
-                await self.send(protocol.terminate())
+                await self.send(messages.terminate())
             with suppress(ConnectionClosed, ProtocolError):
                 await self._socket.aclose()
 
@@ -259,7 +259,7 @@ async def _upgrade(
             (parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
             extra_headers=[(name.encode(), value.encode()) for name, value in (*_HEADERS, *headers)],
             message_queue_size=QUEUE,
-            max_message_size=protocol.LARGEST,
+            max_message_size=messages.LARGEST,
         )
         watching.cancel_scope.cancel()
     return socket
@@ -319,7 +319,7 @@ async def _next(socket: WebSocketConnection, evidence: Evidence) -> Message | No
                 await evidence.ended.wait()
         raise evidence.judge(evidence.failure or closed) from None
     try:
-        return protocol.parse(frame, evidence.leave_out)
+        return messages.parse(frame, evidence.leave_out)
     except Malformed as malformed:
         reason = evidence.redact(str(malformed))
         if malformed.kind in {None, TurnMessage.kind, Begin.kind}:

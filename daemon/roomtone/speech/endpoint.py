@@ -2,26 +2,20 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 import trio
 
+from roomtone.protocol import parameters
+from roomtone.protocol.messages import Verdict
+from roomtone.protocol.parameters import LOCAL
+from roomtone.protocol.session_parameters import Terms
 from roomtone.proxy import is_loopback
-from roomtone.speech import parameters
+from roomtone.secret import Key
 from roomtone.speech.connection import Session, open_session
-from roomtone.speech.ending import SessionOver
-from roomtone.speech.local import Recognizer, RecognizerUnavailable, open_recognizer
-from roomtone.speech.parameters import LOCAL
-from roomtone.speech.protocol import Verdict
-from roomtone.speech.terms import Terms
-
-
-class Key(Protocol):
-    """The key of the speech service, which shows itself to nobody who does not ask by name."""
-
-    def reveal(self) -> str: ...
+from roomtone.speech.recognizer_process import Recognizer, RecognizerUnavailable, open_recognizer
+from roomtone.speech.session_errors import SessionOver
 
 
 class Endpoint(msgspec.Struct, frozen=True):

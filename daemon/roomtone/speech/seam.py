@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from roomtone.events import Word
+from roomtone.protocol.turns import fold
 
 SAME_TEXT = 0.9
 """Seconds by which the ends of one word may differ between two hearings that agree on its text."""
@@ -24,11 +25,6 @@ MAX_ALIGNED = 512
 more it is not speech, and comparing all of them would hold up the loop for minutes."""
 NEW = 0.15
 """Seconds that a word must end past an old turn to be new, where nothing of that turn could be aligned."""
-
-
-def fold(text: str) -> str:
-    """A word's text for comparison: without case and punctuation."""
-    return "".join(letter for letter in text.casefold() if letter.isalnum())
 
 
 def near(turns: Sequence[Sequence[Word]], new: Sequence[Word], rate: int) -> list[Sequence[Word]]:

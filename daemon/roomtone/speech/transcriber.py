@@ -20,16 +20,16 @@ from typing import Literal
 import structlog
 import trio
 
-from roomtone.capture.gate import Gate, Gating
-from roomtone.facts import Cover
-from roomtone.journal import Mark
-from roomtone.speech.attempts import Attempts
-from roomtone.speech.coverage import Span, Spans
-from roomtone.speech.minutes import Desk
-from roomtone.speech.outgoing import wait_piece
-from roomtone.speech.passage import LAST_WORDS, Ending, Passage
+from roomtone.journal.journal import Mark
+from roomtone.journal.records import Cover
+from roomtone.spans import Span, Spans
+from roomtone.speech.backfill import Repairs, at_once
+from roomtone.speech.gate import Gate, Gating
 from roomtone.speech.pause import ends_quiet, last_pause
-from roomtone.speech.repairs import Repairs, at_once
+from roomtone.speech.reconnect import Attempts
+from roomtone.speech.sender import wait_piece
+from roomtone.speech.session import LAST_WORDS, Ending, Passage
+from roomtone.speech.session_journal import Desk
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 

@@ -26,14 +26,14 @@ import msgspec
 import trio
 
 from roomtone import events
-from roomtone.batch import Batch
+from roomtone.delivery.batch import Batch
+from roomtone.delivery.errors import explain
+from roomtone.delivery.executor import Worker
+from roomtone.delivery.hooks import bind, opened
 from roomtone.events import Audio, Durable, Forgotten, kind_of
-from roomtone.failure import explain
-from roomtone.hooks import bind, opened
-from roomtone.remains import Order, ids_of, long_texts, search
+from roomtone.forget.search import Order, ids_of, long_texts, search
 from roomtone.sinks import Sink, wants
 from roomtone.testing.room import NOON, FakeRoom, context_of, open_room
-from roomtone.worker import Worker
 
 NAME = "sink"
 ROOM = "desk"

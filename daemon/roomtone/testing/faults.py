@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from roomtone.speech.protocol import LLMGatewayResponse, Message, TurnMessage
+from roomtone.protocol.messages import LLMGatewayResponse, Message, TurnMessage
 
 
 class Refuse(msgspec.Struct, frozen=True, tag=True):

@@ -19,13 +19,13 @@ from typing import Any, TypeVar, cast
 
 import trio
 
-from roomtone.delivery import Delivery
+from roomtone.delivery.health import SinkStatus
+from roomtone.delivery.runner import Delivery
 from roomtone.events import Audio, Cause, Durable, Gap, Interim, RecordingStarted, RecordingStopped, Turn, Word
-from roomtone.facts import Mark
-from roomtone.journal import Journal, Refusal, open_journal
+from roomtone.journal.journal import Journal, Refusal, open_journal
+from roomtone.journal.records import Mark
 from roomtone.live import Live
 from roomtone.sinks import Context, Sink
-from roomtone.standing import SinkStatus
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
 WORDS_A_SECOND = 2.5

@@ -1,0 +1,1 @@
+"""What sessions and language models may cost, and what they have cost."""

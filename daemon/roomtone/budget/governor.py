@@ -1,0 +1,295 @@
+"""The governor: what sessions and language models have cost, and what happens when the budget is spent.
+
+The service bills the time that a session is open, silence included, and not the audio in it. So what is counted is
+Begin to the end, by the service's own seconds where it says them, at the price that the configuration has when it
+begins. An answer of a language model is counted when it comes, whoever asked. The sums are marks of the journal,
+committed with the end of each session, and once in ten seconds while one is open: a crash forgets no more than that,
+and what it may have left open at the service is added.
+
+There is one budget, for there is one bill. What is spent stays spent until its period ends or its sum is changed: the
+service's last word on a session may be less than what was charged, and a room must not hover at the cap.
+"""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+import structlog
+import trio
+
+from roomtone.budget.ledger import PAID, SPENT, Bill, Books, Running, Spent, day_of, month_of
+from roomtone.budget.limits import Budget, Course, Period
+from roomtone.events import Notice, Severity
+from roomtone.journal.journal import Journal
+from roomtone.journal.records import Fact, Mark
+from roomtone.protocol.parameters import Streaming
+from roomtone.protocol.session_parameters import Terms
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+TICK: Final = 10.0
+"""Seconds between two commits of what open sessions have cost."""
+NEAR: Final = 0.8
+"""The share of a budget at which somebody is told."""
+
+_OPEN = "session/"
+_TOLD = "budget/told"
+
+
+class Meter(Protocol):
+    """Counts the sessions of one room. What it returns is to be committed with the beginning and the end."""
+
+    def begin(self, session: str) -> Sequence[Fact]: ...
+    def end(self, session: str, seconds: float) -> Sequence[Fact]: ...
+
+
+class Free:
+    """The meter of sessions that cost nothing."""
+
+    def begin(self, session: str) -> Sequence[Fact]:
+        return ()
+
+    def end(self, session: str, seconds: float) -> Sequence[Fact]:
+        return ()
+
+
+FREE: Final = Free()
+
+
+class Reached(msgspec.Struct, frozen=True):
+    """How many percent of this sum somebody was told of, on this day or in this month."""
+
+    when: str
+    limit: float
+    stage: int
+
+
+class Judgement(msgspec.Struct):
+    """What the governor has found last, and told, by period."""
+
+    is_spent: bool = False
+    reached: dict[str, Reached] = {}
+
+
+class Governor:
+    """Counts what is spent, and says when that is all of the budget. Made by `open_governor`."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        books: Books,
+        budget: Callable[[], Budget],
+        *,
+        held: Callable[[], Sequence[str]],
+        utc: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._books = books
+        self._budget = budget
+        self._held = held
+        self._utc = utc
+        self._advanced_at = trio.current_time()
+        self._judgement = Judgement()
+        self._wake = trio.Event()
+        self._changed = trio.lowlevel.ParkingLot()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the budget is spent, and somebody was told."""
+        return self._judgement.is_spent
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether something that costs money may be begun: as `is_spent`, and what is not judged yet counts too."""
+        now, limits = self._utc(), self._budget().limits()
+        return not self.is_spent and all(
+            self._books.spent(_name_of(period, now)).money < limit for period, limit in limits.items()
+        )
+
+    @property
+    def course(self) -> Course | None:
+        """What is done instead of opening sessions; None while there is a budget."""
+        return self._budget().at_cap if self.is_spent else None
+
+    def meter(self, room: str, terms: Terms) -> Meter:
+        """A meter for the sessions of this room, at the price that these terms have when one begins."""
+        return _Meter(self, room, terms)
+
+    def pay(self, room: str, spent: Spent) -> None:
+        """A language model has answered this room. It is committed, and the budget looked at, at once."""
+        self._books.add(room, spent, self._utc())
+        self._wake.set()
+
+    def spent(self, room: str | None = None) -> Bill:
+        """What today and this month have cost up to now, of one room or of all."""
+        self._advance()
+        return self._books.bill(self._utc(), room)
+
+    async def obey(self, work: Callable[[Course | None], Awaitable[None]]) -> None:
+        """Do the work, told the course; anew whenever that changes, until it returns by itself."""
+        is_done = False
+        while not is_done:
+            course = self.course
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_on_change, course, nursery.cancel_scope)
+                await work(course)
+                is_done = True
+                nursery.cancel_scope.cancel()
+
+    async def _cancel_on_change(self, course: Course | None, scope: trio.CancelScope) -> None:
+        while self.course == course:
+            await self._changed.park()
+        scope.cancel()
+
+    async def load(self) -> None:
+        """What an earlier daemon has left: sessions that it did not see the end of, and what was told already."""
+        self._judgement = msgspec.convert(await self._journal.mark(_TOLD) or {}, Judgement)
+        left = await self._journal.marks(_OPEN)
+        for value in left.values():
+            self._books.abandon(msgspec.convert(value, Running), self._utc())
+        await self.settle(*(Mark(key, None) for key in left))
+        await self._judge()
+
+    async def run(self) -> None:
+        """Charge, and judge, for ever."""
+        while True:
+            with trio.move_on_after(self._due_in()):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            await self.settle()
+            await self._judge()
+
+    async def settle(self, *more: Mark) -> None:
+        """Commit what was spent up to now, also beside the daemon, and these marks."""
+        with trio.CancelScope(shield=True):  # what is taken in and not committed would be taken in twice
+            paid = await self._journal.marks(PAID)
+            self._books.take(paid)
+            self._advance()
+            await self._journal.commit(*self._facts(), *more, *(Mark(key, None) for key in paid))
+
+    def _advance(self) -> None:
+        now = trio.current_time()
+        self._books.advance(self._utc(), now - self._advanced_at)
+        self._advanced_at = now
+
+    def _due_in(self) -> float:
+        """Seconds until the budget may be spent, at most TICK: a cap is met to the second, not to the tick."""
+        now, limits = self._utc(), self._budget().limits()
+        left = [limit - self._books.spent(_name_of(period, now)).money for period, limit in limits.items()]
+        burning = sum(one.price for one in self._books.running.values()) / 3600
+        if self.is_spent or not left or not burning:
+            return TICK
+        return min(TICK, max(1.0, min(left) / burning))
+
+    def begin(self, session: str, room: str, streaming: Streaming) -> Sequence[Fact]:
+        """See Meter."""
+        self._wake.set()
+        self._advance()
+        price, leak = self._budget().price(streaming), TICK + streaming.inactivity_timeout
+        self._books.begin(session, room, price=price, leak=leak, now=self._utc())
+        return self._facts()
+
+    def end(self, session: str, seconds: float) -> Sequence[Fact]:
+        """See Meter. The budget is looked at as soon as that is committed."""
+        self._books.end(session, seconds, self._utc())
+        self._wake.set()
+        return [*self._facts(), Mark(_OPEN + session, None)]
+
+    def _facts(self) -> list[Fact]:
+        running = self._books.running.items()
+        return [
+            *self._books.changes(),
+            *(Mark(_OPEN + session, msgspec.to_builtins(one)) for session, one in running),
+        ]
+
+    async def _judge(self) -> None:
+        """Compare what was spent with the budget, and tell once what is to be told."""
+        now, budget, before = self._utc(), self._budget(), self._judgement
+        after, due = Judgement(), list[Notice]()
+        for period, limit in budget.limits().items():
+            when = _name_of(period, now)
+            spent, last = self._books.spent(when), before.reached.get(period)
+            known = last.stage if last is not None and (last.when, last.limit) == (when, limit) else 0
+            stage = max(known, 100 if spent.money >= limit else 80 if spent.money >= NEAR * limit else 0)
+            after.reached[period] = reached = Reached(when, limit, stage)
+            after.is_spent = after.is_spent or stage == 100
+            if stage > known:
+                due.append(_say(now, "warning", *_words(period, reached, spent, budget, self._held())))
+        if after.is_spent != before.is_spent:
+            log.info("budget.spent" if after.is_spent else "budget.renewed", at_cap=budget.at_cap)
+            if not after.is_spent:
+                due.append(_say(now, "info", "budget.renewed", _RENEWED))
+        if after != before:
+            await self._journal.commit(*due, Mark(_TOLD, msgspec.to_builtins(after)))
+        self._judgement = after
+        self._changed.unpark_all()
+
+
+class _Meter(NamedTuple):
+    governor: Governor
+    room: str
+    terms: Terms
+
+    def begin(self, session: str) -> Sequence[Fact]:
+        return self.governor.begin(session, self.room, self.terms.streaming)
+
+    def end(self, session: str, seconds: float) -> Sequence[Fact]:
+        return self.governor.end(session, seconds)
+
+
+def _nothing() -> Sequence[str]:
+    return ()
+
+
+@asynccontextmanager
+async def open_governor(
+    journal: Journal,
+    budget: Callable[[], Budget],
+    *,
+    held: Callable[[], Sequence[str]] = _nothing,
+    utc: Callable[[], float] = time.time,
+) -> AsyncIterator[Governor]:
+    """A governor that goes on where the journal says. `budget` is asked each time, for a reload may have changed it.
+
+    `held` says, for a person, what else does not go on when the budget is spent.
+    """
+    governor = Governor(journal, Books(await journal.marks(SPENT)), budget, held=held, utc=utc)
+    await governor.load()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(governor.run)
+        yield governor
+        nursery.cancel_scope.cancel()
+    await governor.settle()
+
+
+def _name_of(period: Period, now: float) -> str:
+    return day_of(now) if period == "daily" else month_of(now)
+
+
+_RENEWED = "There is a budget again: sessions are opened, and language models are asked."
+
+
+def _words(period: Period, reached: Reached, spent: Spent, budget: Budget, held: Sequence[str]) -> tuple[str, str]:
+    """The code and the text of a notice."""
+    sums = f"{spent.money:.2f} of {reached.limit:.2f} {budget.currency}"
+    if spent.models:
+        sums += f" (sessions {spent.sessions:.2f}, language models {spent.models:.2f})"
+    if reached.stage < 100:
+        return "budget.near", f"{reached.stage} % of the {period} budget: {sums}."
+    course = (
+        "the recognizer on this machine goes on"
+        if budget.at_cap == "local"
+        else "recording goes on, and nothing is transcribed"
+    )
+    until = "the next day" if period == "daily" else "the next month"
+    return "budget.spent", (
+        f"The {period} budget is spent, {sums}. Until {until} (UTC) begins: {'; '.join([course, *held])}."
+    )
+
+
+def _say(now: float, severity: Severity, code: str, text: str) -> Notice:
+    at = datetime.fromtimestamp(now, UTC)
+    return Notice(room="", position=0, at=at, severity=severity, code=code, text=text)

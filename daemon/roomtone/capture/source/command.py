@@ -1,0 +1,93 @@
+"""The standard output of any program as a source: 16-bit little-endian mono at the room's rate, without a header."""
+
+import os
+import select
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from roomtone.capture.source.ring import Failure
+from roomtone.capture.source.stderr_tail import Tail, describe
+
+_PIECE = 65536
+_FAREWELL = 5.0
+"""Seconds that a program which has closed its output may take to end."""
+
+
+def read_command(argv: Sequence[str], folder: str, *, rate: int, silence: float) -> Iterator[bytes]:
+    """What the program writes, in pieces of any length. It ends with exit status 0, and with that only.
+
+    The program runs in the process group of this process, so that whoever ends one ends both. Errors: Failure, also
+    when it writes nothing for `silence` seconds; the text names the program and never its arguments, which may hold
+    passwords.
+    """
+    name = Path(argv[0]).name
+    try:
+        process = subprocess.Popen(  # noqa: S603 - a command of the owner's is what this source is for
+            argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        )
+    except OSError as error:
+        raise _absent(argv[0], folder, error) from error
+    assert process.stdout is not None and process.stderr is not None  # noqa: PT018, S101 - both are pipes
+    tail = Tail()
+    # Not joined at the end: a grandchild may hold the pipe open for ever. The thread ends with this process.
+    listener = threading.Thread(target=_listen, args=(process.stderr, tail), daemon=True)
+    listener.start()
+    heard = False
+    for piece in _pieces(process.stdout, silence):
+        if not piece:
+            raise Failure("command.silent", tail.after(f"command {name} has written nothing for {silence:g} s"))
+        if not heard:
+            _refuse_header(name, piece, rate)
+            heard = True
+        yield piece
+    try:
+        status = process.wait(_FAREWELL)
+    except subprocess.TimeoutExpired:
+        raise Failure("command.failed", f"command {name} has closed its standard output and goes on running") from None
+    listener.join(1.0)
+    if status != 0:
+        raise Failure("command.failed", tail.after(f"command {name} {describe(status)}"))
+    if not heard:
+        raise Failure(
+            "command.silent", tail.after(f"command {name} ended without writing audio to its standard output")
+        )
+
+
+def _listen(stream: IO[bytes], tail: Tail) -> None:
+    with stream:
+        while portion := os.read(stream.fileno(), _PIECE):
+            tail.feed(portion)
+
+
+def _pieces(stream: IO[bytes], silence: float) -> Iterator[bytes]:
+    """What comes, until the end; an empty piece for each `silence` seconds without any."""
+    poll = select.poll()
+    poll.register(stream, select.POLLIN)
+    with stream:
+        while True:
+            if not poll.poll(silence * 1000):
+                yield b""
+            elif piece := os.read(stream.fileno(), _PIECE):
+                yield piece
+            else:
+                return
+
+
+def _refuse_header(name: str, piece: bytes, rate: int) -> None:
+    if piece[:4] == b"RIFF" and piece[8:12] == b"WAVE":
+        raise Failure(
+            "command.format",
+            f"command {name} writes a WAV file; it must write raw samples, 16-bit little-endian mono at {rate} Hz"
+            " (arecord: -t raw; ffmpeg: -f s16le; sox: -t raw)",
+        )
+
+
+def _absent(program: str, folder: str, error: OSError) -> Failure:
+    if not Path(folder).is_dir():
+        return Failure("command.absent", f"folder {folder}, where command {program} would run, is not there")
+    if isinstance(error, FileNotFoundError):
+        return Failure("command.absent", f"command {program} is not there; install it, or give its full path")
+    return Failure("command.absent", f"command {program} cannot be run: {error.strerror}")

@@ -1,0 +1,245 @@
+"""The daemon's side of a source: a child process that reads it, and the blocks that it sends.
+
+The frames are those of `ring`; the process is `python -m roomtone.capture.source`. It is started with the context and
+killed with it, together with its whole process group, and never waited for longer than two seconds: a driver may keep
+it.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import msgspec
+import trio
+
+from roomtone.capture.source.ring import BLOCK, ENDED, Frame, Frames
+from roomtone.capture.source.stderr_tail import Tail, describe
+from roomtone.capture.sources import File, Source, name_of
+from roomtone.descriptors import kept_from_forks
+from roomtone.legible import legible
+
+RING_SECONDS = 60.0
+"""How long the daemon may stand still without the loss of a sample of a microphone's."""
+SILENCE = 25.0
+"""Seconds after which a command that writes nothing has failed. A camera may take ten to answer. Less than the patience
+of whoever receives, for only the process that runs the command knows its last words.
+"""
+LIST_SECONDS = 10.0
+"""How long looking for devices may take. A healthy system needs a second or two on a small computer."""
+
+_PIPE_BYTES = 1 << 20
+_PORTION = 65536
+_REAP_SECONDS = 2.0
+
+
+class Block(NamedTuple):
+    """Audio as it came: 16-bit little-endian mono. `dropped` samples were lost directly before it, for nobody had taken
+    them in time; `boottime` is CLOCK_BOOTTIME in seconds when its last sample was read.
+    """
+
+    audio: bytes
+    dropped: int
+    boottime: float
+
+
+class SourceEnded(Exception):  # noqa: N818 - it is the end of data, and no error
+    """The file was played to its end, or the command exited with status 0."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(legible(text))
+
+
+class SourceFailed(Exception):  # noqa: N818 - it says what is true of the source
+    """The source is gone, or was never there: the text says what happened and what to do. `code` is a `noun.state`.
+
+    The text has the last lines of what the source's program wrote to its standard error. That is the operator's own
+    program, and what it says is the diagnosis, so it stands in the log, in `status` and in notices: short, on one line,
+    without the secrets of addresses, and without anything that a terminal would obey.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(legible(text))
+        self.code = code
+
+
+class Listing(NamedTuple):
+    """The names that `Microphone.device` can have here, each with words for people, and what could not be asked."""
+
+    devices: tuple[tuple[str, str], ...]
+    problems: tuple[str, ...]
+
+
+class Feed:
+    """The blocks of an open source. `name` is for people: `microphone default`, `file talk.wav`, `command ffmpeg`."""
+
+    def __init__(self, name: str, child: "Child") -> None:
+        self.name = name
+        self._child = child
+        self._frames = Frames()
+        self._last: Frame | None = None
+
+    async def receive(self) -> Block:
+        """The next block, as soon as it is there. Cancelled, it has taken nothing.
+
+        A stalled source just gives nothing: how long is too long is the caller's to say. Errors: SourceEnded,
+        SourceFailed, after the last block, and again at each further call.
+        """
+        frame = self._last
+        if frame is None:
+            await trio.lowlevel.checkpoint()
+            frame = self._frames.pop()
+        while frame is None:
+            portion = await self._child.receive()
+            if not portion:
+                raise SourceFailed("source.died", await self._child.obituary(f"the capture process of {self.name}"))
+            self._frames.feed(portion)
+            frame = self._frames.pop()
+        if frame.kind == BLOCK:
+            return Block(frame.body, frame.dropped, frame.boottime)
+        self._last = frame
+        message = json.loads(frame.body)
+        if frame.kind == ENDED:
+            raise SourceEnded(message["text"])
+        raise SourceFailed(message["code"], message["text"])
+
+
+@asynccontextmanager
+async def open_source(
+    source: Source,
+    *,
+    rate: int,
+    frame: int,
+    folder: Path,
+    skip: int = 0,
+    ring_seconds: float = RING_SECONDS,
+    silence: float = SILENCE,
+) -> AsyncIterator[Feed]:
+    """A running source at `rate` Hz that sends `frame` samples a block; relative paths begin in `folder`.
+
+    `skip` samples of a file were recorded before and are left out. `ring_seconds` of audio wait in the child process
+    while nobody receives; `silence` is how long a command may write nothing. Whether the source is there at all shows
+    at the first `receive`. Resources: one child process with all that it starts, killed at the end of the context.
+    """
+    options = {"rate": rate, "frame": frame, "ring": round(ring_seconds * rate), "skip": skip, "silence": silence}
+    where = {"folder": str(folder), "source": _located(source, folder)}
+    async with open_child("roomtone.capture.source", {**options, **where}) as child:
+        yield Feed(name_of(source), child)
+
+
+def _located(source: Source, folder: Path) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(source)
+    if isinstance(source, File):
+        fields["path"] = str(folder / Path(source.path).expanduser())
+    return fields
+
+
+async def list_devices(seconds: float = LIST_SECONDS) -> Listing:
+    """The microphones that there are now, asked in a child process, for PortAudio looks only once in a process's life.
+
+    It takes `seconds` at most, and then has what was known by then: a frozen sound server freezes whoever asks it, and
+    half a list is better for a person than none.
+    """
+    text = bytearray()
+    problems = []
+    async with open_child("roomtone.capture.source.devices", {}) as child:
+        with trio.move_on_after(seconds) as patience:
+            while portion := await child.receive():
+                text += portion
+        if patience.cancelled_caught:
+            problems.append("the sound system does not answer")
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+    devices = tuple((line["name"], line["label"]) for line in lines if "name" in line)
+    return Listing(devices, tuple(line["problem"] for line in lines if "problem" in line) + tuple(problems))
+
+
+class Child:
+    """A running child process of ours, its output, and the last words of its standard error."""
+
+    def __init__(self, process: trio.Process, output: trio.abc.ReceiveStream, errors: IO[bytes]) -> None:
+        self._process = process
+        self._output = output
+        self._errors = errors
+        self._tail = Tail()
+        self._killed = False
+
+    async def receive(self) -> bytes:
+        """Some bytes of its standard output; empty at the end. Cancelled, it has taken nothing."""
+        portion = await self._output.receive_some(_PORTION)
+        self._listen()
+        return bytes(portion)
+
+    async def obituary(self, name: str) -> str:
+        """How it ended without a word on its standard output, for people, with what it said last."""
+        await self.kill()
+        self._listen()
+        status = self._process.returncode
+        return self._tail.after(f"{name} {'does not end' if status is None else describe(status)}")
+
+    async def kill(self) -> None:
+        """End the whole group and reap the child, within two seconds: a driver can hold a process that was killed.
+
+        Then it stays behind, to be reaped when the next process is started (`subprocess` sees to that).
+        """
+        # Before anything reaps the child: until then its number belongs to this group, which may have outlived it.
+        if not self._killed:
+            self._killed = True
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        with trio.move_on_after(_REAP_SECONDS):
+            await self._process.wait()
+
+    def _listen(self) -> None:
+        """Take what is in the pipe of its errors. No task of its own: while nobody looks, the newest words are lost."""
+        if words := self._errors.read(_PORTION):
+            self._tail.feed(words)
+
+
+@asynccontextmanager
+async def open_child(module: str, config: Mapping[str, Any]) -> AsyncIterator[Child]:
+    """`python -m module` in a process group of its own, which reads `config` as its first line of standard input.
+
+    Its standard input stays open for the life of the context: its end tells the child that the daemon is gone.
+    """
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(reading, "rb", buffering=0) as errors:  # noqa: ASYNC230, PTH123 - a pipe that never blocks
+        try:
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-P", "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=writing,
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
+        assert process.stdin is not None and process.stdout is not None  # noqa: PT018, S101 - both are pipes
+        async with process.stdin, process.stdout:
+            child = Child(process, process.stdout, errors)
+            try:
+                _widen(process.stdout)
+                with suppress(trio.BrokenResourceError):  # it is dead already: its obituary says why
+                    await process.stdin.send_all(json.dumps(config).encode() + b"\n")
+                with kept_from_forks(*_numbers(process)):
+                    yield child
+            finally:
+                with trio.CancelScope(shield=True):
+                    await child.kill()
+
+
+def _numbers(process: trio.Process) -> list[int]:
+    """Of the pipes by which the child knows that we live: in a fork they would keep it, and its device, after us."""
+    return [pipe.fileno() for pipe in (process.stdin, process.stdout) if isinstance(pipe, trio.lowlevel.FdStream)]
+
+
+def _widen(pipe: trio.abc.ReceiveStream) -> None:
+    """Let a pipe hold 25 s of audio at 16 kHz. The kernel refuses that to a user who has too many such pipes."""
+    if isinstance(pipe, trio.lowlevel.FdStream):
+        with suppress(PermissionError):
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

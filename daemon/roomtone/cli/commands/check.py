@@ -1,0 +1,263 @@
+"""`roomtone check`: what would run, and whether it can."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import click
+import msgspec
+import trio
+
+from roomtone import network, paths
+from roomtone.capture.source_process import SourceEnded, SourceFailed, open_source
+from roomtone.capture.sources import Command, File, name_of
+from roomtone.cli.config_option import Loaded, config_option, load
+from roomtone.cli.exit_codes import Failure
+from roomtone.cli.output import say, say_json
+from roomtone.cli.unit import enter
+from roomtone.config import model as configuration
+from roomtone.config.model import Config, Room
+from roomtone.control.reload import InForce
+from roomtone.delivery.errors import explain
+from roomtone.delivery.hooks import bind, opened
+from roomtone.llm.client import Failed
+from roomtone.llm.settings import Setting
+from roomtone.monitoring.prometheus import lacking
+from roomtone.protocol import parameters
+from roomtone.proxy import NetworkError, find_proxy
+from roomtone.secret import Secret
+from roomtone.sinks import Context, Sink
+from roomtone.speech.recognizer_process import RecognizerUnavailable, open_recognizer
+from roomtone.speech.vad import DetectorMissing, open_detector
+
+PATIENCE = 15.0
+"""Seconds until a source's first samples: a camera takes ten to answer."""
+
+
+class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that would run: `what` it is, in words; `fault` says why it cannot, `note` what is worth knowing."""
+
+    subject: str
+    what: str
+    fault: str | None = None
+    note: str | None = None
+
+
+@click.command(short_help="Say what would run, and whether it can.")
+@config_option
+@click.option("--sources", is_flag=True, help="Open microphones and commands too, and wait for samples.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object: ok, and findings [{subject, what, fault, note}]."
+)
+def command(given: Path | None, *, sources: bool, as_json: bool) -> None:
+    """Load the configuration and the plugins, open and close every sink, and say what would run.
+
+    A source that is a file is opened too. Nothing is recorded, nothing is left behind, and nobody is told anything.
+    While the daemon runs with this state its sinks are left alone.
+    The exit code is 0 when all of it would run, 1 when something would not, 78 when the configuration is wrong.
+    """
+    enter(given)
+    loaded = load(given)
+    findings = trio.run(partial(examine, loaded, os.environ, sources=sources))
+    faults = sum(finding.fault is not None for finding in findings)
+    if as_json:
+        say_json({"ok": not faults, "findings": findings})
+    else:
+        say(*map(_line, findings))
+    if faults:
+        raise Failure(f"{faults} of these would not run" if faults > 1 else "one of these would not run")
+
+
+async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) -> list[Finding]:
+    """Everything that would run, in the order of the configuration. Raises ConfigError for a key that is lacking."""
+    config, plugins = loaded
+    key = configuration.find_key(config, environ)
+    state = config.state(environ)
+    findings = [Finding("configuration", str(config.path.absolute())), _key(key)]
+    for name, room in config.rooms.items():
+        findings.append(await _room(name, room, config, sources=sources))
+        findings.append(await _streaming(name, room, key))
+        if room.gate.mode == "speech":
+            findings.append(_gate(name, room))
+    if any(_endpoint(room, key) == parameters.LOCAL for room in config.rooms.values()):
+        findings.append(Finding("recognizer", "on this machine", fault=await recognizer_fault()))
+    elif config.budget.limits() and config.budget.at_cap == "local":
+        fault = await recognizer_fault()
+        advice = None if fault is None else f'{fault}; or set [budget] at_cap = "record"'
+        findings.append(Finding("recognizer", "on this machine, for when the budget is spent", fault=advice))
+    findings += await _models(InForce(config, key).setting())
+    findings += await _state_and_sinks(config, environ, state)
+    if config.service.metrics or config.service.metrics_textfile:
+        what = config.service.metrics or config.service.metrics_textfile or ""
+        findings.append(Finding("metrics", what, fault=lacking(config.service)))
+    findings += [
+        Finding(f"plugin {problem.plugin}", "does not load", fault=problem.text) for problem in plugins.problems
+    ]
+    return [*findings, *(Finding("warning", warning) for warning in config.warnings)]
+
+
+async def _state_and_sinks(config: Config, environ: Mapping[str, str], state: Path) -> list[Finding]:
+    absent = _missing(state)
+    try:
+        with paths.lock(state):
+            opened = [await _sink(name, sink, config, environ, state) for name, sink in config.sinks.items()]
+            if absent:
+                shutil.rmtree(absent)  # while it is locked: a daemon that begins now tries again
+    except paths.StateInUse:
+        note = "a daemon runs with this state: its sinks are left alone, and not opened here"
+        return [
+            Finding("state", str(state), note=note),
+            *(Finding(f"sink {name}", _kind(sink)) for name, sink in config.sinks.items()),
+        ]
+    except paths.StateError as error:
+        return [Finding("state", str(state), fault=str(error).removeprefix(f"{state}: "))]
+    return [Finding("state", str(state)), *opened]
+
+
+async def _sink(name: str, sink: Sink, config: Config, environ: Mapping[str, str], state: Path) -> Finding:
+    folder, own = config.sinks_folder(environ), state / "sinks" / name
+    absent = _missing(own)
+    outputs = [found for path in _outputs(sink) if (found := _missing(folder / path))]
+    context = Context(
+        name=name,
+        folder=folder,
+        state=paths.private_folder(own),
+        rates={room: table.rate for room, table in config.rooms.items()},
+    )
+    try:
+        with trio.fail_after(sink.timeout):
+            async with opened(sink, context) as plugin:
+                bind(plugin, name=name)
+    except trio.TooSlowError:
+        return Finding(f"sink {name}", _kind(sink), fault=f"opening took longer than {sink.timeout:g} s")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary: opening a sink runs its code
+        return Finding(f"sink {name}", _kind(sink), fault=explain(error))
+    finally:
+        for path in outputs:
+            _remove_empty(path)
+        if absent:
+            shutil.rmtree(absent)
+    return Finding(f"sink {name}", _kind(sink))
+
+
+def _outputs(sink: Sink) -> Iterator[str | Path]:
+    """Where the sink would write, as far as its table says."""
+    for key, value in msgspec.structs.asdict(sink).items():
+        if isinstance(value, Path) or (isinstance(value, str) and key in {"path", "directory"}):
+            yield value
+
+
+def _missing(path: Path) -> Path | None:
+    """The topmost of the folders of this path, itself included, that is not there; None where it is."""
+    return next((one for one in (*reversed(path.parents), path) if not os.path.lexists(one)), None)
+
+
+def _remove_empty(path: Path) -> None:
+    """Files and folders that opening a sink has made. What somebody has put something into meanwhile stays."""
+    inside = sorted(path.rglob("*"), reverse=True) if path.is_dir() else []
+    for one in [*inside, path]:
+        with suppress(OSError):
+            if one.is_dir():
+                one.rmdir()
+            elif not one.stat().st_size:
+                one.unlink()
+
+
+async def _room(name: str, room: Room, config: Config, *, sources: bool) -> Finding:
+    what = f"{name_of(room.source)}, {room.rate} Hz, blocks of {room.frame_ms} ms"
+    if isinstance(room.source, Command) and shutil.which(room.source.argv[0]) is None:
+        return Finding(f"room {name}", what, fault=f"there is no program {room.source.argv[0]}, or it may not be run")
+    if not sources and not isinstance(room.source, File):
+        return Finding(f"room {name}", what, note="not opened; --sources opens it")
+    try:
+        with trio.fail_after(PATIENCE):
+            async with open_source(room.source, rate=room.rate, frame=room.frame, folder=config.folder) as feed:
+                await feed.receive()
+    except trio.TooSlowError:
+        return Finding(f"room {name}", what, fault=f"gave no samples within {PATIENCE:g} s")
+    except SourceFailed as error:
+        return Finding(f"room {name}", what, fault=str(error))
+    except SourceEnded:
+        return Finding(f"room {name}", what, note="it has no samples")
+    return Finding(f"room {name}", what, note="samples came")
+
+
+async def recognizer_fault() -> str | None:
+    """Why the recognizer of this machine cannot run, or None: it is started as the daemon would, and ended."""
+    fault = None
+    try:
+        async with open_recognizer() as recognizer:
+            await recognizer.address()
+    except* RecognizerUnavailable as group:
+        fault = "; ".join(map(str, group.exceptions))
+    return fault
+
+
+async def _streaming(name: str, room: Room, key: Secret | None) -> Finding:
+    endpoint = room.streaming.endpoint or ("assemblyai" if key else parameters.LOCAL)
+    chosen = "" if room.streaming.endpoint else ", chosen because there is " + ("a key" if key else "no key")
+    gateway = room.streaming.llm_gateway
+    asks = f", each turn to {gateway.model}" if gateway else ""
+    model = "" if endpoint == parameters.LOCAL else f" ({room.streaming.speech_model})"
+    fault, note = None, None
+    if (url := _endpoint(room, key)) != parameters.LOCAL:
+        fault, note = await network.find_fault(url), _way(url)
+    return Finding(f"room {name}", f"speech to {endpoint}{model}{chosen}{asks}", fault=fault, note=note)
+
+
+async def _models(setting: Setting) -> list[Finding]:
+    """The language models that are asked outside of sessions: about conversations, and about turns once more."""
+    asked = [(f"analysis {name}", room, setting.prompts[name].model) for name, room in setting.pairs()]
+    for room, facts in setting.rooms.items():
+        if setting.access.ask_again and facts.streaming.llm_gateway:
+            asked.append((f"room {room}", room, f"{facts.streaming.llm_gateway.model}, once more where it is silent,"))
+    return [await _model(subject, room, model, setting) for subject, room, model in asked]
+
+
+async def _model(subject: str, room: str, model: str, setting: Setting) -> Finding:
+    url = setting.url(room)
+    try:
+        await setting.route(room)
+        fault = await network.find_fault(url)
+    except Failed as failed:
+        fault = str(failed)
+    return Finding(subject, f"asks {model} about {room} at {url}", fault=fault, note=_way(url))
+
+
+def _way(url: str) -> str | None:
+    """The proxy that leads there. None where there is none, or one that cannot be used."""
+    try:
+        proxy = find_proxy(url)
+    except NetworkError:
+        return None
+    return None if proxy is None else f"through the proxy {proxy.url}"
+
+
+def _gate(name: str, room: Room) -> Finding:
+    what = f"sessions only while somebody speaks, ended after {room.gate.close_after:g} s of silence"
+    try:
+        open_detector(room.rate)
+    except DetectorMissing as error:
+        return Finding(f"room {name}", what, fault=f"[rooms.{name}.gate] {error}")
+    return Finding(f"room {name}", what)
+
+
+def _endpoint(room: Room, key: Secret | None) -> str:
+    return parameters.resolve(room.streaming.endpoint, has_key=key is not None)
+
+
+def _key(key: Secret | None) -> Finding:
+    return Finding("key", "there is one" if key else "there is none")
+
+
+def _kind(sink: Sink) -> str:
+    return str(sink.__struct_config__.tag)
+
+
+def _line(finding: Finding) -> str:
+    mark = "FAULT" if finding.fault else "ok   " if finding.subject != "warning" else "note "
+    rest = ": ".join(filter(None, (finding.what, finding.fault or finding.note)))
+    return f"{mark}  {finding.subject:16}  {rest}"

@@ -1,0 +1,40 @@
+"""`roomtone devices`: the microphones of this machine, by the names that a configuration can use."""
+
+from collections.abc import Iterator
+
+import click
+import trio
+
+from roomtone.capture.source_process import Listing, list_devices
+from roomtone.cli.exit_codes import Failure
+from roomtone.cli.output import say, say_json
+
+
+@click.command(short_help="List the microphones, by names that survive a reboot.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: devices [{name, label}] and problems.")
+def command(*, as_json: bool) -> None:
+    """List the microphones that can be recorded here.
+
+    The names survive a reboot; put one into a room as source = { kind = "microphone", device = "NAME" }. The exit code
+    is 1 when there is none.
+    """
+    listing = trio.run(list_devices)
+    if as_json:
+        say_json(_json(listing))
+    else:
+        say(*table(listing))
+    for problem in listing.problems:
+        say(f"roomtone: {' '.join(problem.split())}", err=True)
+    if not listing.devices:
+        raise Failure("no microphone is visible here; is one connected, and may this user use it (group audio)?")
+
+
+def table(listing: Listing) -> Iterator[str]:
+    """The devices for people, a line each."""
+    width = max((len(name) for name, _ in listing.devices), default=0)
+    return (f"{name:{width}}  {label}".rstrip() for name, label in listing.devices)
+
+
+def _json(listing: Listing) -> dict[str, object]:
+    devices = [{"name": name, "label": label} for name, label in listing.devices]
+    return {"devices": devices, "problems": listing.problems}

@@ -1,0 +1,52 @@
+"""`roomtone health`: whether the running daemon is healthy, for a monitor."""
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from roomtone.cli.config_option import config_option
+from roomtone.cli.daemon_client import ask
+from roomtone.cli.exit_codes import Exit
+from roomtone.cli.output import say, say_json
+from roomtone.control.protocol import Status
+from roomtone.control.unix_socket import ControlError
+from roomtone.monitoring.healthcheck import complaints
+from roomtone.monitoring.report import Report
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What `--json` gives. `running` False: no daemon answers, and `problems` says why."""
+
+    healthy: bool
+    running: bool
+    problems: list[str]
+    report: Report | None
+
+
+@click.command(short_help="Say whether the running daemon is healthy; the exit code tells.")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: healthy, running, problems, and the report.")
+@click.pass_context
+def command(context: click.Context, given: Path | None, *, as_json: bool) -> None:
+    """Say whether the running daemon is healthy, and what is wrong where it is not.
+
+    The exit code is 0 where all is well, 1 where something needs a person, and 69 where no daemon answers. A muted
+    room, a paused sink, and a device that is away for less than a minute are as they should be.
+    """
+    try:
+        report = ask(given, Status())
+        assert isinstance(report, Report)  # noqa: S101 - the answer to that question
+    except ControlError as error:
+        health, code = Health(healthy=False, running=False, problems=[str(error)], report=None), Exit.UNAVAILABLE
+    else:
+        problems = list(complaints(report))
+        health, code = (
+            Health(healthy=not problems, running=True, problems=problems, report=report),
+            Exit.FAILED if problems else Exit.OK,
+        )
+    if as_json:
+        say_json(health)
+    else:
+        say(*health.problems or ["healthy"])
+    context.exit(code)

@@ -1,0 +1,76 @@
+"""`roomtone run`: the daemon."""
+
+import io
+import os
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from roomtone.cli.config_option import config_option, find, load
+from roomtone.cli.exit_codes import Exit, Failure
+from roomtone.cli.output import say
+from roomtone.config.model import Config
+from roomtone.sinks import Sink
+
+
+@click.command(short_help="Record, transcribe and deliver.")
+@config_option
+@click.option("--print", "is_printing", is_flag=True, help="Print what is heard and answered; log only what is wrong.")
+@click.option("--verbose", "-v", is_flag=True, help="Log everything, whatever [service] log_level says.")
+def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
+    """Record, transcribe and deliver until SIGTERM or Ctrl-C.
+
+    A first SIGTERM or Ctrl-C finishes what was heard: the last turns arrive and every sink is finished, within
+    [service] grace. A second one stops at once; nothing is lost, the next start goes on from there. With rooms that are
+    files it ends by itself when all is recorded, transcribed and delivered.
+    """
+    import trio  # noqa: PLC0415 - late: `roomtone --help` and errors of the configuration wait for none of it
+
+    from roomtone import daemon, paths, secret  # noqa: PLC0415 - late, as above
+    from roomtone.cli import print_sink  # noqa: PLC0415 - late, as above
+    from roomtone.monitoring import logs  # noqa: PLC0415 - late, as above
+
+    _refuse_service(given)
+    config, _ = load(given)
+    since = datetime.now(UTC)
+    shown = print_sink.Print(write=say, since=since, currency=config.budget.currency)
+    extra: dict[str, Sink] = {print_sink.NAME: shown} if is_printing else {}
+
+    def reread() -> Config:
+        again = load(config.path).config
+        again.sinks.update(extra)
+        return again
+
+    level = "warning" if is_printing else config.service.log_level
+    logs.configure("debug" if verbose else level, sys.stderr)
+    config.sinks.update(extra)
+    os.umask(paths.UMASK)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what a sink prints is there at once, and not 8 kB later
+    environ = secret.take(os.environ)
+    trio.run(daemon.run, config, environ, reread)
+    if is_printing:
+        with suppress(OSError):  # the window may have been closed
+            for line in print_sink.recordings(config, environ, since):
+                say(line)
+
+
+def _refuse_service(given: Path | None) -> None:
+    """Beside the service of the machine, this would record the same rooms into another state. The service itself, which
+    systemd has started, passes.
+    """
+    if "INVOCATION_ID" in os.environ or "STATE_DIRECTORY" in os.environ:
+        return
+    from roomtone.cli import unit  # noqa: PLC0415 - late: a service wants none of it
+
+    path = find(given)
+    found = unit.find_unit(path)
+    if found and not found.user:
+        raise Failure(
+            f"{path}: {found.name} runs with it; start that: systemctl start {found.short}. To run beside it, name "
+            "another configuration with --config",
+            Exit.CONFIG,
+        )

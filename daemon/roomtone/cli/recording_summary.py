@@ -1,0 +1,84 @@
+"""What came of a recording: counted from its events, and from the journal's account of its samples. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from roomtone.events import Audio, Durable, Gap, RecordingStarted, Turn, kind_of
+from roomtone.journal.records import Cover
+
+
+class Tally:
+    """Counts the events of one room, from the start of its recording on."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.words = 0
+        self.rate = 0
+        self.start: int | None = None
+        self.end = 0
+        self.causes: list[str] = []
+
+    def add(self, event: Durable) -> None:
+        """One more event."""
+        self.kinds[kind_of(event)] += 1
+        match event:
+            case RecordingStarted():
+                self.rate = event.rate
+                self.start = event.position if self.start is None else self.start
+            case Audio():
+                self.end = max(self.end, event.position + event.samples)
+            case Turn():
+                self.words += len(event.words) or len(event.text.split())
+            case Gap():
+                self.end = max(self.end, event.end)
+                self.causes.append(event.cause)
+
+
+class Coverage(msgspec.Struct, frozen=True):
+    """What became of the samples from `start` to `end`: how many were recorded, lost, transcribed, and silent."""
+
+    start: int
+    end: int
+    captured: int
+    lost: int
+    transcribed: int
+    silent: int
+
+    @property
+    def samples(self) -> int:
+        return self.end - self.start
+
+    def share(self, samples: int) -> str:
+        """In percent. 100.0 means every single one."""
+        percent = 100 * samples / self.samples if self.samples else 0.0
+        return f"{percent if samples == self.samples else min(percent, 99.9):.1f} %"
+
+
+def coverage_of(covers: Iterable[Cover], start: int, end: int) -> Coverage:
+    """The account of the positions [start, end), from the journal's stretches."""
+    stretches = list(covers)
+
+    def count(*states: str) -> int:
+        return _union((max(cover.start, start), min(cover.end, end)) for cover in stretches if cover.state in states)
+
+    transcribed = count("transcribed")
+    return Coverage(
+        start=start,
+        end=end,
+        captured=count("captured"),
+        lost=count("lost"),
+        transcribed=transcribed,
+        # What both a turn and a silence claim, at their edge, is the turn's.
+        silent=count("transcribed", "silent") - transcribed,
+    )
+
+
+def _union(stretches: Iterable[tuple[int, int]]) -> int:
+    """How many positions lie in any of the stretches."""
+    total, reached = 0, 0
+    for start, end in sorted(stretch for stretch in stretches if stretch[0] < stretch[1]):
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return total

@@ -1,0 +1,1 @@
+"""The configuration: read, checked, and as it is in effect."""

@@ -1,0 +1,245 @@
+"""The configuration as it is at work: frozen Structs, one for each table, and the keys that it names.
+
+How a file becomes one, and what is said of mistakes in it, is in `loading.py`.
+"""
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from roomtone import paths, secret
+from roomtone.budget.limits import Budget
+from roomtone.capture.sources import File, Source
+from roomtone.config import validation
+from roomtone.config.toml_file import ConfigError
+from roomtone.llm.completion import Access
+from roomtone.llm.conversations import Inquiry
+from roomtone.protocol import parameters
+from roomtone.protocol.parameters import Streaming
+from roomtone.sinks import Sink
+from roomtone.speech.vad import DetectorMissing, open_detector
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+NEEDS_KEY = frozenset(parameters.ENDPOINTS)
+"""The endpoints that answer nobody without a key."""
+
+
+class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `[service]` table: what concerns the daemon as a whole."""
+
+    state: Text | None = None
+    """Where the journal and the spool lie; else $STATE_DIRECTORY, else the XDG state folder."""
+    plugins: tuple[str, ...] = ("plugins",)
+    """Files and folders of drop-in plugins, relative to the configuration. The default may be absent."""
+    api_key_file: Text | None = None
+    """A file with the key of the speech service and nothing else, readable by its owner only."""
+    grace: Seconds = 45.0
+    """Seconds that stopping may take: the last turns, Termination, and the sinks."""
+    sync_interval: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
+    """Seconds between two fsyncs of the audio: what a power cut can cost."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    metrics: str | None = None
+    """Where Prometheus is answered, as in "127.0.0.1:9464"; nowhere by default. Needs the extra `metrics`."""
+    metrics_public: bool = False
+    """Whether that may be an address that other machines reach. There is no password: a firewall must stand before."""
+    metrics_textfile: Text | None = None
+    """A file of metrics for the node exporter, which must end in .prom; written anew four times a minute."""
+
+    def __post_init__(self) -> None:
+        if self.metrics is not None:
+            host, _ = address_of(self.metrics)
+            if not (self.metrics_public or ip_address(host).is_loopback):
+                raise ValueError(
+                    "metrics: is open to other machines, without a password; use 127.0.0.1, or say "
+                    "metrics_public = true and let a firewall guard it"
+                )
+        if self.metrics_textfile is not None and not self.metrics_textfile.endswith(".prom"):
+            raise ValueError("metrics_textfile: must end in .prom, or the node exporter does not read it")
+
+
+def address_of(text: str) -> tuple[str, int]:
+    """Host and port of `127.0.0.1:9464` or `[::1]:9464`. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        ip_address(host)
+        if 0 <= int(port) <= 65_535:
+            return host, int(port)
+    except ValueError:
+        pass
+    raise ValueError("metrics: is no address; write 127.0.0.1:9464")
+
+
+class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `[storage]` table: how much audio and how many events are kept, beside what the sinks write."""
+
+    spool_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 10.0
+    """GB that the spools of all rooms may take. The oldest audio goes beyond, whatever waits for it."""
+    spool_days: Annotated[float, msgspec.Meta(ge=0, le=36_500)] = 2.0
+    """Days after which audio goes from the spool that is transcribed, and delivered to every sink that takes audio."""
+    free_gb: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 1.0
+    """GB that should stay free on the disk of the state folder, a tenth of the disk at most."""
+    journal_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 2.0
+    """GB that the journal may take. The oldest events go beyond, once every sink has acknowledged them."""
+    journal_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 365.0
+    """Days after which events and coverage go from the journal, once every sink has acknowledged them."""
+
+    @property
+    def spool_quota(self) -> int:
+        """Bytes."""
+        return round(self.spool_gb * 1e9)
+
+    @property
+    def free_space(self) -> int:
+        """Bytes."""
+        return round(self.free_gb * 1e9)
+
+    @property
+    def journal_quota(self) -> int:
+        """Bytes."""
+        return round(self.journal_gb * 1e9)
+
+
+class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A `[rooms.<name>.gate]` table: when sessions of the room are open."""
+
+    mode: Literal["always", "speech"] = "always"
+    """Always, or only while somebody speaks, which a voice detector on this machine decides."""
+    preroll: Annotated[float, msgspec.Meta(ge=0.5, le=30)] = 2.0
+    """Seconds before the first speech that the session hears too."""
+    close_after: Annotated[float, msgspec.Meta(ge=5, le=3600)] = 30.0
+    """Seconds of silence after which the session is ended."""
+
+
+class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A `[rooms.<name>]` table: one source of audio and how its speech is streamed."""
+
+    source: Source
+    rate: Annotated[int, msgspec.Meta(ge=8_000, le=96_000)] = 16_000
+    """Hz, of the recording and of the stream. Fixed by the room's first sample."""
+    frame_ms: Annotated[int, msgspec.Meta(ge=50, le=1_000)] = 200
+    """Milliseconds in one block: one write to disk, one message to the service."""
+    gate: Gate = Gate()
+    streaming: Streaming = msgspec.field(default_factory=Streaming)
+    speakers: dict[Name, Name] = msgspec.field(default_factory=dict)
+    """Names for the labels of speakers, which are of one session each; "*" names everybody in the room."""
+
+    @property
+    def frame(self) -> int:
+        """Samples in one block."""
+        return self.rate * self.frame_ms // 1000
+
+    @property
+    def realtime(self) -> bool:
+        """Whether the source goes on by itself, so that its text should follow it. A command is held to real time."""
+        return not isinstance(self.source, File)
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What the file says, checked. `path` is the file; relative paths begin at its folder."""
+
+    path: Path
+    service: Service
+    rooms: dict[str, Room]
+    sinks: dict[str, Sink]
+    storage: Storage = Storage()
+    budget: Budget = Budget()
+    gateway: Access = msgspec.field(default_factory=Access)
+    analysis: dict[str, Inquiry] = {}
+    disabled: dict[str, Sink] = {}
+    """The sinks that the file has and that are not to run."""
+    unloaded: dict[str, str] = {}
+    """The sinks whose plugin does not load, and why: everything else runs without them, and their events wait."""
+    warnings: tuple[str, ...] = ()
+    """One line each: what is valid and probably not what was meant."""
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of sources and plugins begin; absolute."""
+        return self.path.absolute().parent
+
+    @property
+    def gateway_key_file(self) -> Path | None:
+        """The file that `[gateway] key_file` names."""
+        named = self.gateway.key_file
+        return self.folder / paths.expand(named) if named else None
+
+    def state(self, environ: Mapping[str, str]) -> Path:
+        """The folder of the journal and the spool."""
+        return paths.state_folder(self.service.state, self.folder, environ)
+
+    def sinks_folder(self, environ: Mapping[str, str]) -> Path:
+        """Where relative paths of sinks begin."""
+        return paths.sinks_folder(self.folder, environ)
+
+
+def effective(config: Config, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The tables as they are in effect, defaults included and secrets masked, ready for TOML (which has no null)."""
+    tables = {
+        "service": msgspec.structs.replace(config.service, state=str(config.state(environ))),
+        "storage": config.storage,
+        "budget": config.budget,
+        "rooms": config.rooms,
+        "gateway": config.gateway,
+        "analysis": config.analysis,
+        "sinks": config.sinks | config.disabled,
+    }
+    masked: dict[str, Any] = secret.mask(_plain(tables))
+    return masked
+
+
+def find_key(config: Config, environ: Mapping[str, str]) -> secret.Secret | None:
+    """The key of the speech service, or None. Raises ConfigError for one that cannot be used, and for a room that names
+    an endpoint which needs one where there is none.
+    """
+    named = config.service.api_key_file
+    try:
+        key = secret.find_key(config.folder / paths.expand(named) if named else None, environ)
+    except secret.SecretError as error:
+        raise ConfigError(f"{config.path}: {error}") from None
+    if key is None and (lacking := [room for room in config.rooms.items() if room[1].streaming.endpoint in NEEDS_KEY]):
+        raise ConfigError(
+            "\n".join(
+                f"{config.path}: [rooms.{name}.streaming] endpoint = {validation.show(room.streaming.endpoint)}: needs "
+                f'a key; set ${secret.VARIABLE} or [service] api_key_file, or use endpoint = "local"'
+                for name, room in lacking
+            )
+        )
+    return key
+
+
+def missing_detectors(config: Config) -> dict[str, str]:
+    """The rooms that want a gate where there is no voice detector, and why there is none."""
+    missing = dict[str, str]()
+    for name, room in config.rooms.items():
+        if room.gate.mode == "speech":
+            try:
+                open_detector(room.rate)
+            except DetectorMissing as error:
+                missing[name] = str(error)
+    return missing
+
+
+def _plain(value: Any) -> Any:
+    """Tables of TOML, which has no null. Not msgspec's to_builtins: it leaves out the defaults of Structs that are made
+    for the wire, and here they are to be seen.
+    """
+    match value:
+        case msgspec.Struct():
+            tag = value.__struct_config__.tag
+            shown = {} if tag is None else {str(value.__struct_config__.tag_field): str(tag)}
+            return _plain(shown | msgspec.structs.asdict(value))
+        case dict():
+            return {key: _plain(entry) for key, entry in value.items() if entry is not None}
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+        case Path():
+            return str(value)
+        case _:
+            return value

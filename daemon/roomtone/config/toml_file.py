@@ -1,0 +1,117 @@
+"""The configuration's file as a document: its bytes become tables, or one line says where they are no TOML, and what
+to write instead.
+
+What no key of any table can mean is refused here, so that nothing behind has to expect it: infinity and "not a number",
+NUL in a text (no path, argument or header can hold it), and tables nested without end.
+"""
+
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from roomtone.config.validation import Problem
+
+FORBIDDEN = (
+    "this user may not read it: use sudo; or let the user be a member of the group that may (ls -l shows it; for "
+    "/etc/roomtone: sudo usermod --append --groups roomtone-config NAME); or name another with --config"
+)
+"""What to do about a configuration that is somebody else's."""
+DEEPEST = 32
+"""Levels of tables and lists in one another. The tools of a language model may need ten."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. Its text has one line for each problem."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The tables of the file, unchecked. Raises ConfigError when it cannot be read or is no TOML."""
+    try:
+        # utf-8-sig: some editors begin a file with a byte order mark, which TOML does not know.
+        tables = tomllib.loads(_text(path.read_bytes(), path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; write one with: roomtone init --output {path}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name the file in it") from None
+    except PermissionError:
+        raise ConfigError(f"{path}: {FORBIDDEN}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {_place(str(error))}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: {_TOO_DEEP}") from None
+    except ValueError:  # Python's own bound of 4,300 digits, which tomllib does not expect
+        raise ConfigError(f"{path}: a number in it has thousands of digits; write one that the key can mean") from None
+    if problems := list(_meaningless(tables)):
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+    return tables
+
+
+def _text(content: bytes, path: Path) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}: line {line}: not UTF-8; save the file as UTF-8") from None
+    if "\0" in text:  # as in UTF-16 without its mark, which is valid UTF-8 where all of it is ASCII
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ConfigError(f"{path}: line {line}: holds NUL bytes; save the file as UTF-8 text")
+    return text
+
+
+_TOO_DEEP = f"is nested too deeply; nothing here needs more than {DEEPEST} levels"
+
+
+def _meaningless(tables: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is TOML, and no value of any key."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), tables)]
+    while waiting:
+        where, value = waiting.pop()
+        is_table = isinstance(value, dict)
+        table = where if is_table else where[:-1]
+        for key, entry in value.items() if is_table else ((f"{where[-1]}[{i}]", v) for i, v in enumerate(value)):
+            match entry:
+                case float() if not math.isfinite(entry):
+                    yield Problem(table, "must be a finite number; leave the key out for its default", key, entry)
+                case str() if "\0" in entry:
+                    yield Problem(table, "must not contain NUL", key, entry)
+                case dict() | list() if len(where) > DEEPEST:
+                    yield Problem(table[:1], _TOO_DEEP)
+                case dict() | list():
+                    waiting.append(((*table, key), entry))
+
+
+def _place(message: str) -> str:
+    """What tomllib says, with the place first, where a person looks for it, and with what to do where that is known."""
+    found = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", message, re.DOTALL)
+    what, place = (found[1], f"{found[2]}: ") if found else (message, "")
+    if twice := re.fullmatch(r"Cannot declare \((.*?),?\) twice", what):
+        table = ".".join(re.findall(r"""['"](.*?)['"]""", twice[1]))
+        return f"{place}[{table}] stands here a second time; write all its keys into one table"
+    hint = next((hint for beginning, hint in _HINTS.items() if what.startswith(beginning)), None)
+    return f"{place}{what}; {hint or 'this is not TOML'}"
+
+
+_HINTS = {
+    "Cannot mutate immutable": "this table is there already, in braces: write all its keys in one place",
+    "Cannot overwrite": "this key or table is there already: leave one of the two",
+    "Duplicate inline table key": "leave one of the two",
+    "Expected '=' after a key": "write key = value; a name with spaces is no key",
+    "Expected ']' at the end": "write [rooms.desk]; names have no spaces",
+    "Expected newline": "one key = value a line, text in quotes, 4.5 and not 4,5",
+    "Found invalid character": "remove this character",
+    "Illegal character": 'its closing quote is missing in this line; a text of several lines stands in """',
+    "Invalid hex value": r"write a backslash twice, or the text in single quotes, as in 'C:\talk.wav'",
+    "Invalid initial character for a key part": "a table in braces stands in one line, without a comma at its end",
+    "Invalid statement": "a line is a [table], or key = value, or a # comment",
+    "Invalid value": "text stands in quotes, and it is true and false",
+    "Unclosed array": "write [1, 2], with commas between",
+    "Unclosed inline table": "write { kind = ..., path = ... } in one line, with commas between",
+    "Unescaped": r"write a backslash twice, or the text in single quotes, as in 'C:\talk.wav'",
+    "Unterminated string": "its closing quote is missing",
+}
+"""What to do, by how a message of tomllib begins; its words are the same in Python 3.11 to 3.13."""

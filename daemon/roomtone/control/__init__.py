@@ -1,0 +1,1 @@
+"""The control socket: what a running daemon can be asked."""

@@ -1,0 +1,87 @@
+"""How a command asks the running daemon."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import trio
+
+from roomtone.control.protocol import Answer, Done, Forgot, Refused, Request
+from roomtone.control.unix_socket import ControlError, Lines, NoDaemonError, check_peer, connected, short
+from roomtone.monitoring.report import Report
+
+LONGEST_ANSWER = 16 * 2**20
+"""Bytes of an answer's line."""
+ANSWERING = 60.0
+"""Seconds that a command waits for the answer."""
+
+_answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+
+
+def find_socket(paths: Iterable[Path]) -> Path:
+    """The first of the sockets at which a daemon answers.
+
+    Raises ControlError where it is another user's, NoDaemonError where none answers.
+    """
+    looked, failure = [], None
+    for path in paths:
+        try:
+            with connected(path) as client:
+                check_peer(client, path)
+                return path
+        except ControlError as error:
+            failure = str(error)
+        except PermissionError:
+            failure = f"{path} belongs to another user's daemon: use sudo, or ask as that user"
+        except OSError:
+            looked.append(str(path))
+    absent = f"no daemon answers here; start one with `roomtone run`. Looked for {', '.join(looked)}"
+    raise ControlError(failure) if failure else NoDaemonError(absent)
+
+
+class Client:
+    """A connection to a running daemon. Made by `open_client`."""
+
+    def __init__(self, stream: trio.SocketStream, patience: float) -> None:
+        self.lines = Lines(stream, LONGEST_ANSWER, patience)
+        """What the daemon says; after a Tail without end."""
+        self._stream = stream
+
+    async def ask(self, request: Request) -> Done | Forgot | Report:
+        """The daemon's answer. Raises ControlError where it refuses, or goes away."""
+        try:
+            await self._stream.send_all(msgspec.json.encode(request) + b"\n")
+            answer = _answers.decode(await anext(self.lines))
+        except (trio.BrokenResourceError, StopAsyncIteration):
+            raise ControlError("the daemon went away before it had answered") from None
+        except trio.TooSlowError:
+            raise ControlError("the daemon does not answer; see its log") from None
+        except msgspec.MsgspecError as error:
+            raise ControlError(f"the daemon's answer is not understood: {error}") from None
+        if isinstance(answer, Refused):
+            raise ControlError("\n".join(answer.lines))
+        return answer
+
+
+@asynccontextmanager
+async def open_client(path: Path, *, patience: float = ANSWERING) -> AsyncIterator[Client]:
+    """Ask the daemon at the path, which has so many seconds for each line. Raises ControlError where there is none."""
+    try:
+        with short(path) as name:
+            stream = await trio.open_unix_socket(name)
+    except OSError as error:
+        raise ControlError(f"{path}: no daemon answers: {error.strerror or error}") from None
+    async with stream:
+        check_peer(stream.socket, path)
+        yield Client(stream, patience)
+
+
+def ask(path: Path, request: Request, *, patience: float = ANSWERING) -> Done | Forgot | Report:
+    """One request to the daemon at the path, which has so many seconds to answer. Raises ControlError."""
+
+    async def once() -> Done | Forgot | Report:
+        async with open_client(path, patience=patience) as client:
+            return await client.ask(request)
+
+    return trio.run(once)

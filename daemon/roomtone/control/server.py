@@ -1,0 +1,234 @@
+"""The control socket: how a running daemon is asked by the commands of this machine.
+
+A unix socket of mode 0600, so that only the daemon's own user and root can open it, and whoever connects is asked for
+by the kernel too (SO_PEERCRED). In a folder that a group may enter, as systemd makes it for the service, the group may
+connect as well, and ask how the daemon does: that, and nothing else, is for a monitor.
+
+Nothing that a client does or leaves undone harms the daemon: lines, clients and waiting are bounded, and a client that
+does not read loses live events, which are counted and told. A request that fails is refused, and its traceback is in
+the log.
+"""
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import structlog
+import trio
+
+from roomtone import events
+from roomtone.control.protocol import VERSION, Answer, Done, Dropped, Refused, Request, Status, Tail
+from roomtone.control.unix_socket import ControlError, Lines, connected, peer_user, short
+from roomtone.descriptors import kept_from_forks
+from roomtone.events import Interim, Level
+from roomtone.journal.journal import Journal
+from roomtone.live import Live
+
+LONGEST_REQUEST = 65_536
+"""Bytes of a request's line."""
+CLIENTS = 16
+"""Clients at a time; one more is told so and let go."""
+GUESTS = 4
+"""Of these, besides, that are of the folder's group."""
+QUIET = 60.0
+"""Seconds that a client may say nothing, or not read, before it is let go."""
+CAPTIONS = 64
+"""Live events that wait for a client that does not read; then the oldest go, and are counted."""
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+
+
+class Answerer(Protocol):
+    """The daemon's answers to requests. What it raises is contained here, and the request refused."""
+
+    async def answer(self, request: Request) -> Answer: ...
+    def has_room(self, name: str) -> bool: ...
+
+
+@contextmanager
+def open_socket(path: Path) -> Iterator[trio.SocketListener]:
+    """Listen at the path, for this user only, or for the group that may enter its folder. A stale socket is replaced,
+    one that answers is left to its owner.
+
+    Raises OSError.
+    """
+    _make_way(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listening:
+        # On Linux the mode of an unbound socket is that of the file which binding it makes: there is no moment in which
+        # others could connect, as there is before a chmod, and no umask of the whole process is touched.
+        os.fchmod(listening.fileno(), 0o600)
+        with short(path) as name:
+            listening.bind(name)
+        if _is_shared(path.parent):
+            path.chmod(0o660)
+        ours = path.lstat()
+        try:
+            listening.listen(CLIENTS)
+            with kept_from_forks(listening.fileno()):
+                yield trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        finally:
+            if path.exists() and (path.lstat().st_dev, path.lstat().st_ino) == (ours.st_dev, ours.st_ino):
+                path.unlink()
+
+
+def _is_shared(folder: Path) -> bool:
+    """True if a group may enter the folder, and nobody else but its owner."""
+    return folder.stat().st_mode & 0o077 == 0o050
+
+
+def _make_way(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "is no socket; take it away", str(path))
+        with connected(path):
+            pass
+    except ConnectionRefusedError:
+        path.unlink(missing_ok=True)  # left by a daemon that was killed
+    except FileNotFoundError:
+        return
+    else:
+        raise OSError(errno.EADDRINUSE, "another daemon answers there", str(path))
+
+
+async def serve(path: Path, answerer: Answerer, *, journal: Journal, live: Live) -> None:
+    """Answer requests at the path until cancelled. Where there can be no socket, the log says so: recording goes on."""
+    try:
+        with open_socket(path) as listener:
+            server = _Server(answerer, journal, live, shared=_is_shared(path.parent))
+            await trio.serve_listeners(server.converse, [listener])
+    except* OSError as group:
+        log.error("control.unavailable", path=str(path), error=str(group.exceptions[0]))  # noqa: TRY400 - it says it all
+
+
+class _Server:
+    def __init__(self, answerer: Answerer, journal: Journal, live: Live, *, shared: bool) -> None:
+        self._shared = shared
+        self._guests = 0
+        self._answerer = answerer
+        self._journal = journal
+        self._live = live
+        self._clients = 0
+
+    async def converse(self, stream: trio.SocketStream) -> None:
+        """One client, from its first request to its last. Whatever it does ends here."""
+        try:
+            async with stream:
+                user = peer_user(stream.socket)
+                with self._counted(is_guest=user not in {0, os.geteuid()}) as is_guest:
+                    if is_guest and not self._shared:
+                        log.warning("client.refused", user=user)
+                        return
+                    count, limit = (self._guests, GUESTS) if is_guest else (self._clients, CLIENTS)
+                    if count > limit:
+                        await _send(stream, Refused((f"{limit} clients are here already; try again later",)))
+                        return
+                    async for line in Lines(stream, LONGEST_REQUEST, QUIET):
+                        await self._take(stream, line, is_guest=is_guest)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ControlError) as group:
+            log.debug("client.left", reason=str(group.exceptions[0]))
+        except* Exception:
+            log.exception("request.failed", request="tail")
+
+    @contextmanager
+    def _counted(self, *, is_guest: bool) -> Iterator[bool]:
+        """Guests are counted for themselves: they must not keep the owner from muting."""
+        self._guests += is_guest
+        self._clients += not is_guest
+        try:
+            yield is_guest
+        finally:
+            self._guests -= is_guest
+            self._clients -= not is_guest
+
+    async def _take(self, stream: trio.SocketStream, line: bytes, *, is_guest: bool) -> None:
+        request: Request | None = None
+        answer: Answer = Refused(("the daemon has failed at this request; its log says at what",))
+        try:
+            request = _understand(line)
+            answer = await self._answer(request, is_guest=is_guest)
+        except* _Refusal as group:
+            answer = Refused((str(group.exceptions[0]),))
+        except* Exception:
+            log.exception("request.failed", request=type(request).__name__.lower())
+        await _send(stream, answer)
+        if isinstance(request, Tail) and isinstance(answer, Done):
+            await self._tail(stream, request.room)
+
+    async def _answer(self, request: Request, *, is_guest: bool) -> Answer:
+        match request:
+            case _ if is_guest and not isinstance(request, Status):
+                raise _Refusal("only root and the daemon's own user may ask for that; use sudo")
+            case Tail(room=room) if room is not None and not self._answerer.has_room(room):
+                raise _Refusal(f"there is no room {room!r}")
+            case Tail():
+                return Done(())
+            case _:
+                return await self._answerer.answer(request)
+
+    async def _tail(self, stream: trio.SocketStream, room: str | None) -> None:
+        """Events until the client goes, which its end of the stream tells."""
+        turn = trio.Lock()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tail_journal, stream, turn, room)
+            nursery.start_soon(self._tail_live, stream, turn, room)
+            while await stream.receive_some(4096):
+                pass
+            nursery.cancel_scope.cancel()
+
+    async def _tail_journal(self, stream: trio.SocketStream, turn: trio.Lock, room: str | None) -> None:
+        """Durable events wait in the journal for a client that does not read."""
+        seq = self._journal.tip
+        while True:
+            await self._journal.grown(seq)
+            for event in await self._journal.read(seq):
+                seq = event.seq
+                if room in {None, event.room} or not event.room:
+                    async with turn:
+                        await _write(stream, events.encode(event))
+
+    async def _tail_live(self, stream: trio.SocketStream, turn: trio.Lock, room: str | None) -> None:
+        told = 0
+        with self._live.subscribe(CAPTIONS, wanted=partial(_is_of, room)) as feed:
+            async for event in feed:
+                async with turn:
+                    if feed.dropped > told:
+                        told = feed.dropped
+                        await _write(stream, msgspec.json.encode(Dropped(told)))
+                    await _write(stream, events.encode(event))
+
+
+def _is_of(room: str | None, event: Interim | Level) -> bool:
+    return room in {None, event.room}
+
+
+class _Refusal(Exception):  # noqa: N818 - it says what is true
+    """The request is refused. Says why."""
+
+
+def _understand(line: bytes) -> Request:
+    try:
+        request = _decoder.decode(line)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise _Refusal(f"this is no request of version {VERSION}: {error}") from None
+    if request.version != VERSION:
+        raise _Refusal(f"the daemon speaks version {VERSION}, not {request.version}; use the `roomtone` that it runs")
+    return request
+
+
+async def _send(stream: trio.SocketStream, answer: Answer) -> None:
+    await _write(stream, msgspec.json.encode(answer))
+
+
+async def _write(stream: trio.SocketStream, line: bytes) -> None:
+    with trio.fail_after(QUIET):
+        await stream.send_all(line + b"\n")

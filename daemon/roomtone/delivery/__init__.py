@@ -1,0 +1,1 @@
+"""From the journal to the sinks: at least once, in order, each sink by itself."""

@@ -1,0 +1,131 @@
+"""One batch of events on its way through the hooks of a sink: the law of what is acknowledged, without any I/O.
+
+The law stands once, in `calls`: a generator of the calls to make, which is told what each of them raised. Two drivers
+make them: `run` in a worker thread, all of them at once, and `run_async` in the loop, one by one.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any, NamedTuple
+
+import trio
+
+from roomtone.delivery.hooks import Hook, Implementation
+from roomtone.events import Durable
+from roomtone.legible import text_of
+from roomtone.sinks import Unprocessable
+
+HOOK_SECONDS = 1.0
+"""A batch ends after this much time in hooks, so that what a slow sink has taken is acknowledged soon."""
+MAX_REASON = 2000
+"""Characters that are kept of the reason for which a sink refuses an event."""
+
+
+class SinkFailed(Exception):  # noqa: N818 - it says what is true of the sink
+    """What a sink did is a failure, though it did not raise an error itself. Says what, for a person."""
+
+
+class Call(NamedTuple):
+    """A hook to call, with the event or nothing."""
+
+    hook: Hook
+    arguments: tuple[Durable, ...]
+
+
+class Batch:
+    """Events, the hooks that want them, and how far they have got.
+
+    `done` events have returned or were refused; they are acknowledged unless `flush_error` is set, for then nothing is.
+    `error` ended the batch before its end. `refused` are the seq and reason of events that will never be accepted.
+    """
+
+    def __init__(self, events: Sequence[Durable], implementation: Implementation) -> None:
+        self.events = events
+        self.done = 0
+        self.refused: list[tuple[int, str]] = []
+        self.error: Exception | None = None
+        self.flush_error: Exception | None = None
+        self.begun = 0
+        """Calls begun: while it stands still, so does the sink. Read by the loop while a thread counts."""
+        self._implementation = implementation
+
+    def calls(self, clock: Callable[[], float]) -> Generator[Call, None, None]:
+        """The calls to make, in order. What one raises is thrown in here, and decided here."""
+        began = clock()
+        for event in self.events:
+            try:
+                for hook in self._implementation.hooks_for(event):
+                    self.begun += 1
+                    yield Call(hook, (event,))
+            except Exception as error:  # noqa: BLE001 - the plugin boundary: a hook may raise anything
+                reason = _refusal(error)
+                if reason is None:
+                    self.error = error
+                    break
+                self.refused.append((event.seq, reason))
+            self.done += 1
+            if clock() - began >= HOOK_SECONDS:
+                break
+        if self.done and self._implementation.flush:
+            yield from self._flush(self._implementation.flush)
+
+    def _flush(self, flush: Hook) -> Generator[Call, None, None]:
+        try:
+            self.begun += 1
+            yield Call(flush, ())
+        except Exception as error:  # noqa: BLE001 - the plugin boundary
+            reason = _refusal(error)
+            if reason is not None and self.done == 1:
+                # Only with one event in the batch is it known which one is meant.
+                self.refused = [(self.events[0].seq, reason)]
+            else:
+                self.flush_error = error
+
+    def run(self) -> None:
+        """Make the calls, all of them synchronous, in this thread."""
+        calls = self.calls(time.monotonic)
+        raised: Exception | None = None
+        while (call := _next(calls, raised)) is not None:
+            raised = None
+            try:
+                call.hook.call(*call.arguments)
+            except Exception as error:  # noqa: BLE001 - the plugin boundary
+                raised = error
+            except BaseException as error:  # noqa: BLE001 - sys.exit() in a hook ends the batch, not the daemon
+                raised = SinkFailed(f"{call.hook.name} raised {type(error).__name__}")
+
+    async def run_async(self, make: Callable[[Hook, Sequence[Any]], Awaitable[None]]) -> None:
+        """Make the calls one by one; `make` knows how. Cancellation passes through."""
+        calls = self.calls(trio.current_time)
+        raised: Exception | None = None
+        while (call := _next(calls, raised)) is not None:
+            raised = None
+            try:
+                await make(call.hook, call.arguments)
+            except Exception as error:  # noqa: BLE001 - the plugin boundary
+                raised = error
+            except BaseException as error:
+                if _is_cancelled(error):
+                    raise
+                raised = SinkFailed(f"{call.hook.name} raised {type(error).__name__}")
+
+
+def _next(calls: Generator[Call, None, None], raised: Exception | None) -> Call | None:
+    try:
+        return next(calls) if raised is None else calls.throw(raised)
+    except StopIteration:
+        return None
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether it is cancellation, or has some in it."""
+    return isinstance(error, trio.Cancelled) or (
+        isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None
+    )
+
+
+def _refusal(error: Exception) -> str | None:
+    """The reason why the event is unprocessable, also where a nursery of the hook has wrapped it in groups."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return (text_of(error)[:MAX_REASON] or "no reason given") if isinstance(error, Unprocessable) else None

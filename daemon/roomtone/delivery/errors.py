@@ -1,0 +1,105 @@
+"""Reads what a sink has raised, for a log, a notice and the next attempt. Pure.
+
+The text of an error can quote what it was about: `int(event.text)` says what was said, a receiver sends back what it
+got. Logs, `status` and notices outlive `roomtone forget`, so `describe` gives them the class and the place of an error,
+and its text only from sinks of this distribution, whose texts are known. `explain` gives all of it, for the terminal of
+whoever asked with `roomtone check` or `roomtone sinks test`.
+
+Total: an exception of a plugin's is an object of its own, whose text and attributes can raise in turn.
+"""
+
+import os
+import sysconfig
+import traceback
+from pathlib import Path
+
+from roomtone.delivery.batch import SinkFailed
+from roomtone.delivery.hooks import Misfit
+from roomtone.legible import text_of, well_formed
+from roomtone.sinks import LONGEST_WAIT, Sink, Unprocessable
+
+OURS = frozenset(
+    {"roomtone", "roomtone_command", "roomtone_jsonl", "roomtone_transcript", "roomtone_wav", "roomtone_webhook"}
+)
+"""The packages of this distribution."""
+
+_OWN = str(Path(__file__).parent) + os.sep
+
+MAX_TEXT = 300
+"""Characters of a text that are shown."""
+
+
+def wish(failure: BaseException) -> float:
+    """The seconds that the failure asks to be left alone for, as far as the contract grants it."""
+    seconds = _attribute(failure, "retry_after")
+    if isinstance(seconds, int | float) and seconds > 0:  # what is not a number is not greater either
+        return min(seconds, LONGEST_WAIT)
+    return 0.0
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The first error in nested groups. The others are nearly always its consequences."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def is_ours(kind: type[Sink]) -> bool:
+    """True if the sink is part of this distribution."""
+    return kind.__module__.partition(".")[0] in OURS
+
+
+def describe(error: BaseException, *, of: type[Sink]) -> str:
+    """One line for logs, `status` and notices: what a sink of this kind has raised, and where. It quotes nothing."""
+    if isinstance(error, SinkFailed | Misfit) or (is_ours(of) and _is_known(error)):
+        return _summarize(error)
+    if isinstance(error, OSError) and isinstance(error.errno, int):
+        return f"{type(error).__name__}: {os.strerror(error.errno)}{_place(error)}"
+    cause = f" from {type(error.__cause__).__name__}" if error.__cause__ else ""
+    return f"{type(error).__name__}{cause}{_place(error)}"
+
+
+def explain(error: BaseException) -> str:
+    """One line for the terminal of whoever asked: what was raised and where, with all that it says."""
+    notes = _attribute(error, "__notes__")
+    said = " ".join(" ".join(map(text_of, notes)).split()) if isinstance(notes, list) else ""
+    return f"{_summarize(error)}: {said[:MAX_TEXT]}" if said else _summarize(error)
+
+
+def _attribute(error: BaseException, name: str) -> object:
+    try:
+        return getattr(error, name, None)
+    except Exception:  # noqa: BLE001 - a property of a plugin's exception
+        return None
+
+
+def _is_known(error: BaseException) -> bool:
+    """True if the error is of a class whose texts our own sinks write, or the system. Refusals quote the receiver."""
+    known = isinstance(error, OSError | ValueError) or type(error).__module__.partition(".")[0] in OURS
+    return known and not isinstance(error, Unprocessable)
+
+
+def _summarize(error: BaseException) -> str:
+    text = " ".join(text_of(error).split())[:MAX_TEXT]
+    if isinstance(error, SinkFailed | Misfit):
+        return text
+    place = _place(error)
+    if isinstance(error, OSError) and (file := _attribute(error, "filename")) and error.strerror:
+        name = os.fsdecode(file) if isinstance(file, bytes) else file
+        return f"{text_of(name)}: {text_of(error.strerror)}"[:MAX_TEXT] + place
+    return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
+
+
+def _place(error: BaseException) -> str:
+    """Where the sink's own code was: a line of pathlib, or of the daemon's own, explains nothing."""
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [f" ({file}:{line})" for file, line in lines if not _is_library(file)]
+    return well_formed(own[-1]) if own else ""
+
+
+def _is_library(file: str) -> bool:
+    """True if this is Python's own, and not what is installed beside it, or the daemon's."""
+    return file.startswith(_OWN) or (
+        file.startswith((sysconfig.get_path("stdlib"), "<frozen"))
+        and not file.startswith((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    )

@@ -1,0 +1,129 @@
+"""Calls the hooks of one opened sink: one at a time, synchronous ones in a thread, each watched by the clock."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+import trio
+
+from roomtone.delivery.batch import Batch, SinkFailed
+from roomtone.delivery.hooks import Hook, Implementation
+from roomtone.events import kind_of
+from roomtone.live import LiveEvent
+
+LAST_CALL = 1.0
+"""Seconds that a call in a thread is still waited for when everything is cancelled."""
+
+
+class Worker:
+    """What calls into one sink's object from its opening to its leaving.
+
+    A synchronous call that outlives `timeout` is told to `on_overdue` and then waited for, with everything else of
+    this sink standing still: its object is in use. What it returned in the end counts, for else a receiver that is
+    always too slow would get the same event for ever.
+
+    Resources: threads belong to `nursery`, which lies outside the sink's context. So a task of the sink that crashes
+    cannot have the context left while a thread is in it; only cancelling the nursery, at the very end, leaves a thread
+    behind, and only one that takes longer than LAST_CALL: what it uses is closed under it, and C does not forgive that.
+    """
+
+    def __init__(
+        self,
+        hooks: Implementation,
+        *,
+        timeout: float,
+        nursery: trio.Nursery,
+        on_overdue: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self.hooks = hooks
+        self.is_stuck = False
+        self._timeout = timeout
+        self._nursery = nursery
+        self._on_overdue = on_overdue
+        self._turn = trio.Lock()
+        self._thread = trio.CapacityLimiter(1)
+
+    async def deliver(self, batch: Batch) -> None:
+        """Take the batch through the hooks. What came of it stands in the batch; it raises nothing of the sink's."""
+        async with self._turn:
+            if self.hooks.is_sync:
+                error = await self._in_thread(batch.run, batch)
+                batch.error = batch.error or error
+            else:
+                await batch.run_async(partial(self._call, batch))
+
+    async def tell_live(self, event: LiveEvent) -> None:
+        """Call the live hook of this event. Raises whatever the hook raises."""
+        async with self._turn:
+            await self._call(None, self.hooks.live[kind_of(event)], (event,))
+
+    async def _call(self, batch: Batch | None, hook: Hook, arguments: Sequence[Any]) -> None:
+        if not hook.is_async:
+            if error := await self._in_thread(partial(hook.call, *arguments), batch):
+                raise error
+            return
+        with trio.move_on_after(self._timeout) as scope:
+            await hook.function(*arguments)
+        if scope.cancelled_caught:
+            raise SinkFailed(f"{hook.name} took longer than {self._timeout:g} s")
+
+    async def _in_thread(self, work: Callable[[], None], batch: Batch | None) -> Exception | None:
+        """Do the work in the thread of this sink. Returns what it raised, or None."""
+        ended = trio.Event()
+        errors: list[Exception] = []
+        self._nursery.start_soon(self._supervise, work, batch, errors, ended)
+        with trio.CancelScope(shield=True):
+            await ended.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return errors[0] if errors else None
+
+    async def _supervise(
+        self, work: Callable[[], None], batch: Batch | None, errors: list[Exception], ended: trio.Event
+    ) -> None:
+        def contained() -> None:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - the plugin boundary
+                errors.append(error)
+            except BaseException as error:  # noqa: BLE001 - sys.exit() in a hook ends the call, not the daemon
+                errors.append(SinkFailed(f"a hook raised {type(error).__name__}"))
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, batch)
+                with trio.CancelScope(shield=True) as patience:
+                    nursery.start_soon(_hurry, patience)
+                    await trio.to_thread.run_sync(contained, limiter=self._thread, abandon_on_cancel=True)
+                nursery.cancel_scope.cancel()
+            if self.is_stuck and batch:
+                batch.error = batch.error or SinkFailed(self._overdue)
+            elif self.is_stuck:
+                errors.append(SinkFailed(self._overdue))
+        finally:
+            self.is_stuck = False
+            ended.set()
+
+    async def _watch(self, batch: Batch | None) -> None:
+        """Say so when one call takes longer than the timeout; cancelled when the thread is back before that."""
+        begun, since = -1, trio.current_time()
+        while True:
+            now = trio.current_time()
+            if batch and batch.begun != begun:  # first: the loop may have stood still for longer than the timeout
+                begun, since = batch.begun, now
+            if (left := since + self._timeout - now) <= 0:
+                break
+            await trio.sleep(min(left, self._timeout / 8))
+        self.is_stuck = True
+        await self._on_overdue(self._overdue)
+
+    @property
+    def _overdue(self) -> str:
+        return f"a hook takes longer than {self._timeout:g} s"
+
+
+async def _hurry(patience: trio.CancelScope) -> None:
+    """Once this is cancelled, there is only so much patience left."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        patience.deadline = trio.current_time() + LAST_CALL

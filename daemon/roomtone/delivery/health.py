@@ -1,0 +1,138 @@
+"""How one sink stands, and what the log and a person are told of it.
+
+A failure is told to the log at once and then ever rarer, and to a person where it lasts: see `streak.py`.
+"""
+
+import math
+from datetime import UTC, datetime
+from typing import Literal, TypeAlias
+
+import msgspec
+import structlog
+import trio
+
+from roomtone.backoff import Backoff, is_worth_saying
+from roomtone.delivery.alerting import HEALTHY, Streak
+from roomtone.delivery.errors import describe, wish
+from roomtone.delivery.hooks import Misfit
+from roomtone.events import Notice, Severity
+from roomtone.journal.journal import Journal
+from roomtone.sinks import Sink
+
+State: TypeAlias = Literal["opening", "active", "failing", "stuck", "configuration error", "paused"]
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class SinkStatus(msgspec.Struct, frozen=True):
+    """How one sink is doing: `behind` events wait for it, `refused` were set aside, `error` is what failed last, or why
+    it is paused.
+    """
+
+    name: str
+    kind: str
+    state: State
+    behind: int
+    refused: int
+    error: str | None
+
+
+class Standing:
+    """What is known of the health of one sink, of this kind. `closing` is set when no more events will be committed:
+    then nobody is told.
+
+    `state` and `error` are those of SinkStatus.
+    """
+
+    def __init__(self, name: str, kind: type[Sink], journal: Journal, closing: trio.Event) -> None:
+        self.state: State = "opening"
+        self.error: str | None = None
+        self._name = name
+        self._kind = kind
+        self._journal = journal
+        self._closing = closing
+        self._log = log.bind(sink=name)
+        self._backoff = Backoff(first=0.5, longest=60.0, healthy=HEALTHY)
+        self._slowly = Backoff(first=60.0, longest=3600.0)
+        self._streak = Streak()
+        self._healthy_at = math.inf
+
+    @property
+    def due(self) -> float:
+        """When `work` is to be called again, in trio's time: a streak of failures may be over then."""
+        return self._healthy_at if self._streak.failures else math.inf
+
+    def open(self) -> None:
+        """It was opened: the time for which it is healthy begins at the next `work`."""
+        self._healthy_at = math.inf
+
+    def pause(self, reason: str | None) -> None:
+        """It is paused; when it goes on it is given all of its patience again."""
+        self.state, self.error = "paused", reason
+        self._backoff.reset()
+
+    def deliver(self) -> None:
+        """It has taken a batch: the next failure is the first one."""
+        self._backoff.reset()
+
+    async def work(self) -> None:
+        """It does what it should at this moment. After the healthy time the streak of failures is over."""
+        self.state, self.error = "active", None
+        now = trio.current_time()
+        self._healthy_at = min(self._healthy_at, now + HEALTHY)
+        if self._streak.failures and now >= self._healthy_at:
+            self._log.info("sink.recovered", failures=self._streak.failures)
+            if self._streak.is_healed(now):
+                await self._tell("info", "sink.recovered", f"Sink {self._name} gets its events again.")
+
+    async def fail(self, failure: BaseException, behind: int) -> float:
+        """An attempt has failed, with so many events behind. Returns the seconds until the next one."""
+        is_misfit = isinstance(failure, Misfit)
+        self.state = "configuration error" if is_misfit else "failing"
+        self.error = describe(failure, of=self._kind)
+        is_due = self._streak.is_failed(trio.current_time(), at_once=is_misfit)
+        delay = max((self._slowly if is_misfit else self._backoff).next(), wish(failure))
+        if is_worth_saying(self._streak.failures):
+            self._log.warning(
+                "sink.failed",
+                error=self.error,
+                failures=self._streak.failures,
+                behind=behind,
+                again_in=round(delay, 1),
+            )
+            self._log.debug("sink.traceback", exc_info=failure)
+        if is_due:
+            code, text = ("sink.misfit", "cannot be used") if is_misfit else ("sink.failing", "keeps failing")
+            await self._tell(
+                "error", code, f"Sink {self._name} {text}: {self.error}. Events wait for it in the journal."
+            )
+        return delay
+
+    async def hang(self, text: str, timeout: float) -> None:
+        """A call has taken longer than `timeout` seconds, and still does."""
+        self.state, self.error = "stuck", text
+        self._healthy_at = math.inf
+        self._log.error("sink.stuck", timeout=timeout)
+        if self._streak.is_failed(trio.current_time(), at_once=True):
+            await self._tell(
+                "error",
+                "sink.stuck",
+                f"Sink {self._name} hangs: {text}. Events wait for it in the journal and go on when the call returns.",
+            )
+
+    async def warn(self, text: str) -> None:
+        """It cannot do something, goes on without it, and says so."""
+        self._log.warning("sink.warning", reason=text)
+        await self._tell("warning", "sink.warning", f"Sink {self._name}: {text}")
+
+    def miss(self, error: BaseException, failures: int) -> None:
+        """A live event was lost to an error of the sink: the `failures`th since it was opened."""
+        self.state = "active"  # stuck until now, perhaps
+        if is_worth_saying(failures):
+            self._log.warning("sink.live_failed", error=describe(error, of=self._kind), failures=failures)
+
+    async def _tell(self, severity: Severity, code: str, text: str) -> None:
+        """Commit a notice. It reaches this sink too, in its turn; the streak sees to it that few are made."""
+        if not self._closing.is_set():
+            at = datetime.now(UTC)
+            await self._journal.commit(Notice(room="", position=0, at=at, severity=severity, code=code, text=text))

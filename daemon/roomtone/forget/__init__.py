@@ -1,0 +1,1 @@
+"""Removing a stretch of time everywhere, and checking that it is gone."""

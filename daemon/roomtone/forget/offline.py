@@ -1,0 +1,43 @@
+"""What a daemon would do for a person's wish, while none runs: its state, its sinks, and no rooms."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import trio
+
+from roomtone import paths
+from roomtone.config.model import Config
+from roomtone.delivery.manager import Grounds, Outlet, Outlets
+from roomtone.forget.eraser import Erased, Erasure
+from roomtone.forget.room import Premises, closed
+from roomtone.journal.journal import open_journal
+from roomtone.live import Live
+from roomtone.spool.segment import SPOOL
+
+
+async def forget(
+    config: Config, environ: Mapping[str, str], room: str | None, since: datetime, until: datetime
+) -> Erased:
+    """Forget, and let the sinks hear of it: they get everything that waits for them.
+
+    Errors: StateError where a daemon has the state, or it cannot be used; those of the journal.
+    """
+    state, live, at_work = config.state(environ), Live(), dict[str, Outlet]()
+    grounds = Grounds(config.sinks_folder(environ), state / "sinks")
+    rates = {name: room.rate for name, room in config.rooms.items()}
+    with paths.lock(state):
+        async with open_journal(state / "journal.sqlite") as journal, trio.open_nursery() as delivery:
+            outlets = Outlets(delivery, journal=journal, live=live, grounds=grounds, rates=rates, at_work=at_work)
+            for name, sink in config.sinks.items():
+                outlets.begin(name, sink)
+            premises = Premises(journal, live, closed(state / SPOOL))
+            erasure = Erasure(
+                state,
+                premises,
+                outlets=outlets,
+                sinks=lambda: config.sinks | config.disabled,
+                unloaded=lambda: config.unloaded,
+            )
+            answer = await erasure.forget(room, since, until)
+            outlets.finish()
+    return answer

@@ -1,0 +1,236 @@
+"""Forget: what was recorded and said in a stretch of time goes from the spool and the journal, on somebody's wish.
+
+The order is what makes it hold. First the room's sessions end, so that nothing of the stretch is on its way. Then a
+mark says what is being forgotten, and nothing of its content: from there on a crash at any moment leaves work that the
+next start finishes, before any room is open. Then the audio goes, then in one transaction the events, with the
+tombstone that tells every sink; then the journal's files are made to hold nothing of it, and the mark is removed.
+
+It is the one place where a promise yields: events of the stretch that a sink has not had yet never come to it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import structlog
+import trio
+
+from roomtone.capture.records import key
+from roomtone.events import Audio, Durable, Forgotten
+from roomtone.journal.journal import Journal
+from roomtone.journal.records import Cover, Fact, Mark
+from roomtone.journal.words import program_words
+from roomtone.live import Live
+from roomtone.spans import Spans
+from roomtone.spool.spool import Spool, left_alone
+
+LONGEST_TURN = 600
+"""Seconds of the longest turn that is looked for across an edge."""
+LONGEST_SEGMENT = timedelta(hours=1)
+"""How long before the stretch a segment may begin that reaches into it."""
+EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
+"""Before any clock of a recorder: one without a battery begins in 1970."""
+ON_ITS_WAY = 10.0
+"""Seconds in which audio that was heard before the wish must have come to the spool."""
+AGAIN = 1.0
+"""Seconds between two attempts to compact the journal while somebody reads it."""
+ATTEMPTS = 5
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class Stretch(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """What is being forgotten: positions and times (UTC). `told`: the events are gone, and the tombstone is there."""
+
+    start: int
+    end: int
+    from_: datetime
+    until: datetime
+    told: bool = False
+
+
+class Premises(NamedTuple):
+    """Where to forget. `quiet` gives a room's spool, with none of its sessions open as long as the context lasts."""
+
+    journal: Journal
+    live: Live
+    quiet: Callable[[str, int], AbstractAsyncContextManager[Spool]]
+
+
+class Removed(NamedTuple):
+    """What was forgotten of the room. `events` are those that are gone; `sound` is audio that was there, in pieces.
+
+    `is_late`: audio of the last moments had not come yet. `is_compact`: the journal's files have nothing of it.
+    """
+
+    room: str
+    stretch: Stretch
+    events: Sequence[Durable]
+    sound: Sequence[bytes]
+    is_late: bool
+    is_compact: bool
+
+
+class Heard(NamedTuple):
+    """Recorded audio by position, of which the first sample was taken `at` (UTC)."""
+
+    position: int
+    samples: int
+    at: datetime
+
+
+def locate(heard: Sequence[Heard], rate: int, since: datetime, until: datetime) -> Stretch | None:
+    """From the first to the last sample heard between these times, rounded outward; None: nothing was heard. Pure."""
+    found = []
+    for one in heard:
+        first = max(0, math.floor((since - one.at).total_seconds() * rate))
+        last = min(one.samples, math.ceil((until - one.at).total_seconds() * rate))
+        if first < last:
+            times = (one.at + timedelta(seconds=place / rate) for place in (first, last))
+            found.append((one.position + first, one.position + last, *times))
+    if not found:
+        return None
+    starts, ends, begins, finishes = zip(*found, strict=True)
+    return Stretch(min(starts), max(ends), min(begins), max(finishes))
+
+
+def clamp(since: datetime, until: datetime, now: datetime) -> tuple[datetime, datetime]:
+    """These times, from EARLIEST to now, so that there are others before and behind them. Pure."""
+    return min(max(since, EARLIEST), now), min(max(until, EARLIEST), now)
+
+
+async def rooms_known(journal: Journal) -> dict[str, int]:
+    """The rate in Hz of each room that was ever recorded, configured or not."""
+    marks = await journal.marks("room/")
+    return {name.split("/")[1]: rate for name, rate in marks.items() if name.endswith("/rate")}
+
+
+def closed(folder: Path) -> Callable[[str, int], AbstractAsyncContextManager[Spool]]:
+    """The spools below `folder` of rooms that nobody has open."""
+    return lambda room, rate: left_alone(folder / room, rate)
+
+
+async def forget(room: str, rate: int, since: datetime, until: datetime, premises: Premises) -> Removed | None:
+    """Forget what the room heard between these times (UTC). None where nothing was recorded then.
+
+    Errors: OSError of the spool, after which the mark is there and `resume` goes on; those of the journal.
+    """
+    async with premises.quiet(room, rate) as spool:
+        await _finish(room, rate, spool, premises)  # what was left before
+        is_late = not await _wait_for(until, spool)
+        heard = [Heard(one.position, one.samples, one.at) for one in spool.recorded()]
+        segments = await premises.journal.timed(room, since - LONGEST_SEGMENT, until)
+        stretch = locate([*heard, *map(_heard, segments)], rate, since, until)
+        if stretch is None:
+            return None
+        sound = await _sample(spool, stretch)
+        await premises.journal.commit(_mark(room, stretch))
+        log.info("room.forgetting", room=room, start=stretch.start, end=stretch.end)
+        removed, is_compact = await _finish(room, rate, spool, premises)
+    return Removed(room, stretch, removed, sound, is_late, is_compact)
+
+
+async def resume(premises: Premises) -> None:
+    """Finish what a crash has left half forgotten. Errors: those of the journal.
+
+    Contained here: OSError of a spool, for recording goes on whatever else fails; it is tried again at the next start.
+    """
+    for room, rate in (await rooms_known(premises.journal)).items():
+        if await premises.journal.mark(key(room, "forgetting")) is None:
+            continue
+        try:
+            async with premises.quiet(room, rate) as spool:
+                await _finish(room, rate, spool, premises)
+        except* OSError as group:
+            log.error("room.unforgotten", room=room, error=str(group.exceptions[0]))  # noqa: TRY400 - it says it all
+
+
+async def _finish(room: str, rate: int, spool: Spool, premises: Premises) -> tuple[Sequence[Durable], bool]:
+    """Do what the room's mark says, if there is one: the events that went, and whether it is all done."""
+    mark = await premises.journal.mark(key(room, "forgetting"))
+    if mark is None:
+        return (), True
+    stretch = msgspec.convert(mark, Stretch)
+    removed = await _carry_out(room, rate, stretch, spool, premises)
+    is_done = await _compact(room, premises.journal)
+    log.info("room.forgotten", room=room, start=stretch.start, end=stretch.end, events=len(removed), done=is_done)
+    return removed, is_done
+
+
+def _heard(event: Audio) -> Heard:
+    return Heard(event.position, event.samples, event.at)
+
+
+async def _wait_for(until: datetime, spool: Spool) -> bool:
+    """Wait for audio that was heard by then, and is still on its way from the source. False: it has not come."""
+    with trio.move_on_after(ON_ITS_WAY):
+        while spool.recorded() and spool.at(spool.end) < until:
+            if not await spool.grown(spool.end, through_rest=False):
+                return True
+        return True
+    return False
+
+
+async def _sample(spool: Spool, stretch: Stretch, pieces: int = 12, seconds: float = 0.1) -> list[bytes]:
+    """Some of the audio that is about to go, by which it would be known again: nothing silent, and no tone."""
+    found = []
+    for place in range(stretch.start, stretch.end, max(1, (stretch.end - stretch.start) // pieces)):
+        piece = await spool.read(place, round(seconds * spool.rate))
+        if (
+            piece is not None
+            and piece.end <= stretch.end
+            and len(set(zip(*[iter(piece.audio)] * 2, strict=False))) > 64
+        ):
+            found.append(piece.audio)
+    return found
+
+
+async def _carry_out(room: str, rate: int, stretch: Stretch, spool: Spool, premises: Premises) -> Sequence[Durable]:
+    journal = premises.journal
+    marks = await journal.marks(f"room/{room}/")
+    await spool.erase(stretch.start, stretch.end, journalled=marks.get(key(room, "audio")) or 0)
+    premises.live.clear(room)
+    forgotten = Forgotten(
+        room=room,
+        position=stretch.start,
+        at=stretch.from_,
+        start=stretch.start,
+        end=stretch.end,
+        from_=stretch.from_,
+        until=stretch.until,
+    )
+    facts: list[Fact] = [] if stretch.told else [forgotten]
+    cover = Cover(room, stretch.start, stretch.end, "forgotten", None, stretch.from_, stretch.until)
+    facts += [cover, *_settled(room, stretch, marks), _mark(room, msgspec.structs.replace(stretch, told=True))]
+    known = await trio.to_thread.run_sync(program_words)
+    return await journal.forget(forgotten, LONGEST_TURN * rate, *facts, known=known)
+
+
+def _settled(room: str, stretch: Stretch, marks: dict[str, object]) -> list[Mark]:
+    """Nobody is to transcribe what is gone: where the transcript stands, and the holes that it has left."""
+    holes = Spans(msgspec.convert(marks.get(key(room, "holes")) or [], list[tuple[int, int]]))
+    acknowledged = msgspec.convert(marks.get(key(room, "acknowledged")) or 0, int)
+    left = holes - Spans([(stretch.start, stretch.end)])
+    found = [] if left == holes else [Mark(key(room, "holes"), [list(hole) for hole in left] or None)]
+    if stretch.start <= acknowledged < stretch.end:
+        found.append(Mark(key(room, "acknowledged"), stretch.end))
+    return found
+
+
+async def _compact(room: str, journal: Journal) -> bool:
+    """Have the journal's files hold nothing of it, and only then say that it is done."""
+    for _ in range(ATTEMPTS):
+        if await journal.compact():
+            await journal.commit(Mark(key(room, "forgetting"), None))
+            return True
+        await trio.sleep(AGAIN)
+    log.error("journal.uncompacted", room=room)
+    return False
+
+
+def _mark(room: str, stretch: Stretch) -> Mark:
+    return Mark(key(room, "forgetting"), msgspec.to_builtins(stretch))

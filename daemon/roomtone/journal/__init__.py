@@ -1,0 +1,1 @@
+"""The journal: durable events, cursors, coverage and state, in one SQLite file."""

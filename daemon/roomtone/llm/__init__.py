@@ -1,0 +1,1 @@
+"""What language models are asked, about turns and about conversations."""

@@ -1,0 +1,250 @@
+"""Asks language models what streaming sessions do not: about conversations that are over, and about turns again."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import httpx2
+import msgspec
+import structlog
+import trio
+
+from roomtone.backoff import Backoff
+from roomtone.budget.governor import Governor
+from roomtone.containment import supervise
+from roomtone.events import Answer, Notice, Turn
+from roomtone.journal.journal import Fact, Journal, Mark
+from roomtone.llm import completion, conversations
+from roomtone.llm.client import Failed, Gateway, Verdict
+from roomtone.llm.completion import Completion, Usage
+from roomtone.llm.prompt_task import MARKS, REFUSALS, Errand, mark_key
+from roomtone.llm.request_pool import Office
+from roomtone.llm.room_answers import PREFIX as ANSWERS
+from roomtone.llm.room_answers import Answers, Policy, Question, Unanswered
+from roomtone.llm.settings import Setting
+from roomtone.protocol.parameters import Streaming
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+ASKED = 3
+"""Times that a turn's missing answer is asked for, where the failure is a passing one."""
+
+
+class Analyst:
+    """Asks, for as long as it is open. Made by `open_analyst`."""
+
+    def __init__(self, office: Office, setting: Setting, transport: httpx2.AsyncBaseTransport | None) -> None:
+        self._office = office
+        self._setting = setting
+        self._transport = transport
+        self._unanswered = Unanswered()
+        self._answers: dict[str, Answers] = {}
+        self._all = trio.CancelScope()
+        self._work = trio.CancelScope()
+        self._at_work = trio.Lock()
+        self._over = trio.Event()
+
+    def answers(self, room: str, streaming: Streaming, *, remote: bool = True) -> Answers | None:
+        """The answers of a room whose sessions ask about turns; None for any other.
+
+        The recognizer, which is not `remote`, asks nobody: its turns are asked about here, or not at all.
+        """
+        access = self._setting.access
+        if streaming.llm_gateway is None or not (remote or access.ask_again):
+            return None
+        policy = Policy(access.answer_within if remote else 0.0, access.ask_again)
+        model = streaming.llm_gateway.model
+
+        def pay(usage: Usage, answered: str | None) -> None:
+            self._office.pay(self._setting, room, model, usage, answered)
+
+        answers = Answers(streaming.llm_gateway, policy, self._unanswered, pay)
+        if (before := self._answers.get(room)) is not None:
+            answers.told = before.told
+        self._answers[room] = answers
+        return answers
+
+    def change(self, setting: Setting) -> None:
+        """Go on by another configuration. What is pending stays so, as far as its prompt and its room stay."""
+        self._setting = setting
+        for answers in self._answers.values():
+            within = setting.access.answer_within if answers.policy.within else 0.0
+            answers.policy = Policy(within, setting.access.ask_again)
+        self._work.cancel()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Nothing is asked, and no answer comes, as long as this lasts; then all that is pending is read anew."""
+        self._work.cancel()
+        async with self._at_work:
+            yield
+
+    def stop(self, patience: float) -> None:
+        """The daemon is told to stop: what is not done in so many seconds waits for its next start."""
+        self._all.deadline = min(self._all.deadline, trio.current_time() + patience)
+
+    async def finish(self) -> None:
+        """No more will be said: return when all that is over has been asked about, or waits for the next start."""
+        self._office.close()
+        self._unanswered.close()
+        await self._over.wait()
+
+    async def recover(self) -> None:
+        """Take up the answers that an earlier run still expected: no session will bring them."""
+        marks = []
+        for key, value in (await self._office.journal.marks(ANSWERS)).items():
+            question = _question(value)
+            room = None if question is None else self._setting.rooms.get(question.room)
+            if question is None or room is None or self.answers(question.room, room.streaming) is None:
+                marks.append(Mark(key, None))
+            else:
+                self._unanswered.add(question)
+        if marks:
+            await self._office.journal.commit(*marks)
+
+    async def run(self) -> None:
+        """Ask, until `finish`. Errors: JournalError; the network's are waited out, and any other is contained here."""
+        try:
+            with self._all:
+                while True:
+                    async with self._at_work:
+                        with self._work as scope:
+                            run = partial(self._run, self._setting)
+                            office = self._office
+                            await supervise("Asking language models", run, office.journal, until=office.closing)
+                    if not scope.cancel_called:
+                        return
+                    self._work = trio.CancelScope()
+        finally:
+            self._over.set()
+
+    async def _run(self, setting: Setting) -> None:
+        await self._begin_prompts(setting)
+        gateway, journal, closing = (
+            Gateway(setting.access.timeout, self._transport),
+            self._office.journal,
+            self._office.closing,
+        )
+        async with trio.open_nursery() as nursery:
+            for name, room in setting.pairs():
+                errand = Errand(self._office, setting, gateway, name, room)
+                asking = partial(supervise, f"[analysis.{name}]", errand.run, journal, room=room, until=closing)
+                nursery.start_soon(asking)
+            again = partial(self._ask_again, setting, gateway)
+            nursery.start_soon(partial(supervise, "Asking for answers again", again, journal, until=closing))
+
+    async def _begin_prompts(self, setting: Setting) -> None:
+        """Begin prompts that are new with what is said from now on, and forget those that are configured no more; where
+        it is the room that is no more, nobody knows where its words may go: what was pending is told.
+        """
+        wanted = {mark_key(name, room): room for name, room in setting.pairs()}
+        known = await self._office.journal.marks(MARKS)
+        gone = [key for key in known if key not in wanted]
+        marks: list[Fact] = [Mark(key, None) for key in gone]
+        marks += [Mark(REFUSALS + key.removeprefix(MARKS), None) for key in gone]
+        marks += [notice for key in gone if (notice := await self._drop(setting, key, known[key]))]
+        marks += [Mark(key, await self._office.head(room)) for key, room in wanted.items() if key not in known]
+        if marks:
+            await self._office.journal.commit(*marks)
+
+    async def _drop(self, setting: Setting, key: str, done: int) -> Notice | None:
+        """What is to be told of a prompt that has lost its room, if something was said that it was not asked about."""
+        name, _, room = key.removeprefix(MARKS).rpartition("/")
+        if room in setting.rooms or name not in setting.prompts:
+            return None
+        turns = conversations.current(await self._office.journal.select(room, ["turn", "forgotten"], done, 1 << 62))
+        if sum(len(turn.text.split()) for turn in turns) < setting.prompts[name].least_words:
+            return None
+        return Notice(
+            room=room,
+            position=turns[0].position,
+            at=turns[0].at,
+            severity="warning",
+            code="analysis.dropped",
+            text=f"[analysis.{name}] is not asked about what was said last in {room}: that is not configured any more.",
+        )
+
+    # --- turns whose answer did not come ------------------------------------------------------------------------------
+
+    async def _ask_again(self, setting: Setting, gateway: Gateway) -> None:
+        while (question := await self._unanswered.first()) is not None:
+            facts = await self._ask_once_more(question, setting, gateway)
+            if question in self._unanswered:  # else the session's own answer has come after all
+                await self._office.journal.commit(question.done, *facts)
+                self._unanswered.discard(question)
+
+    async def _ask_once_more(self, question: Question, setting: Setting, gateway: Gateway) -> list[Fact]:
+        """What to commit: the answer, or that there is none; nothing where nobody wants to know any more."""
+        answers, turn = self._answers.get(question.room), await self._turn(question)
+        if answers is None or turn is None or question.room not in setting.rooms:
+            return []
+        if not setting.access.ask_again:
+            return answers.give_up(question, turn.at, "the daemon ended before")
+        request = completion.question(answers.gateway, turn)
+        backoff = Backoff(first=2.0)
+        while True:
+            try:
+                answer = await self._office.ask(setting, gateway, question.room, request)
+            except Failed as failed:
+                if failed.verdict is Verdict.HELD:
+                    return []  # the notice about the budget says so for all turns
+                is_passing = failed.verdict is Verdict.PASSING and not self._office.has_given_up
+                if is_passing and backoff.failures + 1 < ASKED:
+                    await self._office.wait(max(failed.wait, backoff.next()))
+                    continue
+                log.warning("answer.missing", room=question.room, session_id=question.session_id, reason=str(failed))
+                return answers.give_up(question, turn.at, str(failed))
+            return [_answer(turn, answer)]
+
+    async def _turn(self, question: Question) -> Turn | None:
+        """The turn that a question is about, as it was corrected last."""
+        found = await self._office.journal.select(question.room, ["turn"], question.position, question.position + 1)
+        turns = (turn for turn in conversations.current(found) if turn.session_id == question.session_id)
+        return next((turn for turn in turns if turn.turn_order == question.turn_order), None)
+
+
+@asynccontextmanager
+async def open_analyst(
+    journal: Journal,
+    setting: Setting,
+    heads: Callable[[str], int | None],
+    governor: Governor,
+    *,
+    transport: httpx2.AsyncBaseTransport | None = None,
+    utc: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> AsyncIterator[Analyst]:
+    """Ask until the context is left; `finish` before that does what there is left to do.
+
+    `heads` gives the position after a room's last sample, None where unknown; `governor` is told what answers cost, and
+    says when there is no budget for more. `transport` and `utc` stand in for the network and the clock.
+
+    Resources: a task and its connections. Errors: those of the journal.
+    """
+    analyst = Analyst(Office(journal, governor, heads, utc), setting, transport)
+    await analyst.recover()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(analyst.run)
+        yield analyst
+        nursery.cancel_scope.cancel()
+
+
+def _answer(turn: Turn, answer: Completion) -> Answer:
+    return Answer(
+        room=turn.room,
+        position=turn.position,
+        at=turn.at,
+        session_id=turn.session_id,
+        turn_order=turn.turn_order,
+        turn=turn.id,
+        text=answer.text,
+        response=answer.body,
+    )
+
+
+def _question(value: Any) -> Question | None:
+    try:
+        return msgspec.convert(value, Question)
+    except msgspec.ValidationError:
+        return None

@@ -1,0 +1,253 @@
+"""One prompt's errand in one room: each conversation that is over is asked about, and the answer is journalled.
+
+Durable without a queue: a mark says up to which position a prompt has been asked about a room, and the journal has the
+rest. So what is pending survives a restart and an outage, and the answer is committed together with the mark.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+import trio
+
+from roomtone.backoff import Backoff, is_worth_saying
+from roomtone.events import Analysis, Notice, Severity
+from roomtone.journal.journal import Fact, Mark
+from roomtone.llm import conversations
+from roomtone.llm.client import Failed, Gateway, Verdict
+from roomtone.llm.completion import Completion, Usage
+from roomtone.llm.conversations import Conversation, Inquiry, Progress
+from roomtone.llm.request_pool import LOOKS, Office
+from roomtone.llm.settings import Setting
+from roomtone.network import find_fault
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+SHARE = 20
+"""How many times longer than a look took it is waited for the next: hours of talk take a small computer its time."""
+LONGEST_LOOKS = 30.0
+"""Seconds between two looks at most."""
+TRIES = 5
+"""Answers in a row that cannot be used after which a conversation is left: each of them may have cost something."""
+REFUSED = 300.0
+"""Seconds between attempts that only a person can make succeed."""
+MARKS = "analysis/"
+"""What the keys of the marks begin with; the prompt's name and the room's follow."""
+REFUSALS = "refused/"
+"""The same for the marks that say that a refusal was told, and its end was not."""
+
+Ask = Callable[[Mapping[str, Any]], Awaitable[Completion]]
+
+
+class Result(NamedTuple):
+    """What came of a conversation: the answer to it all, and what all requests took."""
+
+    completion: Completion
+    usage: Usage
+    cost: float | None
+
+
+async def analyze(
+    prompt: Inquiry,
+    room: str,
+    conversation: Conversation,
+    ask: Ask,
+    *,
+    cost: Callable[[Completion, str], float | None],
+    progress: Progress = conversations.untold,
+    known: dict[str, Completion] | None = None,
+) -> Result:
+    """Ask about a conversation: at once, or, where it is too long, about its parts and then about their answers.
+
+    `known` keeps the answers to parts, so that a failure asks only for the missing ones again. `cost` is that of one
+    answer, by the model that was asked. Raises Failed.
+    """
+    known = {} if known is None else known
+    values = conversations.values_of(room, conversation)
+    texts = conversations.cut(conversations.lines(conversation.turns), prompt.portion)
+    given: list[tuple[Completion, str]] = []
+
+    async def each(text: str, count: int) -> Completion:
+        progress(len(given), len(given) + count)
+        if text not in known:
+            known[text] = await _ask_models(prompt, text, values, ask)
+        given.append((known[text], prompt.model))
+        return known[text]
+
+    while len(texts) > 1:
+        numbered = [conversations.part(i, len(texts), text) for i, text in enumerate(texts, 1)]
+        answers = [await each(text, len(numbered) - i + 1) for i, text in enumerate(numbered)]
+        texts = conversations.combine([answer.text for answer in answers], prompt.portion)
+    last = await each(texts[0], 1)
+    progress(len(given), len(given))
+    costs = [cost(answer, model) for answer, model in given]
+    total = None if None in costs else round(sum(filter(None, costs)), 6)
+    return Result(last, sum((answer.usage for answer, _ in given), Usage()), total)
+
+
+async def _ask_models(prompt: Inquiry, text: str, values: Mapping[str, str], ask: Ask) -> Completion:
+    """The first answer of the prompt's models. Raises the failure that gives most hope."""
+    failures: list[Failed] = []
+    for model in (prompt.model, *prompt.fallbacks):
+        try:
+            answer = await ask(prompt.request(model, text, values))
+        except Failed as failed:
+            failures.append(failed)
+        else:
+            return answer if answer.model else msgspec.structs.replace(answer, model=model)
+    hopes = [Verdict.PASSING, Verdict.HELD, Verdict.UNUSABLE, Verdict.FATAL, Verdict.REFUSED]
+    raise min(failures, key=lambda failed: (hopes.index(failed.verdict), failed.wait))
+
+
+class Errand:
+    """One prompt, asked about one room's conversations, one after another."""
+
+    def __init__(self, office: Office, setting: Setting, gateway: Gateway, name: str, room: str) -> None:
+        self._office = office
+        self._setting = setting
+        self._gateway = gateway
+        self._name = name
+        self._room = room
+        self._prompt = setting.prompts[name]
+        self._rules = conversations.rules_of(self._prompt, setting.rooms[room].rate, gated=setting.rooms[room].gated)
+        self._key = mark_key(name, room)
+        self._refusal = f"{REFUSALS}{name}/{room}"
+        self._told = False  # whether the last that was said is that the model is not to be had
+
+    async def run(self) -> None:
+        """Ask until the office closes and nothing is left, or what is left fails."""
+        journal = self._office.journal
+        done = await journal.mark(self._key) or 0
+        self._told = bool(await journal.mark(self._refusal))
+        await self._look_at_the_way(done)
+        seen, is_open = -1, True
+        while True:
+            is_last, conversation, begun = self._office.is_closing, None, trio.current_time()
+            if is_open or journal.tip != seen:
+                seen = journal.tip
+                conversation, is_open = await self._office.look(self._room, self._rules, done)
+            took = trio.current_time() - begun
+            if conversation is not None:
+                if not await self._settle(conversation):
+                    return
+                done = conversation.end
+            elif is_last:
+                return
+            else:
+                await self._office.wait(min(max(LOOKS, SHARE * took), LONGEST_LOOKS))
+
+    async def _look_at_the_way(self, done: int) -> None:
+        """Say now, and not after hours of talk, that a key is lacking, or that the environment leads nowhere."""
+        reason: str | None
+        try:
+            way = await self._setting.route(self._room)
+            reason = await find_fault(way.url)
+        except Failed as failed:
+            reason = str(failed)
+        if reason is not None:
+            log.warning("analysis.failed", name=self._name, room=self._room, reason=reason)
+            if not self._told:
+                await self._tell_refused(reason, done, self._office.utc())
+
+    async def _settle(self, conversation: Conversation) -> bool:
+        """Ask about this conversation, for as long as it takes. False: it is left for the next start."""
+        known: dict[str, Completion] = {}
+        backoff = Backoff(first=2.0, longest=REFUSED)
+        unusable = 0
+        if conversation.words < self._prompt.least_words:
+            await self._commit(conversation)
+            return True
+        while True:
+            try:
+                result = await analyze(
+                    self._prompt, self._room, conversation, self._ask, cost=self._setting.cost, known=known
+                )
+            except Failed as failed:
+                unusable += failed.verdict is Verdict.UNUSABLE
+                if failed.verdict is Verdict.REFUSED or unusable >= TRIES:
+                    await self._give_up(conversation, failed)
+                    return True
+                if not await self._wait_out(conversation, failed, backoff):
+                    return False
+            else:
+                await self._commit(conversation, *self._facts(conversation, result))
+                log.info("analysis.done", name=self._name, room=self._room, requests=result.usage.requests)
+                return True
+
+    async def _ask(self, request: Mapping[str, Any]) -> Completion:
+        return await self._office.ask(self._setting, self._gateway, self._room, request)
+
+    async def _wait_out(self, conversation: Conversation, failed: Failed, backoff: Backoff) -> bool:
+        """Wait until it can be tried again. False: not before the next start."""
+        if failed.verdict is Verdict.HELD:
+            log.info("analysis.held", name=self._name, room=self._room, reason=str(failed))
+            return await self._office.wait_for_budget()
+        is_fatal = failed.verdict is Verdict.FATAL
+        delay = max(failed.wait, backoff.next() + (REFUSED if is_fatal else 0.0))
+        if is_worth_saying(backoff.failures):
+            log.warning(
+                "analysis.failed",
+                name=self._name,
+                room=self._room,
+                reason=str(failed),
+                attempts=backoff.failures,
+                next_in=round(delay, 1),
+            )
+        if is_fatal and not self._told:
+            await self._tell_refused(str(failed), conversation.end, conversation.until)
+        if self._office.is_closing and is_fatal:
+            return False
+        await self._office.wait(delay)
+        return not self._office.has_given_up
+
+    async def _tell_refused(self, reason: str, position: int, at: datetime) -> None:
+        self._told = True
+        text = f"The language model is not to be had for [analysis.{self._name}]: {reason}. It is tried again."
+        notice = self._notice(position, at, "error", "analysis.refused", text)
+        await self._office.journal.commit(notice, Mark(self._refusal, True))
+
+    async def _give_up(self, conversation: Conversation, failed: Failed) -> None:
+        """Leave a conversation that no attempt would get further with, so that the next one is asked about."""
+        text = f"[analysis.{self._name}] has nothing to say of a conversation: {failed}. `roomtone analyze` asks again."
+        log.error("analysis.given_up", name=self._name, room=self._room, reason=str(failed))
+        await self._commit(
+            conversation, self._notice(conversation.end, conversation.until, "error", "analysis.failed", text)
+        )
+
+    def _facts(self, conversation: Conversation, result: Result) -> list[Fact]:
+        answer, usage = result.completion, result.usage
+        event = Analysis(
+            room=self._room,
+            position=conversation.start,
+            at=conversation.turns[0].at,
+            name=self._name,
+            start=conversation.start,
+            end=conversation.end,
+            text=answer.text,
+            response=answer.body,
+            model=answer.model,
+            requests=usage.requests,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cost=result.cost,
+        )
+        facts: list[Fact] = [event]
+        if self._told:
+            self._told = False
+            text = f"The language model answers [analysis.{self._name}] again."
+            facts.append(self._notice(conversation.end, conversation.until, "info", "analysis.recovered", text))
+            facts.append(Mark(self._refusal, None))
+        return facts
+
+    async def _commit(self, conversation: Conversation, *facts: Fact) -> None:
+        await self._office.journal.commit(*facts, Mark(self._key, conversation.end))
+
+    def _notice(self, position: int, at: datetime, severity: Severity, code: str, text: str) -> Notice:
+        return Notice(room=self._room, position=position, at=at, severity=severity, code=code, text=text)
+
+
+def mark_key(name: str, room: str) -> str:
+    """The mark that says up to which position this prompt has been asked about this room."""
+    return f"{MARKS}{name}/{room}"

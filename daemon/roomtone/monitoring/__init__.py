@@ -1,0 +1,1 @@
+"""Status, metrics, health, logs, and the service manager."""

@@ -1,0 +1,250 @@
+"""What the service manager is told: systemd's notification protocol (sd_notify(3)), and one line for people.
+
+A datagram of lines `NAME=value` to the socket that $NOTIFY_SOCKET names. Without one, everything here does nothing.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import Literal, NamedTuple
+
+import msgspec
+import structlog
+import trio
+
+from roomtone.legible import legible
+from roomtone.monitoring.liveness import Health, RoomHealth
+from roomtone.monitoring.stall import watch_stalls
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+PERIOD = 5.0
+"""Seconds between two reports, unless the watchdog asks for more."""
+UNWATCHED = 60.0
+"""Seconds of a watchdog that there is not: a stall is worth a look in a terminal too."""
+STARTING = 0.2
+"""Seconds between two reports until the start is over: who waits for it should not wait for us."""
+PERIODS = 6
+"""Reports in one period of the watchdog: so many may be late or lost."""
+EXTENSION = 20.0
+"""Seconds that are asked for, again and again, while starting or stopping: a loop that hangs gets no more than this."""
+LONGEST_LINE = 300
+"""Characters of the status line; `systemctl status` shows one line."""
+LONGEST_REASON = 120
+
+
+class Notifier:
+    """Tells the service manager. What it did not take is told again with the next report; nothing here waits."""
+
+    def __init__(self, address: str | None, channel: socket.socket) -> None:
+        self._address = address
+        self._channel = channel
+
+    def tell(self, **assignments: str | int) -> bool:
+        """Send these in one datagram. False when it did not go out: no manager, or one that does not read."""
+        if self._address is None:
+            return False
+        text = "\n".join(f"{name}={legible(str(value))}" for name, value in assignments.items())
+        try:
+            self._channel.sendto(text.encode(), self._address)
+        except OSError as error:
+            log.debug("manager.deaf", error=str(error))
+            return False
+        return True
+
+    def ready(self, status: str) -> bool:
+        """The start, or a reload, is over."""
+        return self.tell(READY=1, STATUS=status)
+
+    def alive(self, status: str) -> bool:
+        """Feed the watchdog."""
+        return self.tell(WATCHDOG=1, STATUS=status)
+
+    def reloading(self) -> bool:
+        """A reload begins; `ready` ends it. The time lets the manager tell this reload from the one before."""
+        return self.tell(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+
+    def stopping(self, status: str) -> bool:
+        """The end has begun, and may take `EXTENSION` seconds from now, whatever the unit's limit is."""
+        return self.tell(STOPPING=1, EXTEND_TIMEOUT_USEC=_microseconds(EXTENSION), WATCHDOG=1, STATUS=status)
+
+    def starting(self, status: str) -> bool:
+        """The start goes on, and may take `EXTENSION` seconds from now, whatever the unit's limit is."""
+        return self.tell(EXTEND_TIMEOUT_USEC=_microseconds(EXTENSION), WATCHDOG=1, STATUS=status)
+
+
+@contextmanager
+def open_notifier(environ: Mapping[str, str]) -> Iterator[Notifier]:
+    """The way to the service manager that $NOTIFY_SOCKET names: a path, or `@` and a name of the abstract namespace."""
+    address = environ.get("NOTIFY_SOCKET") or None
+    if address and address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.setblocking(False)
+        yield Notifier(address, channel)
+
+
+def watchdog_seconds(environ: Mapping[str, str]) -> float | None:
+    """WatchdogSec= as systemd hands it down (sd_watchdog_enabled(3)), None where this process is not watched."""
+    given, process = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", str(os.getpid()))
+    if not given.isdecimal() or int(given) == 0 or process != str(os.getpid()):
+        return None
+    return int(given) / 1e6
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What beside the rooms' audio is worth a word: events that wait for each sink that is behind, and why a room that
+    records has no session.
+    """
+
+    behind: Mapping[str, int] = {}
+    unheard: Mapping[str, str] = {}
+
+
+class Supervision(NamedTuple):
+    """What the daemon tells whoever watches over it: how its rooms stand, and that the end has begun.
+
+    A reload speaks to the `notifier` itself.
+    """
+
+    health: Health
+    stopping: trio.Event
+    notifier: Notifier
+
+
+@asynccontextmanager
+async def open_supervision(
+    environ: Mapping[str, str], rooms: Iterable[str], progress: Callable[[], Progress]
+) -> AsyncIterator[Supervision]:
+    """Keep the service manager informed, and watch for stalls of the loop, as long as this lasts.
+
+    Stalls are noticed at half of the watchdog's time; without a watchdog, as if it had a minute.
+    """
+    watchdog = watchdog_seconds(environ)
+    with open_notifier(environ) as notifier, watch_stalls((watchdog or UNWATCHED) / 2, sys.stderr) as beat:
+        supervision = Supervision(Health(rooms, trio.current_time()), trio.Event(), notifier)
+        async with trio.open_nursery() as nursery:
+            reports = partial(keep_informed, period=choose_period(watchdog), beat=beat, progress=progress)
+            nursery.start_soon(partial(reports, notifier, supervision.health, stopping=supervision.stopping))
+            yield supervision
+            nursery.cancel_scope.cancel()
+
+
+async def keep_informed(
+    notifier: Notifier,
+    health: Health,
+    *,
+    period: float,
+    stopping: trio.Event,
+    beat: Callable[[], None],
+    progress: Callable[[], Progress],
+) -> None:
+    """Tell the truth once in `period` seconds, and at once when `stopping` is set. Runs until it is cancelled.
+
+    The sign of life is left out while a room is unaccounted for. `beat` is called each time: this loop still turns.
+    A loop that stood still itself judges nobody at once: what was read meanwhile waits to be recorded.
+    """
+    is_started = is_ready = is_late = False
+    missing: tuple[str, ...] = ()
+    due = trio.current_time()
+    while True:
+        beat()
+        now = trio.current_time()
+        status = compose_status(health.rooms(now), progress(), stopping=stopping.is_set())
+        before = missing
+        was_late, is_late = is_late, now - due >= period
+        if was_late or not is_late:
+            missing = health.unaccounted(now)
+        if stopping.is_set():
+            notifier.stopping(status)
+        elif missing:
+            notifier.tell(STATUS=status)
+        elif is_started or health.settled():
+            is_started = is_started or _log_start(status)
+            is_ready = is_ready or notifier.ready(status)
+            notifier.alive(status)
+        else:
+            notifier.starting(status)
+        if missing != before:
+            _log_missing(missing)
+        due = trio.current_time() + (period if is_started else STARTING)
+        if stopping.is_set():
+            await trio.sleep_until(due)
+        else:
+            with trio.move_on_at(due):
+                await stopping.wait()
+
+
+def _log_start(status: str) -> Literal[True]:
+    log.info("service.started", status=status)
+    return True
+
+
+def _log_missing(rooms: Sequence[str]) -> None:
+    if rooms:
+        log.error("rooms.unaccounted", rooms=" ".join(rooms))
+    else:
+        log.warning("rooms.accounted")
+
+
+def choose_period(watchdog: float | None) -> float:
+    """Seconds between two reports under a watchdog of so many seconds."""
+    return PERIOD if watchdog is None else min(PERIOD, watchdog / PERIODS)
+
+
+def compose_status(rooms: Sequence[RoomHealth], progress: Progress, *, stopping: bool = False) -> str:
+    """The truth in one line: what records, what does not and why, what is not transcribed, and which sinks are behind.
+    Pure.
+    """
+    parts = [_recording(rooms)] if not stopping else ["Stopping"]
+    if not stopping:
+        parts += [_missing(room) for room in rooms if not room.ended and (room.cause or not room.accounted)]
+        parts += _unheard(progress.unheard)
+    waiting = {name: count for name, count in progress.behind.items() if count}
+    parts += [f"{count} event{'s' * (count != 1)} behind: {name}" for name, count in sorted(waiting.items())]
+    line = "; ".join(part for part in parts if part)
+    return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"
+
+
+def _recording(rooms: Sequence[RoomHealth]) -> str:
+    names = [room.name for room in rooms if room.cause is None and room.accounted and not room.ended]
+    expected = [room for room in rooms if not room.ended]
+    if not expected:
+        return "Every room has ended" if rooms else "No room is open"
+    if not names:
+        return "Recording nothing"
+    return f"Recording {', '.join(names)}" if len(names) <= 5 else f"Recording {len(names)} of {len(expected)} rooms"
+
+
+def _missing(room: RoomHealth) -> str:
+    if not room.accounted:
+        return f"{room.name} is unaccounted for since {_duration(room.tried)}"
+    if not room.settled:
+        return f"{room.name} waits for its first samples since {_duration(room.lasting)}"
+    if room.cause == "muted":
+        return f"{room.name} is muted since {_duration(room.lasting)}"
+    return f"{room.name} has no samples ({room.cause}) since {_duration(room.lasting)}"
+
+
+def _unheard(reasons: Mapping[str, str]) -> Iterator[str]:
+    """Rooms that wait for the same thing, together."""
+    for reason in sorted(set(reasons.values())):
+        names = sorted(name for name, why in reasons.items() if why == reason)
+        shown = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
+        yield f"no session for {', '.join(names)}: {' '.join(shown.split())}"
+
+
+def _duration(seconds: float) -> str:
+    """The largest unit that is not a lie by more than a third."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)

@@ -1,0 +1,1 @@
+"""The v3 streaming protocol: messages and parameters, without I/O."""

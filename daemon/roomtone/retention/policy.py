@@ -1,0 +1,148 @@
+"""Retention: which audio leaves the disk. Pure.
+
+Audio goes, the oldest first, when all of it is *settled*: transcribed, and acknowledged by every configured sink that
+takes audio. It goes at its age, when the spools are over their quota, and when the disk has little room left. The quota
+outranks all: where nothing settled is left, the oldest goes whatever waits for it, and a notice says who missed how
+many hours. Little room on the disk does not: then a person is told, the recorder counts what the disk refuses, and
+both go on by themselves when there is room again.
+"""
+
+import heapq
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Literal, NamedTuple
+
+from roomtone.spans import Spans
+from roomtone.spool.segment import WIDTH, Segment
+
+MARGIN = 60
+"""Seconds of audio behind what is settled that stay: a session that begins again hears the last ones twice."""
+AGAIN = timedelta(hours=1)
+"""Between two notices of audio that the quota takes from the same sink."""
+RELIEF = 1.1
+"""So many times the low water mark must be free until the disk has recovered: no notice at every segment."""
+
+
+class Shelf(NamedTuple):
+    """One room's audio on disk: its segments by position, of `size` bytes, and how far they are settled.
+
+    `segments` gives those that begin at a position or behind it, without the newest one, which tells where the room
+    goes on. `heard` are the positions that are transcribed or silent; `delivered` has, of each sink that takes this
+    room's audio, the position up to which it has acknowledged all segments.
+    """
+
+    room: str
+    rate: int
+    size: int
+    segments: Callable[[int], Iterator[Segment]]
+    heard: Spans
+    delivered: Mapping[str, int]
+
+
+class Removal(NamedTuple):
+    """A segment that must go. `sinks` did not have it, and `unheard` was not transcribed: both empty if settled."""
+
+    room: str
+    rate: int
+    segment: Segment
+    sinks: tuple[str, ...]
+    unheard: Spans
+
+
+def choose(
+    shelves: Sequence[Shelf], *, quota: int, lacking: int, before: datetime
+) -> tuple[list[Removal], list[Removal]]:
+    """What goes because nobody waits for it, and what goes because it must; both oldest first. Pure.
+
+    `quota` is what the shelves may hold, `lacking` what the disk lacks, in bytes; settled segments that began before
+    `before` go in any case.
+    """
+    # Only what goes is looked at: a year's audio that waits for its sink must not hold the loop up at every look.
+    settled: list[Removal] = []
+    over = sum(shelf.size for shelf in shelves) - quota
+    for removal in heapq.merge(*map(_settled, shelves), key=_age):
+        if max(over, lacking) <= 0 and removal.segment.at >= before:
+            return settled, []
+        settled.append(removal)
+        freed = removal.segment.samples * WIDTH
+        over, lacking = over - freed, lacking - freed
+    forced: list[Removal] = []
+    waiting = heapq.merge(*map(_waiting, shelves), key=_age)
+    while over > 0 and (next_one := next(waiting, None)):
+        forced.append(next_one)
+        over -= next_one.segment.samples * WIDTH
+    return settled, forced
+
+
+def _age(removal: Removal) -> datetime:
+    return removal.segment.at
+
+
+def _settled(shelf: Shelf) -> Iterator[Removal]:
+    """What all sinks have, and all of it, and `MARGIN` on either side, is heard."""
+    margin = MARGIN * shelf.rate
+    delivered = min(shelf.delivered.values(), default=None)
+    for start, end in shelf.heard:
+        last = end - margin if delivered is None else min(end - margin, delivered)
+        for segment in shelf.segments(start + margin if start else 0):
+            if segment.end > last:
+                break
+            yield Removal(shelf.room, shelf.rate, segment, (), Spans())
+
+
+def _waiting(shelf: Shelf) -> Iterator[Removal]:
+    """What is not settled."""
+    margin = MARGIN * shelf.rate
+    for segment in shelf.segments(0):
+        removal = lacking(shelf, segment)
+        near = Spans([(max(0, segment.position - margin), segment.end + margin)])
+        if not removal.unheard and near - shelf.heard:
+            # All of it is heard, and a session that has to begin again may want it: it waits as if it were not.
+            removal = removal._replace(unheard=Spans([(segment.position, segment.end)]))
+        if removal.sinks or removal.unheard:
+            yield removal
+
+
+def lacking(shelf: Shelf, segment: Segment) -> Removal:
+    """Who has not had the segment yet. Pure."""
+    sinks = tuple(name for name, position in shelf.delivered.items() if position < segment.end)
+    return Removal(shelf.room, shelf.rate, segment, sinks, Spans([(segment.position, segment.end)]) - shelf.heard)
+
+
+def first_lacking(shelf: Shelf) -> int:
+    """A position before which nobody waits for anything. Pure."""
+    heard = next(iter(shelf.heard), (0, 0))
+    return min([heard[1] if heard[0] == 0 else 0, *shelf.delivered.values()])
+
+
+class Gauge:
+    """Whether a disk is low on space: said once when it becomes so, and once when it is over."""
+
+    def __init__(self) -> None:
+        self.is_low = False
+
+    def read(self, free: int, mark: int) -> Literal["disk.low", "disk.recovered"] | None:
+        """What is to be said now that so many bytes are free of a disk that should have `mark`."""
+        was_low, self.is_low = self.is_low, free < (mark * RELIEF if self.is_low else mark)
+        if self.is_low == was_low:
+            return None
+        return "disk.low" if self.is_low else "disk.recovered"
+
+
+class Toll:
+    """How much audio the quota has taken from somebody: said at the first segment, and then once in an hour."""
+
+    def __init__(self) -> None:
+        self._unsaid = timedelta()
+        self._silent_until: datetime | None = None
+
+    def take(self, duration: timedelta) -> None:
+        """So much more."""
+        self._unsaid += duration
+
+    def due(self, now: datetime) -> timedelta | None:
+        """What is to be said now: all that was taken since it was said last."""
+        if not self._unsaid or (self._silent_until is not None and now < self._silent_until):
+            return None
+        taken, self._unsaid, self._silent_until = self._unsaid, timedelta(), now + AGAIN
+        return taken

@@ -1,0 +1,127 @@
+"""How a room tries for its sessions: how long one may take to begin, what follows a failure, who hears of it."""
+
+from typing import Literal
+
+import structlog
+import trio
+
+from roomtone.backoff import Backoff, is_worth_saying
+from roomtone.events import Notice, Severity
+from roomtone.journal.journal import Mark
+from roomtone.protocol.messages import Verdict
+from roomtone.speech.session import Ending, Passage
+from roomtone.speech.session_journal import Desk
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+REFUSED = 300.0
+"""Seconds between attempts that only a person can make succeed."""
+HEALTHY = 60.0
+"""Seconds after which a session that has ended had nothing wrong with it."""
+PROGRESS = 5.0
+"""Seconds of audio that the next session hears again."""
+EXCESSIVE = (
+    "The speech service says more than speech can be, so its session was ended: nothing of it is kept beyond what the "
+    "audio allows. The room is recorded on, and is tried again each minute. See that the endpoint is the one you mean."
+)
+LAST_TRY = 5.0
+"""Seconds that a session may take to begin when the daemon stops: what is pending is kept for the next start."""
+
+
+class Attempts:
+    """A room's attempts at having a session. Its lanes share them: they meet one service.
+
+    `leaving` ends all waiting: the daemon stops. A refusal that was told is a mark: it is mended by another
+    configuration or another start, and its end must be told then.
+    """
+
+    def __init__(self, desk: Desk, leaving: trio.Event) -> None:
+        self._desk = desk
+        self._leaving = leaving
+        self._backoff = Backoff()
+        self._count = 0
+        self._told = ""
+        self._is_refused = False
+        self._has_told_excess = False
+        self._has_tried = False
+
+    async def load(self) -> None:
+        """Look in the journal for a refusal whose end was not told yet."""
+        self._is_refused = bool(await self._desk.journal.mark(self._key))
+
+    def next_delay(self, ending: Ending) -> float:
+        """Seconds until the next attempt: at least what the service has asked for, and no two rooms in step."""
+        least = ending.wait
+        match ending.verdict:
+            case Verdict.BACK_OFF_A_MINUTE | Verdict.EXCESS:
+                least = max(least, 60.0)
+            case Verdict.FATAL:
+                least = max(least, REFUSED)
+        return least + self._backoff.next()
+
+    async def begin(self, nursery: trio.Nursery, passage: Passage) -> bool:
+        """Run the passage in this nursery. Whether the service lets its session begin; one that does is accepted again,
+        whatever was refused before.
+        """
+        async with trio.open_nursery() as opening:
+            opening.start_soon(self._hurry, opening.cancel_scope)
+            await nursery.start(passage.run)
+            opening.cancel_scope.cancel()
+        if passage.ending.begun and self._is_refused:
+            self._told, self._is_refused = "", False
+            await self._tell("info", "session.recovered", "The speech service accepts sessions again.", None)
+        return passage.ending.begun
+
+    async def _hurry(self, opening: trio.CancelScope) -> None:
+        await self._leaving.wait()
+        if self._desk.endpoint.remote:
+            # The recognizer on this machine may be reading its model, and it will come.
+            await trio.sleep(LAST_TRY)
+            opening.cancel()
+
+    async def wait_out(self, ending: Ending, lasted: float, *, progress: float = 0.0) -> bool:
+        """Wait as long as this ending asks for; a session that lived, not one that spoke, resets the back-off.
+
+        `progress`: so many seconds of audio were settled. More of them than the next session hears again is an
+        achievement too: else sessions that all die young would be ever further apart, and the room never caught up.
+
+        False: the daemon stops, and there is nothing to wait for any more. Where it stops while this waits, or while a
+        session was up, there is one more attempt, at once, unless the service wants none so soon.
+        """
+        if lasted >= HEALTHY:
+            self._count = 0
+        if lasted >= HEALTHY or progress > PROGRESS:
+            self._backoff.reset()
+        if ending.complete:
+            self._count = 0
+            return True
+        self._count += 1
+        self._desk.failed(ending.text)
+        delay = self.next_delay(ending)
+        if is_worth_saying(self._count):
+            log.warning("session.failed", room=self._desk.room, reason=ending.text, failures=self._count, next_in=delay)
+        if ending.verdict is Verdict.FATAL and ending.text != self._told:
+            self._told, self._is_refused = ending.text, True
+            await self._tell("error", "session.refused", f"The speech service refuses sessions: {ending.text}", True)
+        if ending.verdict is Verdict.EXCESS and not self._has_told_excess:
+            await self._tell("error", "session.excessive", EXCESSIVE, True if self._is_refused else None)
+        self._has_told_excess = ending.verdict is Verdict.EXCESS or (self._has_told_excess and lasted < HEALTHY)
+        if self._leaving.is_set() and (self._has_tried or not ending.begun):
+            return False
+        with trio.move_on_after(delay):
+            await self._leaving.wait()
+            self._has_tried = True
+            return ending.verdict in {Verdict.RETRY, Verdict.BACK_OFF}
+        return True
+
+    @property
+    def _key(self) -> str:
+        return f"room/{self._desk.room}/refused"
+
+    async def _tell(self, severity: Severity, code: str, text: str, refused: Literal[True] | None) -> None:
+        desk = self._desk
+        position = desk.spool.end
+        notice = Notice(
+            room=desk.room, position=position, at=desk.spool.at(position), severity=severity, code=code, text=text
+        )
+        await desk.journal.commit(notice, Mark(self._key, refused))

@@ -1,0 +1,118 @@
+"""The audio of one session: read from the spool, cut into frames, sent at the pace that the endpoint takes."""
+
+import trio
+
+from roomtone.protocol import messages
+from roomtone.speech.acks import Ledger
+from roomtone.speech.connection import Session
+from roomtone.speech.session_watchdog import Doubt
+from roomtone.speech.time_map import Pace, Track
+from roomtone.spool.spool import Piece, Spool
+
+IDLE = 10.0
+"""Seconds without a new sample after which a session is ended: an open socket costs money."""
+ZEROS = 1.0
+"""Seconds of lost audio that are sent as silence, so that word times still map by one addition; more ends the turn."""
+AWAY = -1
+"""Stands for time without a source, where no sample is missing."""
+
+
+class Outgoing:
+    """A stretch of the spool on its way to a session, from `position` up to `until` where that is known.
+
+    `frame` is in samples; `remote` endpoints take little more than real time. `until` may be set while this runs.
+    `doubt` is shown what was sent.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        track: Track,
+        ledger: Ledger,
+        *,
+        rate: int,
+        frame: int,
+        until: int | None,
+        remote: bool,
+        doubt: Doubt,
+    ) -> None:
+        self.position = track.position
+        self.until = until
+        self._spool = spool
+        self._track = track
+        self._ledger = ledger
+        self._rate = rate
+        self._frame = frame
+        self._doubt = doubt
+        self._pace = Pace(rate, now=trio.current_time(), speed=1.2 if remote else None)
+
+    async def send(self, session: Session) -> bool:
+        """Send the stretch, as it grows, to its end, or until nothing new comes for a while.
+
+        The spool says so, or IDLE seconds do. No turn spans a longer loss, nor time without a source.
+        False: the session was over before.
+        """
+        size = 2 * self._frame
+        held = b""
+        while (found := await self._next(self._frame - len(held) // 2)) is not None:
+            audio, lost = found
+            if lost and held:
+                await self._send_frame(session, held)
+                held = b""
+            if lost > ZEROS * self._rate or lost == AWAY:
+                await session.send(messages.force_endpoint())
+                lost = 0
+            self._track.jump(self.position - len(audio) // 2 - lost - len(held) // 2)
+            held += bytes(2 * lost) + audio
+            while len(held) >= size:
+                if not await self._send_frame(session, held[:size]):
+                    return False
+                held = held[size:]
+        return not held or await self._send_frame(session, held)
+
+    async def _next(self, limit: int) -> tuple[bytes, int] | None:
+        """The next audio and the samples missing before it, or AWAY; None where the stretch ends."""
+        piece: Piece | None = None
+        if self.until is None or self.position < self.until:
+            with trio.move_on_after(IDLE):
+                piece = await wait_piece(self._spool, self.position, limit, through_rest=False)
+        if piece is None:
+            return None
+        if self.until is not None and piece.end > self.until:
+            # The stretch may have been given its end while this waited.
+            if piece.position >= self.until:
+                return None
+            piece = piece._replace(audio=piece.audio[: 2 * (self.until - piece.position)])
+        lost = piece.position - self.position
+        if self._track.sent == 0:
+            lost = 0
+        elif piece.fresh and lost <= ZEROS * self._rate:
+            lost = AWAY
+        self.position = piece.end
+        return piece.audio, lost
+
+    async def _send_frame(self, session: Session, frame: bytes) -> bool:
+        """Send one frame, padded to the shortest that the service takes."""
+        samples = len(frame) // 2
+        padded = max(samples, round(self._rate * messages.SHORTEST_FRAME))
+        await trio.sleep(self._pace.wait(self._track.sent, trio.current_time()))
+        sent = await session.send_audio(frame + bytes(2 * (padded - samples)))
+        position = self._track.position + samples
+        self._track.send(padded)
+        self._track.jump(position)
+        self._ledger.sent = position
+        self._doubt.send(position - samples, frame)
+        return sent
+
+
+async def wait_piece(spool: Spool, position: int, limit: int, *, through_rest: bool = True) -> Piece | None:
+    """The first audio at or after `position`, at most `limit` samples, as soon as there is any; None: never again.
+
+    Not `through_rest`: None also when the spool rests.
+    """
+    while True:
+        end = spool.end
+        if (piece := await spool.read(position, limit)) is not None:
+            return piece
+        if not await spool.grown(end, through_rest=through_rest):
+            return None

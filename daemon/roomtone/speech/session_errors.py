@@ -1,0 +1,202 @@
+"""How a session ended, or why there was none: one verdict from what four places know of it.
+
+The Error message, the close, the answer to the upgrade and the failure of the stream come in any order, and each may be
+missing. What is said of them is for people, and holds no secret.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+import h11
+import msgspec
+import structlog
+import trio
+from trio_websocket import CloseReason, ConnectionClosed, ConnectionRejected, HandshakeError
+from wsproto.utilities import ProtocolError
+
+from roomtone.backoff import is_worth_saying, wait_of
+from roomtone.network import ProxyFailed, causes, leaves
+from roomtone.protocol import messages
+from roomtone.protocol.messages import Error, Verdict
+from roomtone.protocol.parameters import Streaming
+from roomtone.proxy import NetworkError
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+FAILURES: Final = (
+    ConnectionClosed,
+    HandshakeError,
+    h11.ProtocolError,
+    ProtocolError,
+    OSError,
+    UnicodeError,
+    trio.BrokenResourceError,
+)
+"""What a network and its far end can do to us. UnicodeError is how wsproto meets a header that is not ASCII.
+ssl.SSLError is an OSError; ConnectionRejected, ConnectionTimeout and DisconnectionTimeout are HandshakeErrors."""
+
+HEAD: Final = 8192
+"""Bytes of a server's answer that are looked at."""
+_SECRET_PARAMETERS: Final = frozenset({"token", "webhook_auth_header_value"})
+
+
+_PARAMETERS: Final = (*(field.encode_name for field in msgspec.structs.fields(Streaming)), "sample_rate", "encoding")
+_PHRASES: Final = re.compile(
+    r"(?:user )?input validation error|input duration (?:error|violation)|audio transmission rate exceeded"
+    r"|unauthorized connection|missing authorization header|invalid api key|signature has expired"
+    r"|too many (?:concurrent )?(?:sessions|streams|requests)|rate limit(?: exceeded)?"
+    r"|session (?:cancelled|expired|ended|terminated due to inactivity)|an error occurred|no messages received"
+    r"|maximum session duration exceeded|expected between 50 and 1000 ms|deprecated endpoint"
+    r"|insufficient (?:funds|balance|credits?)|account (?:is )?(?:disabled|suspended|not found)"
+    r"|invalid (?:json(?: array)?|message type|message)|see error message for details"
+    rf"|invalid '(?:{'|'.join(_PARAMETERS)})'",
+    re.IGNORECASE,
+)
+"""What the service is known to say of failures. A longer one stands before what it begins with."""
+
+
+def known_phrases(text: str) -> str:
+    """The phrases of the service that are known, out of this text; the rest of it may be what was said in a room."""
+    return ": ".join(dict.fromkeys(_PHRASES.findall(text)))
+
+
+class SessionOver(Exception):  # noqa: N818 - most sessions end well
+    """How a session ended, or why there was none.
+
+    `text` quotes nothing of what the service says, which may be what it heard: only phrases that are known.
+    `code` is the service's, from its Error message before the close code, or the HTTP status of a refused upgrade, or
+    None where the network broke. `refused`: there was no `Begin`. `wait` is
+    how many seconds it asks to be left alone.
+    """
+
+    def __init__(self, code: int | None, text: str, verdict: Verdict, *, refused: bool, wait: float = 0.0) -> None:
+        super().__init__(code, text, verdict)
+        self.code = code
+        self.text = text
+        self.verdict = verdict
+        self.refused = refused
+        self.wait = wait
+
+    def __str__(self) -> str:
+        code = "" if self.code is None else f"{self.code}: "
+        return f"{code}{self.text} ({self.verdict.value})"
+
+
+class Excess(OSError):  # noqa: N818 - it says what is true of the service
+    """The service says more than any speech is: it is read no further."""
+
+    def __init__(self) -> None:
+        super().__init__("the service says more than speech can be")
+
+
+class Redaction:
+    """Takes the secrets of one session out of any text."""
+
+    def __init__(self, url: str, headers: Sequence[tuple[str, str]]) -> None:
+        parameters = parse_qsl(urlsplit(url).query)
+        secrets = [value for name, value in parameters if name in _SECRET_PARAMETERS]
+        secrets += [part for _, value in headers for part in (value, *value.split())]
+        self._secrets = sorted({secret for secret in secrets if len(secret) > 3}, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        return " ".join(text.split())[:500]
+
+
+class Evidence:
+    """What is known about how a session ends: it comes from four places, and the order of their arrival is no order.
+
+    `head` is how the server's answer begins, `ended` that the reading is over, `failure` what ended it if that was no
+    close, `error` the Error message.
+    """
+
+    def __init__(self, redact: Redaction) -> None:
+        self.redact = redact
+        self.head = b""
+        self.ended = trio.Event()
+        self.failure: BaseException | None = None
+        self.error: Error | None = None
+        self.begun = False
+        self.deadline = math.inf
+        self.audio_bytes = 0
+        self._unusable: set[str] = set()
+        self._odd = 0
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status, where the answer to the upgrade is no switch of protocols."""
+        found = re.match(rb"HTTP/1\.[01] ([2-5]\d\d)", self.head)
+        return int(found[1]) if found else None
+
+    def leave_out(self, field: str) -> None:
+        """Say, once a session, that the service sends what is of no use in this field."""
+        if field not in self._unusable:
+            self._unusable.add(field)
+            log.warning("message.unusable_field", field=field)
+
+    def note_odd(self, event: str, **facts: str | None) -> None:
+        """Log a message that is not as it should be: ever more rarely, or a service could fill the log."""
+        self._odd += 1
+        if is_worth_saying(self._odd):
+            log.warning(event, messages=self._odd, **facts)
+
+    def over(self, code: int | None, text: str, said: str = "") -> SessionOver:
+        """The Error message counts for more than the close that follows it, which libraries on the way replace.
+
+        `text` is ours, and `said` the service's.
+        """
+        if self.error is not None:
+            code = code if self.error.error_code is None else self.error.error_code
+            said = self.error.error or said
+            text = f"the service reports error {code}"
+        verdict = messages.classify(code, self.redact(said or text))
+        text = known_phrases(said) or self.redact(text)
+        return SessionOver(code, text, verdict, refused=not self.begun, wait=self._wait())
+
+    def _wait(self) -> float:
+        """What the answer to a refused upgrade says in its Retry-After."""
+        if self.status is None:
+            return 0.0
+        found = re.search(rb"\r\nretry-after:([^\r]*)\r", self.head.partition(b"\r\n\r\n")[0] + b"\r", re.IGNORECASE)
+        return wait_of(found[1].decode("ascii", "replace").strip() if found else None, datetime.now(UTC))
+
+    def judge(self, failure: BaseException) -> SessionOver:
+        status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
+        match failure:
+            case Excess():
+                return SessionOver(None, str(failure), Verdict.EXCESS, refused=not self.begun)
+            case _ if status is not None:
+                return self.over(status, f"the service refuses the connection with HTTP {status}")
+            case ConnectionClosed(reason=CloseReason() as reason):
+                # 1006 is never sent: it is how libraries say that the network broke.
+                code = None if reason.code == 1006 else reason.code
+                return self.over(code, f"the connection is closed ({reason.name.lower()})", reason.reason or "")
+            case NetworkError():
+                return SessionOver(None, str(failure), Verdict.FATAL, refused=True)
+            case ProxyFailed(status=code):
+                return self.over(code, str(failure))
+            case _:
+                return self.over(None, _describe(failure))
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One exception of a group of failures: the one with an HTTP status says most."""
+    failures = leaves(group)
+    return next((one for one in failures if isinstance(one, ConnectionRejected)), failures[0])
+
+
+def _describe(failure: BaseException) -> str:
+    match failure:
+        case ConnectionClosed():
+            return "the connection is closed"
+        case OSError():
+            return f"no connection: {'; '.join(causes(failure))}"
+        case HandshakeError():
+            return str(failure)
+    # Only the kind of the failure: its text may quote what came.
+    return f"the server breaks the protocol ({type(failure).__name__})"

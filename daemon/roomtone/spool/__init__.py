@@ -1,0 +1,1 @@
+"""The rooms' audio on disk: segment files, and the queue that all readers share."""

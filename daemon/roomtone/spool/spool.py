@@ -1,0 +1,374 @@
+"""The spool: a room's audio on disk, and the queue between capture and everything that reads audio.
+
+Its one writer appends; any number of readers ask for a position and get the first recorded audio there: from the
+memory of the last 30 s when they keep up, from the files when they lag. So overflow and recovery are the normal path,
+one number further behind.
+
+- A block that `append` has returned for is counted once, for ever. One that raised OSError is not counted, and nothing
+  of it is left in the file.
+- Blocks are written at once and made durable once per `sync_interval`, in the background, and when a segment is closed.
+  A power cut loses at most what was appended since.
+- A position is given once. What was lost is skipped, and never filled.
+
+The disk is touched in worker threads of the spool's own, so that a slow disk does not stop the loop, and stuck plugins
+cannot take its threads.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple
+
+import structlog
+import trio
+
+from roomtone.spool.disk import Disk, Sheet, make_folder
+from roomtone.spool.memory import MEMORY, Chunk, Memory, Piece
+from roomtone.spool.segment import WIDTH, Index, Segment, name_segment, recover_segments
+
+__all__ = ["Disk", "Piece", "Segment", "Spool", "open_spool"]
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Spool:
+    """One room's audio. Made by `open_spool`; one task appends and cuts, any may read.
+
+    `rate` is in Hz; `end` is where the next sample goes; `sync_interval` is in seconds; `unsynced` counts the times
+    that the disk did not say that data is durable; `resting`: nothing will be written for a while; `ended`: nor ever.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rate: int,
+        *,
+        segment: int,
+        sync_interval: float,
+        disk: Disk,
+        inline: bool,
+        segments: list[Segment],
+    ) -> None:
+        self.rate = rate
+        self.sync_interval = sync_interval
+        self.unsynced = 0
+        self.ended = False
+        self.resting = False
+        self._folder = folder
+        self._length = segment
+        self._disk = disk
+        self._inline = inline
+        self._threads = trio.CapacityLimiter(4)
+        self._index = Index(folder)
+        for one in segments:
+            self._index.add(one)
+        self._newest = segments[-1] if segments else None
+        self._recorded = self._newest.end if self._newest else 0
+        self._dated: tuple[int, datetime] | None = None
+        self.end = self._recorded
+        self._fresh = False
+        self._lost: list[Segment] = []
+        self._sheet: Sheet | None = None
+        self._memory = Memory(max(int(MEMORY * rate), segment))
+        self._filing = trio.Lock()
+        self._readers = trio.lowlevel.ParkingLot()
+
+    @property
+    def first(self) -> int:
+        """The oldest position on disk; `end` when there is none."""
+        if self._index:
+            return self._index[0].position
+        return self._sheet.position if self._sheet else self.end
+
+    async def append(self, audio: bytes, at: datetime) -> Segment | None:
+        """Record a block whose first sample was taken `at` (UTC). Returns the segment that this has closed, if any.
+
+        Completed or not counted, also when cancelled. Raises OSError when the disk does not take it: then nothing of
+        it is left, and the next append tries again.
+        """
+        if not audio or len(audio) % WIDTH:
+            raise ValueError(f"{len(audio)} bytes are not a block of whole 16-bit samples")
+        segment = None
+        await trio.lowlevel.checkpoint()
+        with trio.CancelScope(shield=True):
+            sheet = await self._write(audio, at)
+            if sheet.samples >= self._length:
+                segment = await self._file()
+        return segment
+
+    async def cut(self, *, fresh: bool = False, skip: int = 0) -> Segment | None:
+        """Close the open segment early and return it, if there is one; move the position on by `skip` lost samples.
+
+        `fresh`: time without a source lies before the next segment.
+        """
+        if skip < 0:
+            raise ValueError("a position never goes back")
+        await trio.lowlevel.checkpoint()
+        with trio.CancelScope(shield=True):
+            segment = await self._file()
+        self._fresh = self._fresh or fresh
+        self.end += skip
+        return segment
+
+    def end_of_data(self) -> None:
+        """Say that nothing more will be written: readers come to an end."""
+        self.ended = True
+        self._readers.unpark_all()
+
+    def rest(self) -> None:
+        """Say that nothing will be written for a while, until something is: who holds a session open can end it."""
+        self.resting = True
+        self._readers.unpark_all()
+
+    async def read(self, position: int, limit: int) -> Piece | None:
+        """The first recorded audio at or after `position`: at most `limit` samples, without a break inside.
+
+        None when there is none yet: wait with `grown`. A file that cannot be read is left out, with an error in the
+        log: one bad file must not stop the rest.
+        """
+        await trio.lowlevel.checkpoint()
+        while segment := self._on_disk(position):
+            start = max(position, segment.position)
+            audio = await self._load(segment, start, min(limit, segment.end - start))
+            if audio:
+                return Piece(start, audio, segment.fresh and start == segment.position)
+        return self._memory.read(position, limit)
+
+    async def grown(self, position: int, *, through_rest: bool = True) -> bool:
+        """Return True when audio at or after `position` is recorded; False when it never will be.
+
+        Not `through_rest`: False also where it will not be for a while.
+        """
+        await trio.lowlevel.checkpoint()
+        while self._recorded <= position and not (self.ended or (self.resting and not through_rest)):
+            await self._readers.park()
+        return self._recorded > position
+
+    def at(self, position: int) -> datetime:
+        """UTC of the sample at `position`, by the time of its segment, or of the nearest one that is known.
+
+        Where there is no audio, the time counts that `date` was told. Raises LookupError while it was told none.
+        """
+        segment = self._sheet.segment() if self._sheet else self._newest
+        if segment is None:
+            if self._dated is None:
+                raise LookupError("the spool has no audio yet")
+            dated, at = self._dated
+            return at + timedelta(seconds=(position - dated) / self.rate)
+        if position < segment.position and len(self._index):
+            segment = self._index.before(position) or self._index[0]
+        return segment.when(position, self.rate)
+
+    def date(self, position: int, at: datetime) -> None:
+        """Say when a position was (UTC), for as long as no audio does: somebody may have removed all of it."""
+        self._dated = (position, at)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """The closed segments, ordered by position."""
+        return tuple(self._index)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the closed segments."""
+        return self._index.samples * WIDTH
+
+    def spare(self, start: int) -> Iterator[Segment]:
+        """The closed segments that begin at `start` or behind it, by position, to be used at once.
+
+        Without the newest, which tells where the room goes on.
+        """
+        return (self._index[place] for place in range(self._index.place(start), len(self._index) - 1))
+
+    async def missing(self, start: int, most: int) -> list[Segment]:
+        """The closed segments whose audio is gone, though nobody has removed it here: each is returned once.
+
+        Those that a reader has found unreadable, and, of the `most` that begin at `start` or later, those without a
+        file. What is in memory still is not looked at.
+        """
+        memory = self._memory.first
+        seen = [one for one in islice(self.spare(start), most) if memory is None or one.end <= memory]
+        absent = await self._run(lambda: [one for one in seen if not one.path.exists()])
+        lost, self._lost = self._lost, []
+        return lost + [one for one in absent if self._index.remove(one.position)]
+
+    async def remove(self, segment: Segment) -> None:
+        """Delete a closed segment, from memory too. That its file is gone already is as good. Raises OSError."""
+        self._index.remove(segment.position)
+        self._memory.forget(segment.position, segment.end)
+        await self._run(lambda: segment.path.unlink(missing_ok=True))
+
+    def recorded(self) -> tuple[Segment, ...]:
+        """The closed segments and the open one, by position."""
+        return (*self._index, *([self._sheet.segment()] if self._sheet else []))
+
+    async def erase(self, start: int, end: int, *, journalled: int) -> None:
+        """Leave nothing of what was recorded at these positions. What lies outside stays as it is, at its place.
+
+        Segments that lie inside go. Those become zeros there that lie across an edge, that the journal does not know
+        (from `journalled` on, for recovery would miss them), and the newest, which tells where the room goes on.
+        Durable when this returns; doing it twice changes nothing. Raises OSError.
+        """
+        async with self._filing:  # the open segment keeps its file and its name meanwhile
+            self._memory.erase(start, end)
+            closed = tuple(self._index)
+            for segment in closed:
+                first, last = max(segment.position, start), min(segment.end, end)
+                if first >= last:
+                    continue
+                if last - first == segment.samples and last <= journalled and segment != closed[-1]:
+                    await self.remove(segment)
+                else:
+                    await self._zero(segment, first, last)
+            if self._sheet and max(self._sheet.position, start) < min(self._sheet.end, end):
+                open_ = self._sheet.segment()
+                await self._zero(open_, max(open_.position, start), min(open_.end, end))
+            await self._run(self._disk.sync_folder, self._folder)
+
+    async def _zero(self, segment: Segment, start: int, end: int) -> None:
+        # The quota may have taken it, which is as good.
+        with suppress(FileNotFoundError):
+            offset = (start - segment.position) * WIDTH
+            await self._run(self._disk.erase, segment.path, offset, (end - start) * WIDTH)
+
+    async def sync(self) -> None:
+        """Make durable what was appended. What fails is logged and counted, and tried again with the next audio."""
+        async with self._filing:
+            if self._sheet:
+                with self._unsynced("sync"):
+                    await self._run(self._sheet.sync)
+
+    async def release(self) -> None:
+        """Close the file of the open segment, as it is: the next `open_spool` recovers it."""
+        await self.sync()
+        sheet, self._sheet = self._sheet, None
+        if sheet:
+            sheet.close()
+
+    async def _write(self, audio: bytes, at: datetime) -> Sheet:
+        sheet, first = self._sheet, self._sheet is None
+        if sheet is None:
+            sheet = self._sheet = await self._run(self._begin, audio, at)
+            self._fresh = False
+        else:
+            await self._run(sheet.write, audio)
+        sheet.count(audio, at, self.rate)
+        self._memory.add(Chunk(self.end, sheet.end, first, sheet.fresh, audio))
+        self.end = self._recorded = sheet.end
+        self.resting = False
+        self._readers.unpark_all()
+        return sheet
+
+    def _begin(self, audio: bytes, at: datetime) -> Sheet:
+        path = self._folder / name_segment(self.end, at, fresh=self._fresh)
+        make_folder(self._folder)
+        sheet = Sheet(self._disk, path, self.end, at, fresh=self._fresh)
+        try:
+            sheet.write(audio)
+        except OSError:
+            sheet.discard()
+            raise
+        return sheet
+
+    async def _file(self) -> Segment | None:
+        """Close the open segment and put it into the index."""
+        async with self._filing:
+            sheet = self._sheet
+            if sheet is None:
+                return None
+            for step in (sheet.sync, sheet.rename, sheet.close):
+                with self._unsynced(step.__name__):
+                    await self._run(step)
+            self._newest = sheet.segment()
+            self._index.add(self._newest)
+            self._sheet = None
+            return self._newest
+
+    @contextmanager
+    def _unsynced(self, step: str) -> Iterator[None]:
+        # The audio is written and readable. To give it up for a failed fsync would lose what most often is there.
+        try:
+            yield
+        except OSError as error:
+            self.unsynced += 1
+            log.error("spool.unsynced", folder=str(self._folder), step=step, error=str(error), count=self.unsynced)  # noqa: TRY400 - the error's text says it all
+
+    def _on_disk(self, position: int) -> Segment | None:
+        """The segment to read `position` from, unless memory has it. The open segment is always in memory."""
+        segment, memory = self._index.after(position), self._memory.first
+        if segment is None or (memory is not None and max(position, segment.position) >= memory):
+            return None
+        return segment
+
+    async def _load(self, segment: Segment, start: int, samples: int) -> bytes:
+        offset = (start - segment.position) * WIDTH
+        try:
+            audio = await self._run(self._disk.load, segment.path, offset, samples * WIDTH)
+        except OSError as error:
+            audio, reason = b"", str(error)
+        else:
+            reason = "shorter than it was"
+        audio = audio[: len(audio) // WIDTH * WIDTH]
+        if not audio and self._index.after(start) == segment:  # else it was removed meanwhile
+            log.error("segment.unreadable", file=str(segment.path), error=reason)
+            self._index.remove(segment.position)
+            self._lost.append(segment)
+        return audio
+
+    async def _run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        if self._inline:
+            return call(*args)
+        return await trio.to_thread.run_sync(call, *args, limiter=self._threads)
+
+
+@asynccontextmanager
+async def open_spool(
+    folder: Path,
+    *,
+    rate: int,
+    segment_seconds: float = 30.0,
+    sync_interval: float = 1.0,
+    inline: bool = False,
+    disk: Disk | None = None,
+) -> AsyncIterator[Spool]:
+    """The room's spool in `folder`, recovered, at `rate` Hz; synced every `sync_interval` seconds, and at the end.
+
+    `inline` touches the disk in the loop itself, for simulated time. Raises OSError when the folder cannot be used.
+    """
+    segments = recover_segments(folder) if inline else await trio.to_thread.run_sync(recover_segments, folder)
+    length = max(1, int(segment_seconds * rate))
+    spool = Spool(
+        folder,
+        rate,
+        segment=length,
+        sync_interval=sync_interval,
+        disk=disk or Disk(),
+        inline=inline,
+        segments=segments,
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_sync, spool)
+        try:
+            yield spool
+        finally:
+            with trio.CancelScope(shield=True):
+                await spool.release()
+            nursery.cancel_scope.cancel()
+
+
+async def _sync(spool: Spool) -> None:
+    while True:
+        await trio.sleep(spool.sync_interval)
+        await spool.sync()
+
+
+@asynccontextmanager
+async def left_alone(folder: Path, rate: int) -> AsyncIterator[Spool]:
+    """The spool in this folder, which nobody writes: so nobody waits for what may still come."""
+    async with open_spool(folder, rate=rate) as spool:
+        spool.end_of_data()
+        yield spool

@@ -1,0 +1,142 @@
+"""A speech service that is known by heart: v3 as AssemblyAI serves it, with a text that the audio itself determines.
+
+It hears the words of `roomtone.testing.spoken` and nothing else, in what was sent to it and not in what was meant to
+be, so that each word that a daemon misses, doubles or misplaces shows. It is as strict as the service is said to be
+(frames of 50 to 1000 ms, values of parameters, the key) and commits the faults that it is told to, see `faults`.
+
+    async with open_service(faults=script({0: [Drop(words=3)]})) as service:
+        async with open_session(service.url + "?" + query(streaming, rate), connect=service.connect) as session:
+            ...
+    assert service.sessions[0].numbers == [1, 2, 3]
+
+With `port=None` it opens no socket and lives in memory, so that a test can run on a virtual clock.
+"""
+
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import h11
+import trio
+import trio.testing
+from trio_websocket import ConnectionClosed, HandshakeError, WebSocketRequest, wrap_server_stream
+from wsproto.utilities import ProtocolError
+
+from roomtone.testing import faults as fault
+from roomtone.testing.fake_connection import Call, Line, Rules, SessionRecord
+from roomtone.testing.fake_session import Manner
+from roomtone.testing.faults import Fault, Faults, fair
+
+_BROKEN = (
+    ConnectionClosed,
+    HandshakeError,
+    h11.ProtocolError,
+    ProtocolError,
+    OSError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+)
+
+
+class Service:
+    """A running fake service. `sessions` has every connection that asked for an upgrade, in order.
+
+    `connections` counts those that did not, too.
+    """
+
+    def __init__(self, url: str, rules: Rules, nursery: trio.Nursery) -> None:
+        self.url = url
+        self.connections = 0
+        self.sessions: list[SessionRecord] = []
+        self._rules = rules
+        self._nursery = nursery
+
+    async def connect(self, url: str) -> trio.abc.Stream:
+        """The `connect` of `open_session`: a stream in memory to this service, whatever the address says."""
+        await trio.lowlevel.checkpoint()
+        near, far = trio.testing.memory_stream_pair()
+        self._nursery.start_soon(self.serve, far)
+        return near
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """One connection, from its first byte to its last; what breaks it is contained here."""
+        number = self.connections
+        self.connections += 1
+        line = Line(stream)
+        try:
+            async with trio.open_nursery() as nursery:
+                await self._answer(nursery, line, number, self._rules.faults(number))
+                nursery.cancel_scope.cancel()
+        except* _BROKEN:
+            pass
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _answer(self, nursery: trio.Nursery, line: Line, number: int, faults: Sequence[Fault]) -> None:
+        for one in faults:
+            match one:
+                case fault.Deaf():
+                    await trio.sleep_forever()
+                case fault.HangUp(garbage=garbage):
+                    await line.receive_some()
+                    await line.send_all(garbage)
+                    return
+        request = await wrap_server_stream(nursery, line)
+        record = self._register(number, request)
+        for one in faults:
+            if isinstance(one, fault.Refuse):
+                record.ended = f"HTTP {one.status}"
+                await _refuse(request, line, one)
+                return
+        try:
+            await Call(record, await request.accept(), line, faults, self._rules).run()
+        finally:
+            record.ended = record.ended or "broken"
+            record.ended_at = trio.current_time()
+
+    def _register(self, number: int, request: WebSocketRequest) -> SessionRecord:
+        record = SessionRecord(number, request)
+        limit = math.inf if self._rules.sessions_a_minute is None else self._rules.sessions_a_minute
+        record.crowded = sum(other.asked_at > record.asked_at - 60 for other in self.sessions) >= limit
+        self.sessions.append(record)
+        return record
+
+
+@asynccontextmanager
+async def open_service(
+    *,
+    manner: Manner | None = None,
+    faults: Faults = fair,
+    key: str | None = None,
+    port: int | None = 0,
+    rush: float | None = None,
+    sessions_a_minute: int | None = None,
+    utc: Callable[[], float] = time.time,
+) -> AsyncIterator[Service]:
+    """Serve v3 on 127.0.0.1, at `service.url`, until the context is left; sessions that are open break then.
+
+    `manner` is how it hears and answers; `key` is the only one that is let in, None lets in everybody. `rush`: more
+    audio than so many times real time, after 10 s of grace, ends a session with 3007. `sessions_a_minute`: more new
+    ones than that are refused with 3009. `utc` gives the Unix time for `expires_at`.
+    """
+    rules = Rules(manner or Manner(), faults, key, rush, sessions_a_minute, utc)
+    async with trio.open_nursery() as nursery:
+        if port is None:
+            service = Service("ws://service.test/v3/ws", rules, nursery)
+        else:
+            listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+            address = listeners[0].socket.getsockname()
+            service = Service(f"ws://127.0.0.1:{address[1]}/v3/ws", rules, nursery)
+            nursery.start_soon(trio.serve_listeners, service.serve, listeners)
+        yield service
+        nursery.cancel_scope.cancel()
+
+
+async def _refuse(request: WebSocketRequest, line: Line, one: fault.Refuse) -> None:
+    headers = [] if one.retry_after is None else [(b"Retry-After", one.retry_after.encode())]
+    if one.told:
+        await request.reject(one.status, extra_headers=headers, body=b"no")
+    else:
+        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        await line.send_all(b"HTTP/1.1 %d No\r\n%sConnection: close\r\n\r\nno" % (one.status, lines))
