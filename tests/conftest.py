@@ -1,6 +1,7 @@
 """What all tests share: the figures that some of them print stand at the end of a run, whatever runs them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
@@ -39,32 +40,35 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 LONGEST = (
-    "test_transcriber",
-    "test_systemd",
+    "speech/test_transcriber",
+    "systemd/test_service",
+    "systemd/test_service_commands",
+    "speech/test_hostile",
+    "systemd/test_service_install",
     "test_soak",
     "test_daemon",
     "test_crashes",
-    "test_engine",
-    "test_faults",
-    "test_cli",
-    "test_service",
-    "test_recognizer",
-    "test_delivery",
-    "test_clock",
-    "test_new",
-    "test_outages",
-    "test_governor",
-    "test_proof",
-    "test_limits",
-    "test_voice",
-    "test_conversations",
-    "test_forgetting",
-    "test_recorder",
-    "test_plugins_readme",
+    "recognizer/test_sphinx",
+    "speech/test_service_faults",
+    "cli/test_cli",
+    "control/test_commands",
+    "recognizer/test_server",
+    "delivery/test_runner",
+    "capture/test_clock",
+    "cli/test_sinks_new",
+    "delivery/test_outages",
+    "budget/test_governor",
+    "delivery/test_quarantine",
+    "systemd/test_limits",
+    "speech/test_vad",
+    "test_meeting",
+    "forget/test_forget",
+    "capture/test_recorder",
+    "plugins/test_readme",
     "test_disk_full",
-    "test_gate",
+    "speech/test_gate",
     "test_descriptors",
-    "test_analyst",
+    "llm/test_analyst",
 )
 """Modules that take long. They begin first, else one worker has one of them to itself while the others have ended; and
 they are marked `slow`, for `make check` leaves them out: a test there that takes a minute fails, and belongs here.
@@ -75,6 +79,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort by module, the longest first. `--no-loadscope-reorder` keeps xdist from doing it by the number of tests."""
     order = {name: place for place, name in enumerate(LONGEST)}
     for item in items:
-        if item.path.stem in order:
+        if module_of(item) in order:
             item.add_marker("slow")
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    items.sort(key=lambda item: order.get(module_of(item), len(order)))
+
+
+def module_of(item: pytest.Item) -> str:
+    """The item's module as its path below this folder, without the ending."""
+    return item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()

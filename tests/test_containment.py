@@ -20,7 +20,7 @@ from roomtone.events import Notice
 from roomtone.journal.journal import Journal, JournalError, Mark, open_journal
 from roomtone.monitoring import prometheus
 from roomtone.monitoring.report import Report
-from running import SINKS, events, run
+from support.daemon import SINKS, events, run
 
 SECRET = "what was said"
 

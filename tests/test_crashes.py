@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 import trio
 
-from aftermath import RATE, Aftermath, covers_of
-from dying import STEPS, cut_power
 from roomtone.testing.encoded_speech import quiet, speak
 from roomtone.testing.fake_service import open_service
-from running import SINKS, Run, events, recordings, run, write_wav
+from support.crash import STEPS, cut_power
+from support.crash_checks import RATE, Aftermath, covers_of
+from support.daemon import SINKS, Run, events, recordings, run, write_wav
 
 CI = 20
 KILLS = int(os.environ.get("ROOMTONE_KILLS", CI))
 """`make crash` asks for 200."""
 HERE = Path(__file__).parent
+SPEAKER = HERE / "support" / "endless_speaker.py"
 SECOND = 2 * RATE
 """Bytes of a second of audio."""
 
@@ -50,7 +51,7 @@ def desk_room(url: str) -> str:
     return f"""
 [rooms.desk]
 rate = {RATE}
-source = {{ kind = "command", argv = ["{sys.executable}", "{HERE / "talking.py"}", "{RATE}"], restart = "always" }}
+source = {{ kind = "command", argv = ["{sys.executable}", "{SPEAKER}", "{RATE}"], restart = "always" }}
 streaming = {{ endpoint = "{url}" }}
 """
 
@@ -167,7 +168,7 @@ class Mortal:
 @contextmanager
 def open_mortal() -> Iterator[Mortal]:
     environ = {key: value for key, value in os.environ.items() if key != "ASSEMBLYAI_API_KEY"}
-    command = [sys.executable, str(HERE / "dying.py")]
+    command = [sys.executable, str(HERE / "support" / "crash.py")]
     process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield Mortal(process)

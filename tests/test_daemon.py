@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from pulse import open_pulse
-from receiver import open_receiver
-from running import COMMAND, DEMO, SINKS, error_rate, events, recordings, run, words, write_wav
+from support.daemon import COMMAND, DEMO, SINKS, error_rate, events, recordings, run, words, write_wav
+from support.pulse import open_pulse
+from support.receiver import open_receiver
 
 RATE = 16_000
 SAID = words((DEMO / "meeting.txt").read_text())

@@ -14,7 +14,7 @@ import pytest
 
 from roomtone.cli import COMMANDS
 from roomtone.descriptors import MAX_DESCRIPTORS, Lines
-from running import COMMAND, SINKS, events, run
+from support.daemon import COMMAND, SINKS, events, run
 
 SECOND_OPEN = "import os, sys; from roomtone import descriptors; descriptors.prepare()\n"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import trio
 
-from receiver import Answer, open_receiver
 from roomtone.events import Notice, Turn
 from roomtone.journal.journal import open_journal
 from roomtone.testing.fake_service import open_service
 from roomtone.testing.faults import Close, Fault
-from running import COMMAND, events, run
+from support.daemon import COMMAND, events, run
+from support.receiver import Answer, open_receiver
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 WORDS = [f"zq{number}x" for number in range(390)]

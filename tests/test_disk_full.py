@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from aftermath import RATE, Aftermath, covers_of
 from roomtone.testing.fake_service import open_service
-from running import SINKS, events, run
+from support.crash_checks import RATE, Aftermath, covers_of
+from support.daemon import SINKS, events, run
 
 HERE = Path(__file__).parent
 SIZE = 16_000_000
@@ -49,7 +49,7 @@ def filled(disk: Path) -> Iterator[ExitStack]:
 
 
 def desk_room(url: str) -> str:
-    command = f'["{sys.executable}", "{HERE / "talking.py"}", "{RATE}"]'
+    command = f'["{sys.executable}", "{HERE / "support" / "endless_speaker.py"}", "{RATE}"]'
     return f"""
 [rooms.desk]
 rate = {RATE}

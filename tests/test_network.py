@@ -13,9 +13,6 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from journalled import Numbering, context
-from proxying import BEHIND, TinyProxy, make_certificate, open_proxy
-from receiver import open_receiver
 from roomtone import Turn
 from roomtone.llm.client import Failed, Gateway, Route, Verdict
 from roomtone.network import find_fault, open_stream, read_trust
@@ -28,7 +25,10 @@ from roomtone.testing.encoded_speech import speak
 from roomtone.testing.fake_service import open_service
 from roomtone_webhook import Webhook
 from roomtone_webhook.poster import Undelivered
-from running import COMMAND, SINKS, events, recordings, run, write_wav
+from support.daemon import COMMAND, SINKS, events, recordings, run, write_wav
+from support.journal import Numbering, context
+from support.proxy import BEHIND, TinyProxy, make_certificate, open_proxy
+from support.receiver import open_receiver
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 PASSWORD = "hid.den"

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import trio
 
-from journalled import context
-from receiver import open_receiver
 from roomtone.secret import SecretError, find_key
 from roomtone.testing.encoded_speech import speak
 from roomtone.testing.fake_service import open_service
 from roomtone_command import CommandSink
 from roomtone_webhook import Webhook
-from running import COMMAND, Run, events, run, write_wav
+from support.daemon import COMMAND, Run, events, run, write_wav
+from support.journal import context
+from support.receiver import open_receiver
 
 KEY = "key-that-nobody-may-see-4711"
 SECRETS = {

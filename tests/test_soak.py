@@ -29,7 +29,7 @@ from roomtone.spool.segment import Segment
 from roomtone.testing.encoded_speech import numbers_in, quiet, speak
 from roomtone.testing.fake_service import Service, open_service
 from roomtone.testing.faults import Drop, Expire, Fault, Refuse
-from speaking import RATE, Room, open_room, reach
+from support.virtual_room import RATE, Room, open_room, reach
 
 HOURS = int(os.environ.get("SOAK_HOURS", "2"))
 """Simulated hours in frames of audio; `make soak` asks for a day."""

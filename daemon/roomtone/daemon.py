@@ -6,8 +6,8 @@ the sinks get what is left. Streaming has a share of the grace period, so that a
 A second signal, or the end of the grace period, leaves at once, which the spool and the journal make harmless. Where
 even leaving takes long, for a disk or a plugin that hangs, the process ends all the same after LEAVING_TIMEOUT_S.
 
-What can be asked of the daemon while it runs is in `commands.py`, how it is asked in `control.py`, and what another
-configuration changes in `reloading.py`.
+`control/handlers.py` has what can be asked of the running daemon, `control/server.py` how it is asked, and
+`control/reload.py` what another configuration changes.
 """
 
 import math

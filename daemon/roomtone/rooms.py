@@ -361,5 +361,5 @@ class Rooms:
 
 
 def has_two_finals(streaming: Streaming) -> bool:
-    """Whether the model can send an unformatted and then a formatted final of one turn: see `speech/turns.py`."""
+    """Whether the model can send an unformatted and then a formatted final of one turn: see `protocol/turns.py`."""
     return bool(streaming.format_turns) and streaming.speech_model in US_MODELS

@@ -13,9 +13,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conversing import RATE, converse, judge, listen, sentences_in
-from make_speech import DIALOGUE, speak
 from roomtone.speech.vad import open_detector
+from support.make_speech import DIALOGUE, speak
+from support.meeting import RATE, converse, judge, listen, sentences_in
 
 SHORT = ("Yes.", "No, not yet.", "Hello?", "Okay.", "Stop.", "Come in.")
 VOICES = ("slt", "rms", "awb", "kal16")

@@ -1,6 +1,6 @@
 """The configuration as it is at work: frozen Structs, one for each table, and the keys that it names.
 
-How a file becomes one, and what is said of mistakes in it, is in `loading.py`.
+How a file becomes one, and what is said of mistakes in it, is in `config/loader.py`.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """How one sink stands, and what the log and a person are told of it.
 
-A failure is told to the log at once and then ever rarer, and to a person where it lasts: see `streak.py`.
+A failure is told to the log at once and then ever rarer, and to a person where it lasts: see `delivery/alerting.py`.
 """
 
 import math

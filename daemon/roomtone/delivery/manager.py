@@ -49,7 +49,7 @@ class Outlet:
         return self._delivery.is_deaf()
 
     def look(self) -> None:
-        """Look for orders: see `orders.py`."""
+        """Look for orders: see `delivery/controls.py`."""
         self._delivery.look()
 
     def finish(self) -> None:

@@ -127,7 +127,7 @@ class Delivery:
                 return
 
     def look(self) -> None:
-        """Have it look for orders, see `orders.py`: another process has written the journal."""
+        """Have it look for orders, see `delivery/controls.py`: another process has written the journal."""
         self._called.set()
 
     def leave(self) -> None:

@@ -183,7 +183,7 @@ class _SearchFailed(Exception):  # noqa: N818 - it says what is true
 
 
 async def _search(order: Order) -> Search:
-    """Search in a process of its own: see `remains.py` for why. Cancelling it kills the process.
+    """Search in a process of its own: see `forget/search.py` for why. Cancelling it kills the process.
 
     Errors: OSError where none can be started, SearchFailed.
     """

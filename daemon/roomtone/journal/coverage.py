@@ -18,7 +18,7 @@ from roomtone.spans import Spans
 
 NOISE = timedelta(seconds=0.75)
 """Time between two stretches up to which it is the noise of clocks: less than 200 ms of lateness, and naps of the
-machine of less than half a second, are never held to be lost (`capture/account.py`).
+machine of less than half a second, are never held to be lost (`capture/sample_accounting.py`).
 """
 
 State: TypeAlias = Literal["silent", "unsent", "transcribed", "pending", "forgotten", "removed", "lost", "unexplained"]

@@ -1,4 +1,4 @@
-"""The journal's file: every statement that touches its tables. Synchronous; `journal.py` puts it into trio.
+"""The journal's file: every statement that touches its tables. Synchronous; `journal/journal.py` puts it into trio.
 
 SQLite in WAL mode with synchronous=FULL: what `transact` has returned survives a power cut. Two connections: one
 writes, the other can only read, so that reading never waits for writing. Each is used by one thread at a time.
@@ -426,7 +426,7 @@ class Database:
 
 @contextmanager
 def open_database(path: Path) -> Iterator[Database]:
-    """Open the file, as `tables.open_file` does. The caller holds the folder (`places.lock`): seq is counted in this
+    """Open the file, as `schema.open_file` does. The caller holds the folder (`paths.lock`): seq is counted in this
     process, and a second one that writes is refused by the table's primary key.
     """
     with open_file(path) as connections:

@@ -328,7 +328,7 @@ class Journal:
 
 @asynccontextmanager
 async def open_journal(path: Path, *, inline: bool = False) -> AsyncIterator[Journal]:
-    """The journal in that file, made when it is absent. The caller holds the folder (`places.lock`).
+    """The journal in that file, made when it is absent. The caller holds the folder (`paths.lock`).
 
     SQLite runs in two threads, one that writes and one that reads; with `inline` in the loop itself, for virtual time.
     A damaged file is moved aside, and the new journal begins with a notice. Errors: JournalError, for a file of a

@@ -68,7 +68,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """What a session's `Begin` says in `configuration.model`."""
+        """What a session's `Begin` says in `config.model`."""
 
     @property
     def rate(self) -> int:

@@ -1,4 +1,4 @@
-"""Keeps room on the disk: audio and events go by the rules of `retention.py`, and what runs full is told.
+"""Keeps room on the disk: audio and events go by the rules of `retention/policy.py`, and what runs full is told.
 
 Events go when they are old, or the journal is over its quota, and every configured sink has acknowledged them. For one
 whose plugin does not load both audio and events wait as for one that is paused. A sink that is configured no more holds
@@ -228,7 +228,7 @@ class _Keeper:
         return [*self._rules.sinks(), *(name for name in self._rules.unloaded() if name in known)]
 
     async def _pins(self) -> dict[str, object]:
-        """Which rooms' audio each of them pins, by name: see `pins.py`."""
+        """Which rooms' audio each of them pins, by name: see `delivery/controls.py`."""
         sinks, unloaded = self._rules.sinks(), self._rules.unloaded()
         noted = {name: await self._journal.mark(pins_key(name)) for name in unloaded if name not in sinks}
         return {name: pins_of(sink) for name, sink in sinks.items()} | noted

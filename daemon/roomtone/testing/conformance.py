@@ -206,7 +206,7 @@ class Bench:
         return [key for event in given if kind_of(event) in self.kinds and (key := self._key(event)) not in found]
 
     def files_with(self, given: Sequence[Durable]) -> list[Path]:
-        """The sink's files that have anything of these. It must be closed: see `remains.py`."""
+        """The sink's files that have anything of these. It must be closed: see `forget/search.py`."""
         places = [place for place in self.folder.iterdir() if place.name != ".room"]
         order = Order(
             places=(*map(str, places), str(self.context.state)),

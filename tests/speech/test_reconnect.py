@@ -1,0 +1,33 @@
+"""How long a room waits before it tries for a session again: as long as the service asks for, and a person needs."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from roomtone.protocol.messages import Verdict
+from roomtone.speech.reconnect import REFUSED, Attempts
+from roomtone.speech.session import Ending
+from roomtone.testing.fake_service import open_service
+from support.virtual_room import open_room, reach
+
+
+@pytest.mark.parametrize(
+    ("verdict", "wait", "least"),
+    [
+        (Verdict.RETRY, 0.0, 0.0),
+        (Verdict.BACK_OFF, 0.0, 0.0),
+        (Verdict.BACK_OFF, 7.0, 7.0),
+        (Verdict.BACK_OFF_A_MINUTE, 0.0, 60.0),
+        (Verdict.BACK_OFF_A_MINUTE, 600.0, 600.0),
+        (Verdict.FATAL, 0.0, REFUSED),
+        (Verdict.FATAL, 7.0, REFUSED),
+    ],
+)
+async def test_the_next_attempt(
+    verdict: Verdict, wait: float, least: float, tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """No sooner than that, and at most the first back-off of half a second later."""
+    async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
+        ending = Ending(complete=False, verdict=verdict, text="", wait=wait)
+        assert least <= Attempts(room.desk, trio.Event()).next_delay(ending) <= least + 0.5
