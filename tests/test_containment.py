@@ -132,7 +132,7 @@ async def test_metrics_that_fail_are_served_again(tmp_path: Path) -> None:
                     except (OSError, trio.BrokenResourceError):
                         await trio.sleep(0.02)
         while len(await notices(journal)) < 2:
-            await journal.grown(journal.tip)
+            await journal.wait_after(journal.tip)
         nursery.cancel_scope.cancel()
 
 

@@ -21,7 +21,7 @@ from roomtone.config.model import Storage
 from roomtone.delivery.runner import Delivery
 from roomtone.events import Audio, Durable, SessionEnded, SessionStarted, Turn, Word
 from roomtone.journal.coverage import summarize
-from roomtone.journal.records import Cover, Mark
+from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.retention.cleanup import Instruments, Rules, keep_room
 from roomtone.sinks import Context, Sink, hookimpl
 from roomtone.speech.transcriber import transcribe
@@ -98,7 +98,7 @@ async def record(room: Room, minutes: range) -> None:
                 await room.journal.commit(*facts_of(segment))
 
 
-def facts_of(segment: Segment) -> tuple[Audio | Cover | Mark, ...]:
+def facts_of(segment: Segment) -> tuple[Audio | CoverageSpan | Mark, ...]:
     until = segment.at + segment.samples / RATE * SECOND
     return (
         Audio(
@@ -109,7 +109,7 @@ def facts_of(segment: Segment) -> tuple[Audio | Cover | Mark, ...]:
             rate=RATE,
             file=str(segment.path),
         ),
-        Cover(
+        CoverageSpan(
             room="desk",
             start=segment.position,
             end=segment.end,
@@ -235,7 +235,7 @@ async def live_a_day(folder: Path, service: Service, sink: Counting, day: int) -
             await room.spool.append(bytes(2 * RATE), at)
             segment = await room.spool.cut()
             assert segment is not None
-            silent = Cover("desk", segment.position, segment.end, "silent", None, at, at + SECOND)
+            silent = CoverageSpan("desk", segment.position, segment.end, "silent", None, at, at + SECOND)
             heard = Mark("room/desk/acknowledged", segment.end)
             await room.journal.commit(*facts_of(segment), silent, heard, *talk(24 * day + hour, segment))
             await trio.sleep(3600)

@@ -27,7 +27,7 @@ from roomtone.capture.source_process import Block, SourceEnded, SourceFailed
 from roomtone.capture.sources import Command, File, Microphone, Source
 from roomtone.events import KINDS, Audio, Durable, Gap, Level, Muted, RecordingStarted, RecordingStopped, Turn, Word
 from roomtone.journal.journal import Journal, open_journal
-from roomtone.journal.records import Cover, Fact, Mark
+from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.live import Live
 from roomtone.spool.spool import Disk, Spool, open_spool
 
@@ -296,7 +296,7 @@ async def play(
         return await run.journal.read(0)
 
 
-def of(kind: type[Any], events: Iterable[Fact]) -> list[Any]:
+def of(kind: type[Any], events: Iterable[Record]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
@@ -695,12 +695,12 @@ async def test_a_stop_that_is_older_than_the_audio_is_not_believed(tmp_path: Pat
         Mark("room/desk/acknowledged", 20_000),
         Mark("room/desk/audio", 20_000),
         Mark("room/desk/stopped", {"position": 20_000, "at": utc(50).isoformat(), "cause": "daemon down"}),
-        Cover("desk", 9_000, 20_000, "transcribed", None, utc(9), utc(20)),
+        CoverageSpan("desk", 9_000, 20_000, "transcribed", None, utc(9), utc(20)),
     ],
     ids=["acknowledged", "audio", "stopped", "cover"],
 )
 async def test_a_position_that_the_journal_knows_is_not_given_again(
-    tmp_path: Path, autojump_clock: Clock, fact: Fact
+    tmp_path: Path, autojump_clock: Clock, fact: Record
 ) -> None:
     """Audio that the disk has lost: new audio in its place would be taken for it, and never be transcribed."""
     await play(tmp_path, [Talk(10)], 11)
@@ -792,11 +792,11 @@ async def test_what_waits_at_the_stop_is_said_when_there_is_room_soon(tmp_path: 
 
 async def test_that_it_is_muted_is_said_with_the_end_of_the_recording(tmp_path: Path, autojump_clock: Clock) -> None:
     """In one transaction: a crash between them would leave a room that is neither."""
-    commits: list[Sequence[Fact]] = []
+    commits: list[Sequence[Record]] = []
     async with open_run(tmp_path, [Talk(100)]) as run, trio.open_nursery() as nursery:
         commit = run.journal.commit
 
-        async def note(*facts: Fact) -> Sequence[Durable]:
+        async def note(*facts: Record) -> Sequence[Durable]:
             commits.append(facts)
             return await commit(*facts)
 
@@ -897,7 +897,7 @@ async def _check(folder: Path, runs: list[tuple[list[Act], bool]]) -> None:
                 _assert_accounted(events, covers, run.spool)
 
 
-def _assert_accounted(events: list[Durable], covers: list[Cover], spool: Spool) -> None:
+def _assert_accounted(events: list[Durable], covers: list[CoverageSpan], spool: Spool) -> None:
     audio = [(one.position, one.position + one.samples) for one in of(Audio, events)]
     gaps = [(gap.start, gap.end) for gap in of(Gap, events) if gap.start < gap.end]
     assert audio == [(segment.position, segment.end) for segment in spool.segments()]

@@ -32,7 +32,7 @@ from roomtone.cli.recording_summary import Tally, coverage_of
 from roomtone.config.toml_file import ConfigError
 from roomtone.events import Audio, Gap, Level, Notice, RecordingStarted, Turn, Word
 from roomtone.journal.journal import open_journal
-from roomtone.journal.records import Cover
+from roomtone.journal.records import CoverageSpan
 from roomtone.journal.schema import JournalError
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -568,8 +568,8 @@ def test_no_devices(home: Path) -> None:
 # What the demo is made of
 
 
-def cover(start: int, end: int, state: str) -> Cover:
-    return Cover("a", start, end, state, None, AT, AT)  # type: ignore[arg-type]  # one of the four states
+def cover(start: int, end: int, state: str) -> CoverageSpan:
+    return CoverageSpan("a", start, end, state, None, AT, AT)  # type: ignore[arg-type]  # one of the four states
 
 
 def test_coverage() -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from roomtone import cli
 from roomtone.events import Cause
 from roomtone.journal.journal import open_journal
-from roomtone.journal.records import Cover, Mark
+from roomtone.journal.records import CoverageSpan, Mark
 
 RATE = 16_000
 MINUTE = 60 * RATE
@@ -18,10 +18,10 @@ BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
 CONFIG = '[service]\nstate = "state"\n[rooms.desk]\nsource = { kind = "microphone" }\n'
 
 
-def cover(state: str, start: int, end: int, *, cause: Cause | None = None) -> Cover:
+def cover(state: str, start: int, end: int, *, cause: Cause | None = None) -> CoverageSpan:
     """These minutes of the desk."""
     times = (BEGAN + timedelta(minutes=minute) for minute in (start, end))
-    return Cover("desk", start * MINUTE, end * MINUTE, state, cause, *times)  # type: ignore[arg-type]
+    return CoverageSpan("desk", start * MINUTE, end * MINUTE, state, cause, *times)  # type: ignore[arg-type]
 
 
 WHOLE = (
@@ -33,7 +33,7 @@ WHOLE = (
 )
 
 
-async def journal(folder: Path, *covers: Cover) -> None:
+async def journal(folder: Path, *covers: CoverageSpan) -> None:
     """A state with this coverage."""
     (folder / "roomtone.toml").write_text(CONFIG)
     async with open_journal(folder / "state" / "journal.sqlite", inline=True) as opened:

@@ -11,7 +11,7 @@ from roomtone import cli, paths
 from roomtone.cli.commands.transcribe import never_sent
 from roomtone.events import Turn
 from roomtone.journal.journal import open_journal
-from roomtone.journal.records import Cover, Mark
+from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.spans import Spans
 from roomtone.spool.spool import open_spool
 from roomtone.testing.encoded_speech import numbers_in, quiet, speak
@@ -27,13 +27,15 @@ def at(position: int) -> datetime:
     return BEGAN + timedelta(seconds=position / RATE)
 
 
-def cover(state: str, start: int, end: int) -> Cover:
-    return Cover("desk", start, end, state, None, at(start), at(end))  # type: ignore[arg-type]
+def cover(state: str, start: int, end: int) -> CoverageSpan:
+    return CoverageSpan("desk", start, end, state, None, at(start), at(end))  # type: ignore[arg-type]
 
 
 def test_only_what_was_never_sent() -> None:
     """Between two times, what is unsent and not in the transcript; time without a source is no position."""
-    later = Cover("desk", 100 * RATE, 200 * RATE, "captured", None, *(BEGAN + timedelta(hours=at) for at in (1, 2)))
+    later = CoverageSpan(
+        "desk", 100 * RATE, 200 * RATE, "captured", None, *(BEGAN + timedelta(hours=at) for at in (1, 2))
+    )
     covers = [
         cover("captured", 0, 100 * RATE),
         later,

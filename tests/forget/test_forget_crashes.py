@@ -15,7 +15,7 @@ from roomtone.events import Forgotten, Interim, Level, Turn, Word
 from roomtone.forget.room import Heard, Premises, Stretch, closed, forget, locate, resume
 from roomtone.journal.coverage import summarize
 from roomtone.journal.journal import Journal, open_journal
-from roomtone.journal.records import Fact, Mark
+from roomtone.journal.records import Mark, Record
 from roomtone.live import Live
 from roomtone.spool.disk import Disk
 from roomtone.spool.spool import Spool, open_spool
@@ -48,7 +48,7 @@ async def record(folder: Path) -> None:
         await journal.commit(Mark("room/desk/acknowledged", 44 * RATE))
         for second in range(SECONDS):
             segment = await spool.append(sound(second), at(second))
-            facts: list[Fact] = [turn(second)]
+            facts: list[Record] = [turn(second)]
             if segment is not None and segment.end <= 80 * RATE:
                 facts += audio_entry("desk", RATE, segment)
             await journal.commit(*facts)

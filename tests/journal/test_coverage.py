@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roomtone.events import Cause
 from roomtone.journal.coverage import Summary, Unexplained, draw, summarize
-from roomtone.journal.records import Cover
+from roomtone.journal.records import CoverageSpan
 
 RATE = 1000
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,7 +37,7 @@ Forgotten = st.builds(Piece, st.just("unexplained"), st.integers(1, 9), st.boole
 First = st.builds(Piece, st.just("silent"), st.integers(1, 9), st.just(value=True))
 
 
-def kept(covers: list[Cover], cover: Cover) -> list[Cover]:
+def kept(covers: list[CoverageSpan], cover: CoverageSpan) -> list[CoverageSpan]:
     """The rows with one more, joined as the journal joins them."""
     for other in [one for one in covers if cover.adjoins(one)]:
         covers = [one for one in covers if one is not other]
@@ -45,21 +45,21 @@ def kept(covers: list[Cover], cover: Cover) -> list[Cover]:
     return [*covers, cover]
 
 
-def happen(pieces: list[Piece]) -> list[Cover]:
+def happen(pieces: list[Piece]) -> list[CoverageSpan]:
     """The journal's coverage of these pieces, one after the other."""
-    covers: list[Cover] = []
+    covers: list[CoverageSpan] = []
     position, time = 0, BEGAN
     for piece in pieces:
         end, until = position + piece.seconds * RATE * piece.audio, time + timedelta(seconds=piece.seconds)
         match piece.what:
             case "lost":
-                covers = kept(covers, Cover("desk", position, end, "lost", piece.cause, time, until))
+                covers = kept(covers, CoverageSpan("desk", position, end, "lost", piece.cause, time, until))
             case "unexplained":
                 pass
             case _:
-                covers = kept(covers, Cover("desk", position, end, "captured", None, time, until))
+                covers = kept(covers, CoverageSpan("desk", position, end, "captured", None, time, until))
                 if piece.what != "pending":
-                    covers = kept(covers, Cover("desk", position, end, piece.what, None, time, until))  # type: ignore[arg-type]
+                    covers = kept(covers, CoverageSpan("desk", position, end, piece.what, None, time, until))  # type: ignore[arg-type]
         position, time = end, until
     return covers
 
@@ -125,9 +125,9 @@ def test_a_clock_that_is_set_back_explains_nothing_away() -> None:
     back = timedelta(hours=-1)
     covers = happen([Piece("silent", 5), Piece("silent", 5), Piece("unexplained", 3, audio=False), Piece("silent", 5)])
     rows = sorted((row for row in covers if row.state == "captured"), key=lambda row: row.start)
-    first = Cover("desk", 0, 5000, "captured", None, BEGAN, BEGAN + timedelta(seconds=5))
-    rest = [Cover("desk", 5000, 10_000, "captured", None, first.until + back, rows[0].until + back)]
-    rest.append(Cover("desk", 10_000, 15_000, "captured", None, rows[1].from_ + back, rows[1].until + back))
+    first = CoverageSpan("desk", 0, 5000, "captured", None, BEGAN, BEGAN + timedelta(seconds=5))
+    rest = [CoverageSpan("desk", 5000, 10_000, "captured", None, first.until + back, rows[0].until + back)]
+    rest.append(CoverageSpan("desk", 10_000, 15_000, "captured", None, rows[1].from_ + back, rows[1].until + back))
 
     summary = summarize("desk", RATE, [first, *rest])
 
@@ -139,9 +139,9 @@ def test_a_clock_that_is_set_forward_is_explained() -> None:
     """The hours that it jumps over are no time that was lost: what was captured around them is one stretch."""
     hours = timedelta(hours=3)
     (first,) = (row for row in happen([Piece("silent", 5)]) if row.state == "captured")
-    step = Cover("desk", 5000, 5000, "captured", None, first.until, first.until + hours)
-    after = Cover("desk", 5000, 9000, "captured", None, step.until, step.until + timedelta(seconds=4))
-    rows: list[Cover] = []
+    step = CoverageSpan("desk", 5000, 5000, "captured", None, first.until, first.until + hours)
+    after = CoverageSpan("desk", 5000, 9000, "captured", None, step.until, step.until + timedelta(seconds=4))
+    rows: list[CoverageSpan] = []
     for row in (first, step, after):
         rows = kept(rows, row)
 
@@ -155,7 +155,7 @@ def test_a_clock_that_is_set_forward_is_explained() -> None:
 def test_what_is_captured_and_lost_is_a_contradiction() -> None:
     """A sample has one fate."""
     covers = happen([Piece("silent", 5)])
-    covers.append(Cover("desk", 1000, 2000, "lost", "device", BEGAN, BEGAN + timedelta(seconds=1)))
+    covers.append(CoverageSpan("desk", 1000, 2000, "lost", "device", BEGAN, BEGAN + timedelta(seconds=1)))
     summary = summarize("desk", RATE, covers)
 
     assert summary is not None

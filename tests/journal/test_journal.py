@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roomtone.events import Durable, Gap, Muted, Notice
-from roomtone.journal.journal import Cover, Fact, Journal, JournalError, Mark, Unwritable, open_journal
+from roomtone.journal.journal import CoverageSpan, Journal, JournalError, Mark, Record, Unwritable, open_journal
 from roomtone.journal.records import next_id
 from roomtone.journal.schema import SCHEMA
 from support.journal import fill_disk
@@ -31,10 +31,10 @@ def notice(text: str = "hello", *, room: str = "desk", position: int = 0) -> Not
     return Notice(room=room, position=position, at=NOW, severity="info", code="test.ran", text=text)
 
 
-def cover(start: int, end: int, state: Any = "transcribed", *, at: float = 0.0, cause: Any = None) -> Cover:
+def cover(start: int, end: int, state: Any = "transcribed", *, at: float = 0.0, cause: Any = None) -> CoverageSpan:
     """A stretch that begins `at` seconds and lasts a second for each position."""
     from_ = NOW + timedelta(seconds=at)
-    return Cover("desk", start, end, state, cause, from_, from_ + timedelta(seconds=end - start))
+    return CoverageSpan("desk", start, end, state, cause, from_, from_ + timedelta(seconds=end - start))
 
 
 def seqs(events: list[Durable]) -> list[int]:
@@ -158,11 +158,11 @@ async def test_what_is_committed_is_on_the_disk(path: Path) -> None:
         Mark("bad \ud800", 1),
         Mark("key", object()),
         msgspec.structs.replace(notice(), position=2**63),
-        Cover("desk", 0, 2**70, "captured", None, NOW, NOW),
+        CoverageSpan("desk", 0, 2**70, "captured", None, NOW, NOW),
         notice("x" * 5000),
     ],
 )
-async def test_what_cannot_be_written_fails_for_its_owner_alone(path: Path, poison: Fact) -> None:
+async def test_what_cannot_be_written_fails_for_its_owner_alone(path: Path, poison: Record) -> None:
     """Those who share a transaction with it are done, and nothing of it is; the numbers have no hole."""
     failed: list[str] = []
 
@@ -251,12 +251,12 @@ async def test_wakes_those_who_wait_for_more(path: Path) -> None:
     """`grown` returns when, and not before, there is an event after that seq."""
     async with open_journal(path, inline=True) as journal:
         await journal.commit(notice())
-        await journal.grown(0)
+        await journal.wait_after(0)
         woken = False
 
         async def wait() -> None:
             nonlocal woken
-            await journal.grown(1)
+            await journal.wait_after(1)
             woken = True
 
         async with trio.open_nursery() as nursery:

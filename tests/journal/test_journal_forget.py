@@ -8,7 +8,7 @@ from pathlib import Path
 
 from roomtone.events import Analysis, Answer, Durable, Forgotten, Notice, Turn, Word
 from roomtone.journal.journal import Journal, open_journal
-from roomtone.journal.records import Cover, Mark
+from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.journal.words import program_words
 
 RATE = 1000
@@ -188,9 +188,9 @@ async def test_what_a_refusal_quotes_goes_too(tmp_path: Path) -> None:
 async def test_the_account_stays_whole(tmp_path: Path) -> None:
     """What was captured and lost stays; where somebody spoke is no longer told inside, and is as before outside."""
     rows = [
-        Cover("desk", 0, 60 * RATE, "captured", None, at(0), at(60)),
-        Cover("desk", 0, 20 * RATE, "silent", None, at(0), at(20)),
-        Cover("desk", 20 * RATE, 50 * RATE, "transcribed", None, at(20), at(50)),
+        CoverageSpan("desk", 0, 60 * RATE, "captured", None, at(0), at(60)),
+        CoverageSpan("desk", 0, 20 * RATE, "silent", None, at(0), at(20)),
+        CoverageSpan("desk", 20 * RATE, 50 * RATE, "transcribed", None, at(20), at(50)),
     ]
     async with open_journal(tmp_path / "journal.sqlite") as journal:
         await journal.commit(*rows)

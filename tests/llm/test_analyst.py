@@ -17,7 +17,7 @@ from roomtone.budget.governor import open_governor
 from roomtone.budget.ledger import SPENT, Books
 from roomtone.budget.limits import Budget
 from roomtone.events import Analysis, Answer, Forgotten, Notice, RecordingStopped, Turn, Word
-from roomtone.journal.journal import Cover, Journal, Mark, open_journal
+from roomtone.journal.journal import CoverageSpan, Journal, Mark, open_journal
 from roomtone.llm import client as gateway
 from roomtone.llm.analyst import Analyst, open_analyst
 from roomtone.llm.completion import Access, Price
@@ -67,8 +67,8 @@ class Talk:
         assert isinstance(event, Turn)
         return event
 
-    def cover(self, state: Any, start: int, end: int) -> Cover:
-        return Cover("desk", start, end, state, None, BEGAN, BEGAN)
+    def cover(self, state: Any, start: int, end: int) -> CoverageSpan:
+        return CoverageSpan("desk", start, end, state, None, BEGAN, BEGAN)
 
     async def be_quiet(self, minutes: float) -> None:
         """Silence, transcribed as it passes."""

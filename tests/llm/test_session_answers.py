@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from roomtone.events import Answer, Durable, Notice, Turn
-from roomtone.journal.journal import Fact
+from roomtone.journal.journal import Record
 from roomtone.llm.room_answers import Answers, Policy, Unanswered
 from roomtone.llm.session_answers import MAX_UNCLAIMED_BYTES, Replies
 from roomtone.protocol.messages import LLMGatewayResponse
@@ -36,14 +36,14 @@ def answer(replies: Replies) -> None:
     replies.take(LLMGatewayResponse(0, "Hello.", {"choices": [{"message": {"content": "Hi!"}}]}))
 
 
-def due(replies: Replies, now: float) -> list[Fact]:
+def due(replies: Replies, now: float) -> list[Record]:
     with replies.due(now) as facts:
         return facts
 
 
-def fail(replies: Replies, now: float) -> list[Fact]:
+def fail(replies: Replies, now: float) -> list[Record]:
     """A commit that is cancelled."""
-    given: list[Fact] = []
+    given: list[Record] = []
 
     def commit() -> None:
         with replies.due(now) as facts:
@@ -56,7 +56,7 @@ def fail(replies: Replies, now: float) -> list[Fact]:
     return given
 
 
-def events(facts: list[Fact]) -> list[type[Durable]]:
+def events(facts: list[Record]) -> list[type[Durable]]:
     return [type(fact) for fact in facts if isinstance(fact, Durable)]
 
 

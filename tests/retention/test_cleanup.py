@@ -18,7 +18,7 @@ from roomtone.delivery.audio_pins import pins_mark
 from roomtone.events import Notice
 from roomtone.journal.coverage import summarize
 from roomtone.journal.journal import Journal, JournalError, open_journal
-from roomtone.journal.records import Cover, Mark
+from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.retention.cleanup import INTERVAL, PRUNING, Instruments, Rules, Space, keep_room
 from roomtone.retention.policy import MARGIN
 from roomtone.spool.segment import list_segments, name_segment
@@ -352,8 +352,8 @@ async def test_old_coverage_goes_whole(tmp_path: Path) -> None:
             start, at = minute * MINUTE, BEGAN + timedelta(minutes=minute)
             end, until = start + MINUTE, at + timedelta(minutes=1)
             await journal.commit(
-                Cover("desk", start, end, "captured", None, at, until),
-                Cover("desk", start, end, "transcribed" if minute % 2 else "silent", None, at, until),
+                CoverageSpan("desk", start, end, "captured", None, at, until),
+                CoverageSpan("desk", start, end, "transcribed" if minute % 2 else "silent", None, at, until),
             )
         assert await journal.prune_coverage(BEGAN + timedelta(minutes=60, seconds=30)) == 60
         summary = summarize("desk", RATE, await journal.covered("desk"))

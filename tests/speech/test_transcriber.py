@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 from conftest import Report
 from roomtone.events import Notice, SessionEnded
-from roomtone.journal.records import Cover, Mark
+from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.protocol.parameters import Streaming
 from roomtone.protocol.session_parameters import Terms
 from roomtone.spans import Spans
@@ -643,7 +643,7 @@ async def test_a_spool_that_was_removed_closes_its_holes(
     end = 300 * RATE
     async with open_service(port=None, utc=trio.current_time) as service, open_room(tmp_path, reach(service)) as room:
         await room.journal.commit(
-            Cover("desk", 0, end, "captured", None, BEGAN, BEGAN + timedelta(seconds=300)),
+            CoverageSpan("desk", 0, end, "captured", None, BEGAN, BEGAN + timedelta(seconds=300)),
             Mark("room/desk/acknowledged", 290 * RATE),
             Mark("room/desk/holes", [[40 * RATE, 60 * RATE], [100 * RATE, 110 * RATE]]),
         )

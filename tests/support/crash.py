@@ -28,7 +28,7 @@ from roomtone.config import model as configuration
 from roomtone.config import toml_file as document
 from roomtone.delivery.plugins import load_plugins
 from roomtone.journal.database import Database
-from roomtone.journal.records import Cover, Mark
+from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.monitoring import logs
 
 STEPS = ("asked", "begun", "half", "done", "committed")
@@ -66,7 +66,7 @@ def arm(executioner: Executioner) -> None:
         for fact in several:
             facts.append(fact.key.split("/")[-1] if isinstance(fact, Mark) else type(fact).__name__)
             events += put(self, [fact])
-            if isinstance(fact, Cover | Mark) or len(several) > 1:
+            if isinstance(fact, CoverageSpan | Mark) or len(several) > 1:
                 executioner.pass_(name("half"))
         return tuple(events)
 

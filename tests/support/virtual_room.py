@@ -10,7 +10,7 @@ import trio
 
 from roomtone.events import Turn
 from roomtone.journal.journal import Journal, open_journal
-from roomtone.journal.records import Cover
+from roomtone.journal.records import CoverageSpan
 from roomtone.live import Live
 from roomtone.protocol import parameters
 from roomtone.protocol.parameters import Streaming
@@ -65,7 +65,7 @@ class Room(NamedTuple):
             position = max(position, end)
         return missing + self.spool.end - position
 
-    async def covers(self) -> Sequence[Cover]:
+    async def covers(self) -> Sequence[CoverageSpan]:
         return await self.journal.covered("desk")
 
 

@@ -24,7 +24,7 @@ from roomtone.budget.ledger import PAID, SPENT, Bill, Books, Running, Spent, day
 from roomtone.budget.limits import Budget, Course, Period
 from roomtone.events import Notice, Severity
 from roomtone.journal.journal import Journal
-from roomtone.journal.records import Fact, Mark
+from roomtone.journal.records import Mark, Record
 from roomtone.protocol.parameters import Streaming
 from roomtone.protocol.session_parameters import Terms
 
@@ -42,17 +42,17 @@ _TOLD = "budget/told"
 class Meter(Protocol):
     """Counts the sessions of one room. What it returns is to be committed with the beginning and the end."""
 
-    def begin(self, session: str) -> Sequence[Fact]: ...
-    def end(self, session: str, seconds: float) -> Sequence[Fact]: ...
+    def begin(self, session: str) -> Sequence[Record]: ...
+    def end(self, session: str, seconds: float) -> Sequence[Record]: ...
 
 
 class Free:
     """The meter of sessions that cost nothing."""
 
-    def begin(self, session: str) -> Sequence[Fact]:
+    def begin(self, session: str) -> Sequence[Record]:
         return ()
 
-    def end(self, session: str, seconds: float) -> Sequence[Fact]:
+    def end(self, session: str, seconds: float) -> Sequence[Record]:
         return ()
 
 
@@ -184,7 +184,7 @@ class Governor:
             return TICK
         return min(TICK, max(1.0, min(left) / burning))
 
-    def begin(self, session: str, room: str, streaming: Streaming) -> Sequence[Fact]:
+    def begin(self, session: str, room: str, streaming: Streaming) -> Sequence[Record]:
         """See Meter."""
         self._wake.set()
         self._advance()
@@ -192,13 +192,13 @@ class Governor:
         self._books.begin(session, room, price=price, leak=leak, now=self._utc())
         return self._facts()
 
-    def end(self, session: str, seconds: float) -> Sequence[Fact]:
+    def end(self, session: str, seconds: float) -> Sequence[Record]:
         """See Meter. The budget is looked at as soon as that is committed."""
         self._books.end(session, seconds, self._utc())
         self._wake.set()
         return [*self._facts(), Mark(_OPEN + session, None)]
 
-    def _facts(self) -> list[Fact]:
+    def _facts(self) -> list[Record]:
         running = self._books.running.items()
         return [
             *self._books.changes(),
@@ -233,10 +233,10 @@ class _Meter(NamedTuple):
     room: str
     terms: Terms
 
-    def begin(self, session: str) -> Sequence[Fact]:
+    def begin(self, session: str) -> Sequence[Record]:
         return self.governor.begin(session, self.room, self.terms.streaming)
 
-    def end(self, session: str, seconds: float) -> Sequence[Fact]:
+    def end(self, session: str, seconds: float) -> Sequence[Record]:
         return self.governor.end(session, seconds)
 
 

@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from roomtone.journal.journal import Journal
-from roomtone.journal.records import Fact
+from roomtone.journal.records import Record
 
 AGAIN = 5.0
 """Seconds until the journal is asked again by somebody who has nothing new to say."""
@@ -21,13 +21,13 @@ class Outbox:
 
     def __init__(self, room: str) -> None:
         self._room = room
-        self._facts: list[Fact] = []
+        self._facts: list[Record] = []
         self._retry = 0.0
 
     def __len__(self) -> int:
         return len(self._facts)
 
-    async def commit(self, journal: Journal, facts: Sequence[Fact], patience: float) -> None:
+    async def commit(self, journal: Journal, facts: Sequence[Record], patience: float) -> None:
         """Commit what waits, and then the facts, within so many seconds; else they wait too.
 
         Audio is worth more than the order of a fact and the audio after it: what a crash makes of that, `recover` sees.

@@ -47,7 +47,7 @@ from roomtone.capture.source_process import Block, Feed, SourceEnded, SourceFail
 from roomtone.capture.sources import Command, File, Microphone, Source, name_of
 from roomtone.events import Cause, Level, Notice, RecordingStarted, RecordingStopped
 from roomtone.journal.journal import Journal
-from roomtone.journal.records import Fact, Mark
+from roomtone.journal.records import Mark, Record
 from roomtone.legible import well_formed
 from roomtone.live import Live
 from roomtone.spool.segment import WIDTH
@@ -273,17 +273,17 @@ class _Recorder:
         """Close the segment and say that the recording stopped, and in the same moment that the room is muted."""
         now = self._clocks()
         instructions = self._account.finish(reason, now)
-        facts: list[Fact] = []
+        facts: list[Record] = []
         if reason == "muted" and self._reins.mute:
             at = datetime.fromtimestamp(now.utc, UTC)
             facts = mute_entry(self.room, self._reins.mute, self._account.position, at)
         await self.do(instructions, then=facts)
         await self.settle()
 
-    async def do(self, instructions: Sequence[Instruction], *, then: Sequence[Fact] = ()) -> Sequence[Instruction]:
+    async def do(self, instructions: Sequence[Instruction], *, then: Sequence[Record] = ()) -> Sequence[Instruction]:
         """Do all of it, also when cancelled, and return it. Facts that belong to one moment are committed together."""
         with trio.CancelScope(shield=True):
-            facts: list[Fact] = []
+            facts: list[Record] = []
             for instruction in instructions:
                 if isinstance(instruction, Cut):
                     segment = await self._spool.cut(fresh=instruction.fresh, skip=instruction.skip)
@@ -337,7 +337,7 @@ class _Recorder:
         self.witness.samples(self.room, trio.current_time())
         return True
 
-    def _facts(self, instruction: Instruction) -> Sequence[Fact]:
+    def _facts(self, instruction: Instruction) -> Sequence[Record]:
         match instruction:
             case Lost():
                 log.warning(
@@ -357,7 +357,7 @@ class _Recorder:
             case _:
                 return []
 
-    def _started(self, started: Started) -> list[Fact]:
+    def _started(self, started: Started) -> list[Record]:
         position, at, rate = started.position, started.at, self._spool.rate
         if isinstance(self.source, File) and self._file is None:
             self._file = identify(self.source, self._folder, position, at)
@@ -368,11 +368,11 @@ class _Recorder:
             Mark(key(self.room, "file"), msgspec.to_builtins(self._file)),
         ]
 
-    def _stopped(self, stopped: Stopped) -> list[Fact]:
+    def _stopped(self, stopped: Stopped) -> list[Record]:
         position, at = stopped.position, stopped.at
         # A file stands still with its own time while it is away: that time is nobody's.
         cause = self._reins.cause if self._account.live else "daemon down"
-        facts: list[Fact] = [] if stopped.reason == "rotated" else stop_entry(self.room, Stop(position, at, cause))
+        facts: list[Record] = [] if stopped.reason == "rotated" else stop_entry(self.room, Stop(position, at, cause))
         if stopped.started:
             facts.append(RecordingStopped(room=self.room, position=position, at=at, reason=stopped.reason))
         if stopped.reason == "ended" and self._file:
@@ -380,7 +380,7 @@ class _Recorder:
             facts.append(Mark(key(self.room, "file"), msgspec.to_builtins(ended)))
         return facts
 
-    async def _commit(self, facts: Sequence[Fact]) -> None:
+    async def _commit(self, facts: Sequence[Record]) -> None:
         outbox = self._reins.outbox
         await outbox.commit(self._journal, facts, PATIENCE if len(outbox) < PENDING else CROWDED)
 

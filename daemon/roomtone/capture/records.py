@@ -6,7 +6,7 @@ import msgspec
 
 from roomtone.capture.sample_accounting import Lost
 from roomtone.events import Audio, Cause, Gap, Muted, Unmuted
-from roomtone.journal.records import Cover, Fact, Mark
+from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.spool.segment import Segment
 
 
@@ -35,7 +35,7 @@ def key(room: str, name: str) -> str:
     return f"room/{room}/{name}"
 
 
-def audio_entry(room: str, rate: int, segment: Segment) -> list[Fact]:
+def audio_entry(room: str, rate: int, segment: Segment) -> list[Record]:
     """A segment is closed."""
     return [
         Audio(
@@ -47,7 +47,7 @@ def audio_entry(room: str, rate: int, segment: Segment) -> list[Fact]:
             file=str(segment.path),
             fresh=segment.fresh,
         ),
-        Cover(
+        CoverageSpan(
             room=room,
             start=segment.position,
             end=segment.end,
@@ -60,26 +60,28 @@ def audio_entry(room: str, rate: int, segment: Segment) -> list[Fact]:
     ]
 
 
-def step_entry(room: str, position: int, from_: datetime, until: datetime) -> list[Fact]:
+def step_entry(room: str, position: int, from_: datetime, until: datetime) -> list[Record]:
     """Time that nobody has lived through, for somebody has set the clock: it belongs to what was captured around it."""
-    return [Cover(room=room, start=position, end=position, state="captured", cause=None, from_=from_, until=until)]
+    return [
+        CoverageSpan(room=room, start=position, end=position, state="captured", cause=None, from_=from_, until=until)
+    ]
 
 
-def loss_entry(room: str, lost: Lost) -> list[Fact]:
+def loss_entry(room: str, lost: Lost) -> list[Record]:
     """Positions, or only time, are missing."""
     start, end, from_, until, cause = lost.start, lost.end, lost.from_, lost.until, lost.cause
     return [
         Gap(room=room, position=start, at=from_, start=start, end=end, from_=from_, until=until, cause=cause),
-        Cover(room=room, start=start, end=end, state="lost", cause=cause, from_=from_, until=until),
+        CoverageSpan(room=room, start=start, end=end, state="lost", cause=cause, from_=from_, until=until),
     ]
 
 
-def stop_entry(room: str, stop: Stop) -> list[Fact]:
+def stop_entry(room: str, stop: Stop) -> list[Record]:
     """A run has come to its end, cleanly."""
     return [Mark(key(room, "stopped"), msgspec.to_builtins(stop))]
 
 
-def mute_entry(room: str, mute: Mute, position: int, at: datetime) -> list[Fact]:
+def mute_entry(room: str, mute: Mute, position: int, at: datetime) -> list[Record]:
     """The room's device is closed from here on."""
     return [
         Muted(room=room, position=position, at=at, until=mute.until),
@@ -87,12 +89,12 @@ def mute_entry(room: str, mute: Mute, position: int, at: datetime) -> list[Fact]
     ]
 
 
-def unmute_entry(room: str, stop: Stop | None, position: int, at: datetime, cause: Cause) -> list[Fact]:
+def unmute_entry(room: str, stop: Stop | None, position: int, at: datetime, cause: Cause) -> list[Record]:
     """The room listens again: the muted time ends, and what follows until the first samples has another `cause`.
 
     `stop` is how the last run came to its end; only one that came to it by muting leaves muted time behind.
     """
-    facts: list[Fact] = [Unmuted(room=room, position=position, at=at), Mark(key(room, "muted"), None)]
+    facts: list[Record] = [Unmuted(room=room, position=position, at=at), Mark(key(room, "muted"), None)]
     if stop is None or stop.cause != "muted":
         return facts
     at = max(at, stop.at)

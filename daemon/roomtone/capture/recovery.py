@@ -15,7 +15,7 @@ from roomtone.capture.sample_accounting import Away, Lost
 from roomtone.capture.sources import File, Source
 from roomtone.events import KINDS, Analysis, Audio, Durable, Forgotten, Gap, Turn
 from roomtone.journal.journal import Journal
-from roomtone.journal.records import Cover, Fact
+from roomtone.journal.records import CoverageSpan, Record
 from roomtone.legible import well_formed
 from roomtone.spool.segment import Segment
 from roomtone.spool.spool import Spool
@@ -131,7 +131,7 @@ async def _journal_segments(room: str, spool: Spool, journal: Journal) -> None:
     """Events for the segments that were written after the last commit, and for losses between them."""
     end = await journal.mark(key(room, "audio")) or 0
     lost = [cover for cover in await journal.covered(room, max(0, end - 1)) if cover.state == "lost"]
-    facts: list[Fact] = []
+    facts: list[Record] = []
     before: Segment | None = None
     for segment in spool.segments():
         if segment.end > end:
@@ -151,7 +151,7 @@ async def _journal_segments(room: str, spool: Spool, journal: Journal) -> None:
         await journal.commit(*facts)
 
 
-def _unexplained(end: int, heard: datetime, segment: Segment, lost: list[Cover], rate: int) -> list[Lost]:
+def _unexplained(end: int, heard: datetime, segment: Segment, lost: list[CoverageSpan], rate: int) -> list[Lost]:
     """What lies between `end`, at `heard`, and the segment, and is not in the journal.
 
     The daemon went down before it could say why.
@@ -169,7 +169,7 @@ def _unexplained(end: int, heard: datetime, segment: Segment, lost: list[Cover],
 async def _journal_torn(room: str, spool: Spool, journal: Journal, known: int) -> bool:
     """Say that positions which were in use are not on disk, and move the spool past them."""
     covers = [cover for cover in await journal.covered(room, spool.end) if cover.state in {"captured", "lost"}]
-    facts: list[Fact] = []
+    facts: list[Record] = []
     for start, end in uncovered(spool.end, known, covers):
         from_ = spool.at(start) if len(spool.segments()) else await _last_heard(room, spool, journal, start)
         until = max(from_ + timedelta(seconds=(end - start) / spool.rate), await _last_heard(room, spool, journal, end))
@@ -221,7 +221,7 @@ async def _last_heard(room: str, spool: Spool, journal: Journal, position: int) 
     return max(times, default=datetime.now(UTC))
 
 
-def uncovered(start: int, end: int, covers: list[Cover]) -> list[tuple[int, int]]:
+def uncovered(start: int, end: int, covers: list[CoverageSpan]) -> list[tuple[int, int]]:
     """The stretches of [start, end) that none of the covers, which are ordered by start, has."""
     holes = []
     for cover in covers:

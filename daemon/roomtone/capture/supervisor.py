@@ -19,7 +19,7 @@ from roomtone.capture.run_control import Reins
 from roomtone.capture.sample_accounting import Reason
 from roomtone.events import Cause
 from roomtone.journal.journal import Journal
-from roomtone.journal.records import Fact
+from roomtone.journal.records import Record
 from roomtone.spool.spool import Spool
 
 LOOK = 15.0
@@ -143,7 +143,7 @@ class Listening:
     def _until_next_look(self, mute: Mute) -> float:
         return LOOK if mute.until is None else min(LOOK, (mute.until - self._now()).total_seconds())
 
-    async def _commit(self, journal: Journal, facts: Sequence[Fact]) -> None:
+    async def _commit(self, journal: Journal, facts: Sequence[Record]) -> None:
         await self._outbox.commit(journal, facts, PATIENCE)
 
     def _now(self) -> datetime:

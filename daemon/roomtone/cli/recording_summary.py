@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import msgspec
 
 from roomtone.events import Audio, Durable, Gap, RecordingStarted, Turn, kind_of
-from roomtone.journal.records import Cover
+from roomtone.journal.records import CoverageSpan
 
 
 class Tally:
@@ -56,7 +56,7 @@ class Coverage(msgspec.Struct, frozen=True):
         return f"{percent if samples == self.samples else min(percent, 99.9):.1f} %"
 
 
-def coverage_of(covers: Iterable[Cover], start: int, end: int) -> Coverage:
+def coverage_of(covers: Iterable[CoverageSpan], start: int, end: int) -> Coverage:
     """The account of the positions [start, end), from the journal's stretches."""
     stretches = list(covers)
 

@@ -189,7 +189,7 @@ class _Server:
         """Durable events wait in the journal for a client that does not read."""
         seq = self._journal.tip
         while True:
-            await self._journal.grown(seq)
+            await self._journal.wait_after(seq)
             for event in await self._journal.read(seq):
                 seq = event.seq
                 if room in {None, event.room} or not event.room:

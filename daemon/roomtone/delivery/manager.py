@@ -116,7 +116,7 @@ class Outlets:
         seen = -1  # so that everybody looks once: an order may have come while they began
         while True:
             await trio.sleep(LOOKS)
-            if (now := await self._journal.foreign_writes()) != seen:
+            if (now := await self._journal.data_version()) != seen:
                 seen = now
                 for outlet in self:
                     outlet.look()

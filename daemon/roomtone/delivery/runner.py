@@ -341,7 +341,7 @@ class Delivery:
     async def _wait_for_more(self, until: float) -> None:
         """Return when there is an event after the cursor, `closing` is set, there are orders, or that time has come."""
         with trio.move_on_at(until):
-            await _first_of(self._closing.wait, self._called.wait, partial(self._journal.grown, self._cursor))
+            await _first_of(self._closing.wait, self._called.wait, partial(self._journal.wait_after, self._cursor))
 
     async def _follow_live(self, worker: Worker) -> None:
         """Hand on what is happening right now. A failure here costs the one live event and a line in the log."""

@@ -22,7 +22,7 @@ import trio
 from roomtone.capture.records import key
 from roomtone.events import Audio, Durable, Forgotten
 from roomtone.journal.journal import Journal
-from roomtone.journal.records import Cover, Fact, Mark
+from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.journal.words import program_words
 from roomtone.live import Live
 from roomtone.spans import Spans
@@ -123,7 +123,7 @@ async def forget(room: str, rate: int, since: datetime, until: datetime, premise
         await _finish(room, rate, spool, premises)  # what was left before
         is_late = not await _wait_for(until, spool)
         heard = [Heard(one.position, one.samples, one.at) for one in spool.recorded()]
-        segments = await premises.journal.timed(room, since - LONGEST_SEGMENT, until)
+        segments = await premises.journal.audio_between(room, since - LONGEST_SEGMENT, until)
         stretch = locate([*heard, *map(_heard, segments)], rate, since, until)
         if stretch is None:
             return None
@@ -203,8 +203,8 @@ async def _carry_out(room: str, rate: int, stretch: Stretch, spool: Spool, premi
         from_=stretch.from_,
         until=stretch.until,
     )
-    facts: list[Fact] = [] if stretch.told else [forgotten]
-    cover = Cover(room, stretch.start, stretch.end, "forgotten", None, stretch.from_, stretch.until)
+    facts: list[Record] = [] if stretch.told else [forgotten]
+    cover = CoverageSpan(room, stretch.start, stretch.end, "forgotten", None, stretch.from_, stretch.until)
     facts += [cover, *_settled(room, stretch, marks), _mark(room, msgspec.structs.replace(stretch, told=True))]
     known = await trio.to_thread.run_sync(program_words)
     return await journal.forget(forgotten, LONGEST_TURN * rate, *facts, known=known)

@@ -13,17 +13,26 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 
 from roomtone.events import Cause
-from roomtone.journal.records import Cover
+from roomtone.journal.records import CoverageSpan
 from roomtone.spans import Spans
 
-NOISE = timedelta(seconds=0.75)
+ROUNDING_TOLERANCE = timedelta(seconds=0.75)
 """Time between two stretches up to which it is the noise of clocks: less than 200 ms of lateness, and naps of the
 machine of less than half a second, are never held to be lost (`capture/sample_accounting.py`).
 """
 
 State: TypeAlias = Literal["silent", "unsent", "transcribed", "pending", "forgotten", "removed", "lost", "unexplained"]
 
-WORST: tuple[State, ...] = ("unexplained", "lost", "removed", "forgotten", "pending", "transcribed", "silent", "unsent")
+WORST_FIRST: tuple[State, ...] = (
+    "unexplained",
+    "lost",
+    "removed",
+    "forgotten",
+    "pending",
+    "transcribed",
+    "silent",
+    "unsent",
+)
 """What a part of the timeline shows that has several: the first of these."""
 
 
@@ -77,7 +86,7 @@ class Summary(msgspec.Struct, frozen=True, rename={"from_": "from"}):
         return not self.unexplained and not self.twice
 
 
-class Stretch(NamedTuple):
+class TimelineSpan(NamedTuple):
     """A part of the timeline."""
 
     state: State
@@ -85,7 +94,7 @@ class Stretch(NamedTuple):
     until: datetime
 
 
-def summarize(room: str, rate: int, covers: Iterable[Cover], *, since: datetime | None = None) -> Summary | None:
+def summarize(room: str, rate: int, covers: Iterable[CoverageSpan], *, since: datetime | None = None) -> Summary | None:
     """The account of the room's stretches, at `rate` Hz, from `since` on. None when there is nothing in them."""
     rows = _clip(list(covers), rate, since)
     audio = sorted((row for row in rows if row.state in {"captured", "lost"}), key=_place)
@@ -123,7 +132,7 @@ def summarize(room: str, rate: int, covers: Iterable[Cover], *, since: datetime 
     )
 
 
-def draw(covers: Iterable[Cover], cells: int, *, rate: int, since: datetime | None = None) -> list[State | None]:
+def draw(covers: Iterable[CoverageSpan], cells: int, *, rate: int, since: datetime | None = None) -> list[State | None]:
     """The room's time in so many equal parts: the worst state of each, None where there is nothing."""
     stretches = list(_stretches(_clip(list(covers), rate, since)))
     if not stretches:
@@ -131,7 +140,7 @@ def draw(covers: Iterable[Cover], cells: int, *, rate: int, since: datetime | No
     begin, end = min(one.from_ for one in stretches), max(one.until for one in stretches)
     width = max(_seconds(begin, end) / cells, 1e-6)
     parts: list[State | None] = [None] * cells
-    for state in reversed(WORST):
+    for state in reversed(WORST_FIRST):
         for one in stretches:
             if one.state == state:
                 first = min(int(_seconds(begin, one.from_) / width), cells - 1)
@@ -140,7 +149,7 @@ def draw(covers: Iterable[Cover], cells: int, *, rate: int, since: datetime | No
     return parts
 
 
-def _place(row: Cover) -> tuple[int, int, datetime]:
+def _place(row: CoverageSpan) -> tuple[int, int, datetime]:
     return row.start, row.end, row.from_
 
 
@@ -148,11 +157,11 @@ def _seconds(begin: datetime, end: datetime) -> float:
     return (end - begin).total_seconds()
 
 
-def _spans(rows: Sequence[Cover], state: str) -> Spans:
+def _spans(rows: Sequence[CoverageSpan], state: str) -> Spans:
     return Spans((row.start, row.end) for row in rows if row.state == state)
 
 
-def _clip(rows: list[Cover], rate: int, since: datetime | None) -> list[Cover]:
+def _clip(rows: list[CoverageSpan], rate: int, since: datetime | None) -> list[CoverageSpan]:
     """The rows from that time on. One position stands for it, so that what belongs together is cut in one place."""
     if since is None:
         return rows
@@ -170,18 +179,18 @@ def _clip(rows: list[Cover], rate: int, since: datetime | None) -> list[Cover]:
     ]
 
 
-def _unexplained(audio: Sequence[Cover]) -> Iterator[Unexplained]:
+def _unexplained(audio: Sequence[CoverageSpan]) -> Iterator[Unexplained]:
     """What lies between the stretches, in positions or in time alone."""
     position, time = audio[0].start, audio[0].from_
     for row in audio:
-        if row.start > position or row.from_ - time > NOISE:
+        if row.start > position or row.from_ - time > ROUNDING_TOLERANCE:
             yield Unexplained(position, max(row.start, position), time, max(row.from_, time))
         # Samples that come after all others tell the time anew, also where somebody has set the clock back.
         is_next = row.start >= position and row.start < row.end
         position, time = max(position, row.end), row.until if is_next else max(time, row.until)
 
 
-def _losses(audio: Sequence[Cover], rate: int) -> Iterator[Loss]:
+def _losses(audio: Sequence[CoverageSpan], rate: int) -> Iterator[Loss]:
     lost = [row for row in audio if row.state == "lost"]
     for cause in dict.fromkeys(row.cause for row in lost if row.cause is not None):
         rows = [row for row in lost if row.cause == cause]
@@ -190,11 +199,11 @@ def _losses(audio: Sequence[Cover], rate: int) -> Iterator[Loss]:
         yield Loss(cause, len(rows), samples, round(seconds, 3))
 
 
-def _stretches(rows: Sequence[Cover]) -> Iterator[Stretch]:
+def _stretches(rows: Sequence[CoverageSpan]) -> Iterator[TimelineSpan]:
     """The timeline: what is captured is pending, with what has become of it drawn over."""
     audio = sorted((row for row in rows if row.state in {"captured", "lost"}), key=_place)
     if audio:
-        yield from (Stretch("unexplained", one.from_, one.until) for one in _unexplained(audio))
+        yield from (TimelineSpan("unexplained", one.from_, one.until) for one in _unexplained(audio))
     captured = [row for row in audio if row.state == "captured"]
     heard = Spans((row.start, row.end) for row in rows if row.state not in {"captured", "lost"})
     for row in captured:
@@ -202,7 +211,7 @@ def _stretches(rows: Sequence[Cover]) -> Iterator[Stretch]:
         for span in Spans([(row.start, row.end)]) - heard:
             share = [(edge - row.start) / length for edge in span]
             begin, end = (row.from_ + (row.until - row.from_) * part for part in share)
-            yield Stretch("pending", begin, end)
+            yield TimelineSpan("pending", begin, end)
     for row in rows:
         if row.state != "captured" and row.from_ < row.until:
-            yield Stretch(row.state, row.from_, row.until)
+            yield TimelineSpan(row.state, row.from_, row.until)

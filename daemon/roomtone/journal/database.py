@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from roomtone.events import Audio, Durable, Forgotten, Notice, decode, encode, kind_of, spoken_in, turn_of
-from roomtone.journal.records import Cover, Fact, Mark, Refusal, next_id
+from roomtone.journal.records import CoverageSpan, Mark, Record, Refusal, next_id
 from roomtone.journal.schema import CLEAN, explained, open_file
 from roomtone.journal.words import has_quote, telling_words, texts_in
 
@@ -92,14 +92,14 @@ class Database:
         self._writer.execute("RELEASE work")
         return result
 
-    def put(self, facts: Sequence[Fact]) -> tuple[Durable, ...]:
+    def put(self, facts: Sequence[Record]) -> tuple[Durable, ...]:
         """Add the facts and give the events their seq and id."""
         events: list[Durable] = []
         for fact in facts:
             match fact:
                 case Mark():
                     self._put_mark(fact)
-                case Cover():
+                case CoverageSpan():
                     self._put_cover(fact)
                 case _:
                     events.append(self._put_event(fact))
@@ -132,7 +132,7 @@ class Database:
                 (mark.key, msgspec.json.encode(mark.value).decode()),
             )
 
-    def _put_cover(self, cover: Cover) -> None:
+    def _put_cover(self, cover: CoverageSpan) -> None:
         """Join the stretch with those of its kind that it touches. Saying the same twice changes nothing."""
         touching = self._writer.execute(
             'SELECT rowid, room, start, "end", state, cause, "from", until FROM coverage '
@@ -298,7 +298,7 @@ class Database:
                 is_done = is_done and not (row and row[0])
         return is_done
 
-    def timed(self, room: str, since: datetime, until: datetime) -> list[Audio]:
+    def audio_between(self, room: str, since: datetime, until: datetime) -> list[Audio]:
         """The segments of audio that began between these times."""
         rows = self._reader.execute(
             "SELECT body FROM events WHERE room = ? AND kind = 'audio' AND at BETWEEN ? AND ?",
@@ -348,7 +348,7 @@ class Database:
         row = self._reader.execute("SELECT value FROM marks WHERE key = ?", (key,)).fetchone()
         return msgspec.json.decode(row[0]) if row else None
 
-    def covers(self, room: str, start: int) -> list[Cover]:
+    def covers(self, room: str, start: int) -> list[CoverageSpan]:
         """The room's stretches that end after `start` or lie at it, by start."""
         rows = self._reader.execute(
             'SELECT room, start, "end", state, cause, "from", until FROM coverage '
@@ -386,7 +386,7 @@ class Database:
         )
         return oldest or self.tip, (pages - free) * size
 
-    def foreign_writes(self) -> int:
+    def data_version(self) -> int:
         """A number that changes whenever another process has written the file. Asked where this one writes."""
         (version,) = self._writer.execute("PRAGMA data_version").fetchone()
         return int(version)
@@ -448,9 +448,9 @@ def _event(body: str) -> Durable | None:
         return None
 
 
-def _cover(row: Sequence[Any]) -> Cover:
+def _cover(row: Sequence[Any]) -> CoverageSpan:
     room, start, end, state, cause, from_, until = row
-    return Cover(room, start, end, state, cause, datetime.fromisoformat(from_), datetime.fromisoformat(until))
+    return CoverageSpan(room, start, end, state, cause, datetime.fromisoformat(from_), datetime.fromisoformat(until))
 
 
 def _text(at: datetime) -> str:

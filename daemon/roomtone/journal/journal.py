@@ -18,12 +18,12 @@ import trio
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Audio, Durable, Forgotten, Notice
 from roomtone.journal.database import Database, Rejected, open_database
-from roomtone.journal.records import Cover, Fact, Mark, Refusal, Unwritable
+from roomtone.journal.records import CoverageSpan, Mark, Record, Refusal, Unwritable
 from roomtone.journal.schema import JournalError, is_corrupt
 
-__all__ = ["Cover", "Fact", "Journal", "JournalError", "Mark", "Refusal", "Unwritable", "open_journal"]
+__all__ = ["CoverageSpan", "Journal", "JournalError", "Mark", "Record", "Refusal", "Unwritable", "open_journal"]
 
-_PRUNED_AT_ONCE = 5000
+_MAX_PRUNED_EVENTS = 5000
 """Events removed in one transaction: a commit waits for it, some 20 ms on a small computer."""
 
 _PASSING = {sqlite3.SQLITE_FULL: "journal.full", sqlite3.SQLITE_BUSY: "journal.busy"}
@@ -78,7 +78,7 @@ class Journal:
         """For how many seconds somebody has been waiting for a journal on a full disk, or one that is locked."""
         return trio.current_time() - self._full_since if self._full_since is not None and self._writes else 0.0
 
-    async def commit(self, *facts: Fact) -> tuple[Durable, ...]:
+    async def commit(self, *facts: Record) -> tuple[Durable, ...]:
         """Make the facts durable together, and return the events among them with their seq and id.
 
         Once begun it ends: cancellation comes before or after. Only while the disk is full can it be cancelled, and
@@ -90,7 +90,7 @@ class Journal:
         """The events after that seq, ascending: at most `limit`, fewer where they are large. Empty: there are none."""
         return await self._read(self._database.events, after, limit)
 
-    async def grown(self, seq: int) -> None:
+    async def wait_after(self, seq: int) -> None:
         """Return when there is an event after that seq."""
         await trio.lowlevel.checkpoint()
         while self.tip <= seq:
@@ -108,7 +108,7 @@ class Journal:
         """The values of all keys that begin with the prefix."""
         return await self._read(self._database.marks, prefix)
 
-    async def covered(self, room: str, start: int = 0) -> list[Cover]:
+    async def covered(self, room: str, start: int = 0) -> list[CoverageSpan]:
         """What became of the room's positions from `start` on, by start; a stretch that contains it is whole."""
         return await self._read(self._database.covers, room, start)
 
@@ -164,10 +164,10 @@ class Journal:
 
         await self._write(work)
 
-    async def foreign_writes(self) -> int:
+    async def data_version(self) -> int:
         """A number that changes whenever another process has written the journal: a command, with an order."""
         try:
-            return await self._run(self._writing, self._database.foreign_writes)
+            return await self._run(self._writing, self._database.data_version)
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
@@ -181,19 +181,19 @@ class Journal:
         Returns how many.
         """
         total = 0
-        while removed := await self._write(partial(self._database.prune, before_seq, _PRUNED_AT_ONCE, sinks)):
+        while removed := await self._write(partial(self._database.prune, before_seq, _MAX_PRUNED_EVENTS, sinks)):
             total += removed
         return total
 
     async def prune_coverage(self, before: datetime) -> int:
         """Forget the stretches of coverage that were over before that time. Returns how many."""
         total = 0
-        while removed := await self._write(partial(self._database.prune_coverage, before, _PRUNED_AT_ONCE)):
+        while removed := await self._write(partial(self._database.prune_coverage, before, _MAX_PRUNED_EVENTS)):
             total += removed
         return total
 
     async def forget(
-        self, forgotten: Forgotten, longest: int, *facts: Fact, known: Collection[bytes] = ()
+        self, forgotten: Forgotten, longest: int, *facts: Record, known: Collection[bytes] = ()
     ) -> list[Durable]:
         """Remove what was said there, see `Database.forget`, and commit the facts, in one transaction.
 
@@ -218,9 +218,9 @@ class Journal:
             except sqlite3.Error as error:
                 raise self._failure(error) from error
 
-    async def timed(self, room: str, since: datetime, until: datetime) -> list[Audio]:
+    async def audio_between(self, room: str, since: datetime, until: datetime) -> list[Audio]:
         """The room's segments of audio that began between these times."""
-        return await self._read(self._database.timed, room, since, until)
+        return await self._read(self._database.audio_between, room, since, until)
 
     async def undelivered(self, room: str, seq: int, position: int) -> int | None:
         """The first position, from `position` on, of a segment whose event comes after `seq`; None: there is none."""
@@ -240,7 +240,7 @@ class Journal:
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
-    async def confirm(self) -> None:
+    async def check_file(self) -> None:
         """See that the file is still the one that was opened. Raises JournalError when somebody has taken it away.
 
         SQLite would go on writing to a file without a name, and all of it would be gone with this process.

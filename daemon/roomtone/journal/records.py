@@ -10,7 +10,7 @@ import msgspec
 
 from roomtone.events import Cause, Durable
 
-_MEETING = timedelta(milliseconds=50)
+_ADJOINING_TOLERANCE = timedelta(milliseconds=50)
 """Stretches whose times are at most this far apart meet: less than a block, more than the noise of a clock."""
 
 
@@ -21,7 +21,7 @@ class Mark(msgspec.Struct, frozen=True):
     value: Any
 
 
-class Cover(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+class CoverageSpan(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """What became of a room's positions `start` to `end`, which are the times `from` to `until` (UTC).
 
     *unsent* is what no session was given: the gate heard nobody speak, or the budget was spent. *removed* is what was
@@ -37,7 +37,7 @@ class Cover(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     from_: datetime
     until: datetime
 
-    def adjoins(self, other: "Cover") -> bool:
+    def adjoins(self, other: "CoverageSpan") -> bool:
         """Whether the two are one stretch: of one kind, and without a position, or time that counts, between them."""
         return (
             (self.room, self.state, self.cause) == (other.room, other.state, other.cause)
@@ -47,7 +47,7 @@ class Cover(msgspec.Struct, frozen=True, rename={"from_": "from"}):
             and (self.state not in {"captured", "lost"} or self._meets(other))
         )
 
-    def joined(self, other: "Cover") -> "Cover":
+    def joined(self, other: "CoverageSpan") -> "CoverageSpan":
         """The stretch that both are. Saying the same twice changes nothing."""
         return msgspec.structs.replace(
             self,
@@ -57,7 +57,7 @@ class Cover(msgspec.Struct, frozen=True, rename={"from_": "from"}):
             until=max(self.until, other.until),
         )
 
-    def without(self, start: int, end: int) -> Iterator["Cover"]:
+    def without(self, start: int, end: int) -> Iterator["CoverageSpan"]:
         """What is left of it without these positions; its time is cut in proportion."""
         for first, last in ((self.start, min(start, self.end)), (max(end, self.start), self.end)):
             if first < last:
@@ -68,11 +68,11 @@ class Cover(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     def _time(self, position: int) -> datetime:
         return self.from_ + (self.until - self.from_) * ((position - self.start) / (self.end - self.start))
 
-    def _meets(self, other: "Cover") -> bool:
-        return self.from_ - other.until <= _MEETING and other.from_ - self.until <= _MEETING
+    def _meets(self, other: "CoverageSpan") -> bool:
+        return self.from_ - other.until <= _ADJOINING_TOLERANCE and other.from_ - self.until <= _ADJOINING_TOLERANCE
 
 
-Fact: TypeAlias = Durable | Mark | Cover
+Record: TypeAlias = Durable | Mark | CoverageSpan
 
 
 class Unwritable(Exception):  # noqa: N818 - it says what is true of the facts

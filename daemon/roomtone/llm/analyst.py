@@ -15,7 +15,7 @@ from roomtone.backoff import Backoff
 from roomtone.budget.governor import Governor
 from roomtone.containment import supervise
 from roomtone.events import Answer, Notice, Turn
-from roomtone.journal.journal import Fact, Journal, Mark
+from roomtone.journal.journal import Journal, Mark, Record
 from roomtone.llm import completion, conversations
 from roomtone.llm.client import Failed, Gateway, Verdict
 from roomtone.llm.completion import Completion, Usage
@@ -142,7 +142,7 @@ class Analyst:
         wanted = {mark_key(name, room): room for name, room in setting.pairs()}
         known = await self._office.journal.marks(MARKS)
         gone = [key for key in known if key not in wanted]
-        marks: list[Fact] = [Mark(key, None) for key in gone]
+        marks: list[Record] = [Mark(key, None) for key in gone]
         marks += [Mark(REFUSALS + key.removeprefix(MARKS), None) for key in gone]
         marks += [notice for key in gone if (notice := await self._drop(setting, key, known[key]))]
         marks += [Mark(key, await self._office.head(room)) for key, room in wanted.items() if key not in known]
@@ -175,7 +175,7 @@ class Analyst:
                 await self._office.journal.commit(question.done, *facts)
                 self._unanswered.discard(question)
 
-    async def _ask_once_more(self, question: Question, setting: Setting, gateway: Gateway) -> list[Fact]:
+    async def _ask_once_more(self, question: Question, setting: Setting, gateway: Gateway) -> list[Record]:
         """What to commit: the answer, or that there is none; nothing where nobody wants to know any more."""
         answers, turn = self._answers.get(question.room), await self._turn(question)
         if answers is None or turn is None or question.room not in setting.rooms:

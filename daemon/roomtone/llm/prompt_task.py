@@ -14,7 +14,7 @@ import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Analysis, Notice, Severity
-from roomtone.journal.journal import Fact, Mark
+from roomtone.journal.journal import Mark, Record
 from roomtone.llm import conversations
 from roomtone.llm.client import Failed, Gateway, Verdict
 from roomtone.llm.completion import Completion, Usage
@@ -216,7 +216,7 @@ class Errand:
             conversation, self._notice(conversation.end, conversation.until, "error", "analysis.failed", text)
         )
 
-    def _facts(self, conversation: Conversation, result: Result) -> list[Fact]:
+    def _facts(self, conversation: Conversation, result: Result) -> list[Record]:
         answer, usage = result.completion, result.usage
         event = Analysis(
             room=self._room,
@@ -233,7 +233,7 @@ class Errand:
             output_tokens=usage.output_tokens,
             cost=result.cost,
         )
-        facts: list[Fact] = [event]
+        facts: list[Record] = [event]
         if self._told:
             self._told = False
             text = f"The language model answers [analysis.{self._name}] again."
@@ -241,7 +241,7 @@ class Errand:
             facts.append(Mark(self._refusal, None))
         return facts
 
-    async def _commit(self, conversation: Conversation, *facts: Fact) -> None:
+    async def _commit(self, conversation: Conversation, *facts: Record) -> None:
         await self._office.journal.commit(*facts, Mark(self._key, conversation.end))
 
     def _notice(self, position: int, at: datetime, severity: Severity, code: str, text: str) -> Notice:

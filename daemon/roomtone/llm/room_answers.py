@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from roomtone.events import Notice
-from roomtone.journal.journal import Fact, Mark
+from roomtone.journal.journal import Mark, Record
 from roomtone.llm.completion import Usage
 from roomtone.protocol.parameters import Gateway
 
@@ -115,7 +115,7 @@ class Answers:
         """Whether this overdue question was asked again, and that is done."""
         return self.policy.ask_again and question not in self._unanswered
 
-    def answered(self, question: Question, at: datetime) -> list[Fact]:
+    def answered(self, question: Question, at: datetime) -> list[Record]:
         """What to commit with the answer to this turn, in time or late."""
         self._unanswered.discard(question)
         if not self.told:
@@ -123,14 +123,14 @@ class Answers:
         self.told = False
         return [question.done, _notice(question, at, "info", "answer.recovered", "Turns get their answers again.")]
 
-    def missing(self, question: Question, at: datetime, reason: str) -> list[Fact]:
+    def missing(self, question: Question, at: datetime, reason: str) -> list[Record]:
         """What to commit for a turn without an answer: nothing where it is asked again, else a notice once in a row."""
         if self.policy.ask_again:
             given_up = self._unanswered.add(question)
             return [] if given_up is None else [given_up.done, *self.give_up(given_up, at, "too many wait")]
         return [question.done, *self.give_up(question, at, reason)]
 
-    def give_up(self, question: Question, at: datetime, reason: str) -> list[Fact]:
+    def give_up(self, question: Question, at: datetime, reason: str) -> list[Record]:
         """The notice that answers are missing, unless it was the last that was said."""
         if self.told:
             return []

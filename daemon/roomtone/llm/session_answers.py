@@ -11,7 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from roomtone.events import Answer, Turn
-from roomtone.journal.journal import Fact
+from roomtone.journal.journal import Record
 from roomtone.llm import completion
 from roomtone.llm.completion import Completion, Unusable, Usage
 from roomtone.llm.room_answers import Answers, Question
@@ -69,7 +69,7 @@ class Replies:
         """Whether the language model has not yet answered a turn that it was asked about."""
         return bool(self._expected.keys() - self._said.keys())
 
-    def marks(self, turns: Iterable[Turn]) -> list[Fact]:
+    def marks(self, turns: Iterable[Turn]) -> list[Record]:
         """What to commit with these turns: that their answers are expected."""
         return [
             self._question(turn.turn_order, turn.position).mark for turn in turns if turn.turn_order in self._expected
@@ -121,14 +121,14 @@ class Replies:
             self._answers.pay(usage, model)
 
     @contextmanager
-    def due(self, now: float, *, is_last: bool = False) -> Iterator[list[Fact]]:
+    def due(self, now: float, *, is_last: bool = False) -> Iterator[list[Record]]:
         """What to commit inside: answers whose turn is in the journal, and what is said of those that will not come.
 
         `is_last`: the session is over, and what has not come will not. Where the commit raises, or is cancelled, all
         of it waits on as it was; meanwhile nobody else is given it.
         """
         told = self._answers is not None and self._answers.told
-        facts: list[Fact] = []
+        facts: list[Record] = []
         taken: list[_Taken] = []
         for order in sorted(self._turns.keys() & (self._said.keys() | self._expected.keys())):
             if order in self._said or is_last or self._expected[order] <= now:
@@ -144,7 +144,7 @@ class Replies:
             self._put_back(taken, told=told)
             raise
 
-    def _settle(self, one: _Taken, *, is_last: bool) -> list[Fact]:
+    def _settle(self, one: _Taken, *, is_last: bool) -> list[Record]:
         match one.said:
             case Completion() as said:
                 return self._answered(one.order, said)
@@ -172,7 +172,7 @@ class Replies:
         question = self._question(order, turn[1])
         return question if self._answers.is_asked_again(question) else None
 
-    def _answered(self, order: int, said: Completion) -> list[Fact]:
+    def _answered(self, order: int, said: Completion) -> list[Record]:
         turn, answers = self._turns[order], self._answers
         if turn is None:
             return []
@@ -194,7 +194,7 @@ class Replies:
             return [answer]
         return [answer, *answers.answered(question, at)]
 
-    def _missing(self, order: int, reason: str) -> list[Fact]:
+    def _missing(self, order: int, reason: str) -> list[Record]:
         turn, answers = self._turns[order], self._answers
         log.warning("answer.missing", room=self._room, session_id=self._session, turn_order=order, reason=reason)
         if turn is None or answers is None:

@@ -74,7 +74,7 @@ async def watch_events(watcher: Watcher, journal: Journal) -> None:
     """Look at every event from now on; until cancelled."""
     seq = journal.tip
     while True:
-        await journal.grown(seq)
+        await journal.wait_after(seq)
         tip = journal.tip
         seen = await journal.read(seq)
         for event in seen:

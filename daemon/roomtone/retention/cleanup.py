@@ -22,7 +22,7 @@ from roomtone.config.model import Storage
 from roomtone.delivery.audio_pins import is_pinned, pins_key, pins_of
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal
-from roomtone.journal.records import Cover, Fact, Mark
+from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.journal.schema import find_asides
 from roomtone.retention.policy import Gauge, Removal, Shelf, Toll, choose, first_lacking, lacking
 from roomtone.sinks import Sink
@@ -152,7 +152,7 @@ class _Keeper:
         self._is_at_start = True
         self._gauge = Gauge()
         self._tolls: dict[tuple[str, str, str], Toll] = {}
-        self._pending: list[Fact] = []
+        self._pending: list[Record] = []
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._instruments.utc(), UTC)
@@ -182,7 +182,7 @@ class _Keeper:
 
     async def look(self) -> None:
         """Remove what may and what must go, and say what a person should know."""
-        await self._journal.confirm()
+        await self._journal.check_file()
         storage, space = self._rules.storage(), self._space()
         now = self._now()
         mark = _mark(storage, space)
@@ -294,7 +294,9 @@ class _Keeper:
             if removal.unheard:
                 self._toll(removal.room, "", by).take(timedelta(seconds=removal.unheard.total / rate))
             self._pending += [
-                Cover(removal.room, start, end, "removed", None, segment.when(start, rate), segment.when(end, rate))
+                CoverageSpan(
+                    removal.room, start, end, "removed", None, segment.when(start, rate), segment.when(end, rate)
+                )
                 for start, end in removal.unheard
             ]
         for (room, sink, taker), toll in self._tolls.items():

@@ -13,7 +13,7 @@ import trio
 
 from roomtone.budget.governor import FREE, Meter
 from roomtone.events import Durable, Interim, SessionEnded, SessionStarted, Turn, Word
-from roomtone.journal.journal import Cover, Fact, Journal, Mark
+from roomtone.journal.journal import CoverageSpan, Journal, Mark, Record
 from roomtone.live import Live
 from roomtone.llm.room_answers import Answers
 from roomtone.llm.session_answers import Replies
@@ -296,7 +296,7 @@ class Minutes:
         )
 
     async def _commit(
-        self, facts: Sequence[Fact], closed: Mapping[int, Span | None] = MappingProxyType({})
+        self, facts: Sequence[Record], closed: Mapping[int, Span | None] = MappingProxyType({})
     ) -> tuple[Durable, ...]:
         """One transaction: these facts, and everything that is newly settled with them and with the turns they close.
 
@@ -306,7 +306,7 @@ class Minutes:
         self._reported_at = trio.current_time()
         acknowledged, rows = self._ledger.after(closed).report(self._reported_at)
         covers = [
-            Cover(
+            CoverageSpan(
                 room=desk.room,
                 start=span.start,
                 end=span.end,

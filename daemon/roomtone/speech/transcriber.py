@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from roomtone.journal.journal import Mark
-from roomtone.journal.records import Cover
+from roomtone.journal.records import CoverageSpan
 from roomtone.spans import Span, Spans
 from roomtone.speech.backfill import Repairs, at_once
 from roomtone.speech.gate import Gate, Gating
@@ -305,9 +305,9 @@ class _Lanes:
             rows = self._unsent(Spans([(self._acknowledged, end)]))
             await self._desk.journal.commit(*rows, *self._advance(end))
 
-    def _unsent(self, spans: Spans) -> Sequence[Cover]:
+    def _unsent(self, spans: Spans) -> Sequence[CoverageSpan]:
         at = self._desk.spool.at
-        return [Cover(self._desk.room, start, end, "unsent", None, at(start), at(end)) for start, end in spans]
+        return [CoverageSpan(self._desk.room, start, end, "unsent", None, at(start), at(end)) for start, end in spans]
 
     async def _note_for_ever(self) -> None:
         """What the gate has heard while no session could be had must not be heard again after a crash."""

@@ -26,7 +26,7 @@ from roomtone.cli.unit import enter
 from roomtone.config.model import Config, find_key
 from roomtone.config.validation import unknown
 from roomtone.journal.database import Database
-from roomtone.journal.records import Cover
+from roomtone.journal.records import CoverageSpan
 from roomtone.legible import legible
 from roomtone.llm import conversations
 from roomtone.llm.client import Failed, Gateway, Verdict
@@ -149,7 +149,7 @@ def said(database: Database, room: str, rate: int, since: datetime, until: datet
     return Conversation(turns[0].position, max(ends), last, tuple(turns))
 
 
-def positions(covers: Sequence[Cover], rate: int, since: datetime, until: datetime) -> Iterator[tuple[int, int]]:
+def positions(covers: Sequence[CoverageSpan], rate: int, since: datetime, until: datetime) -> Iterator[tuple[int, int]]:
     """The stretches of positions that were captured in this time. Pure."""
     for cover in covers:
         if cover.state != "captured" or cover.until <= since or cover.from_ >= until:

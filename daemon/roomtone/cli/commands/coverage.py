@@ -19,7 +19,7 @@ from roomtone.cli.output import say, say_json
 from roomtone.cli.unit import enter
 from roomtone.journal.coverage import State, Summary, draw, summarize
 from roomtone.journal.database import Database
-from roomtone.journal.records import Cover
+from roomtone.journal.records import CoverageSpan
 from roomtone.legible import legible
 
 WIDTH = 72
@@ -45,7 +45,7 @@ class Account(NamedTuple):
     """One room's summary and the rows that it was made of."""
 
     summary: Summary
-    covers: Sequence[Cover]
+    covers: Sequence[CoverageSpan]
 
 
 class Since(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only

@@ -22,7 +22,7 @@ from roomtone.cli.output import say
 from roomtone.cli.unit import enter
 from roomtone.config.model import Config, Room, find_key
 from roomtone.journal.journal import Journal, open_journal
-from roomtone.journal.records import Cover
+from roomtone.journal.records import CoverageSpan
 from roomtone.live import Live
 from roomtone.protocol.session_parameters import Terms
 from roomtone.rooms import has_two_finals
@@ -96,7 +96,7 @@ def _find(state: Path, rooms: Mapping[str, Room], since: datetime, until: dateti
             yield Unsent(name, room.rate, there, unsent - there)
 
 
-def never_sent(covers: Iterable[Cover], since: datetime, until: datetime) -> Spans:
+def never_sent(covers: Iterable[CoverageSpan], since: datetime, until: datetime) -> Spans:
     """The positions between these times that no session was given. Pure."""
     rows = list(covers)
     recorded = Spans(
@@ -111,7 +111,7 @@ def never_sent(covers: Iterable[Cover], since: datetime, until: datetime) -> Spa
     return (recorded & states["unsent"]) - states["transcribed"] - states["silent"]
 
 
-def _position(row: Cover, at: datetime) -> int:
+def _position(row: CoverageSpan, at: datetime) -> int:
     """The position of a time within a stretch."""
     length = (row.until - row.from_).total_seconds()
     share = (at - row.from_).total_seconds() / length if length else 0.0
