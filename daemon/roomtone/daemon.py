@@ -41,7 +41,7 @@ from roomtone.monitoring.sd_notify import Progress, open_supervision
 from roomtone.retention.cleanup import Rules, keep_room, use_reserve
 from roomtone.rooms import Rooms, Surroundings
 from roomtone.speech.endpoint import open_endpoints
-from roomtone.spool.segment import SPOOL
+from roomtone.spool.segment import SPOOL_FOLDER
 from roomtone.spool.spool import Spool
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -73,7 +73,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
             trio.open_nursery() as watching,
         ):
             await _check_rates(config, journal)
-            await resume(Premises(journal, live, closed(state / SPOOL)))
+            await resume(Premises(journal, live, closed(state / SPOOL_FOLDER)))
             watching.start_soon(watch_events, glance, journal)
             watching.start_soon(watch_levels, glance, live)
             watching.start_soon(watch_events, figures, journal)
@@ -96,7 +96,15 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                     trio.open_nursery() as upkeep,
                 ):
                     surroundings = Surroundings(
-                        state / SPOOL, spools, journal, live, endpoints, supervision.health, glance, governor, analyst
+                        state / SPOOL_FOLDER,
+                        spools,
+                        journal,
+                        live,
+                        endpoints,
+                        supervision.health,
+                        glance,
+                        governor,
+                        analyst,
                     )
                     rules = Rules(
                         lambda: force.config.storage,

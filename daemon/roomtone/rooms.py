@@ -38,7 +38,7 @@ from roomtone.speech.gate import Gating
 from roomtone.speech.session_journal import Desk
 from roomtone.speech.transcriber import transcribe, withhold
 from roomtone.speech.vad import lacks_detector, open_detector
-from roomtone.spool.spool import Spool, left_alone, open_spool
+from roomtone.spool.spool import Spool, open_closed_spool, open_spool
 
 DRAINING = 15.0
 """Seconds that a room which is closed, or begun again, has for the transcript of what it has brought."""
@@ -315,7 +315,7 @@ class Rooms:
         """The spool of a room, open or closed. As long as this lasts no session is on it, and no model is asked."""
         spool = self._around.spools.get(name)
         if spool is None or name not in self:
-            async with self._around.analyst.held(), left_alone(self._around.folder / name, rate) as left:
+            async with self._around.analyst.held(), open_closed_spool(self._around.folder / name, rate) as left:
                 yield left
             return
         async with self[name].quiet(), self._around.analyst.held():

@@ -183,16 +183,16 @@ async def test_readers_wait_for_growth(tmp_path: Path, autojump_clock: trio.test
     """`grown` returns when there is audio to read, not for a position that was only skipped, and at the end of data."""
     async with spool_of(tmp_path) as spool:
         await speak(spool, 200)
-        assert await spool.grown(199)
+        assert await spool.wait_past(199)
         with trio.move_on_after(5) as waiting:
             await spool.cut(skip=50)
-            await spool.grown(200)
+            await spool.wait_past(200)
         assert waiting.cancelled_caught
         async with trio.open_nursery() as nursery:
             nursery.start_soon(spool.append, tone(250, 200), at(250))
-            assert await spool.grown(200)
+            assert await spool.wait_past(200)
         spool.end_of_data()
-        assert not await spool.grown(450)
+        assert not await spool.wait_past(450)
         assert spool.ended
 
 
@@ -642,7 +642,7 @@ async def test_it_works_in_threads(tmp_path: Path) -> None:
 
     async def read(spool: Spool) -> None:
         position = 0
-        while await spool.grown(position):
+        while await spool.wait_past(position):
             piece = await spool.read(position, 150)
             assert piece is not None
             heard.extend(piece.audio)

@@ -50,7 +50,7 @@ from roomtone.journal.journal import Journal
 from roomtone.journal.records import Mark, Record
 from roomtone.legible import well_formed
 from roomtone.live import Live
-from roomtone.spool.segment import WIDTH
+from roomtone.spool.segment import SAMPLE_BYTES
 from roomtone.spool.spool import Spool
 
 __all__ = ["Clocks", "Opener", "RateChanged", "Witness", "read_clocks", "record", "recover"]
@@ -301,7 +301,7 @@ class _Recorder:
 
     async def _take(self, block: Block) -> None:
         loudness = measure_loudness(block.audio)
-        samples = len(block.audio) // WIDTH
+        samples = len(block.audio) // SAMPLE_BYTES
         now = self._clocks()
         with trio.CancelScope(shield=True) as taking:
             instructions = self._account.block(Heard(samples, block.dropped, block.boottime, loudness.still), now)
@@ -323,7 +323,7 @@ class _Recorder:
 
     async def _keep(self, audio: bytes, keep: Keep) -> bool:
         """Record the block. False when it must be tried again."""
-        samples = len(audio) // WIDTH
+        samples = len(audio) // SAMPLE_BYTES
         try:
             segment = await self._spool.append(audio, keep.at)
         except OSError as error:

@@ -20,7 +20,7 @@ from roomtone.forget.search import SLACK, Order, Search, ids_of, long_texts
 from roomtone.journal.schema import find_asides
 from roomtone.journal.words import program_words, telling_words, tokens
 from roomtone.sinks import Module, Sink
-from roomtone.spool.segment import SPOOL
+from roomtone.spool.segment import SPOOL_FOLDER
 
 HEARING = 60.0
 """Seconds that the sinks have to remove what they have of it, until the answer says that they still do."""
@@ -172,7 +172,7 @@ class Erasure:
             words=tuple(telling_words(events, known | named)),
             sounds=tuple(dict.fromkeys(piece for one in removed for piece in one.sound)),
             journal=str((self._state / "journal.sqlite").absolute()),
-            spool=str((self._state / SPOOL).absolute()),
+            spool=str((self._state / SPOOL_FOLDER).absolute()),
             gone=tuple((one.room, one.stretch.start, one.stretch.end) for one in removed),
             rates=dict(rates),
         )

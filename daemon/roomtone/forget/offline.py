@@ -12,7 +12,7 @@ from roomtone.forget.eraser import Erased, Erasure
 from roomtone.forget.room import Premises, closed
 from roomtone.journal.journal import open_journal
 from roomtone.live import Live
-from roomtone.spool.segment import SPOOL
+from roomtone.spool.segment import SPOOL_FOLDER
 
 
 async def forget(
@@ -30,7 +30,7 @@ async def forget(
             outlets = Outlets(delivery, journal=journal, live=live, grounds=grounds, rates=rates, at_work=at_work)
             for name, sink in config.sinks.items():
                 outlets.begin(name, sink)
-            premises = Premises(journal, live, closed(state / SPOOL))
+            premises = Premises(journal, live, closed(state / SPOOL_FOLDER))
             erasure = Erasure(
                 state,
                 premises,

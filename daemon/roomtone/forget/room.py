@@ -26,7 +26,7 @@ from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.journal.words import program_words
 from roomtone.live import Live
 from roomtone.spans import Spans
-from roomtone.spool.spool import Spool, left_alone
+from roomtone.spool.spool import Spool, open_closed_spool
 
 LONGEST_TURN = 600
 """Seconds of the longest turn that is looked for across an edge."""
@@ -111,7 +111,7 @@ async def rooms_known(journal: Journal) -> dict[str, int]:
 
 def closed(folder: Path) -> Callable[[str, int], AbstractAsyncContextManager[Spool]]:
     """The spools below `folder` of rooms that nobody has open."""
-    return lambda room, rate: left_alone(folder / room, rate)
+    return lambda room, rate: open_closed_spool(folder / room, rate)
 
 
 async def forget(room: str, rate: int, since: datetime, until: datetime, premises: Premises) -> Removed | None:
@@ -169,7 +169,7 @@ async def _wait_for(until: datetime, spool: Spool) -> bool:
     """Wait for audio that was heard by then, and is still on its way from the source. False: it has not come."""
     with trio.move_on_after(ON_ITS_WAY):
         while spool.recorded() and spool.at(spool.end) < until:
-            if not await spool.grown(spool.end, through_rest=False):
+            if not await spool.wait_past(spool.end, through_rest=False):
                 return True
         return True
     return False

@@ -29,7 +29,7 @@ import msgspec
 from roomtone.durable import SPOILED
 from roomtone.events import Analysis, Answer, Durable, Turn
 from roomtone.journal.words import MIN_TEXT_CHARS, texts_in, tokens
-from roomtone.spool.segment import WIDTH, parse_segment
+from roomtone.spool.segment import SAMPLE_BYTES, parse_segment
 
 T = TypeVar("T")
 
@@ -170,8 +170,8 @@ class _Searcher:
         if segment is None:
             self._heard.setdefault(str(path), set()).add(sound)
             return
-        room, start = path.parent.name, segment.position + offset // WIDTH
-        end = start + len(sound) // WIDTH
+        room, start = path.parent.name, segment.position + offset // SAMPLE_BYTES
+        end = start + len(sound) // SAMPLE_BYTES
         if any(room == one and start < last and end > first for one, first, last in self._order.gone):
             self._left[str(path)] = None
         elif room in self._order.rates:

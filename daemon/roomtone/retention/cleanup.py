@@ -27,7 +27,7 @@ from roomtone.journal.schema import find_asides
 from roomtone.retention.policy import Gauge, Removal, Shelf, Toll, choose, first_lacking, lacking
 from roomtone.sinks import Sink
 from roomtone.spans import Spans
-from roomtone.spool.segment import SPOOL, WIDTH, Segment, list_segments
+from roomtone.spool.segment import SAMPLE_BYTES, SPOOL_FOLDER, Segment, list_segments
 from roomtone.spool.spool import Spool
 from roomtone.trusted_clock import Calendar, reading_of, shifted, uptime
 
@@ -237,7 +237,7 @@ class _Keeper:
         """The rooms that are open, and those that are closed, or configured no more, and have left audio."""
         rooms = set(self._rules.spools())
         with suppress(OSError):
-            rooms.update(place.name for place in (self._state / SPOOL).iterdir() if place.is_dir())
+            rooms.update(place.name for place in (self._state / SPOOL_FOLDER).iterdir() if place.is_dir())
         return sorted(rooms)
 
     async def _shelves(self) -> list[Shelf]:
@@ -257,13 +257,13 @@ class _Keeper:
         holes = Spans((start, end) for start, end in marks.get(f"room/{room}/holes") or [])
         heard = Spans([(0, marks.get(f"room/{room}/acknowledged") or 0)]) - holes
         spool = self._rules.spools().get(room)
-        segments = [] if spool else await trio.to_thread.run_sync(list_segments, self._state / SPOOL / room)
+        segments = [] if spool else await trio.to_thread.run_sync(list_segments, self._state / SPOOL_FOLDER / room)
         first = spool.first if spool else segments[0].position if segments else journalled
         cursors, delivered = await self._journal.cursors(), dict[str, int]()
         for name in [name for name, pins in (await self._pins()).items() if is_pinned(pins, room)]:
             lacks = await self._journal.undelivered(room, cursors.get(name, 0), first)
             delivered[name] = journalled if lacks is None else min(lacks, journalled)
-        size = sum(segment.samples for segment in segments) * WIDTH
+        size = sum(segment.samples for segment in segments) * SAMPLE_BYTES
         return Shelf(room, rate, size, partial(_spare, segments), heard, delivered)
 
     async def _remove(self, removal: Removal) -> None:

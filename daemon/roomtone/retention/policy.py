@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
 
 from roomtone.spans import Spans
-from roomtone.spool.segment import WIDTH, Segment
+from roomtone.spool.segment import SAMPLE_BYTES, Segment
 
 MARGIN = 60
 """Seconds of audio behind what is settled that stay: a session that begins again hears the last ones twice."""
@@ -64,13 +64,13 @@ def choose(
         if max(over, lacking) <= 0 and removal.segment.at >= before:
             return settled, []
         settled.append(removal)
-        freed = removal.segment.samples * WIDTH
+        freed = removal.segment.samples * SAMPLE_BYTES
         over, lacking = over - freed, lacking - freed
     forced: list[Removal] = []
     waiting = heapq.merge(*map(_waiting, shelves), key=_age)
     while over > 0 and (next_one := next(waiting, None)):
         forced.append(next_one)
-        over -= next_one.segment.samples * WIDTH
+        over -= next_one.segment.samples * SAMPLE_BYTES
     return settled, forced
 
 

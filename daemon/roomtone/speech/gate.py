@@ -142,7 +142,7 @@ class Gate:
     async def _next(self) -> Piece | None:
         """The next STEP of audio, or what there is of it at the end of the spool."""
         heard, size = self.hearing.heard, round(STEP * self._spool.rate)
-        await self._spool.grown(heard + size - 1)
+        await self._spool.wait_past(heard + size - 1)
         return await self._spool.read(heard, size)
 
     async def changed(self) -> None:

@@ -114,5 +114,5 @@ async def wait_piece(spool: Spool, position: int, limit: int, *, through_rest: b
         end = spool.end
         if (piece := await spool.read(position, limit)) is not None:
             return piece
-        if not await spool.grown(end, through_rest=through_rest):
+        if not await spool.wait_past(end, through_rest=through_rest):
             return None

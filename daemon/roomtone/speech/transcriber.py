@@ -324,7 +324,7 @@ class _Lanes:
         spool, is_over = self._desk.spool, False
         while not is_over:
             with trio.move_on_after(REPORT_EVERY):
-                is_over = not await spool.grown(_NEVER)
+                is_over = not await spool.wait_past(_NEVER)
             await self._withhold(spool.end)
 
     # --- relieving a session -----------------------------------------------------------------------------------------

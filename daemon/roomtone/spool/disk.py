@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 
 from roomtone.files import sync_folder
-from roomtone.spool.segment import WIDTH, Segment, name_segment
+from roomtone.spool.segment import SAMPLE_BYTES, Segment, name_segment
 
 _CHUNK = 2**20
 
@@ -95,7 +95,7 @@ class Disk:
             return file.read(size)
 
 
-class Sheet:
+class OpenSegment:
     """The segment that is being written. `at` is the time of its first sample, as the newest block tells it."""
 
     def __init__(self, disk: Disk, path: Path, position: int, at: datetime, *, fresh: bool) -> None:
@@ -118,12 +118,12 @@ class Sheet:
         return Segment(self.position, self.samples, self.at, self.fresh, self.path)
 
     def write(self, audio: bytes) -> None:
-        self._disk.write(self._file, audio, self.samples * WIDTH)
+        self._disk.write(self._file, audio, self.samples * SAMPLE_BYTES)
 
     def count(self, audio: bytes, at: datetime, rate: int) -> None:
         # Reads are late and never early: a block that implies an earlier beginning knows better.
         self.at = min(self.at, at - timedelta(seconds=self.samples / rate))
-        self.samples += len(audio) // WIDTH
+        self.samples += len(audio) // SAMPLE_BYTES
 
     def sync(self) -> None:
         """Make durable what is new, and after the first time the name too."""

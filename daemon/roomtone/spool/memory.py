@@ -3,9 +3,9 @@
 from collections import deque
 from typing import NamedTuple
 
-from roomtone.spool.segment import WIDTH
+from roomtone.spool.segment import SAMPLE_BYTES
 
-MEMORY = 30.0
+MEMORY_S = 30.0
 """Seconds of audio that readers get without touching the disk; never less than the open segment."""
 
 
@@ -22,7 +22,7 @@ class Piece(NamedTuple):
     @property
     def end(self) -> int:
         """The position after the last sample."""
-        return self.position + len(self.audio) // WIDTH
+        return self.position + len(self.audio) // SAMPLE_BYTES
 
 
 class Chunk(NamedTuple):
@@ -74,20 +74,20 @@ def _erased(chunk: Chunk, start: int, end: int) -> Chunk:
     first, last = max(chunk.position, start), min(chunk.end, end)
     if first >= last:
         return chunk
-    before, behind = ((place - chunk.position) * WIDTH for place in (first, last))
-    zeros = bytes((last - first) * WIDTH)
+    before, behind = ((place - chunk.position) * SAMPLE_BYTES for place in (first, last))
+    zeros = bytes((last - first) * SAMPLE_BYTES)
     return chunk._replace(audio=chunk.audio[:before] + zeros + chunk.audio[behind:])
 
 
 def _piece(chunks: list[Chunk], position: int, limit: int) -> Piece:
     begin = chunks[0]
     start = max(position, begin.position)
-    audio = bytearray(begin.audio[(start - begin.position) * WIDTH :])
+    audio = bytearray(begin.audio[(start - begin.position) * SAMPLE_BYTES :])
     end = begin.end
     for chunk in chunks[1:]:
-        if chunk.position != end or (chunk.first and chunk.fresh) or len(audio) >= limit * WIDTH:
+        if chunk.position != end or (chunk.first and chunk.fresh) or len(audio) >= limit * SAMPLE_BYTES:
             break
         audio += chunk.audio
         end = chunk.end
     fresh = begin.first and begin.fresh and start == begin.position
-    return Piece(start, bytes(audio[: limit * WIDTH]), fresh)
+    return Piece(start, bytes(audio[: limit * SAMPLE_BYTES]), fresh)

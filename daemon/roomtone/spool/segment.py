@@ -23,9 +23,9 @@ import structlog
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-SPOOL = "spool"
+SPOOL_FOLDER = "spool"
 """The folder of the spools in the state folder."""
-WIDTH = 2
+SAMPLE_BYTES = 2
 """Bytes of one sample."""
 
 _NAME = re.compile(r"(\d{16,19})_(\d{8}T\d{6}\.\d{6})Z(_fresh)?\.pcm", re.ASCII)
@@ -70,7 +70,7 @@ def parse_segment(path: Path, size: int) -> Segment | None:
         at = datetime.strptime(match[2], _TIME).replace(tzinfo=UTC)
     except ValueError:
         return None
-    return Segment(int(match[1]), size // WIDTH, at, bool(match[3]), path)
+    return Segment(int(match[1]), size // SAMPLE_BYTES, at, bool(match[3]), path)
 
 
 def recover_segments(folder: Path) -> list[Segment]:
@@ -99,9 +99,9 @@ def _repair(segment: Segment, size: int) -> bool:
     if segment.samples == 0:
         log.info("segment.removed", file=segment.path.name, reason="empty")
         segment.path.unlink()
-    elif size % WIDTH:
-        log.info("segment.truncated", file=segment.path.name, bytes=size % WIDTH)
-        os.truncate(segment.path, segment.samples * WIDTH)
+    elif size % SAMPLE_BYTES:
+        log.info("segment.truncated", file=segment.path.name, bytes=size % SAMPLE_BYTES)
+        os.truncate(segment.path, segment.samples * SAMPLE_BYTES)
     return segment.samples > 0
 
 

@@ -24,9 +24,9 @@ from typing import TypeVar, TypeVarTuple
 import structlog
 import trio
 
-from roomtone.spool.disk import Disk, Sheet, make_folder
-from roomtone.spool.memory import MEMORY, Chunk, Memory, Piece
-from roomtone.spool.segment import WIDTH, Index, Segment, name_segment, recover_segments
+from roomtone.spool.disk import Disk, OpenSegment, make_folder
+from roomtone.spool.memory import MEMORY_S, Chunk, Memory, Piece
+from roomtone.spool.segment import SAMPLE_BYTES, Index, Segment, name_segment, recover_segments
 
 __all__ = ["Disk", "Piece", "Segment", "Spool", "open_spool"]
 
@@ -73,8 +73,8 @@ class Spool:
         self.end = self._recorded
         self._fresh = False
         self._lost: list[Segment] = []
-        self._sheet: Sheet | None = None
-        self._memory = Memory(max(int(MEMORY * rate), segment))
+        self._sheet: OpenSegment | None = None
+        self._memory = Memory(max(int(MEMORY_S * rate), segment))
         self._filing = trio.Lock()
         self._readers = trio.lowlevel.ParkingLot()
 
@@ -91,7 +91,7 @@ class Spool:
         Completed or not counted, also when cancelled. Raises OSError when the disk does not take it: then nothing of
         it is left, and the next append tries again.
         """
-        if not audio or len(audio) % WIDTH:
+        if not audio or len(audio) % SAMPLE_BYTES:
             raise ValueError(f"{len(audio)} bytes are not a block of whole 16-bit samples")
         segment = None
         await trio.lowlevel.checkpoint()
@@ -139,7 +139,7 @@ class Spool:
                 return Piece(start, audio, segment.fresh and start == segment.position)
         return self._memory.read(position, limit)
 
-    async def grown(self, position: int, *, through_rest: bool = True) -> bool:
+    async def wait_past(self, position: int, *, through_rest: bool = True) -> bool:
         """Return True when audio at or after `position` is recorded; False when it never will be.
 
         Not `through_rest`: False also where it will not be for a while.
@@ -175,7 +175,7 @@ class Spool:
     @property
     def size(self) -> int:
         """Bytes of the closed segments."""
-        return self._index.samples * WIDTH
+        return self._index.samples * SAMPLE_BYTES
 
     def spare(self, start: int) -> Iterator[Segment]:
         """The closed segments that begin at `start` or behind it, by position, to be used at once.
@@ -232,8 +232,8 @@ class Spool:
     async def _zero(self, segment: Segment, start: int, end: int) -> None:
         # The quota may have taken it, which is as good.
         with suppress(FileNotFoundError):
-            offset = (start - segment.position) * WIDTH
-            await self._run(self._disk.erase, segment.path, offset, (end - start) * WIDTH)
+            offset = (start - segment.position) * SAMPLE_BYTES
+            await self._run(self._disk.erase, segment.path, offset, (end - start) * SAMPLE_BYTES)
 
     async def sync(self) -> None:
         """Make durable what was appended. What fails is logged and counted, and tried again with the next audio."""
@@ -249,7 +249,7 @@ class Spool:
         if sheet:
             sheet.close()
 
-    async def _write(self, audio: bytes, at: datetime) -> Sheet:
+    async def _write(self, audio: bytes, at: datetime) -> OpenSegment:
         sheet, first = self._sheet, self._sheet is None
         if sheet is None:
             sheet = self._sheet = await self._run(self._begin, audio, at)
@@ -263,10 +263,10 @@ class Spool:
         self._readers.unpark_all()
         return sheet
 
-    def _begin(self, audio: bytes, at: datetime) -> Sheet:
+    def _begin(self, audio: bytes, at: datetime) -> OpenSegment:
         path = self._folder / name_segment(self.end, at, fresh=self._fresh)
         make_folder(self._folder)
-        sheet = Sheet(self._disk, path, self.end, at, fresh=self._fresh)
+        sheet = OpenSegment(self._disk, path, self.end, at, fresh=self._fresh)
         try:
             sheet.write(audio)
         except OSError:
@@ -305,14 +305,14 @@ class Spool:
         return segment
 
     async def _load(self, segment: Segment, start: int, samples: int) -> bytes:
-        offset = (start - segment.position) * WIDTH
+        offset = (start - segment.position) * SAMPLE_BYTES
         try:
-            audio = await self._run(self._disk.load, segment.path, offset, samples * WIDTH)
+            audio = await self._run(self._disk.load, segment.path, offset, samples * SAMPLE_BYTES)
         except OSError as error:
             audio, reason = b"", str(error)
         else:
             reason = "shorter than it was"
-        audio = audio[: len(audio) // WIDTH * WIDTH]
+        audio = audio[: len(audio) // SAMPLE_BYTES * SAMPLE_BYTES]
         if not audio and self._index.after(start) == segment:  # else it was removed meanwhile
             log.error("segment.unreadable", file=str(segment.path), error=reason)
             self._index.remove(segment.position)
@@ -367,7 +367,7 @@ async def _sync(spool: Spool) -> None:
 
 
 @asynccontextmanager
-async def left_alone(folder: Path, rate: int) -> AsyncIterator[Spool]:
+async def open_closed_spool(folder: Path, rate: int) -> AsyncIterator[Spool]:
     """The spool in this folder, which nobody writes: so nobody waits for what may still come."""
     async with open_spool(folder, rate=rate) as spool:
         spool.end_of_data()

@@ -31,7 +31,7 @@ from roomtone.speech.backfill import wish_mark
 from roomtone.speech.endpoint import Endpoints, open_endpoints
 from roomtone.speech.session_journal import Desk
 from roomtone.speech.transcriber import repair
-from roomtone.spool.segment import SPOOL, list_segments
+from roomtone.spool.segment import SPOOL_FOLDER, list_segments
 from roomtone.spool.spool import open_spool
 
 
@@ -91,7 +91,7 @@ def _find(state: Path, rooms: Mapping[str, Room], since: datetime, until: dateti
     with reading(journal) as database:
         for name, room in rooms.items():
             unsent = never_sent(database.covers(name, 0), since, until)
-            segments = list_segments(state / SPOOL / name)
+            segments = list_segments(state / SPOOL_FOLDER / name)
             there = unsent & Spans((one.position, one.end) for one in segments)
             yield Unsent(name, room.rate, there, unsent - there)
 
@@ -153,7 +153,7 @@ async def _repair(
 ) -> bool:
     terms = Terms(room.streaming)
     endpoint = endpoints.choose(terms, room.rate, find_key(config, environ))
-    async with open_spool(config.state(environ) / SPOOL / name, rate=room.rate) as spool:
+    async with open_spool(config.state(environ) / SPOOL_FOLDER / name, rate=room.rate) as spool:
         spool.end_of_data()
         desk = Desk(
             room=name,
