@@ -18,11 +18,11 @@ import trio
 from roomtone.budget.governor import FREE, Governor
 from roomtone.budget.limits import Course
 from roomtone.capture.recorder import record
-from roomtone.capture.records import Mute, key
-from roomtone.capture.run_control import Reins
+from roomtone.capture.records import MuteState, key
+from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import Reason
 from roomtone.capture.sources import Source
-from roomtone.capture.supervisor import Listening
+from roomtone.capture.supervisor import CaptureSupervisor
 from roomtone.config import model
 from roomtone.containment import supervise
 from roomtone.journal.journal import Journal
@@ -110,11 +110,11 @@ class Again:
 class OpenRoom:
     """One room at work. Making it does nothing; `run` works until the source has ended or `stop` is called."""
 
-    def __init__(self, name: str, plan: Plan, mute: Mute | None, surroundings: Surroundings) -> None:
+    def __init__(self, name: str, plan: Plan, mute: MuteState | None, surroundings: Surroundings) -> None:
         self.name = name
         self.plan = plan
         self.over = trio.Event()
-        self.listening = Listening(name, mute)
+        self.listening = CaptureSupervisor(name, mute)
         self._around = surroundings
         self._room = trio.CancelScope()
         self._capture = trio.CancelScope()
@@ -176,7 +176,7 @@ class OpenRoom:
         begun = []
         if before.source != plan.source:
             begun.append("source")
-            self.listening.begin_again()
+            self.listening.restart()
         if before.speech != plan.speech or not self._terms.change(plan.table.streaming):
             begun.append("streaming")
             self._terms = Terms(plan.table.streaming)
@@ -194,7 +194,7 @@ class OpenRoom:
             finally:
                 del around.spools[self.name]
 
-    async def _record(self, spool: Spool, reins: Reins) -> Reason:
+    async def _record(self, spool: Spool, reins: RunControl) -> Reason:
         plan, around = self.plan, self._around
         spool.sync_interval = plan.sync_interval
         return await record(
@@ -294,7 +294,7 @@ class Rooms:
         a spool has one writer.
         """
         mark = await self._around.journal.mark(key(name, "muted"))
-        mute = None if mark is None else msgspec.convert(mark, Mute)
+        mute = None if mark is None else msgspec.convert(mark, MuteState)
         room = OpenRoom(name, plan, mute, self._around)
         self._nursery.start_soon(self._run_after, self._last.get(name), room)
         self._last[name] = self._open[name] = room

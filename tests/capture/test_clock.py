@@ -168,7 +168,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for minute in range(60_000):
         step = minute // 10
         clock.observe(minute * 6000, minute * 60, EPOCH + minute * 60 + step)
-    assert len(clock._lines) <= module.LINES
-    assert len(clock._offsets) <= module.OFFSETS
-    assert len(clock._reads) <= module.WINDOW
+    assert len(clock._lines) <= module.MAX_LINES
+    assert len(clock._offsets) <= module.MAX_OFFSETS
+    assert len(clock._reads) <= module.MAX_BUCKETS
     assert clock.at(0) < datetime(2030, 1, 1, tzinfo=UTC)

@@ -5,7 +5,7 @@ from array import array
 
 import pytest
 
-from roomtone.capture.level import FLOOR, measure_loudness
+from roomtone.capture.level import FLOOR_DB, measure_loudness
 
 
 def sine(amplitude: float, samples: int = 3200) -> bytes:
@@ -27,7 +27,7 @@ def test_halving_the_amplitude_is_6_db() -> None:
 
 def test_silence_is_the_floor() -> None:
     """Zeros are the floor, not minus infinity."""
-    assert measure_loudness(bytes(6400)) == (FLOOR, FLOOR, True)
+    assert measure_loudness(bytes(6400)) == (FLOOR_DB, FLOOR_DB, True)
 
 
 def test_the_lowest_sample_is_full_scale() -> None:

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from roomtone.capture.clock import Instant
 from roomtone.capture.outbox import Outbox
 from roomtone.capture.recorder import RateChanged, record, recover
-from roomtone.capture.records import Mute
+from roomtone.capture.records import MuteState
 from roomtone.capture.recovery import Resume
-from roomtone.capture.run_control import Reins
+from roomtone.capture.run_control import RunControl
 from roomtone.capture.source_process import Block, SourceEnded, SourceFailed
 from roomtone.capture.sources import Command, File, Microphone, Source
 from roomtone.events import KINDS, Audio, Durable, Gap, Level, Muted, RecordingStarted, RecordingStopped, Turn, Word
@@ -258,7 +258,7 @@ async def open_run(state: Path, acts: Iterable[Act], *, down: float = 0.0) -> As
 
 
 async def record_in(
-    run: Run, source: Source = MICROPHONE, *, folder: Path = Path(), rate: int = RATE, reins: Reins | None = None
+    run: Run, source: Source = MICROPHONE, *, folder: Path = Path(), rate: int = RATE, reins: RunControl | None = None
 ) -> None:
     await record(
         "desk",
@@ -801,10 +801,10 @@ async def test_that_it_is_muted_is_said_with_the_end_of_the_recording(tmp_path: 
             return await commit(*facts)
 
         run.journal.commit = note  # type: ignore[assignment, method-assign]
-        reins = Reins(Outbox("desk"))
+        reins = RunControl(Outbox("desk"))
         nursery.start_soon(lambda: record_in(run, reins=reins))
         await trio.sleep(5)
-        reins.close(Mute())
+        reins.close(MuteState())
     (together,) = (facts for facts in commits if of(Muted, facts))
     assert of(RecordingStopped, together)
     assert {mark.key for mark in of(Mark, together)} >= {"room/desk/stopped", "room/desk/muted"}

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from roomtone.capture.clock import Instant, NominalClock, RoomClock
 from roomtone.capture.sample_accounting import (
-    RETRY,
-    Account,
+    DISK_RETRY_S,
     Away,
-    Cut,
-    Heard,
+    BlockReceived,
+    CutSegment,
     Instruction,
     Keep,
     Leave,
     Lost,
     Note,
+    SampleAccounting,
     Started,
     Stepped,
     Stopped,
@@ -51,8 +51,8 @@ class World:
     def __post_init__(self) -> None:
         self.account = self.run(Away(0, "daemon down", None))
 
-    def run(self, away: Away, jump: int = 0) -> Account:
-        self.account = Account(RATE, FRAME, away.start + jump, away, self.instant(), clock=RoomClock(RATE))
+    def run(self, away: Away, jump: int = 0) -> SampleAccounting:
+        self.account = SampleAccounting(RATE, FRAME, away.start + jump, away, self.instant(), clock=RoomClock(RATE))
         return self.account
 
     def instant(self) -> Instant:
@@ -61,7 +61,7 @@ class World:
     def do(self, instructions: list[Instruction], samples: int = 0) -> list[Instruction]:
         for instruction in instructions:
             match instruction:
-                case Cut(skip=skip):
+                case CutSegment(skip=skip):
                     self.end += skip
                 case Keep(position=position, at=at):
                     assert position == self.end
@@ -91,7 +91,7 @@ class World:
     def block(self, dropped: int = 0, *, still: bool = False, late: float = 0.0) -> list[Instruction]:
         """A block is read `late`, after `dropped` samples that were lost on the way."""
         self.now += (dropped + FRAME) / RATE + late
-        heard = Heard(FRAME, dropped, self.now, still)
+        heard = BlockReceived(FRAME, dropped, self.now, still)
         return self.do(self.account.block(heard, self.instant()), FRAME)
 
     def talk(self, seconds: float) -> None:
@@ -299,7 +299,7 @@ def test_blocks_from_before_a_sleep_are_not_moved_behind_it() -> None:
     world.talk(10)
     read = world.now + FRAME / RATE
     world.sleep(3600)
-    world.do(world.account.block(Heard(FRAME, 0, read, still=False), world.instant()), FRAME)
+    world.do(world.account.block(BlockReceived(FRAME, 0, read, still=False), world.instant()), FRAME)
     assert world.captured[-1][2] == utc(110)
     world.talk(1)
     assert world.causes() == ["suspended"]
@@ -408,8 +408,10 @@ def test_a_step_of_utc_closes_the_segment() -> None:
     cuts, steps = [], []
     for count in range(1, 5):
         read = now + count * FRAME / RATE
-        instructions = account.block(Heard(FRAME, 0, read, still=False), Instant(read, read, EPOCH + read + 7200))
-        cuts += [count for one in instructions if isinstance(one, Cut)]
+        instructions = account.block(
+            BlockReceived(FRAME, 0, read, still=False), Instant(read, read, EPOCH + read + 7200)
+        )
+        cuts += [count for one in instructions if isinstance(one, CutSegment)]
         steps += [one for one in instructions if isinstance(one, Stepped)]
         account.kept(FRAME)
     assert cuts == [2]
@@ -419,15 +421,15 @@ def test_a_step_of_utc_closes_the_segment() -> None:
 def test_a_file_waits_and_loses_nothing() -> None:
     """A file has no losses of time: its samples follow each other, however long reading stops or fails."""
     clock = NominalClock(RATE, 0)
-    account = Account(RATE, FRAME, 0, Away(0, "daemon down", None), Instant(50, 50, EPOCH), clock=clock)
+    account = SampleAccounting(RATE, FRAME, 0, Away(0, "daemon down", None), Instant(50, 50, EPOCH), clock=clock)
     done: list[Instruction] = []
     for count in range(10):
         now = Instant(50 + count * 100, 50, EPOCH + count * 100)
-        done += account.block(Heard(FRAME, 0, now.boottime, still=False), now)
+        done += account.block(BlockReceived(FRAME, 0, now.boottime, still=False), now)
         done += account.kept(FRAME)
         done += account.waited(60, now)
         done += account.failed("file.unreadable", "the share is gone", now)
-    assert not any(isinstance(one, Lost | Cut) for one in done)
+    assert not any(isinstance(one, Lost | CutSegment) for one in done)
     times = [one.at.timestamp() - EPOCH for one in done if isinstance(one, Keep)]
     assert times == pytest.approx([count * FRAME / RATE for count in range(10)])
     refusal = account.refused(FRAME, OSError(errno.ENOSPC, "full"), Instant(60, 60, EPOCH))
@@ -457,7 +459,7 @@ def test_a_disk_that_refuses_is_asked_once_in_a_second() -> None:
     """A failing disk may take its time for each refusal: blocks between are counted without asking."""
     world = World(full=True)
     asked = [any(isinstance(one, Keep) for one in world.block()) for _ in range(20)]
-    assert asked == ([True] + [False] * (round(RETRY * RATE / FRAME) - 1)) * 4
+    assert asked == ([True] + [False] * (round(DISK_RETRY_S * RATE / FRAME) - 1)) * 4
     world.full = False
     world.talk(3)
     world.stop()

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import trio
 
-from roomtone.capture.source_process import Feed, SourceEnded, SourceFailed, open_child, open_source
+from roomtone.capture.source_process import SourceEnded, SourceFailed, SourceProcess, open_child, open_source
 from roomtone.capture.sources import Command, File, Microphone, Source, name_of
 from support.sources import FRAME, RATE, drain, listen, noise, write_wav
 
@@ -141,7 +141,7 @@ async def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
 async def test_a_defect_is_told_with_its_last_line() -> None:
     """A process that ends with a traceback has its last line in the reason, and the user sees no traceback."""
     async with open_child("roomtone.capture.source", {"ring": 1}) as child:
-        heard = await drain(Feed("microphone default", child))
+        heard = await drain(SourceProcess("microphone default", child))
     assert isinstance(heard.over, SourceFailed)
     assert str(heard.over).startswith("the capture process of microphone default ended with status 1: ")
     assert str(heard.over).endswith("KeyError: 'rate'")
@@ -164,7 +164,7 @@ async def test_a_number_that_is_another_process_by_now_is_not_killed(monkeypatch
 
     monkeypatch.setattr(os, "killpg", count)
     async with open_child("roomtone.capture.source", {"ring": 1}) as child:
-        await drain(Feed("microphone default", child))
+        await drain(SourceProcess("microphone default", child))
         assert child._process.returncode is not None
     assert killed == [child._process.pid]
 

@@ -26,11 +26,11 @@ from capture.test_recorder import (
     tone,
     utc,
 )
-from roomtone.capture.recorder import UNWATCHED, record
-from roomtone.capture.records import Mute
-from roomtone.capture.run_control import Reins
+from roomtone.capture.recorder import NULL_OBSERVER, record
+from roomtone.capture.records import MuteState
+from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import Reason
-from roomtone.capture.supervisor import Listening
+from roomtone.capture.supervisor import CaptureSupervisor
 from roomtone.events import Audio, Durable, Gap, Muted, RecordingStarted, RecordingStopped, Unmuted
 from roomtone.journal.coverage import summarize
 
@@ -39,7 +39,7 @@ LONG = [Talk(100_000)]
 
 class Room(NamedTuple):
     run: Run
-    listening: Listening
+    listening: CaptureSupervisor
 
 
 @asynccontextmanager
@@ -47,17 +47,19 @@ async def open_listening(state: Path, acts: Iterable[Act] = LONG, *, down: float
     """A room that listens, after the daemon was down for so long; leaving is the daemon's stop."""
     async with open_run(state, acts, down=down) as run:
         mark = await run.journal.mark("room/desk/muted")
-        mute = None if mark is None else msgspec.convert(mark, Mute)
-        listening = Listening("desk", mute, utc=lambda: run.script.machine.now().utc)
+        mute = None if mark is None else msgspec.convert(mark, MuteState)
+        listening = CaptureSupervisor("desk", mute, utc=lambda: run.script.machine.now().utc)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                partial(listening.run, partial(one_run, run), spool=run.spool, journal=run.journal, witness=UNWATCHED)
+                partial(
+                    listening.run, partial(one_run, run), spool=run.spool, journal=run.journal, witness=NULL_OBSERVER
+                )
             )
             yield Room(run, listening)
             nursery.cancel_scope.cancel()
 
 
-async def one_run(run: Run, reins: Reins) -> Reason:
+async def one_run(run: Run, reins: RunControl) -> Reason:
     return await record(
         "desk",
         MICROPHONE,
@@ -88,7 +90,7 @@ async def test_muting_closes_the_device_and_unmuting_opens_it(tmp_path: Path, au
     """The segment is closed, the stop says why, the muted time is one gap without positions, and it goes on there."""
     async with open_listening(tmp_path) as room:
         await trio.sleep(10.1)
-        await room.listening.close(Mute())
+        await room.listening.close(MuteState())
         opened, end = room.run.script.opened, room.run.spool.end
         assert room.run.spool.resting
         await trio.sleep(1000)
@@ -122,7 +124,7 @@ async def test_muting_survives_a_restart(tmp_path: Path, autojump_clock: Clock) 
     """A muted room stays muted when the daemon was down, and that time is muted too."""
     async with open_listening(tmp_path) as room:
         await trio.sleep(10.1)
-        await room.listening.close(Mute())
+        await room.listening.close(MuteState())
     async with open_listening(tmp_path, down=500) as room:
         await trio.sleep(100)
         assert (room.run.script.opened, room.run.spool.end) == (0, 10_000)
@@ -138,11 +140,11 @@ async def test_a_timed_muting_ends_by_itself(tmp_path: Path, autojump_clock: Clo
     """To the second, and the last wish counts: longer, then shorter."""
     async with open_listening(tmp_path) as room:
         await trio.sleep(10.1)
-        await room.listening.close(Mute(until=utc(100)))
-        await room.listening.close(Mute(until=utc(5000)))
+        await room.listening.close(MuteState(until=utc(100)))
+        await room.listening.close(MuteState(until=utc(5000)))
         await trio.sleep(200)
-        assert room.listening.mute == Mute(until=utc(5000))
-        await room.listening.close(Mute(until=utc(300)))
+        assert room.listening.mute == MuteState(until=utc(5000))
+        await room.listening.close(MuteState(until=utc(300)))
         await trio.sleep(110)
         assert room.listening.mute is None
         events = await events_of(room.run)
@@ -156,7 +158,7 @@ async def test_a_timed_muting_ends_while_the_daemon_is_down(tmp_path: Path, auto
     """It listens at once, and the time between is what it was: muted, then down."""
     async with open_listening(tmp_path) as room:
         await trio.sleep(10.1)
-        await room.listening.close(Mute(until=utc(60)))
+        await room.listening.close(MuteState(until=utc(60)))
     async with open_listening(tmp_path, down=500) as room:
         await trio.sleep(5)
         assert room.run.spool.end > 10_000
@@ -173,7 +175,7 @@ async def test_a_room_is_muted_before_it_was_ever_heard(tmp_path: Path, autojump
     """There is nothing to account for, and nothing is opened."""
     async with open_listening(tmp_path, [Absent(1_000_000)]) as room:
         await trio.sleep(10)
-        await room.listening.close(Mute())
+        await room.listening.close(MuteState())
         opened = room.run.script.opened
         await trio.sleep(1000)
         assert room.run.script.opened == opened
@@ -193,7 +195,7 @@ async def test_muted_while_the_device_is_away(tmp_path: Path, autojump_clock: Cl
     """The time before is the device's, the time after the mute's."""
     async with open_listening(tmp_path, [Talk(10), Absent(1_000_000)]) as room:
         await trio.sleep(60)
-        await room.listening.close(Mute())
+        await room.listening.close(MuteState())
         await trio.sleep(60)
         room.run.script.acts[:] = LONG
         await room.listening.open()
@@ -210,7 +212,7 @@ async def test_a_mute_that_is_taken_back_at_once(tmp_path: Path, autojump_clock:
         await trio.sleep(10)
         async with trio.open_nursery() as nursery:
             for _ in range(5):
-                nursery.start_soon(room.listening.close, Mute())
+                nursery.start_soon(room.listening.close, MuteState())
                 nursery.start_soon(room.listening.open)
         with trio.fail_after(5):
             await room.listening.open()
@@ -245,7 +247,7 @@ async def test_there_is_nothing_to_rotate_without_samples(tmp_path: Path, autoju
     async with open_listening(tmp_path, [Talk(10), Absent(1_000_000)]) as room:
         await trio.sleep(30)
         assert not await room.listening.rotate()
-        await room.listening.close(Mute())
+        await room.listening.close(MuteState())
         assert not await room.listening.rotate()
         events = await events_of(room.run)
     assert [stop.reason for stop in of(RecordingStopped, events)] == ["muted"]
@@ -255,7 +257,7 @@ async def test_beginning_again_is_a_gap_of_the_device(tmp_path: Path, autojump_c
     """Another source follows at once; what lies between has neither positions nor a daemon that was down."""
     async with open_listening(tmp_path) as room:
         await trio.sleep(10.1)
-        room.listening.begin_again()
+        room.listening.restart()
         await trio.sleep(5)
         assert room.run.script.opened == 2
         await check_account(room.run)
@@ -272,7 +274,7 @@ async def test_what_is_muted_on_a_full_disk_is_told_when_there_is_room(tmp_path:
         fill_up(writer)
         room.run.disk.full = True
         await trio.sleep(20)
-        await room.listening.close(Mute())
+        await room.listening.close(MuteState())
         assert not of(Muted, await events_of(room.run))
         await trio.sleep(100)
         room.run.disk.full = False
@@ -295,7 +297,7 @@ async def test_who_unmutes_on_a_full_disk_waits_for_the_end_of_the_recording(
         await trio.sleep(10.1)
         writer = room.run.journal._database._writer
         fill_up(writer)
-        await room.listening.close(Mute())
+        await room.listening.close(MuteState())
         nursery.start_soon(room.listening.open)
         await trio.sleep(100)
         writer.execute("PRAGMA max_page_count = 100000")

@@ -5,7 +5,7 @@ import wave
 from pathlib import Path
 from typing import NamedTuple
 
-from roomtone.capture.source_process import Block, Feed, SourceEnded, SourceFailed, open_source
+from roomtone.capture.source_process import Block, SourceEnded, SourceFailed, SourceProcess, open_source
 from roomtone.capture.sources import Source
 
 RATE = 16_000
@@ -33,7 +33,7 @@ async def listen(source: Source, folder: Path, *, rate: int = RATE, skip: int = 
         return await drain(feed)
 
 
-async def drain(feed: Feed) -> Heard:
+async def drain(feed: SourceProcess) -> Heard:
     """What an open source still says, to its end."""
     blocks: list[Block] = []
     while True:

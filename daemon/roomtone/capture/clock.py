@@ -18,20 +18,20 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
-WINDOW = 90
+MAX_BUCKETS = 90
 """Buckets of reads that the drift is measured over: half an hour."""
-BUCKET = 20.0
+BUCKET_S = 20.0
 """Seconds of audio of which only the least late read is kept."""
-MEASURABLE = 600.0
+MIN_DRIFT_SPAN_S = 600.0
 """Seconds of audio below which a slope says more about lateness than about crystals: the last known one is used."""
-SETTLED = 600.0
+LINE_SETTLED_AFTER_S = 600.0
 """Seconds after which a line is left alone and the next one begins."""
-DRIFT = 300e-6
+MAX_DRIFT = 300e-6
 """No crystal of a sound card is worse. A steeper slope is lost or doubled audio."""
-STEP = 0.005
+STEP_TOLERANCE_S = 0.005
 """Seconds between two readings of the offset that two clocks read one after the other may differ without a step."""
-LINES = 4096
-OFFSETS = 1024
+MAX_LINES = 4096
+MAX_OFFSETS = 1024
 """What is remembered of the past (a month of lines, a thousand steps); older positions use the oldest that is known."""
 
 
@@ -50,7 +50,7 @@ class Read(NamedTuple):
     boottime: float
 
 
-class Line(NamedTuple):
+class DriftLine(NamedTuple):
     """From `position` on, sample `position + n` is taken at `boottime + n / rate * (1 + slope)`."""
 
     position: int
@@ -65,7 +65,7 @@ class Offset(NamedTuple):
     seconds: float
 
 
-P = TypeVar("P", Line, Offset)
+P = TypeVar("P", DriftLine, Offset)
 
 
 class RoomClock:
@@ -77,9 +77,9 @@ class RoomClock:
     def __init__(self, rate: int) -> None:
         self.rate = rate
         self.steps = 0
-        self._reads: deque[Read] = deque(maxlen=WINDOW)
-        self._lines: deque[Line] = deque(maxlen=LINES)
-        self._offsets: deque[Offset] = deque(maxlen=OFFSETS)
+        self._reads: deque[Read] = deque(maxlen=MAX_BUCKETS)
+        self._lines: deque[DriftLine] = deque(maxlen=MAX_LINES)
+        self._offsets: deque[Offset] = deque(maxlen=MAX_OFFSETS)
         self._slope = 0.0
         self._last = Offset(0, 0.0)
         self._began = False
@@ -101,7 +101,7 @@ class RoomClock:
         """Say that time without a source ended: the sample at `position` was taken at `boottime`, at the latest."""
         self._reads.clear()
         self._began = True
-        self._lines.append(Line(position, boottime, self._slope))
+        self._lines.append(DriftLine(position, boottime, self._slope))
 
     def at(self, position: int) -> datetime:
         """UTC when the sample at this position was taken. Raises LookupError before the first `observe`."""
@@ -123,7 +123,10 @@ class RoomClock:
         began, self._began = self._began, False
         if began:
             self._offsets.append(Offset(self._lines[-1].position, seconds))
-        elif abs(seconds - self._offsets[-1].seconds) > STEP and abs(seconds - before.seconds) <= STEP:
+        elif (
+            abs(seconds - self._offsets[-1].seconds) > STEP_TOLERANCE_S
+            and abs(seconds - before.seconds) <= STEP_TOLERANCE_S
+        ):
             # Two readings must agree: between the readings of the two clocks the process may have been put aside.
             self._offsets.append(Offset(before.position, seconds))
             self.steps += 1
@@ -145,20 +148,20 @@ class RoomClock:
 
     @property
     def _bucket(self) -> int:
-        return int(BUCKET * self.rate)
+        return int(BUCKET_S * self.rate)
 
     def _fit(self) -> None:
         reads = self._reads
-        if (reads[-1].position - reads[0].position) / self.rate >= MEASURABLE:
-            self._slope = max(-DRIFT, min(DRIFT, _slope(reads, self.rate)))
+        if (reads[-1].position - reads[0].position) / self.rate >= MIN_DRIFT_SPAN_S:
+            self._slope = max(-MAX_DRIFT, min(MAX_DRIFT, _slope(reads, self.rate)))
         line = self._lines[-1]
-        old = (reads[-1].position - line.position) / self.rate > SETTLED
+        old = (reads[-1].position - line.position) / self.rate > LINE_SETTLED_AFTER_S
         start = reads[-1].position if old else line.position
         fitted = min(read.boottime - (read.position - start) / self.rate * (1 + self._slope) for read in reads)
         if old:
-            self._lines.append(Line(start, fitted, self._slope))
+            self._lines.append(DriftLine(start, fitted, self._slope))
         else:
-            self._lines[-1] = Line(start, fitted, self._slope)
+            self._lines[-1] = DriftLine(start, fitted, self._slope)
 
 
 class NominalClock:

@@ -5,11 +5,11 @@ import sys
 from array import array
 from typing import NamedTuple
 
-FLOOR = -96.3
+FLOOR_DB = -96.3
 """dB below full scale of half a step of 16 bits: what silence counts as."""
 
-_FULL = 32768.0
-_ENOUGH = 800
+_FULL_SCALE = 32768.0
+_MAX_MEASURED_SAMPLES = 800
 """Samples of a block that its RMS is measured over: the error is below 1 dB, and the time a quarter."""
 
 
@@ -27,9 +27,9 @@ def measure_loudness(audio: bytes) -> Loudness:
     if sys.byteorder == "big":
         samples.byteswap()
     low, high = min(samples), max(samples)
-    some = samples[:: max(1, len(samples) // _ENOUGH)]
+    some = samples[:: max(1, len(samples) // _MAX_MEASURED_SAMPLES)]
     return Loudness(_decibels(math.hypot(*some) / math.sqrt(len(some))), _decibels(max(high, -low)), low == high)
 
 
 def _decibels(amplitude: float) -> float:
-    return min(0.0, max(FLOOR, 20 * math.log10(amplitude / _FULL))) if amplitude else FLOOR
+    return min(0.0, max(FLOOR_DB, 20 * math.log10(amplitude / _FULL_SCALE))) if amplitude else FLOOR_DB

@@ -24,26 +24,26 @@ from roomtone.capture.clock import Instant, NominalClock, RoomClock
 from roomtone.capture.level import Loudness, measure_loudness
 from roomtone.capture.outbox import Outbox
 from roomtone.capture.records import Stop, audio_entry, key, loss_entry, mute_entry, step_entry, stop_entry
-from roomtone.capture.recovery import Progress, RateChanged, Resume, identify, recover
-from roomtone.capture.run_control import Reins
+from roomtone.capture.recovery import FileProgress, RateChanged, Resume, identify, recover
+from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import (
-    OPENING,
-    PLUGGING_IN,
-    RETRY,
-    Account,
-    Cut,
-    Heard,
+    DISK_RETRY_S,
+    FIRST_SAMPLE_TIMEOUT_S,
+    MICROPHONE_FIRST_SAMPLE_TIMEOUT_S,
+    BlockReceived,
+    CutSegment,
     Instruction,
     Keep,
     Leave,
     Lost,
     Note,
     Reason,
+    SampleAccounting,
     Started,
     Stepped,
     Stopped,
 )
-from roomtone.capture.source_process import Block, Feed, SourceEnded, SourceFailed, open_source
+from roomtone.capture.source_process import Block, SourceEnded, SourceFailed, SourceProcess, open_source
 from roomtone.capture.sources import Command, File, Microphone, Source, name_of
 from roomtone.events import Cause, Level, Notice, RecordingStarted, RecordingStopped
 from roomtone.journal.journal import Journal
@@ -53,16 +53,16 @@ from roomtone.live import Live
 from roomtone.spool.segment import SAMPLE_BYTES
 from roomtone.spool.spool import Spool
 
-__all__ = ["Clocks", "Opener", "RateChanged", "Witness", "read_clocks", "record", "recover"]
+__all__ = ["Clocks", "HealthObserver", "Opener", "RateChanged", "read_clocks", "record", "recover"]
 
-TICK = 0.25
+WAIT_TICK_S = 0.25
 """Seconds of waiting for a block that count as silence when none came. A standstill of our own loop counts once."""
-ENDING = 3.0
+FINISH_TIMEOUT_S = 3.0
 """Seconds that the last facts of a run may take: room that comes later comes to the next run, or the next start."""
-PATIENCE = 1.0
+COMMIT_TIMEOUT_S = 1.0
 """Seconds that facts may wait for a journal on a full disk before audio goes first."""
 CROWDED = 10.0
-PENDING = 1000
+MAX_PENDING_RECORDS = 1000
 """Facts above which each waits as long as `CROWDED`: the source's ring fills meanwhile, and counts what it drops."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -73,10 +73,10 @@ class Opener(Protocol):
 
     def __call__(
         self, source: Source, *, rate: int, frame: int, folder: Path, skip: int = 0
-    ) -> AbstractAsyncContextManager[Feed]: ...
+    ) -> AbstractAsyncContextManager[SourceProcess]: ...
 
 
-class Witness(Protocol):
+class HealthObserver(Protocol):
     """Who is told how the room stands, in seconds of the loop's clock."""
 
     def tried(self, room: str, now: float) -> None:
@@ -95,7 +95,7 @@ class Witness(Protocol):
         """So much faster than this machine's clock the source runs, in parts per million."""
 
 
-class Unwatched:
+class NullObserver:
     """Nobody wants to know."""
 
     def tried(self, room: str, now: float) -> None: ...
@@ -105,7 +105,7 @@ class Unwatched:
     def drifts(self, room: str, ppm: float) -> None: ...
 
 
-UNWATCHED: Final = Unwatched()
+NULL_OBSERVER: Final = NullObserver()
 
 Clocks: TypeAlias = Callable[[], Instant]
 
@@ -127,8 +127,8 @@ async def record(
     spool: Spool,
     journal: Journal,
     live: Live,
-    reins: Reins | None = None,
-    witness: Witness = UNWATCHED,
+    reins: RunControl | None = None,
+    witness: HealthObserver = NULL_OBSERVER,
     opener: Opener = open_source,
     clocks: Clocks = read_clocks,
 ) -> Reason:
@@ -138,7 +138,7 @@ async def record(
     so does the end of the source. Returns why. `witness` is told how it stands.
     Relative paths begin in `folder`. Errors: RateChanged before anything is recorded; JournalError.
     """
-    reins = reins or Reins(Outbox(room))
+    reins = reins or RunControl(Outbox(room))
     if reins.outbox:
         witness.gap(room, "disk full", trio.current_time())
         await reins.outbox.drain(journal)  # where the room stands is told by the journal
@@ -167,14 +167,14 @@ async def record(
     return reason
 
 
-def _account(source: Source, rate: int, frame: int, resume: Resume, now: Instant) -> Account:
+def _account(source: Source, rate: int, frame: int, resume: Resume, now: Instant) -> SampleAccounting:
     clock: RoomClock | NominalClock = RoomClock(rate)
     if resume.file:
         clock = NominalClock(rate, resume.file.start, began=resume.file.at)
     elif isinstance(source, File):
         clock = NominalClock(rate, resume.position, earliest=resume.away.since)
-    opening = PLUGGING_IN if isinstance(source, Microphone) else OPENING
-    return Account(rate, frame, resume.position, resume.away, now, clock=clock, opening=opening)
+    opening = MICROPHONE_FIRST_SAMPLE_TIMEOUT_S if isinstance(source, Microphone) else FIRST_SAMPLE_TIMEOUT_S
+    return SampleAccounting(rate, frame, resume.position, resume.away, now, clock=clock, opening=opening)
 
 
 async def _follow(recorder: "_Recorder", opener: Opener, rate: int, frame: int, folder: Path) -> None:
@@ -224,13 +224,13 @@ class _Recorder:
         source: Source,
         *,
         folder: Path,
-        file: Progress | None,
-        account: Account,
+        file: FileProgress | None,
+        account: SampleAccounting,
         spool: Spool,
         journal: Journal,
         live: Live,
-        reins: Reins,
-        witness: Witness,
+        reins: RunControl,
+        witness: HealthObserver,
         clocks: Clocks,
     ) -> None:
         self.room = room
@@ -250,15 +250,15 @@ class _Recorder:
         """Samples of the file that are recorded already."""
         return self._account.position - self._file.start if self._file else 0
 
-    async def listen(self, feed: Feed) -> None:
+    async def listen(self, feed: SourceProcess) -> None:
         """Take blocks until the source has been silent for too long. Raises what the feed raises."""
         while True:
             block = None
-            with trio.move_on_after(TICK):
+            with trio.move_on_after(WAIT_TICK_S):
                 block = await feed.receive()
             if block is not None:
                 await self._take(block)
-            elif Leave() in await self.do(self._account.waited(TICK, self._clocks())):
+            elif Leave() in await self.do(self._account.waited(WAIT_TICK_S, self._clocks())):
                 return
             if self._reins.is_to_rotate and self._account.flowing:
                 await self.do(self._account.rotate())
@@ -285,7 +285,7 @@ class _Recorder:
         with trio.CancelScope(shield=True):
             facts: list[Record] = []
             for instruction in instructions:
-                if isinstance(instruction, Cut):
+                if isinstance(instruction, CutSegment):
                     segment = await self._spool.cut(fresh=instruction.fresh, skip=instruction.skip)
                     facts += audio_entry(self.room, self._spool.rate, segment) if segment else []
                 else:
@@ -297,20 +297,22 @@ class _Recorder:
         """Give facts that still wait for the journal a last time. What the room does next says them before its own."""
         with trio.CancelScope(shield=True):
             self._reins.outbox.hurry()
-            await self._reins.outbox.commit(self._journal, [], ENDING)
+            await self._reins.outbox.commit(self._journal, [], FINISH_TIMEOUT_S)
 
     async def _take(self, block: Block) -> None:
         loudness = measure_loudness(block.audio)
         samples = len(block.audio) // SAMPLE_BYTES
         now = self._clocks()
         with trio.CancelScope(shield=True) as taking:
-            instructions = self._account.block(Heard(samples, block.dropped, block.boottime, loudness.still), now)
+            instructions = self._account.block(
+                BlockReceived(samples, block.dropped, block.boottime, loudness.still), now
+            )
             await self.do(instructions)
             if isinstance(keep := instructions[-1], Keep):
                 while not await self._keep(block.audio, keep):
                     # A file waits for room on the disk, and while it waits it may be told to stop.
                     taking.shield = False
-                    await trio.sleep(RETRY)
+                    await trio.sleep(DISK_RETRY_S)
                     taking.shield = True
             else:
                 self.witness.gap(self.room, "disk full", trio.current_time())
@@ -382,7 +384,7 @@ class _Recorder:
 
     async def _commit(self, facts: Sequence[Record]) -> None:
         outbox = self._reins.outbox
-        await outbox.commit(self._journal, facts, PATIENCE if len(outbox) < PENDING else CROWDED)
+        await outbox.commit(self._journal, facts, COMMIT_TIMEOUT_S if len(outbox) < MAX_PENDING_RECORDS else CROWDED)
 
 
 def _told(lost: Lost) -> dict[str, object]:

@@ -10,7 +10,7 @@ from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.spool.segment import Segment
 
 
-class Mute(msgspec.Struct, frozen=True):
+class MuteState(msgspec.Struct, frozen=True):
     """The room's device is closed on somebody's wish, until that time (UTC) if one was given."""
 
     until: datetime | None = None
@@ -81,7 +81,7 @@ def stop_entry(room: str, stop: Stop) -> list[Record]:
     return [Mark(key(room, "stopped"), msgspec.to_builtins(stop))]
 
 
-def mute_entry(room: str, mute: Mute, position: int, at: datetime) -> list[Record]:
+def mute_entry(room: str, mute: MuteState, position: int, at: datetime) -> list[Record]:
     """The room's device is closed from here on."""
     return [
         Muted(room=room, position=position, at=at, until=mute.until),

@@ -20,9 +20,9 @@ from roomtone.legible import well_formed
 from roomtone.spool.segment import Segment
 from roomtone.spool.spool import Spool
 
-_AT_ONCE = 300
+_MAX_RECORDS_PER_COMMIT = 300
 """Facts in one transaction, when the journal does not know many segments."""
-_LONGEST_TURN = 600
+_MAX_TURN_S = 600
 """Seconds before the end of the spool in which an event may begin that ends after it."""
 
 
@@ -30,7 +30,7 @@ class RateChanged(Exception):  # noqa: N818 - it says what is true of the room
     """The room was recorded at another rate before: its positions would mean two things. The text is for a person."""
 
 
-class Progress(msgspec.Struct, frozen=True):
+class FileProgress(msgspec.Struct, frozen=True):
     """A file that is being recorded: its first sample has this position and time (UTC). `size` is in bytes.
 
     `ended`: it was recorded to its end.
@@ -49,7 +49,7 @@ class Resume(msgspec.Struct, frozen=True):
 
     position: int
     away: Away
-    file: Progress | None = None
+    file: FileProgress | None = None
 
 
 async def recover(room: str, source: Source, *, rate: int, folder: Path, spool: Spool, journal: Journal) -> Resume:
@@ -99,17 +99,17 @@ def locate(source: File, folder: Path) -> Path:
     return folder / Path(source.path).expanduser()
 
 
-def identify(source: File, folder: Path, start: int, at: datetime) -> Progress | None:
+def identify(source: File, folder: Path, start: int, at: datetime) -> FileProgress | None:
     """The file as it is now, recorded from `start` on. None when it cannot be looked at."""
     path = locate(source, folder)
     try:
         status = path.stat()
     except OSError:
         return None
-    return Progress(well_formed(str(path)), status.st_size, status.st_mtime_ns, start, at)
+    return FileProgress(well_formed(str(path)), status.st_size, status.st_mtime_ns, start, at)
 
 
-async def _progress(room: str, source: Source, folder: Path, journal: Journal) -> Progress | None:
+async def _progress(room: str, source: Source, folder: Path, journal: Journal) -> FileProgress | None:
     """The file that the last run was recording, if it is this source and has not changed.
 
     A file that cannot be looked at just now is taken for the same: its share may not be mounted yet. One that was
@@ -118,7 +118,7 @@ async def _progress(room: str, source: Source, folder: Path, journal: Journal) -
     mark = await journal.mark(key(room, "file"))
     if mark is None or not isinstance(source, File):
         return None
-    before = msgspec.convert(mark, Progress)
+    before = msgspec.convert(mark, FileProgress)
     if before.ended and not journal.interrupted:
         return None
     now = identify(source, folder, before.start, before.at)
@@ -144,7 +144,7 @@ async def _journal_segments(room: str, spool: Spool, journal: Journal) -> None:
             facts += audio_entry(room, spool.rate, segment)
             end = segment.end
         before = segment
-        if len(facts) >= _AT_ONCE:
+        if len(facts) >= _MAX_RECORDS_PER_COMMIT:
             await journal.commit(*facts)
             facts.clear()
     if facts:
@@ -185,7 +185,7 @@ async def _known(room: str, spool: Spool, journal: Journal) -> int:
     marks = [await journal.mark(key(room, name)) for name in ("audio", "acknowledged")]
     stopped = await last_stop(room, journal)
     covers = await journal.covered(room, spool.end)
-    recent = await journal.select(room, KINDS, max(0, spool.end - _LONGEST_TURN * spool.rate), 2**63 - 1)
+    recent = await journal.select(room, KINDS, max(0, spool.end - _MAX_TURN_S * spool.rate), 2**63 - 1)
     return max(
         spool.end,
         stopped.position if stopped else 0,

@@ -5,14 +5,14 @@ from typing import Literal
 import trio
 
 from roomtone.capture.outbox import Outbox
-from roomtone.capture.records import Mute
+from roomtone.capture.records import MuteState
 from roomtone.events import Cause
 
-ROTATING = 5.0
+ROTATE_TIMEOUT_S = 5.0
 """Seconds in which a recorder that hears its source comes round to begin a new recording."""
 
 
-class Reins:
+class RunControl:
     """Given to one run of `record`, and to whoever may want something of it.
 
     `scope` is the run's; `reason` is why it ends where that is not the source's end; `cause` is what the time after it
@@ -24,7 +24,7 @@ class Reins:
         self.scope = trio.CancelScope()
         self.reason: Literal["stopping", "muted"] = "stopping"
         self.cause: Cause = "daemon down"
-        self.mute: Mute | None = None
+        self.mute: MuteState | None = None
         self._waiting: list[trio.Event] = []
 
     def replace(self) -> None:
@@ -36,7 +36,7 @@ class Reins:
         """Call the time after the run that of a device that is away: the room is configured no more."""
         self.cause = "device"
 
-    def close(self, mute: Mute) -> None:
+    def close(self, mute: MuteState) -> None:
         """End the run because the device is to be closed."""
         self.reason = self.cause = "muted"
         self.mute = mute
@@ -46,7 +46,7 @@ class Reins:
         """Have a new recording begin at the next block. False where no samples flow in which it could."""
         begun = trio.Event()
         self._waiting.append(begun)
-        with trio.move_on_after(ROTATING):
+        with trio.move_on_after(ROTATE_TIMEOUT_S):
             await begun.wait()
         return begun.is_set()
 

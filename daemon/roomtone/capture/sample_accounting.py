@@ -19,25 +19,25 @@ import msgspec
 from roomtone.capture.clock import Instant, NominalClock, RoomClock
 from roomtone.events import Cause, Severity
 
-SILENT = 1.0
+SILENT_AFTER_S = 1.0
 """Seconds without a sample, beyond the length of a block, that are a fault and are reported."""
-DEAD = 5.0
+DEAD_AFTER_S = 5.0
 """Seconds without a sample after which the source is replaced."""
-OPENING = 30.0
+FIRST_SAMPLE_TIMEOUT_S = 30.0
 """Seconds that a command or a file may take until the first sample: a camera connects and waits for a key frame."""
-LATE = 0.2
+LATENESS_TOLERANCE_S = 0.2
 """Seconds behind the clock below which nothing is held to be lost: a sound server's burst, a busy machine."""
-CATCHING_UP = 2.0
+CATCH_UP_TIMEOUT_S = 2.0
 """Seconds of flow in which a stall may catch up before what is still missing counts as lost."""
-NAP = 0.5
+MIN_SUSPEND_S = 0.5
 """Seconds of sleep of the machine that are worth a loss of their own."""
-STILL = 60.0
+STUCK_SIGNAL_AFTER_S = 60.0
 """Seconds without any change of the samples that are a fault: no room is so quiet, its microphone is cut off."""
-PLUGGING_IN = 15.0
+MICROPHONE_FIRST_SAMPLE_TIMEOUT_S = 15.0
 """Seconds that a microphone may take until the first sample: a small computer that is busy with its own start needs ten
 to start the process, load PortAudio and look at all devices.
 """
-RETRY = 1.0
+DISK_RETRY_S = 1.0
 """Seconds between two attempts to write to a disk that refuses."""
 
 
@@ -52,7 +52,7 @@ class Away(msgspec.Struct, frozen=True):
     since: datetime | None
 
 
-class Cut(msgspec.Struct, frozen=True):
+class CutSegment(msgspec.Struct, frozen=True):
     """Close the open segment; skip so many lost samples; the next segment is `fresh` after time without a source."""
 
     skip: int = 0
@@ -114,10 +114,10 @@ class Leave(msgspec.Struct, frozen=True):
     """Give up this source process: leave its context, back off, open it again."""
 
 
-Instruction: TypeAlias = Cut | Keep | Lost | Stepped | Started | Stopped | Note | Leave
+Instruction: TypeAlias = CutSegment | Keep | Lost | Stepped | Started | Stopped | Note | Leave
 
 
-class Heard(NamedTuple):
+class BlockReceived(NamedTuple):
     """One block of a source: its length and what was lost directly before it, in samples; when its last sample was
     read (CLOCK_BOOTTIME, seconds); `still`: all of its samples are equal.
     """
@@ -138,7 +138,7 @@ class _Full(NamedTuple):
     retry: float
 
 
-class Account:
+class SampleAccounting:
     """The state of one run of a room's recorder, at `rate` Hz with blocks of `frame` samples.
 
     `position` is where the next sample goes; `away` is the time without a source that the run begins with. A `live`
@@ -155,7 +155,7 @@ class Account:
         now: Instant,
         *,
         clock: RoomClock | NominalClock,
-        opening: float = DEAD,
+        opening: float = DEAD_AFTER_S,
     ) -> None:
         self.position = position
         self.clock = clock
@@ -180,7 +180,7 @@ class Account:
         """Whether the last thing that was heard of the source is samples."""
         return self._away is None
 
-    def block(self, heard: Heard, now: Instant) -> list[Instruction]:
+    def block(self, heard: BlockReceived, now: Instant) -> list[Instruction]:
         """A block has come. The last instruction is to keep it, unless the disk is known to refuse."""
         out: list[Instruction] = []
         self._notice_sleep(now, out)
@@ -193,7 +193,7 @@ class Account:
         steps, before = self.clock.steps, None if away else self._at()
         self.clock.observe(read + missing, heard.boottime, now.utc - now.boottime + heard.boottime)
         if self.clock.steps != steps:  # one segment has one offset, so that its name tells all of its times
-            out.append(Cut())
+            out.append(CutSegment())
             if before is not None and before < (after := self._at()):
                 out.append(Stepped(self.position, before, after))
         if away:
@@ -216,7 +216,7 @@ class Account:
     def refused(self, samples: int, error: OSError, now: Instant) -> list[Instruction]:
         """The disk did not take the block. A live source goes on without it; a file waits, and gives it again."""
         out: list[Instruction] = []
-        full, self._full = self._full, _Full(self.position, now.monotonic + RETRY)
+        full, self._full = self._full, _Full(self.position, now.monotonic + DISK_RETRY_S)
         if full:
             self._full = self._full._replace(start=full.start)
         else:
@@ -224,7 +224,7 @@ class Account:
             text = f"cannot write audio to the spool: {error}; what is not written is lost until this is mended"
             out.append(self._note("error", code, text, self._at()))
         if self.live:
-            out.append(Cut(skip=samples))
+            out.append(CutSegment(skip=samples))
             self.position += samples
         return out
 
@@ -233,7 +233,7 @@ class Account:
         out: list[Instruction] = []
         self._notice_sleep(now, out)
         self._waited += seconds
-        silent, dead = (SILENT, DEAD) if self.flowing else (self._opening / 2, self._opening)
+        silent, dead = (SILENT_AFTER_S, DEAD_AFTER_S) if self.flowing else (self._opening / 2, self._opening)
         if self._waited >= silent + self._grace:
             text = f"no samples for {self._waited:.0f} s, though the source is open"
             self._tell("source.silent", text, now, out)
@@ -256,7 +256,7 @@ class Account:
         """A new recording is to begin here, between two blocks. Nothing of the source changes, and nothing is lost."""
         if not self._started:
             return []
-        out: list[Instruction] = [Cut(), Stopped(self.position, self._at(), "rotated", started=True)]
+        out: list[Instruction] = [CutSegment(), Stopped(self.position, self._at(), "rotated", started=True)]
         self._started = self.flowing
         return [*out, Started(self.position, self._at())] if self.flowing else out
 
@@ -269,7 +269,7 @@ class Account:
         at = _utc(now) if self._away and self.live else None
         self._settle_full(out)
         self._settle_away(_utc(now), out)
-        out.append(Cut())
+        out.append(CutSegment())
         # Who gave nothing has changed nothing: a file, and a room without a first recording.
         if self._started or (self.live and self._away and self._away.since):
             out.append(Stopped(self.position, at or self._at(), reason, self._started))
@@ -278,7 +278,7 @@ class Account:
     def _notice_sleep(self, now: Instant, out: list[Instruction]) -> None:
         """CLOCK_BOOTTIME counts the sleep of the machine, CLOCK_MONOTONIC does not."""
         slept = now.boottime - now.monotonic - self._asleep
-        if slept > NAP and self.live:
+        if slept > MIN_SUSPEND_S and self.live:
             if self._away:
                 self._settle_away(_utc(now, -slept), out)
                 self._away = Away(self.position, "suspended", self._away.since and _utc(now, -slept))
@@ -287,11 +287,11 @@ class Account:
             else:
                 # Blocks that were read before the sleep may still be on their way to us.
                 self._slept = (self._seen + now.boottime) / 2
-        if slept > NAP:
+        if slept > MIN_SUSPEND_S:
             self._asleep += slept
         self._seen = now.boottime
 
-    def _end_flow_of_sleep(self, heard: Heard, out: list[Instruction]) -> None:
+    def _end_flow_of_sleep(self, heard: BlockReceived, out: list[Instruction]) -> None:
         """The first block that was read after a sleep ends it."""
         if self._slept is not None and heard.boottime > self._slept:
             self._settle_full(out)
@@ -301,12 +301,12 @@ class Account:
     def _measure(self, read: int, boottime: float) -> int:
         """How many samples are missing by the clock: what a stall did not catch up with."""
         behind = self.clock.behind(read, boottime)
-        if behind <= LATE:
+        if behind <= LATENESS_TOLERANCE_S:
             self._late = None
             return 0
         late = self._late or _Late(boottime, behind)
         self._late = _Late(late.since, min(late.least, behind))
-        if boottime - late.since < CATCHING_UP:
+        if boottime - late.since < CATCH_UP_TIMEOUT_S:
             return 0
         missing = int(self._late.least * self._rate)
         self._late = None
@@ -326,11 +326,11 @@ class Account:
             self._settle_full(out)
             start, self.position = self.position, self.position + samples
             times = self.clock.at(start), self.clock.at(self.position)
-            out += [Cut(skip=samples), Lost(start, self.position, *times, "overrun")]
+            out += [CutSegment(skip=samples), Lost(start, self.position, *times, "overrun")]
             if self._full:
                 self._full = self._full._replace(start=self.position)
 
-    def _listen(self, heard: Heard, now: Instant, out: list[Instruction]) -> None:
+    def _listen(self, heard: BlockReceived, now: Instant, out: list[Instruction]) -> None:
         """Liveness is samples that advance and change."""
         if self._told:
             self._told.clear()
@@ -340,17 +340,17 @@ class Account:
         if self._is_still and not heard.still:
             self._is_still = False
             out.append(self._note("info", "source.sound", "the samples change again", self._at()))
-        elif self.live and not self._is_still and self._still >= STILL * self._rate:
+        elif self.live and not self._is_still and self._still >= STUCK_SIGNAL_AFTER_S * self._rate:
             self._is_still = True
             text = (
-                f"the samples have not changed for {STILL:.0f} s: the microphone is muted by its switch or in the "
+                f"the samples have not changed for {STUCK_SIGNAL_AFTER_S:.0f} s: the microphone is muted by its switch or in the "
                 "mixer, or another input is chosen than the one that is connected"
             )
             out.append(self._note("warning", "source.zeros", text, self._at()))
 
     def _keep_or_skip(self, samples: int, now: Instant, out: list[Instruction]) -> None:
         if self._full and self.live and now.monotonic < self._full.retry:
-            out.append(Cut(skip=samples))
+            out.append(CutSegment(skip=samples))
             self.position += samples
         else:
             out.append(Keep(self.position, self._at()))
@@ -377,7 +377,7 @@ class Account:
     def _settle(self, away: Away, until: datetime, out: list[Instruction]) -> None:
         if away.since is None:
             return
-        out.append(Cut(skip=self.position - away.start, fresh=True))
+        out.append(CutSegment(skip=self.position - away.start, fresh=True))
         if away.start < self.position or away.since < until:
             out.append(Lost(away.start, self.position, away.since, max(away.since, until), away.cause))
 

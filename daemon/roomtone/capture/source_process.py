@@ -20,23 +20,23 @@ import msgspec
 import trio
 
 from roomtone.capture.source.ring import BLOCK, ENDED, Frame, Frames
-from roomtone.capture.source.stderr_tail import Tail, describe
+from roomtone.capture.source.stderr_tail import StderrTail, describe
 from roomtone.capture.sources import File, Source, name_of
 from roomtone.descriptors import kept_from_forks
 from roomtone.legible import legible
 
-RING_SECONDS = 60.0
+RING_S = 60.0
 """How long the daemon may stand still without the loss of a sample of a microphone's."""
-SILENCE = 25.0
+COMMAND_SILENCE_TIMEOUT_S = 25.0
 """Seconds after which a command that writes nothing has failed. A camera may take ten to answer. Less than the patience
 of whoever receives, for only the process that runs the command knows its last words.
 """
-LIST_SECONDS = 10.0
+LIST_TIMEOUT_S = 10.0
 """How long looking for devices may take. A healthy system needs a second or two on a small computer."""
 
 _PIPE_BYTES = 1 << 20
-_PORTION = 65536
-_REAP_SECONDS = 2.0
+_READ_BYTES = 65536
+_REAP_TIMEOUT_S = 2.0
 
 
 class Block(NamedTuple):
@@ -76,7 +76,7 @@ class Listing(NamedTuple):
     problems: tuple[str, ...]
 
 
-class Feed:
+class SourceProcess:
     """The blocks of an open source. `name` is for people: `microphone default`, `file talk.wav`, `command ffmpeg`."""
 
     def __init__(self, name: str, child: "Child") -> None:
@@ -98,7 +98,7 @@ class Feed:
         while frame is None:
             portion = await self._child.receive()
             if not portion:
-                raise SourceFailed("source.died", await self._child.obituary(f"the capture process of {self.name}"))
+                raise SourceFailed("source.died", await self._child.exit_reason(f"the capture process of {self.name}"))
             self._frames.feed(portion)
             frame = self._frames.pop()
         if frame.kind == BLOCK:
@@ -118,9 +118,9 @@ async def open_source(
     frame: int,
     folder: Path,
     skip: int = 0,
-    ring_seconds: float = RING_SECONDS,
-    silence: float = SILENCE,
-) -> AsyncIterator[Feed]:
+    ring_seconds: float = RING_S,
+    silence: float = COMMAND_SILENCE_TIMEOUT_S,
+) -> AsyncIterator[SourceProcess]:
     """A running source at `rate` Hz that sends `frame` samples a block; relative paths begin in `folder`.
 
     `skip` samples of a file were recorded before and are left out. `ring_seconds` of audio wait in the child process
@@ -130,7 +130,7 @@ async def open_source(
     options = {"rate": rate, "frame": frame, "ring": round(ring_seconds * rate), "skip": skip, "silence": silence}
     where = {"folder": str(folder), "source": _located(source, folder)}
     async with open_child("roomtone.capture.source", {**options, **where}) as child:
-        yield Feed(name_of(source), child)
+        yield SourceProcess(name_of(source), child)
 
 
 def _located(source: Source, folder: Path) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _located(source: Source, folder: Path) -> dict[str, Any]:
     return fields
 
 
-async def list_devices(seconds: float = LIST_SECONDS) -> Listing:
+async def list_devices(seconds: float = LIST_TIMEOUT_S) -> Listing:
     """The microphones that there are now, asked in a child process, for PortAudio looks only once in a process's life.
 
     It takes `seconds` at most, and then has what was known by then: a frozen sound server freezes whoever asks it, and
@@ -166,16 +166,16 @@ class Child:
         self._process = process
         self._output = output
         self._errors = errors
-        self._tail = Tail()
+        self._tail = StderrTail()
         self._killed = False
 
     async def receive(self) -> bytes:
         """Some bytes of its standard output; empty at the end. Cancelled, it has taken nothing."""
-        portion = await self._output.receive_some(_PORTION)
+        portion = await self._output.receive_some(_READ_BYTES)
         self._listen()
         return bytes(portion)
 
-    async def obituary(self, name: str) -> str:
+    async def exit_reason(self, name: str) -> str:
         """How it ended without a word on its standard output, for people, with what it said last."""
         await self.kill()
         self._listen()
@@ -192,12 +192,12 @@ class Child:
             self._killed = True
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-        with trio.move_on_after(_REAP_SECONDS):
+        with trio.move_on_after(_REAP_TIMEOUT_S):
             await self._process.wait()
 
     def _listen(self) -> None:
         """Take what is in the pipe of its errors. No task of its own: while nobody looks, the newest words are lost."""
-        if words := self._errors.read(_PORTION):
+        if words := self._errors.read(_READ_BYTES):
             self._tail.feed(words)
 
 

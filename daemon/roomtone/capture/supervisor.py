@@ -12,19 +12,19 @@ import structlog
 import trio
 
 from roomtone.capture.outbox import Outbox
-from roomtone.capture.recorder import Witness
-from roomtone.capture.records import Mute, mute_entry, unmute_entry
+from roomtone.capture.recorder import HealthObserver
+from roomtone.capture.records import MuteState, mute_entry, unmute_entry
 from roomtone.capture.recovery import last_stop
-from roomtone.capture.run_control import Reins
+from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import Reason
 from roomtone.events import Cause
 from roomtone.journal.journal import Journal
 from roomtone.journal.records import Record
 from roomtone.spool.spool import Spool
 
-LOOK = 15.0
+CLOCK_CHECK_INTERVAL_S = 15.0
 """Seconds between two looks at the clock: neither its steps nor the machine's sleep keep a room muted for longer."""
-PATIENCE = 5.0
+JOURNAL_TIMEOUT_S = 5.0
 """Seconds that the journal may take before the room listens again without it: audio is worth more than a fact."""
 
 LAST = 1.0
@@ -33,25 +33,30 @@ LAST = 1.0
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-class Listening:
+class CaptureSupervisor:
     """One room's. Making it does nothing; `run` works until the source has ended. `utc` gives Unix seconds.
 
     `mute` is what holds, None where the room listens; `ended`: the source has no more.
     """
 
-    def __init__(self, room: str, mute: Mute | None, utc: Callable[[], float] = time.time) -> None:
+    def __init__(self, room: str, mute: MuteState | None, utc: Callable[[], float] = time.time) -> None:
         self.mute = mute
         self.ended = False
         self._wish = mute
         self._room = room
         self._utc = utc
         self._outbox = Outbox(room)
-        self._reins = Reins(self._outbox)
+        self._reins = RunControl(self._outbox)
         self._is_taken_out = False
         self._changed = trio.lowlevel.ParkingLot()
 
     async def run(
-        self, record: Callable[[Reins], Awaitable[Reason]], *, spool: Spool, journal: Journal, witness: Witness
+        self,
+        record: Callable[[RunControl], Awaitable[Reason]],
+        *,
+        spool: Spool,
+        journal: Journal,
+        witness: HealthObserver,
     ) -> None:
         """Record, one run after the other, until the source has ended. Errors: those of `record` and of the journal."""
         try:
@@ -62,13 +67,13 @@ class Listening:
                 await self._outbox.commit(journal, [], LAST)
 
     async def _run(
-        self, record: Callable[[Reins], Awaitable[Reason]], spool: Spool, journal: Journal, witness: Witness
+        self, record: Callable[[RunControl], Awaitable[Reason]], spool: Spool, journal: Journal, witness: HealthObserver
     ) -> None:
         while True:
             if self.mute is not None:
                 witness.gap(self._room, "muted", trio.current_time())
                 await self._stay_muted(spool, journal)
-            self._reins = Reins(self._outbox)
+            self._reins = RunControl(self._outbox)
             if self._is_taken_out:
                 self._reins.take_out()
             match await record(self._reins):
@@ -79,7 +84,7 @@ class Listening:
                     log.info("room.muted", room=self._room)
                     self._take(self._reins.mute)
 
-    async def close(self, mute: Mute) -> None:
+    async def close(self, mute: MuteState) -> None:
         """Mute the room. Returns when its source is gone and that is in the journal."""
         self._ask(mute)
         if self.mute is None:
@@ -96,7 +101,7 @@ class Listening:
         self._is_taken_out = True
         self._reins.take_out()
 
-    def begin_again(self) -> None:
+    def restart(self) -> None:
         """Leave the source, and open what `record` opens now."""
         if self.mute is None:
             self._reins.replace()
@@ -105,11 +110,11 @@ class Listening:
         """Have a new recording begin, without the loss of a sample. False where none is going on."""
         return self.mute is None and await self._reins.rotate()
 
-    def _ask(self, wish: Mute | None) -> None:
+    def _ask(self, wish: MuteState | None) -> None:
         self._wish = wish
         self._changed.unpark_all()
 
-    def _take(self, mute: Mute | None) -> None:
+    def _take(self, mute: MuteState | None) -> None:
         self.mute = mute
         self._changed.unpark_all()
 
@@ -140,11 +145,15 @@ class Listening:
         self._wish = None
         self._take(None)
 
-    def _until_next_look(self, mute: Mute) -> float:
-        return LOOK if mute.until is None else min(LOOK, (mute.until - self._now()).total_seconds())
+    def _until_next_look(self, mute: MuteState) -> float:
+        return (
+            CLOCK_CHECK_INTERVAL_S
+            if mute.until is None
+            else min(CLOCK_CHECK_INTERVAL_S, (mute.until - self._now()).total_seconds())
+        )
 
     async def _commit(self, journal: Journal, facts: Sequence[Record]) -> None:
-        await self._outbox.commit(journal, facts, PATIENCE)
+        await self._outbox.commit(journal, facts, JOURNAL_TIMEOUT_S)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._utc(), UTC)

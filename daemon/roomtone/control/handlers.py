@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from roomtone.budget.governor import Governor
-from roomtone.capture.records import Mute
+from roomtone.capture.records import MuteState
 from roomtone.capture.recovery import RateChanged
 from roomtone.capture.sources import name_of
 from roomtone.config.toml_file import ConfigError
@@ -209,7 +209,7 @@ class Commands:
 async def _mute(room: OpenRoom, until: datetime | None) -> str:
     if room.listening.ended:
         return "has ended; there is nothing to mute"
-    await room.listening.close(Mute(until))
+    await room.listening.close(MuteState(until))
     return f"muted until {until.astimezone():%Y-%m-%d %H:%M:%S}" if until else "muted"
 
 

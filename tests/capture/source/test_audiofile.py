@@ -13,7 +13,7 @@ import soundfile
 import trio
 
 from roomtone.capture.source.audiofile import read_file
-from roomtone.capture.source.ring import Failure
+from roomtone.capture.source.ring import CaptureFailure
 from roomtone.capture.source_process import SourceEnded, SourceFailed, open_source
 from roomtone.capture.sources import File
 from support.sources import FRAME, RATE, drain, listen, noise, write_wav
@@ -170,5 +170,5 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest
 
     path = write_wav(tmp_path / "a.wav", noise(10))
     monkeypatch.setattr(wave, "open", refuse)
-    with pytest.raises(Failure, match=r"a\.wav cannot be read: Permission denied"):
+    with pytest.raises(CaptureFailure, match=r"a\.wav cannot be read: Permission denied"):
         list(read_file(str(path), rate=RATE, skip=0))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from roomtone.capture.source_process import RING_SECONDS, SourceEnded, SourceFailed, open_source
+from roomtone.capture.source_process import RING_S, SourceEnded, SourceFailed, open_source
 from roomtone.capture.sources import Command
 from support.sources import FRAME, RATE, drain, listen, noise, write_wav
 
@@ -145,7 +145,7 @@ async def test_a_live_program_is_dropped_from_and_every_sample_is_counted(tmp_pa
 
 async def test_a_daemon_that_stands_still_has_a_minute(tmp_path: Path) -> None:
     """By default 60 s of a live source wait in the process: nothing is dropped of what comes meanwhile."""
-    assert RING_SECONDS == 60
+    assert RING_S == 60
     async with open_source(python(LIVE), rate=1_000_000, frame=10_000, folder=tmp_path) as feed:
         await feed.receive()
         await trio.sleep(1.7)

@@ -9,16 +9,16 @@ import trio
 
 from roomtone.capture.source.devices import (
     Card,
+    DeviceRoute,
     Inventory,
     Port,
-    Route,
     Source,
     find,
     list_cards,
     names_of,
     parse_sources,
 )
-from roomtone.capture.source.ring import Failure
+from roomtone.capture.source.ring import CaptureFailure
 from roomtone.capture.source_process import list_devices
 from support.pulse import PulseServer, open_pulse
 
@@ -56,22 +56,22 @@ def pulse(monkeypatch: pytest.MonkeyPatch) -> Iterator[PulseServer]:
 @pytest.mark.parametrize(
     ("wanted", "route"),
     [
-        ("default", Route(ROOM.ports[5])),
-        ("pulse", Route(ROOM.ports[4])),
-        (CAM, Route(ROOM.ports[4], CAM)),
-        ("alsa_output.pci.monitor", Route(ROOM.ports[4], "alsa_output.pci.monitor")),
-        ("PCH", Route(ROOM.ports[0])),  # its only source is a monitor, which is not what it hears
-        ("C920", Route(ROOM.ports[4], CAM)),  # the server holds it, so the way is through the server
-        ("usb:046d:082d", Route(ROOM.ports[4], CAM)),
-        ("046D:082D:ABC", Route(ROOM.ports[4], CAM)),
-        ("Mic_1", Route(ROOM.ports[2])),
-        ("hw:CARD=Mic_1", Route(ROOM.ports[2])),
-        ("hw:Mic_1,1", Route(ROOM.ports[3])),
-        ("plughw:CARD=Mic,DEV=0", Route(ROOM.ports[1])),
-        ("alc269", Route(ROOM.ports[0])),
+        ("default", DeviceRoute(ROOM.ports[5])),
+        ("pulse", DeviceRoute(ROOM.ports[4])),
+        (CAM, DeviceRoute(ROOM.ports[4], CAM)),
+        ("alsa_output.pci.monitor", DeviceRoute(ROOM.ports[4], "alsa_output.pci.monitor")),
+        ("PCH", DeviceRoute(ROOM.ports[0])),  # its only source is a monitor, which is not what it hears
+        ("C920", DeviceRoute(ROOM.ports[4], CAM)),  # the server holds it, so the way is through the server
+        ("usb:046d:082d", DeviceRoute(ROOM.ports[4], CAM)),
+        ("046D:082D:ABC", DeviceRoute(ROOM.ports[4], CAM)),
+        ("Mic_1", DeviceRoute(ROOM.ports[2])),
+        ("hw:CARD=Mic_1", DeviceRoute(ROOM.ports[2])),
+        ("hw:Mic_1,1", DeviceRoute(ROOM.ports[3])),
+        ("plughw:CARD=Mic,DEV=0", DeviceRoute(ROOM.ports[1])),
+        ("alc269", DeviceRoute(ROOM.ports[0])),
     ],
 )
-def test_a_name_means_one_device(wanted: str, route: Route) -> None:
+def test_a_name_means_one_device(wanted: str, route: DeviceRoute) -> None:
     """Each kind of stable name finds its device, wherever ALSA and PortAudio have put it this time."""
     assert find(wanted, ROOM) == route
 
@@ -90,7 +90,7 @@ def test_a_name_means_one_device(wanted: str, route: Route) -> None:
 )
 def test_another_microphone_is_never_taken_instead(wanted: str, code: str, words: str) -> None:
     """An unknown or ambiguous name is refused, with the names that there are."""
-    with pytest.raises(Failure) as refusal:
+    with pytest.raises(CaptureFailure) as refusal:
         find(wanted, ROOM)
     assert refusal.value.code == code
     assert words in str(refusal.value)
@@ -102,14 +102,14 @@ def test_another_microphone_is_never_taken_instead(wanted: str, code: str, words
 def test_default_is_whatever_can_record() -> None:
     """Without a sound server, `default` is the first device; without any, the text says where to look."""
     bare = Inventory((), (), ROOM.ports[:2])
-    assert find("default", bare) == Route(ROOM.ports[0])
-    with pytest.raises(Failure, match=r"no microphone is visible to this process.*PULSE_SERVER.*; no answer"):
+    assert find("default", bare) == DeviceRoute(ROOM.ports[0])
+    with pytest.raises(CaptureFailure, match=r"no microphone is visible to this process.*PULSE_SERVER.*; no answer"):
         find("default", Inventory((), (), (), ("no answer",)))
 
 
 def test_a_source_without_a_way_to_it_names_the_missing_package() -> None:
     """The server has the microphone, but ALSA lacks the plugin: the text says which package brings it."""
-    with pytest.raises(Failure, match="install libasound2-plugins"):
+    with pytest.raises(CaptureFailure, match="install libasound2-plugins"):
         find(CAM, ROOM._replace(ports=ROOM.ports[:3]))
 
 

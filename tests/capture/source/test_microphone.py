@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from roomtone.capture.source.ring import BLOCK, HEADER, Frames
-from roomtone.capture.source_process import Block, Feed, SourceFailed, open_source
+from roomtone.capture.source_process import Block, SourceFailed, SourceProcess, open_source
 from roomtone.capture.sources import Microphone
 from support.pulse import PulseServer, open_pulse
 from support.sources import FRAME, RATE, noise, write_wav
@@ -38,16 +38,16 @@ def pulse(monkeypatch: pytest.MonkeyPatch) -> Iterator[PulseServer]:
         yield server
 
 
-def microphone(device: str = "default") -> AbstractAsyncContextManager[Feed]:
+def microphone(device: str = "default") -> AbstractAsyncContextManager[SourceProcess]:
     return open_source(Microphone(device), rate=RATE, frame=FRAME, folder=Path("/"))
 
 
-async def hear(feed: Feed, blocks: int) -> list[Block]:
+async def hear(feed: SourceProcess, blocks: int) -> list[Block]:
     with trio.fail_after(60):
         return [await feed.receive() for _ in range(blocks)]
 
 
-async def fail(feed: Feed) -> SourceFailed:
+async def fail(feed: SourceProcess) -> SourceFailed:
     """The failure that ends this feed."""
     with trio.fail_after(60):
         while True:

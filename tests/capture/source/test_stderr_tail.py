@@ -3,21 +3,21 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.capture.source.stderr_tail import Tail, describe, redact
+from roomtone.capture.source.stderr_tail import StderrTail, describe, redact
 
 
 def test_the_last_three_lines_are_the_reason_on_one_line() -> None:
     """Whatever ends a line, progress marks included, a reason is one line for a log."""
-    tail = Tail()
+    tail = StderrTail()
     tail.feed(b"one\ntwo\r\nsize= 1\rsize= 2\n\n  cannot open\n")
     assert tail.after("ffmpeg ended") == "ffmpeg ended: size= 1 | size= 2 | cannot open"
-    assert Tail().after("ffmpeg ended") == "ffmpeg ended"
+    assert StderrTail().after("ffmpeg ended") == "ffmpeg ended"
 
 
 @given(st.lists(st.binary(max_size=3000)))
 def test_years_of_chatter_take_no_room(portions: list[bytes]) -> None:
     """However much a program says, 4 KiB of it are kept, and a reason is short."""
-    tail = Tail()
+    tail = StderrTail()
     for portion in portions:
         tail.feed(portion)
         assert len(tail._bytes) <= 4096
@@ -29,7 +29,7 @@ def test_a_password_in_a_url_is_never_said() -> None:
     line = "rtsp://admin:p@ss/w@10.0.0.8:554/live?token=abc: Connection refused"
     assert redact(line) == "rtsp://10.0.0.8:554/live?... Connection refused"
     assert redact("[in#0 @ 0x55] Error opening input: I/O error") == "[in#0 @ 0x55] Error opening input: I/O error"
-    tail = Tail()
+    tail = StderrTail()
     tail.feed(b"rtsp://admin:secret@10.0.0.8/" + b"x" * 4090 + b"\nthe end\n")
     assert tail.after("") == ": the end"
     for portion in (

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from roomtone.capture.source.resampling import Resampler
-from roomtone.capture.source.ring import WIDTH, Failure
+from roomtone.capture.source.ring import SAMPLE_BYTES, CaptureFailure
 
-_PIECE = 8192
+_READ_FRAMES = 8192
 """Frames of a file that are read at a time."""
 
 
@@ -20,16 +20,18 @@ def read_file(path: str, *, rate: int, skip: int) -> Iterator[bytes]:
     found = skip > 0
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise Failure("file.unreadable", f"{path} is no regular file; for a pipe or a device use kind = command")
+            raise CaptureFailure(
+                "file.unreadable", f"{path} is no regular file; for a pipe or a device use kind = command"
+            )
         for piece in _pieces(path, rate, skip):
             found = found or bool(piece)
             yield piece
     except FileNotFoundError as error:
-        raise Failure("file.absent", f"file {path} is not there") from error
+        raise CaptureFailure("file.absent", f"file {path} is not there") from error
     except OSError as error:
-        raise Failure("file.unreadable", f"file {path} cannot be read: {error.strerror or error}") from error
+        raise CaptureFailure("file.unreadable", f"file {path} cannot be read: {error.strerror or error}") from error
     if not found:
-        raise Failure("file.empty", f"file {path} has no audio in it")
+        raise CaptureFailure("file.empty", f"file {path} has no audio in it")
 
 
 def _pieces(path: str, rate: int, skip: int) -> Iterator[bytes]:
@@ -39,11 +41,11 @@ def _pieces(path: str, rate: int, skip: int) -> Iterator[bytes]:
         yield from _decoded(path, rate, skip)
         return
     with sound:
-        if (sound.getnchannels(), sound.getsampwidth(), sound.getframerate()) != (1, WIDTH, rate):
+        if (sound.getnchannels(), sound.getsampwidth(), sound.getframerate()) != (1, SAMPLE_BYTES, rate):
             yield from _decoded(path, rate, skip)
             return
         sound.setpos(min(skip, sound.getnframes()))
-        while piece := sound.readframes(_PIECE):
+        while piece := sound.readframes(_READ_FRAMES):
             yield piece
 
 
@@ -53,9 +55,9 @@ def _decoded(path: str, rate: int, skip: int) -> Iterator[bytes]:
     try:
         with soundfile.SoundFile(path) as sound:
             resampler = Resampler(sound.samplerate, rate)
-            left = skip * WIDTH
+            left = skip * SAMPLE_BYTES
             while True:
-                frames = sound.read(_PIECE, dtype="float32", always_2d=True)
+                frames = sound.read(_READ_FRAMES, dtype="float32", always_2d=True)
                 # What was recorded before is converted again and left out: seeking would give the filter another past.
                 piece = resampler.convert(frames, last=not len(frames))
                 yield piece[left:]
@@ -63,7 +65,7 @@ def _decoded(path: str, rate: int, skip: int) -> Iterator[bytes]:
                 if not len(frames):
                     return
     except soundfile.LibsndfileError as error:
-        raise Failure(
+        raise CaptureFailure(
             "file.unreadable",
             f"file {path} cannot be played ({error.error_string.rstrip('.')}); WAV, FLAC, Ogg and MP3 can",
         ) from error

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from roomtone.capture.source.ring import Failure
-from roomtone.capture.source.stderr_tail import Tail, describe
+from roomtone.capture.source.ring import CaptureFailure
+from roomtone.capture.source.stderr_tail import StderrTail, describe
 
-_PIECE = 65536
-_FAREWELL = 5.0
+_READ_BYTES = 65536
+_CLOSE_TIMEOUT_S = 5.0
 """Seconds that a program which has closed its output may take to end."""
 
 
@@ -31,34 +31,36 @@ def read_command(argv: Sequence[str], folder: str, *, rate: int, silence: float)
     except OSError as error:
         raise _absent(argv[0], folder, error) from error
     assert process.stdout is not None and process.stderr is not None  # noqa: PT018, S101 - both are pipes
-    tail = Tail()
+    tail = StderrTail()
     # Not joined at the end: a grandchild may hold the pipe open for ever. The thread ends with this process.
     listener = threading.Thread(target=_listen, args=(process.stderr, tail), daemon=True)
     listener.start()
     heard = False
     for piece in _pieces(process.stdout, silence):
         if not piece:
-            raise Failure("command.silent", tail.after(f"command {name} has written nothing for {silence:g} s"))
+            raise CaptureFailure("command.silent", tail.after(f"command {name} has written nothing for {silence:g} s"))
         if not heard:
             _refuse_header(name, piece, rate)
             heard = True
         yield piece
     try:
-        status = process.wait(_FAREWELL)
+        status = process.wait(_CLOSE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise Failure("command.failed", f"command {name} has closed its standard output and goes on running") from None
+        raise CaptureFailure(
+            "command.failed", f"command {name} has closed its standard output and goes on running"
+        ) from None
     listener.join(1.0)
     if status != 0:
-        raise Failure("command.failed", tail.after(f"command {name} {describe(status)}"))
+        raise CaptureFailure("command.failed", tail.after(f"command {name} {describe(status)}"))
     if not heard:
-        raise Failure(
+        raise CaptureFailure(
             "command.silent", tail.after(f"command {name} ended without writing audio to its standard output")
         )
 
 
-def _listen(stream: IO[bytes], tail: Tail) -> None:
+def _listen(stream: IO[bytes], tail: StderrTail) -> None:
     with stream:
-        while portion := os.read(stream.fileno(), _PIECE):
+        while portion := os.read(stream.fileno(), _READ_BYTES):
             tail.feed(portion)
 
 
@@ -70,7 +72,7 @@ def _pieces(stream: IO[bytes], silence: float) -> Iterator[bytes]:
         while True:
             if not poll.poll(silence * 1000):
                 yield b""
-            elif piece := os.read(stream.fileno(), _PIECE):
+            elif piece := os.read(stream.fileno(), _READ_BYTES):
                 yield piece
             else:
                 return
@@ -78,16 +80,16 @@ def _pieces(stream: IO[bytes], silence: float) -> Iterator[bytes]:
 
 def _refuse_header(name: str, piece: bytes, rate: int) -> None:
     if piece[:4] == b"RIFF" and piece[8:12] == b"WAVE":
-        raise Failure(
+        raise CaptureFailure(
             "command.format",
             f"command {name} writes a WAV file; it must write raw samples, 16-bit little-endian mono at {rate} Hz"
             " (arecord: -t raw; ffmpeg: -f s16le; sox: -t raw)",
         )
 
 
-def _absent(program: str, folder: str, error: OSError) -> Failure:
+def _absent(program: str, folder: str, error: OSError) -> CaptureFailure:
     if not Path(folder).is_dir():
-        return Failure("command.absent", f"folder {folder}, where command {program} would run, is not there")
+        return CaptureFailure("command.absent", f"folder {folder}, where command {program} would run, is not there")
     if isinstance(error, FileNotFoundError):
-        return Failure("command.absent", f"command {program} is not there; install it, or give its full path")
-    return Failure("command.absent", f"command {program} cannot be run: {error.strerror}")
+        return CaptureFailure("command.absent", f"command {program} is not there; install it, or give its full path")
+    return CaptureFailure("command.absent", f"command {program} cannot be run: {error.strerror}")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from roomtone.capture.source.ring import Failure
+from roomtone.capture.source.ring import CaptureFailure
 
 SYSFS = Path("/sys/class/sound")
 
@@ -24,7 +24,7 @@ SERVERS = ("default", "pulse", "pipewire")
 
 _HARDWARE = re.compile(r"(?:plug)?hw:(?:CARD=)?(?P<card>[^,]+)(?:,(?:DEV=)?(?P<device>\d+))?")
 _USB = re.compile(r"(?:usb:)?(?P<product>[0-9a-fA-F]{4}:[0-9a-fA-F]{4})(?::(?P<serial>.+))?")
-_PATIENCE = 3.0
+_SERVER_TIMEOUT_S = 3.0
 """Seconds that the sound server may take to answer `pactl`; a frozen one never does."""
 
 
@@ -63,14 +63,14 @@ class Inventory(NamedTuple):
     problems: tuple[str, ...] = ()
 
 
-class Route(NamedTuple):
+class DeviceRoute(NamedTuple):
     """How a wanted microphone is opened: PortAudio's device, and the server's source behind it if one was named."""
 
     port: Port
     source: str | None = None
 
 
-def find(wanted: str, inventory: Inventory) -> Route:
+def find(wanted: str, inventory: Inventory) -> DeviceRoute:
     """The one device that this name means. Pure. Errors: Failure `device.absent`, which lists those there are.
 
     In this order: default, pulse, pipewire; hw: names; ALSA card ids and USB vendor:product[:serial], through the sound
@@ -78,7 +78,7 @@ def find(wanted: str, inventory: Inventory) -> Route:
     """
     ports = {port.name: port for port in reversed(inventory.ports)}
     if wanted == "default" and ports:
-        return Route(next((ports[name] for name in SERVERS if name in ports), inventory.ports[0]))
+        return DeviceRoute(next((ports[name] for name in SERVERS if name in ports), inventory.ports[0]))
     if wanted not in SERVERS:
         if hardware := _HARDWARE.fullmatch(wanted):
             for card in inventory.cards:
@@ -90,9 +90,9 @@ def find(wanted: str, inventory: Inventory) -> Route:
             return _through_server(wanted, inventory)
     parts = [port for port in inventory.ports if wanted.casefold() in port.name.casefold()]
     if wanted in ports or len(parts) == 1:
-        return Route(ports.get(wanted, parts[0]))
+        return DeviceRoute(ports.get(wanted, parts[0]))
     reason = f"{wanted} is a part of {len(parts)} names" if parts else f"no microphone is called {wanted}"
-    raise Failure("device.absent", f"{reason}; {_choice(inventory)}")
+    raise CaptureFailure("device.absent", f"{reason}; {_choice(inventory)}")
 
 
 def _cards(wanted: str, cards: tuple[Card, ...]) -> list[Card]:
@@ -102,32 +102,32 @@ def _cards(wanted: str, cards: tuple[Card, ...]) -> list[Card]:
     return [card for card in cards if card.id == wanted]
 
 
-def _card(wanted: str, cards: list[Card], inventory: Inventory) -> Route:
+def _card(wanted: str, cards: list[Card], inventory: Inventory) -> DeviceRoute:
     if len(cards) > 1:
-        raise Failure("device.absent", f"{wanted} is the name of {len(cards)} cards; {_choice(inventory)}")
+        raise CaptureFailure("device.absent", f"{wanted} is the name of {len(cards)} cards; {_choice(inventory)}")
     held = [source for source in inventory.sources if source.card == cards[0].number and not source.monitor]
     return _through_server(held[0].name, inventory) if held else _hardware(wanted, cards[0], None, inventory)
 
 
-def _hardware(wanted: str, card: Card, device: str | None, inventory: Inventory) -> Route:
+def _hardware(wanted: str, card: Card, device: str | None, inventory: Inventory) -> DeviceRoute:
     """The card itself. PortAudio ends the names of hardware with (hw:CARD,DEVICE), both as numbers of today."""
     end = f"(hw:{card.number},{device})" if device else f"(hw:{card.number},"
     for port in inventory.ports:
         if end in port.name:
-            return Route(port)
+            return DeviceRoute(port)
     # PortAudio lists only what it could open.
     text = (
         f"card {wanted} is there, but cannot be opened; another program may use it, or this one lacks the group audio"
     )
-    raise Failure("device.busy", f"{text}; {_choice(inventory)}")
+    raise CaptureFailure("device.busy", f"{text}; {_choice(inventory)}")
 
 
-def _through_server(source: str, inventory: Inventory) -> Route:
+def _through_server(source: str, inventory: Inventory) -> DeviceRoute:
     for server in ("pulse", "pipewire"):
         for port in inventory.ports:
             if port.name == server:
-                return Route(port, source)
-    raise Failure(
+                return DeviceRoute(port, source)
+    raise CaptureFailure(
         "device.absent",
         f"source {source} is there, but ALSA has no way to it; install libasound2-plugins or pipewire-alsa",
     )
@@ -227,7 +227,7 @@ def ask_server(*words: str) -> str:
         check=True,
         text=True,
         errors="replace",
-        timeout=_PATIENCE,
+        timeout=_SERVER_TIMEOUT_S,
     ).stdout
 
 
@@ -250,7 +250,9 @@ def import_portaudio() -> Any:
     try:
         import sounddevice  # noqa: PLC0415 - only a microphone needs it, and only in a process that can be replaced
     except OSError as error:  # what sounddevice raises when it does not find PortAudio
-        raise Failure("device.library", f"PortAudio cannot be loaded ({error}); install libportaudio2") from error
+        raise CaptureFailure(
+            "device.library", f"PortAudio cannot be loaded ({error}); install libportaudio2"
+        ) from error
     return sounddevice
 
 
@@ -273,7 +275,7 @@ def main() -> None:
     tell(Inventory(cards, sources, ()))
     try:
         tell(Inventory(cards, sources, list_ports(import_portaudio())))
-    except Failure as failure:
+    except CaptureFailure as failure:
         complain(str(failure))
     os._exit(0)  # PortAudio's farewell may hang
 

@@ -19,9 +19,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from roomtone.capture.source.ring import ENDED, FAILED, WIDTH, Failure, Lead, Ring
+from roomtone.capture.source.ring import ENDED, FAILED, SAMPLE_BYTES, CaptureFailure, Lead, Ring
 
-_BATCH = 65536
+_WRITE_BYTES = 65536
 """Bytes that one write to the pipe takes at most: what is in a write can no longer give way to newer audio."""
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     writer.start()
     try:
         fill(ring, config)
-    except Failure as failure:
+    except CaptureFailure as failure:
         ring.close(FAILED, failure.code, str(failure), boottime())
     else:
         ring.close(ENDED, "source.ended", "the source has ended", boottime())
@@ -63,7 +63,7 @@ def fill(ring: Ring, config: dict[str, Any]) -> None:
         case {"kind": "microphone", "device": device}:
             from roomtone.capture.source.microphone import read_microphone, watch_source  # noqa: PLC0415 - see above
 
-            def fail(failure: Failure) -> None:
+            def fail(failure: CaptureFailure) -> None:
                 ring.close(FAILED, failure.code, str(failure), boottime())
 
             def watch(source: str, mark: str) -> None:
@@ -82,35 +82,35 @@ def fill(ring: Ring, config: dict[str, Any]) -> None:
 
             lead = Lead(rate)
             for block in cut(read_command(argv, config["folder"], rate=rate, silence=config["silence"]), frame):
-                patience = lead.seconds(len(block) // WIDTH, time.monotonic())
+                patience = lead.seconds(len(block) // SAMPLE_BYTES, time.monotonic())
                 ring.put(block, boottime(), patience)
 
 
 def cut(pieces: Iterator[bytes], frame: int) -> Iterator[bytes]:
     """Pieces of any length become blocks of `frame` samples. The last may be shorter, without a torn sample."""
-    size = frame * WIDTH
+    size = frame * SAMPLE_BYTES
     kept = bytearray()
     for piece in pieces:
         kept += piece
         while len(kept) >= size:
             yield bytes(kept[:size])
             del kept[:size]
-    if len(kept) >= WIDTH:
-        yield bytes(kept[: len(kept) // WIDTH * WIDTH])
+    if len(kept) >= SAMPLE_BYTES:
+        yield bytes(kept[: len(kept) // SAMPLE_BYTES * SAMPLE_BYTES])
 
 
 def paced(blocks: Iterator[bytes], rate: int) -> Iterator[bytes]:
     """Each block when a microphone would have it: after its last sample. Late ones follow at once."""
     due = time.monotonic()
     for block in blocks:
-        due += len(block) / WIDTH / rate
+        due += len(block) / SAMPLE_BYTES / rate
         time.sleep(max(0.0, due - time.monotonic()))
         yield block
 
 
 def _write(ring: Ring, pipe: int) -> None:
     try:
-        while portion := ring.take(_BATCH):
+        while portion := ring.take(_WRITE_BYTES):
             rest = memoryview(portion)
             while rest:
                 rest = rest[os.write(pipe, rest) :]

@@ -14,9 +14,17 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from roomtone.capture.source.devices import SERVERS, Port, Route, ask_server, find, import_portaudio, take_inventory
+from roomtone.capture.source.devices import (
+    SERVERS,
+    DeviceRoute,
+    Port,
+    ask_server,
+    find,
+    import_portaudio,
+    take_inventory,
+)
 from roomtone.capture.source.resampling import Resampler
-from roomtone.capture.source.ring import Failure
+from roomtone.capture.source.ring import CaptureFailure
 
 _INVALID_RATE = -9997
 """PortAudio's paInvalidSampleRate."""
@@ -27,11 +35,11 @@ MOVED = "'change' on source-output"
 """What `pactl subscribe` prints when a stream that records is given another source, among other changes."""
 
 
-def locate(sounddevice: Any, wanted: str) -> Route:
+def locate(sounddevice: Any, wanted: str) -> DeviceRoute:
     """The device that is meant, as of now. Errors: Failure, which lists all that there are."""
     try:
         return find(wanted, take_inventory(sounddevice, server=wanted not in SERVERS))
-    except Failure:
+    except CaptureFailure:
         return find(wanted, take_inventory(sounddevice))
 
 
@@ -62,7 +70,7 @@ def read_microphone(wanted: str, *, rate: int, frame: int, watch: Callable[[str,
             # The overflow flag is left alone: servers never set it, and it has no count. Loss shows against the clock.
             data, _ = stream.read(max(1, frame * native // rate))
         except sounddevice.PortAudioError as error:
-            raise Failure("device.lost", f"microphone {wanted} is gone ({_reason(error)})") from error
+            raise CaptureFailure("device.lost", f"microphone {wanted} is gone ({_reason(error)})") from error
         yield resampler.convert_integers(bytes(data)) if resampler else bytes(data)
 
 
@@ -81,10 +89,12 @@ def _open_stream(sounddevice: Any, port: Port, wanted: str, rate: int) -> tuple[
             stream.start()
         except sounddevice.PortAudioError as error:
             if error.args[1:2] != (_INVALID_RATE,):
-                raise Failure("device.refused", f"microphone {wanted} cannot be opened: {_reason(error)}") from error
+                raise CaptureFailure(
+                    "device.refused", f"microphone {wanted} cannot be opened: {_reason(error)}"
+                ) from error
         else:
             return stream, native
-    raise Failure("device.refused", f"microphone {wanted} takes none of {', '.join(map(str, rates))} Hz")
+    raise CaptureFailure("device.refused", f"microphone {wanted} takes none of {', '.join(map(str, rates))} Hz")
 
 
 def _reason(error: Exception) -> str:
@@ -93,7 +103,7 @@ def _reason(error: Exception) -> str:
     return str(host[2]) if host else str(error.args[0])
 
 
-def watch_source(source: str, mark: str, fail: Callable[[Failure], None]) -> None:
+def watch_source(source: str, mark: str, fail: Callable[[CaptureFailure], None]) -> None:
     """Tell when the sound server feeds the stream from another source: it does so silently when the right one goes.
 
     PulseAudio's module-rescue-streams and PipeWire's session manager move streams, and a client cannot forbid it
@@ -114,7 +124,9 @@ def watch_source(source: str, mark: str, fail: Callable[[Failure], None]) -> Non
         for event in itertools.chain([MOVED], server.stdout):
             if MOVED in event and (other := _source_of(mark)) not in {None, source}:
                 server.kill()
-                fail(Failure("device.lost", f"source {source} is gone, and the sound server went on with {other}"))
+                fail(
+                    CaptureFailure("device.lost", f"source {source} is gone, and the sound server went on with {other}")
+                )
 
 
 def _source_of(mark: str) -> str | None:

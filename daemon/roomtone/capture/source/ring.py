@@ -17,14 +17,14 @@ HEADER = struct.Struct("<BxxxIQd")
 
 BLOCK, ENDED, FAILED = 0, 1, 2
 
-WIDTH = 2
+SAMPLE_BYTES = 2
 """Bytes of a sample."""
 
 _DRAIN = 1.01
 """How much faster than our clock a live stream may run and still count as live: no crystal is 1 % off."""
 
 
-class Failure(Exception):  # noqa: N818 - it is how a source ends, and its text is the whole message
+class CaptureFailure(Exception):  # noqa: N818 - it is how a source ends, and its text is the whole message
     """The source can give no more audio. `code` is a stable `noun.state` for programs; the text says what to do."""
 
     def __init__(self, code: str, text: str) -> None:
@@ -79,7 +79,7 @@ class Ring:
 
     def put(self, audio: bytes, boottime: float, patience: float | None = 0.0) -> None:
         """Keep a block. Full: wait for room for at most `patience` seconds (None: for ever), then drop the oldest."""
-        samples = len(audio) // WIDTH
+        samples = len(audio) // SAMPLE_BYTES
         with self._changed:
             # An empty ring takes any block, however small the ring is.
             self._changed.wait_for(
@@ -118,7 +118,7 @@ class Ring:
             return bytes(portion)
 
     def _release(self) -> int:
-        samples = len(self._blocks.popleft()[0]) // WIDTH
+        samples = len(self._blocks.popleft()[0]) // SAMPLE_BYTES
         self._held -= samples
         return samples
 

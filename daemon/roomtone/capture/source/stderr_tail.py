@@ -3,15 +3,15 @@
 import re
 import signal
 
-_KEPT = 4096
-_LINES = 3
-_LINE = 300
+_MAX_KEPT_BYTES = 4096
+_MAX_LINES = 3
+_MAX_LINE_CHARS = 300
 
 _URL = re.compile(r"(?P<scheme>\w+://)(?:[^\s'\"]*@)?(?P<rest>[^\s'\"?]*)(?P<query>\?[^\s'\"]*)?")
 _ENDS = re.compile(rb"[\r\n]+")
 
 
-class Tail:
+class StderrTail:
     """The last 4 KiB of what a program wrote to its standard error, whole lines only."""
 
     def __init__(self) -> None:
@@ -21,8 +21,8 @@ class Tail:
 
     def feed(self, portion: bytes) -> None:
         self._bytes += portion
-        if len(self._bytes) > _KEPT:
-            self._bytes = self._bytes[-_KEPT:]
+        if len(self._bytes) > _MAX_KEPT_BYTES:
+            self._bytes = self._bytes[-_MAX_KEPT_BYTES:]
             self._torn = True
         if self._torn and (end := _ENDS.search(self._bytes)):
             self._bytes = self._bytes[end.end() :]
@@ -31,7 +31,7 @@ class Tail:
     def after(self, text: str) -> str:
         """The text with the last three lines behind it, on one line, without what is secret in URLs."""
         lines = [line.strip() for line in _ENDS.split(b"" if self._torn else self._bytes)]
-        words = [redact(line.decode(errors="replace"))[:_LINE] for line in lines if line][-_LINES:]
+        words = [redact(line.decode(errors="replace"))[:_MAX_LINE_CHARS] for line in lines if line][-_MAX_LINES:]
         return f"{text}: {' | '.join(words)}" if words else text
 
 
