@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from roomtone import Turn
 from roomtone.llm.client import Failed, Gateway, Route, Verdict
 from roomtone.network import find_fault, open_stream, read_trust
-from roomtone.protocol.messages import Verdict as Ending
+from roomtone.protocol.messages import RetryAdvice as Ending
 from roomtone.proxy import NetworkError
 from roomtone.speech.connection import open_session
 from roomtone.speech.session_errors import SessionOver

@@ -31,7 +31,7 @@ from roomtone.llm.analyst import Analyst
 from roomtone.monitoring.liveness import Health
 from roomtone.monitoring.room_state import Glance
 from roomtone.protocol.parameters import LOCAL, US_MODELS, Streaming
-from roomtone.protocol.session_parameters import Terms
+from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.secret import Secret
 from roomtone.speech.endpoint import Endpoint, Endpoints
 from roomtone.speech.gate import Gating
@@ -120,7 +120,7 @@ class OpenRoom:
         self._capture = trio.CancelScope()
         self._leaving = trio.Event()
         self._streaming = Again()
-        self._terms = Terms(plan.table.streaming)
+        self._terms = SessionParameters(plan.table.streaming)
 
     async def run(self) -> None:
         """Record and transcribe. Resources: the spool, which is closed when all in it is settled.
@@ -179,7 +179,7 @@ class OpenRoom:
             self.listening.restart()
         if before.speech != plan.speech or not self._terms.change(plan.table.streaming):
             begun.append("streaming")
-            self._terms = Terms(plan.table.streaming)
+            self._terms = SessionParameters(plan.table.streaming)
             self._streaming.begin_again()
         return f"{' and '.join(begun)} begins again" if begun else "goes on"
 

@@ -19,7 +19,7 @@ from roomtone.cli.commands.coverage import command as coverage
 from roomtone.events import Notice, SessionEnded
 from roomtone.journal.journal import open_journal
 from roomtone.protocol.parameters import Streaming
-from roomtone.protocol.session_parameters import Terms
+from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.speech.transcriber import transcribe, withhold
 from roomtone.testing.encoded_speech import quiet, speak
 from roomtone.testing.fake_service import open_service
@@ -134,7 +134,7 @@ async def test_a_crash_forgets_ten_seconds_at_most(tmp_path: Path, autojump_cloc
         open_journal(tmp_path / "journal", inline=True) as journal,
         open_governor(journal, lambda: budget, utc=clock) as governor,
     ):
-        meter = governor.meter("desk", Terms(Streaming()))
+        meter = governor.meter("desk", SessionParameters(Streaming()))
         await journal.commit(*meter.begin("a"))
         await trio.sleep(75)
         shutil.copytree(tmp_path, tmp_path.with_name("copy"))
@@ -157,7 +157,7 @@ async def test_it_is_told_at_four_fifths_and_at_the_whole(tmp_path: Path, autoju
         open_journal(tmp_path / "journal", inline=True) as journal,
         open_governor(journal, lambda: budget, utc=Clock()) as governor,
     ):
-        await journal.commit(*governor.meter("desk", Terms(Streaming())).begin("a"))
+        await journal.commit(*governor.meter("desk", SessionParameters(Streaming())).begin("a"))
         told = list[list[str]]()
         for seconds in (0.79 * 3600, 0.02 * 3600, 0.18 * 3600, 0.02 * 3600):
             await trio.sleep(seconds)
@@ -171,7 +171,7 @@ async def work(room: Room, governor: Governor, other: Room | None, course: Cours
     """What a room does, by its budget: at the service, at the recognizer, or only recording."""
     follow = partial(transcribe, realtime=True, utc=trio.current_time)
     if course is None:
-        await follow(room.desk._replace(meter=governor.meter("desk", Terms(Streaming()))))
+        await follow(room.desk._replace(meter=governor.meter("desk", SessionParameters(Streaming()))))
     elif other is not None:
         await follow(other.desk)
     else:
@@ -284,7 +284,7 @@ async def test_a_larger_budget_holds_at_once(tmp_path: Path, autojump_clock: Moc
         open_journal(tmp_path / "journal", inline=True) as journal,
         open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
     ):
-        await journal.commit(*governor.meter("desk", Terms(Streaming())).begin("a"))
+        await journal.commit(*governor.meter("desk", SessionParameters(Streaming())).begin("a"))
         await trio.sleep(30)
         assert governor.is_spent
         budgets.append(Budget(daily=1.0))
@@ -324,7 +324,7 @@ async def test_it_does_not_hover_at_the_cap(tmp_path: Path, autojump_clock: Mock
         open_journal(tmp_path / "journal", inline=True) as journal,
         open_governor(journal, lambda: Budget(daily=0.001), utc=Clock()) as governor,
     ):
-        meter = governor.meter("desk", Terms(Streaming()))
+        meter = governor.meter("desk", SessionParameters(Streaming()))
         await journal.commit(*meter.begin("a"))
         await trio.sleep(9)
         assert governor.is_spent
@@ -343,7 +343,7 @@ async def test_another_sum_is_told_anew(tmp_path: Path, autojump_clock: MockCloc
         open_journal(tmp_path / "journal", inline=True) as journal,
         open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
     ):
-        await journal.commit(*governor.meter("desk", Terms(Streaming())).begin("a"))
+        await journal.commit(*governor.meter("desk", SessionParameters(Streaming())).begin("a"))
         await trio.sleep(20)
         budgets.append(Budget(daily=0.01))
         await trio.sleep(80)
@@ -366,7 +366,7 @@ async def test_another_course_holds_at_once(tmp_path: Path, autojump_clock: Mock
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(governor.obey, work)
-        await journal.commit(*governor.meter("desk", Terms(Streaming())).begin("a"))
+        await journal.commit(*governor.meter("desk", SessionParameters(Streaming())).begin("a"))
         await trio.sleep(20)
         budgets.append(Budget(daily=0.001, at_cap="record"))
         await trio.sleep(11)
@@ -376,7 +376,7 @@ async def test_another_course_holds_at_once(tmp_path: Path, autojump_clock: Mock
 
 async def test_the_price_is_that_of_the_terms(tmp_path: Path, autojump_clock: MockClock) -> None:
     """A session costs what its terms cost when it begins, also where they have changed since the room was opened."""
-    terms = Terms(Streaming())
+    terms = SessionParameters(Streaming())
     async with (
         open_journal(tmp_path / "journal", inline=True) as journal,
         open_governor(journal, Budget, utc=Clock()) as governor,

@@ -21,7 +21,7 @@ from roomtone.config.toml_file import ConfigError
 from roomtone.delivery.plugins import Plugins, Problem, load_plugins
 from roomtone.llm.completion import Access, Price
 from roomtone.llm.conversations import Inquiry
-from roomtone.protocol.parameters import Fallback, FallbackPolicy, Gateway, Prompt, Streaming
+from roomtone.protocol.parameters import Fallback, FallbackPolicy, LLMGatewayConfig, Prompt, Streaming
 from roomtone.secret import Secret
 from roomtone.sinks import Module, Sink
 
@@ -566,7 +566,7 @@ def fields_of(*structs: type[msgspec.Struct]) -> Iterator[Any]:
     ("struct", "field"),
     [
         *fields_of(Service, Storage, Budget, Room, Gate, Microphone, File, Command),
-        *fields_of(Access, Inquiry, Price, Streaming, Gateway, Prompt, Fallback, FallbackPolicy),
+        *fields_of(Access, Inquiry, Price, Streaming, LLMGatewayConfig, Prompt, Fallback, FallbackPolicy),
         *fields_of(*load_plugins(()).kinds.values()),
     ],
 )

@@ -26,7 +26,7 @@ from roomtone.llm.prompt_task import TRIES, Errand
 from roomtone.llm.request_pool import FINISHING, Office
 from roomtone.llm.room_answers import Question
 from roomtone.llm.settings import RoomFacts, Setting
-from roomtone.protocol.parameters import Gateway, Prompt, Streaming
+from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming
 from roomtone.testing.fake_gateway import BODIES, FakeGateway, Garbled, Limited, Mishap, Silent, Status, open_gateway
 
 RATE = 100
@@ -93,7 +93,7 @@ class Talk:
 
 def setting(url: str, prompts: dict[str, Inquiry] | None = None, **access: Any) -> Setting:
     messages = (Prompt("user", "Reply: {{turn}}"),)
-    streaming = Streaming(llm_gateway=Gateway("one", messages, 10))
+    streaming = Streaming(llm_gateway=LLMGatewayConfig("one", messages, 10))
     return Setting(
         Access(endpoint=url, **access),
         {"summary": SUMMARY} if prompts is None else prompts,

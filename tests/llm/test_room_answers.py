@@ -17,8 +17,8 @@ from roomtone.events import Answer, Notice, Turn
 from roomtone.llm.analyst import open_analyst
 from roomtone.llm.completion import Access
 from roomtone.llm.settings import RoomFacts, Setting
-from roomtone.protocol.parameters import Gateway, Prompt, Streaming
-from roomtone.protocol.session_parameters import Terms
+from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming
+from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.speech.transcriber import transcribe
 from roomtone.testing import fake_gateway as fake
 from roomtone.testing.encoded_speech import quiet, speak
@@ -28,7 +28,7 @@ from roomtone.testing.fake_session import Manner
 from roomtone.testing.faults import Drop, Expire, Fault, NoTermination, script
 from support.virtual_room import RATE, open_room, reach
 
-STREAMING = Streaming(llm_gateway=Gateway("one", (Prompt("user", "Heard: {{turn}}"),), 100))
+STREAMING = Streaming(llm_gateway=LLMGatewayConfig("one", (Prompt("user", "Heard: {{turn}}"),), 100))
 
 
 class Came(list[Any]):
@@ -66,7 +66,7 @@ async def talk(
         enter = stack.enter_async_context
         service = await enter(open_service(manner=manner, faults=script({0: faults}), port=None, utc=trio.current_time))
         gateway = await enter(fake.open_gateway(mishaps=mishaps, port=None))
-        terms = Terms(STREAMING)
+        terms = SessionParameters(STREAMING)
         room = await enter(open_room(folder, reach(service, streaming=STREAMING, remote=remote), terms=terms))
         setting = Setting(Access(endpoint=gateway.url, **access), {}, {"desk": RoomFacts(RATE, STREAMING)})
         governor = await enter(open_governor(room.journal, Budget))

@@ -9,10 +9,10 @@ from roomtone.journal.journal import Record
 from roomtone.llm.room_answers import Answers, Policy, Unanswered
 from roomtone.llm.session_answers import MAX_UNCLAIMED_BYTES, Replies
 from roomtone.protocol.messages import LLMGatewayResponse
-from roomtone.protocol.parameters import Gateway, Prompt
+from roomtone.protocol.parameters import LLMGatewayConfig, Prompt
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-GATEWAY = Gateway("one", (Prompt("user", "Heard: {{turn}}"),), 100)
+GATEWAY = LLMGatewayConfig("one", (Prompt("user", "Heard: {{turn}}"),), 100)
 
 
 class Cancelled(BaseException):

@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from roomtone.protocol import messages
 from roomtone.protocol.messages import (
     CLOSED,
-    LARGEST,
+    MAX_MESSAGE_BYTES,
     Begin,
-    Command,
+    ClientCommand,
     Error,
     Heartbeat,
     LLMGatewayResponse,
     Malformed,
     Message,
     Phase,
+    RetryAdvice,
     Revision,
     Silence,
     SpeakerRevision,
@@ -27,7 +28,6 @@ from roomtone.protocol.messages import (
     TimedWord,
     TurnMessage,
     Unknown,
-    Verdict,
     Warning,  # noqa: A004 - the name of the message
     classify,
     encode,
@@ -103,7 +103,7 @@ def test_no_json_raises_anything_else(value: Any) -> None:
         "[" * 100_000,
         '{"type":' + "[" * 100_000,
         '{"type":"Unknown","text":"' + "x" * (8 << 20) + '"}',
-        " " * (LARGEST + 1),
+        " " * (MAX_MESSAGE_BYTES + 1),
     ],
     ids=lambda text: text[:60],
 )
@@ -288,11 +288,11 @@ def test_a_turn_has_the_text_of_its_words() -> None:
 
 def test_commands_come_back_as_they_went() -> None:
     """The server reads what the client writes, lists as lists."""
-    assert parse_command(messages.terminate()) == Command("Terminate")
-    assert parse_command(messages.force_endpoint()) == Command("ForceEndpoint")
-    assert parse_command(messages.keep_alive()) == Command("KeepAlive")
+    assert parse_command(messages.terminate()) == ClientCommand("Terminate")
+    assert parse_command(messages.force_endpoint()) == ClientCommand("ForceEndpoint")
+    assert parse_command(messages.keep_alive()) == ClientCommand("KeepAlive")
     changes = {"keyterms_prompt": ["x", "y"], "min_turn_silence": 200}
-    assert parse_command(messages.update_configuration(changes)) == Command("UpdateConfiguration", changes)
+    assert parse_command(messages.update_configuration(changes)) == ClientCommand("UpdateConfiguration", changes)
     with pytest.raises(ValueError, match="llm_gateway, sample_rate"):
         messages.update_configuration({"sample_rate": 1, "llm_gateway": {}})
 
@@ -345,33 +345,33 @@ def test_the_phases_of_a_session(kinds: list[str], phase: Phase, surprises: list
 @pytest.mark.parametrize(
     ("code", "text", "verdict"),
     [
-        (1000, "Session Ended", Verdict.RETRY),
-        (1008, "Unauthorized Connection: Missing Authorization header", Verdict.FATAL),
-        (1008, "Invalid API key", Verdict.FATAL),
-        (1008, "Insufficient account balance", Verdict.FATAL),
-        (1008, "Unauthorized Connection: Too many concurrent sessions", Verdict.BACK_OFF_A_MINUTE),
-        (3009, "See Error message for details", Verdict.BACK_OFF_A_MINUTE),
-        (None, "Too many concurrent sessions", Verdict.BACK_OFF_A_MINUTE),
-        (3005, "Session Cancelled: An error occurred", Verdict.BACK_OFF),
-        (3006, "User Input Validation Error: Invalid 'sample_rate'", Verdict.FATAL),
-        (3006, "Session terminated due to inactivity: No messages received for 5 seconds", Verdict.RETRY),
-        (3007, "Input Duration Violation: 20.0 ms. Expected between 50 and 1000 ms", Verdict.FATAL),
-        (3007, "Audio Transmission Rate Exceeded: Received 9 sec. audio in 1 sec", Verdict.BACK_OFF),
-        (3008, "Session Expired: Maximum session duration exceeded", Verdict.RETRY),
-        (410, "Deprecated endpoint", Verdict.FATAL),
-        (1011, "", Verdict.BACK_OFF),
-        (1013, "", Verdict.BACK_OFF),
-        (4001, "", Verdict.FATAL),
-        (4029, "", Verdict.BACK_OFF),
-        (None, "Connection reset by peer", Verdict.BACK_OFF),
-        (302, "", Verdict.BACK_OFF),
-        (401, "", Verdict.FATAL),
-        (403, "", Verdict.FATAL),
-        (404, "", Verdict.FATAL),
-        (429, "", Verdict.BACK_OFF_A_MINUTE),
-        (503, "unauthorized", Verdict.BACK_OFF),
+        (1000, "Session Ended", RetryAdvice.RETRY),
+        (1008, "Unauthorized Connection: Missing Authorization header", RetryAdvice.FATAL),
+        (1008, "Invalid API key", RetryAdvice.FATAL),
+        (1008, "Insufficient account balance", RetryAdvice.FATAL),
+        (1008, "Unauthorized Connection: Too many concurrent sessions", RetryAdvice.BACK_OFF_A_MINUTE),
+        (3009, "See Error message for details", RetryAdvice.BACK_OFF_A_MINUTE),
+        (None, "Too many concurrent sessions", RetryAdvice.BACK_OFF_A_MINUTE),
+        (3005, "Session Cancelled: An error occurred", RetryAdvice.BACK_OFF),
+        (3006, "User Input Validation Error: Invalid 'sample_rate'", RetryAdvice.FATAL),
+        (3006, "Session terminated due to inactivity: No messages received for 5 seconds", RetryAdvice.RETRY),
+        (3007, "Input Duration Violation: 20.0 ms. Expected between 50 and 1000 ms", RetryAdvice.FATAL),
+        (3007, "Audio Transmission Rate Exceeded: Received 9 sec. audio in 1 sec", RetryAdvice.BACK_OFF),
+        (3008, "Session Expired: Maximum session duration exceeded", RetryAdvice.RETRY),
+        (410, "Deprecated endpoint", RetryAdvice.FATAL),
+        (1011, "", RetryAdvice.BACK_OFF),
+        (1013, "", RetryAdvice.BACK_OFF),
+        (4001, "", RetryAdvice.FATAL),
+        (4029, "", RetryAdvice.BACK_OFF),
+        (None, "Connection reset by peer", RetryAdvice.BACK_OFF),
+        (302, "", RetryAdvice.BACK_OFF),
+        (401, "", RetryAdvice.FATAL),
+        (403, "", RetryAdvice.FATAL),
+        (404, "", RetryAdvice.FATAL),
+        (429, "", RetryAdvice.BACK_OFF_A_MINUTE),
+        (503, "unauthorized", RetryAdvice.BACK_OFF),
     ],
 )
-def test_each_end_has_a_verdict(code: int | None, text: str, verdict: Verdict) -> None:
+def test_each_end_has_a_verdict(code: int | None, text: str, verdict: RetryAdvice) -> None:
     """Whoever can mend it is asked, and only then; what passes by itself is tried again."""
     assert classify(code, text) is verdict

@@ -12,7 +12,7 @@ from roomtone.protocol.parameters import (
     ENDPOINTS,
     LOCAL,
     MODELS,
-    Gateway,
+    LLMGatewayConfig,
     Problem,
     Prompt,
     Streaming,
@@ -181,7 +181,7 @@ def test_what_has_no_effect_is_a_warning(table: dict[str, Any], key: str) -> Non
 
 def test_a_prompt_without_the_turn_is_a_warning() -> None:
     """A language model that is never shown what was said is most likely a mistake."""
-    prompt = Gateway("m", (Prompt("user", "Summarize {turn}"),), 10)
+    prompt = LLMGatewayConfig("m", (Prompt("user", "Summarize {turn}"),), 10)
     assert [problem.key for problem in check(Streaming(llm_gateway=prompt))] == ["llm_gateway.messages"]
 
 

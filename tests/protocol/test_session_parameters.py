@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from roomtone.events import Turn
 from roomtone.protocol.parameters import Streaming
-from roomtone.protocol.session_parameters import Terms, live_changes
+from roomtone.protocol.session_parameters import SessionParameters, live_changes
 from roomtone.speech.speakers import Speakers
 from roomtone.speech.transcriber import transcribe
 from roomtone.testing.encoded_speech import speak
@@ -45,7 +45,7 @@ def test_what_a_session_can_be_told(after: dict[str, Any], changes: dict[str, An
 
 def test_who_is_told() -> None:
     """Sessions that are up are told, one that was asked for the old terms is told at once, one that is over is not."""
-    terms, told = Terms(WAS), list[Mapping[str, Any]]()
+    terms, told = SessionParameters(WAS), list[Mapping[str, Any]]()
     later = msgspec.structs.replace(WAS, prompt="A game.")
     with terms.told(told.append, asked=WAS):
         assert terms.change(later)
@@ -57,7 +57,7 @@ def test_who_is_told() -> None:
         assert told[1:] == [{"prompt": "A walk."}]
 
 
-def reach_by(service: Service, terms: Terms) -> Any:
+def reach_by(service: Service, terms: SessionParameters) -> Any:
     """An endpoint whose sessions are opened under the terms that then hold."""
     fixed = reach(service)
     return msgspec.structs.replace(fixed, open=lambda: reach(service, streaming=terms.streaming).open())
@@ -65,7 +65,7 @@ def reach_by(service: Service, terms: Terms) -> Any:
 
 async def test_key_terms_change_within_a_session(tmp_path: Path, autojump_clock: MockClock) -> None:
     """New key terms reach the session that is up, and every one after it; no session ends for them, no word is lost."""
-    terms = Terms(Streaming(keyterms_prompt=("one",)))
+    terms = SessionParameters(Streaming(keyterms_prompt=("one",)))
     async with (
         open_service(faults=script({0: [Drop(words=20)]}), port=None, utc=trio.current_time) as service,
         open_room(tmp_path, reach_by(service, terms), terms=terms) as room,

@@ -12,13 +12,13 @@ from roomtone.protocol.messages import Revision, SpeakerRevision, Termination, T
 from roomtone.protocol.turns import (
     MAX_OPEN,
     MAX_REMEMBERED_BYTES,
-    REMEMBERED,
+    MAX_REMEMBERED_TURNS,
     Abandoned,
     EmptyFinal,
     FinalTurn,
     InterimText,
-    Outcome,
     TurnBook,
+    TurnOutcome,
     revise,
 )
 
@@ -77,7 +77,7 @@ def test_a_twin_that_does_not_come_holds_nothing_up(end: str) -> None:
     book = TurnBook(two_finals=True)
     raw = final(0, "hello", formatted=False)
     book.feed(raw, 10.0)
-    outcomes: list[Outcome] = {
+    outcomes: list[TurnOutcome] = {
         "time": lambda: book.expire(12.0),
         "partial": lambda: book.feed(partial(1, start=3000), 10.1),
         "final": lambda: book.feed(final(1), 10.1),
@@ -153,7 +153,7 @@ def test_a_revision_with_other_words_goes_by_their_times() -> None:
 def test_the_memory_of_turns_is_bounded() -> None:
     """The oldest turns are forgotten, and a correction of one is nothing."""
     book = TurnBook()
-    for order in range(REMEMBERED + 1):
+    for order in range(MAX_REMEMBERED_TURNS + 1):
         book.feed(final(order), 0)
     assert book.feed(SpeakerRevision((Revision(0, "B"),)), 0) == []
     assert len(book.feed(SpeakerRevision((Revision(1, "B"),)), 0)) == 1
@@ -165,7 +165,7 @@ def said(order: int, start: int, *texts: str, final: bool = True) -> TurnMessage
     return TurnMessage(order, final, " ".join(texts), True, words=words)
 
 
-def standing(outcomes: list[Outcome]) -> list[str]:
+def standing(outcomes: list[TurnOutcome]) -> list[str]:
     """The words that stand after these outcomes, by time."""
     turns = {one.turn.turn_order: one.turn for one in outcomes if isinstance(one, FinalTurn | Abandoned)}
     words = [word for turn in turns.values() for word in turn.words or ()]
@@ -337,7 +337,7 @@ def test_an_open_turn_without_text_is_closed() -> None:
 def test_the_memory_of_open_turns_is_bounded() -> None:
     """A service that opens turns without end has the oldest abandoned, each with its words."""
     book = TurnBook()
-    outcomes: list[Outcome] = []
+    outcomes: list[TurnOutcome] = []
     for order in range(3 * MAX_OPEN):
         outcomes += book.feed(said(order, 1000 * order, str(order), final=False), 0)
     assert len([one for one in outcomes if isinstance(one, Abandoned)]) == 2 * MAX_OPEN
@@ -359,9 +359,9 @@ def test_the_memory_of_long_turns_is_bounded() -> None:
 def test_the_memory_of_orders_is_bounded() -> None:
     """Orders that are only asked for, as answers to turns that never come do, are forgotten too."""
     book = TurnBook()
-    for order in range(5 * REMEMBERED):
+    for order in range(5 * MAX_REMEMBERED_TURNS):
         book.number(order)
-    assert len(book._numbers) == 2 * REMEMBERED
+    assert len(book._numbers) == 2 * MAX_REMEMBERED_TURNS
 
 
 class Utterance(NamedTuple):
@@ -384,7 +384,7 @@ utterances = st.lists(
 def test_orders_are_not_trusted(spoken: list[Utterance], two_finals: bool) -> None:
     """Whatever orders a service gives, and whatever it repeats: each utterance stands once, and nothing stays open."""
     book = TurnBook(two_finals=two_finals)
-    outcomes: list[Outcome] = []
+    outcomes: list[TurnOutcome] = []
     for now, one in enumerate(spoken):
         texts = [f"{now}{letter}" for letter in "abc"]
         for length in range(1, one.partials + 1):
@@ -418,7 +418,7 @@ messages = st.lists(
 def test_every_final_with_words_counts_once(turns: list[TurnMessage], two_finals: bool) -> None:
     """Whatever the order: each turn with a final that has text is reported, the first time not as a correction."""
     book = TurnBook(two_finals=two_finals)
-    outcomes: list[Outcome] = []
+    outcomes: list[TurnOutcome] = []
     for now, turn in enumerate(turns):
         outcomes += book.expire(now)
         outcomes += book.feed(turn, now)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from roomtone.protocol.messages import Command, Message, Silence, SpeechStarted, TurnMessage
+from roomtone.protocol.messages import ClientCommand, Message, Silence, SpeechStarted, TurnMessage
 from roomtone.recognizer.engine import Hypothesis, Settings, Spoken
 from roomtone.recognizer.query import Parameters, Refused
 from roomtone.recognizer.session import SHORT_FRAMES, Session
@@ -132,7 +132,7 @@ def test_another_rate_is_resampled_without_losing_a_sample() -> None:
 def test_the_end_ends_the_open_turn() -> None:
     """ForceEndpoint and Terminate both give the turn that is open as a final."""
     session = Session(Parameters(), Script(), RATE)
-    assert [turn.transcript for turn in turns(session.obey(Command("ForceEndpoint")))] == ["Cut off."]
+    assert [turn.transcript for turn in turns(session.obey(ClientCommand("ForceEndpoint")))] == ["Cut off."]
     assert [turn.turn_order for turn in turns(session.finish())] == [1]
 
 
@@ -140,7 +140,7 @@ def test_an_update_reaches_the_engine() -> None:
     """UpdateConfiguration takes effect in the running session and is not answered."""
     script = Script()
     session = Session(Parameters(), script, RATE)
-    assert session.obey(Command("UpdateConfiguration", {"min_turn_silence": 3000, "vad_threshold": 0.9})) == []
+    assert session.obey(ClientCommand("UpdateConfiguration", {"min_turn_silence": 3000, "vad_threshold": 0.9})) == []
     assert script.settings == [Settings(silence=3000, threshold=0.9)]
 
 

@@ -13,7 +13,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Message, Request, TextMessage
 
 from roomtone.protocol import messages as protocol
-from roomtone.protocol.messages import Begin, Error, Termination, TimedWord, TurnMessage, Unknown, Verdict
+from roomtone.protocol.messages import Begin, Error, RetryAdvice, Termination, TimedWord, TurnMessage, Unknown
 from roomtone.speech.connection import GOODBYE, LEAVING, QUEUE, Connect, open_session
 from roomtone.speech.session_errors import SessionOver
 from roomtone.testing.fake_service import open_service
@@ -89,7 +89,7 @@ async def test_a_silent_network_is_given_up(autojump_clock: MockClock) -> None:
     """Connecting is a part of the 10 s."""
     _, over = await ending(silent_network)
     assert trio.current_time() == 10
-    assert (over.code, over.verdict, over.refused) == (None, Verdict.BACK_OFF, True)
+    assert (over.code, over.verdict, over.refused) == (None, RetryAdvice.BACK_OFF, True)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 10", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"])
@@ -117,7 +117,7 @@ async def test_a_refusal_without_an_end_is_told_as_a_refusal(autojump_clock: Moc
 
     async with peer(handler) as connect:
         _, over = await ending(connect)
-    assert (over.code, over.verdict) == (403, Verdict.FATAL)
+    assert (over.code, over.verdict) == (403, RetryAdvice.FATAL)
 
 
 async def test_begin_lifts_the_deadline(autojump_clock: MockClock) -> None:
@@ -205,7 +205,7 @@ async def test_the_error_message_counts_for_more_than_the_code(autojump_clock: M
     async with peer(handler) as connect:
         messages, over = await ending(connect)
     assert messages == [turn]
-    assert (over.code, over.verdict, over.refused) == (3005, Verdict.BACK_OFF, False)
+    assert (over.code, over.verdict, over.refused) == (3005, RetryAdvice.BACK_OFF, False)
 
 
 @pytest.mark.parametrize("last", [Termination(1, 2), Error("x", 3005)])
@@ -238,7 +238,7 @@ async def test_secrets_are_in_no_text(autojump_clock: MockClock) -> None:
             connect, URL + "&webhook_auth_header_value=hook-secret", headers=[("Authorization", "Bearer sk-secret")]
         )
     assert over.text == "Invalid API key"
-    assert over.verdict is Verdict.FATAL
+    assert over.verdict is RetryAdvice.FATAL
     assert "secret" not in repr(over) + str(over)
 
 
@@ -291,7 +291,7 @@ async def test_the_bodys_exception_comes_out_as_it_went_in(autojump_clock: MockC
         with pytest.raises(Custom):
             async with open_session(service.url, connect=service.connect):
                 raise Custom
-        group = ExceptionGroup("ours", [Custom(), SessionOver(None, "", Verdict.RETRY, refused=False)])
+        group = ExceptionGroup("ours", [Custom(), SessionOver(None, "", RetryAdvice.RETRY, refused=False)])
         with pytest.raises(ExceptionGroup) as raised:
             async with open_session(service.url, connect=service.connect):
                 raise group
@@ -488,7 +488,7 @@ async def test_a_host_that_does_not_exist_is_no_connection(host: str) -> None:
     with pytest.raises(SessionOver) as over:
         async with open_session(f"ws://{host}/v3/ws"):
             pass
-    assert over.value.verdict is Verdict.BACK_OFF
+    assert over.value.verdict is RetryAdvice.BACK_OFF
 
 
 async def test_a_server_without_tls_is_no_connection() -> None:
@@ -518,7 +518,7 @@ async def test_an_unmasked_lie_is_a_broken_protocol(autojump_clock: MockClock) -
 
     async with peer(handler) as connect:
         _, over = await ending(connect)
-    assert (over.verdict, over.refused) == (Verdict.BACK_OFF, False)
+    assert (over.verdict, over.refused) == (RetryAdvice.BACK_OFF, False)
 
 
 async def test_the_close_code_is_told(autojump_clock: MockClock) -> None:

@@ -12,8 +12,8 @@ from trio.testing import MockClock
 
 from roomtone.events import Answer, Notice, SessionStarted
 from roomtone.llm.room_answers import Answers, Policy, Unanswered
-from roomtone.protocol.parameters import Gateway, Prompt, Streaming
-from roomtone.protocol.session_parameters import Terms
+from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming
+from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.speech.allowance import KEPT_BURST_BYTES, KEPT_BYTES_PER_S, Allowance
 from roomtone.speech.transcriber import transcribe
 from roomtone.testing.encoded_speech import quiet, speak
@@ -22,7 +22,7 @@ from roomtone.testing.faults import Drop, Fault, Faults, Lag, Miscount, Name, Re
 from support.virtual_room import RATE, Room, open_room, reach
 
 NUMBERS = list(range(1, 65))
-GATEWAY = Gateway(model="m", messages=(Prompt(role="user", content="{{turn}}"),), max_tokens=100)
+GATEWAY = LLMGatewayConfig(model="m", messages=(Prompt(role="user", content="{{turn}}"),), max_tokens=100)
 
 
 def turn(order: int | str, start: float, end: float, text: str, *, final: bool = True) -> str:
@@ -156,7 +156,7 @@ async def test_an_answer_that_comes_twice(tmp_path: Path, autojump_clock: MockCl
     answers = Answers(GATEWAY, Policy(within=20.0, ask_again=False), Unanswered(), lambda usage, _: paid.append(usage))
     async with (
         open_service(faults=lambda _: [Repeat(3), Miscount(2)], port=None, utc=trio.current_time) as service,
-        open_room(tmp_path, reach(service, streaming=terms), terms=Terms(terms), answers=answers) as room,
+        open_room(tmp_path, reach(service, streaming=terms), terms=SessionParameters(terms), answers=answers) as room,
     ):
         await hear(room, speak(NUMBERS, RATE))
         turns = await room.turns()

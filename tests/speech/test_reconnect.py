@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from roomtone.protocol.messages import Verdict
+from roomtone.protocol.messages import RetryAdvice
 from roomtone.speech.reconnect import REFUSED, Attempts
 from roomtone.speech.session import Ending
 from roomtone.testing.fake_service import open_service
@@ -15,17 +15,17 @@ from support.virtual_room import open_room, reach
 @pytest.mark.parametrize(
     ("verdict", "wait", "least"),
     [
-        (Verdict.RETRY, 0.0, 0.0),
-        (Verdict.BACK_OFF, 0.0, 0.0),
-        (Verdict.BACK_OFF, 7.0, 7.0),
-        (Verdict.BACK_OFF_A_MINUTE, 0.0, 60.0),
-        (Verdict.BACK_OFF_A_MINUTE, 600.0, 600.0),
-        (Verdict.FATAL, 0.0, REFUSED),
-        (Verdict.FATAL, 7.0, REFUSED),
+        (RetryAdvice.RETRY, 0.0, 0.0),
+        (RetryAdvice.BACK_OFF, 0.0, 0.0),
+        (RetryAdvice.BACK_OFF, 7.0, 7.0),
+        (RetryAdvice.BACK_OFF_A_MINUTE, 0.0, 60.0),
+        (RetryAdvice.BACK_OFF_A_MINUTE, 600.0, 600.0),
+        (RetryAdvice.FATAL, 0.0, REFUSED),
+        (RetryAdvice.FATAL, 7.0, REFUSED),
     ],
 )
 async def test_the_next_attempt(
-    verdict: Verdict, wait: float, least: float, tmp_path: Path, autojump_clock: trio.abc.Clock
+    verdict: RetryAdvice, wait: float, least: float, tmp_path: Path, autojump_clock: trio.abc.Clock
 ) -> None:
     """No sooner than that, and at most the first back-off of half a second later."""
     async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:

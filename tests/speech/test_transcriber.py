@@ -17,7 +17,7 @@ from conftest import Report
 from roomtone.events import Notice, SessionEnded
 from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.protocol.parameters import Streaming
-from roomtone.protocol.session_parameters import Terms
+from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.spans import Spans
 from roomtone.speech import session_watchdog
 from roomtone.speech.reconnect import LAST_TRY
@@ -489,7 +489,7 @@ async def test_a_session_that_waits_to_relieve_another_is_kept_alive(tmp_path: P
     speech, terms = speak(numbers, RATE, turn=len(numbers)), Streaming(inactivity_timeout=5)
     async with (
         open_service(faults=lambda _: [Expire(100.0)], port=None, utc=trio.current_time) as service,
-        open_room(tmp_path, reach(service, streaming=terms), terms=Terms(terms)) as room,
+        open_room(tmp_path, reach(service, streaming=terms), terms=SessionParameters(terms)) as room,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))

@@ -14,7 +14,7 @@ from roomtone.journal.records import CoverageSpan
 from roomtone.live import Live
 from roomtone.protocol import parameters
 from roomtone.protocol.parameters import Streaming
-from roomtone.protocol.session_parameters import Terms
+from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.speech.connection import open_session
 from roomtone.speech.endpoint import Endpoint
 from roomtone.speech.session_journal import Desk
@@ -90,7 +90,7 @@ async def open_room(
     inline: bool = True,
     spool_folder: str = "spool",
     sync_interval: float = 1.0,
-    terms: Terms | None = None,
+    terms: SessionParameters | None = None,
     **more: Any,
 ) -> AsyncIterator[Room]:
     """The room in this folder, as an earlier one has left it; `inline` touches the disk in the loop itself.
@@ -109,7 +109,7 @@ async def open_room(
             journal=journal,
             live=Live(),
             endpoint=endpoint,
-            terms=terms or Terms(Streaming()),
+            terms=terms or SessionParameters(Streaming()),
             speech_model=None,
             two_finals=two_finals,
             seam=trio.Lock(),

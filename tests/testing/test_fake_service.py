@@ -23,8 +23,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roomtone.protocol import messages as protocol
-from roomtone.protocol.messages import LLMGatewayResponse, Message, SpeakerRevision, Termination, TurnMessage, Verdict
-from roomtone.protocol.parameters import Gateway, Prompt, Streaming, query
+from roomtone.protocol.messages import (
+    LLMGatewayResponse,
+    Message,
+    RetryAdvice,
+    SpeakerRevision,
+    Termination,
+    TurnMessage,
+)
+from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming, query
 from roomtone.speech.connection import open_session
 from roomtone.speech.session_errors import SessionOver
 from roomtone.testing.encoded_speech import LARGEST, WORD, Ear, numbers_in, quiet, speak
@@ -153,7 +160,7 @@ async def test_the_text_is_what_was_sent(autojump_clock: trio.testing.MockClock)
         (heard.start * 1000 // RATE, heard.end * 1000 // RATE) for heard in truth
     ]
     assert isinstance(messages[-1], Termination)
-    assert (over.code, over.verdict, over.refused) == (1000, Verdict.RETRY, False)
+    assert (over.code, over.verdict, over.refused) == (1000, RetryAdvice.RETRY, False)
     record = service.sessions[0]
     assert record.numbers == NUMBERS
     assert record.audio_seconds == pytest.approx(len(audio) / 2 / RATE, abs=0.2)
@@ -187,7 +194,7 @@ async def test_over_a_socket() -> None:
 
 async def test_answers_come_for_each_turn(autojump_clock: trio.testing.MockClock) -> None:
     """With `llm_gateway` each final has one answer that contains the turn; without access to it there is silence."""
-    asked = Streaming(llm_gateway=Gateway("m", (Prompt("user", "Say: {{turn}}"),), 100))
+    asked = Streaming(llm_gateway=LLMGatewayConfig("m", (Prompt("user", "Say: {{turn}}"),), 100))
     async with open_service(port=None) as service:
         messages, _ = await listen(service, speak(NUMBERS, RATE), asked)
     answers = [message for message in messages if isinstance(message, LLMGatewayResponse)]
@@ -235,29 +242,29 @@ async def test_an_utterance_ends_on_demand(autojump_clock: trio.testing.MockCloc
 
 
 WRONG = [
-    ((Refuse(401),), 401, Verdict.FATAL, True),
-    ((Refuse(403, told=False),), 403, Verdict.FATAL, True),
-    ((Refuse(302),), 302, Verdict.BACK_OFF, True),
-    ((Refuse(429),), 429, Verdict.BACK_OFF_A_MINUTE, True),
-    ((Refuse(503, told=False),), 503, Verdict.BACK_OFF, True),
-    ((Deaf(),), None, Verdict.BACK_OFF, True),
-    ((NoBegin(),), None, Verdict.BACK_OFF, True),
-    ((HangUp(),), None, Verdict.BACK_OFF, True),
-    ((HangUp(b"SSH-2.0-OpenSSH_9.2\r\n"),), None, Verdict.BACK_OFF, True),
-    ((Close(1008),), 1008, Verdict.FATAL, False),
-    ((Close(1011, words=3),), 1011, Verdict.BACK_OFF, False),
-    ((Close(1013),), 1013, Verdict.BACK_OFF, False),
-    ((Close(1001, ""),), 1001, Verdict.BACK_OFF, False),
-    ((Close(3005, seconds=1),), 3005, Verdict.BACK_OFF, False),
-    ((Close(3006),), 3006, Verdict.FATAL, False),
-    ((Close(3007),), 3007, Verdict.FATAL, False),
-    ((Close(3008, words=9),), 3008, Verdict.RETRY, False),
-    ((Close(3009),), 3009, Verdict.BACK_OFF_A_MINUTE, False),
-    ((Drop(words=2),), None, Verdict.BACK_OFF, False),
-    ((Drop("reset", words=2),), None, Verdict.BACK_OFF, False),
-    ((Expire(1.0),), 3008, Verdict.RETRY, False),
-    ((Garble("no json"),), None, Verdict.BACK_OFF, False),
-    ((Garble("long"),), 1009, Verdict.BACK_OFF, False),
+    ((Refuse(401),), 401, RetryAdvice.FATAL, True),
+    ((Refuse(403, told=False),), 403, RetryAdvice.FATAL, True),
+    ((Refuse(302),), 302, RetryAdvice.BACK_OFF, True),
+    ((Refuse(429),), 429, RetryAdvice.BACK_OFF_A_MINUTE, True),
+    ((Refuse(503, told=False),), 503, RetryAdvice.BACK_OFF, True),
+    ((Deaf(),), None, RetryAdvice.BACK_OFF, True),
+    ((NoBegin(),), None, RetryAdvice.BACK_OFF, True),
+    ((HangUp(),), None, RetryAdvice.BACK_OFF, True),
+    ((HangUp(b"SSH-2.0-OpenSSH_9.2\r\n"),), None, RetryAdvice.BACK_OFF, True),
+    ((Close(1008),), 1008, RetryAdvice.FATAL, False),
+    ((Close(1011, words=3),), 1011, RetryAdvice.BACK_OFF, False),
+    ((Close(1013),), 1013, RetryAdvice.BACK_OFF, False),
+    ((Close(1001, ""),), 1001, RetryAdvice.BACK_OFF, False),
+    ((Close(3005, seconds=1),), 3005, RetryAdvice.BACK_OFF, False),
+    ((Close(3006),), 3006, RetryAdvice.FATAL, False),
+    ((Close(3007),), 3007, RetryAdvice.FATAL, False),
+    ((Close(3008, words=9),), 3008, RetryAdvice.RETRY, False),
+    ((Close(3009),), 3009, RetryAdvice.BACK_OFF_A_MINUTE, False),
+    ((Drop(words=2),), None, RetryAdvice.BACK_OFF, False),
+    ((Drop("reset", words=2),), None, RetryAdvice.BACK_OFF, False),
+    ((Expire(1.0),), 3008, RetryAdvice.RETRY, False),
+    ((Garble("no json"),), None, RetryAdvice.BACK_OFF, False),
+    ((Garble("long"),), 1009, RetryAdvice.BACK_OFF, False),
 ]
 
 
@@ -266,7 +273,7 @@ async def test_each_fault_is_told_by_its_name(
     autojump_clock: trio.testing.MockClock,
     faults: Sequence[Fault],
     code: int | None,
-    verdict: Verdict,
+    verdict: RetryAdvice,
     *,
     refused: bool,
 ) -> None:
@@ -278,7 +285,7 @@ async def test_each_fault_is_told_by_its_name(
 
 @pytest.mark.parametrize(("faults", "code", "verdict", "refused"), WRONG, ids=[repr(row[0][0]) for row in WRONG])
 async def test_each_fault_is_told_over_a_socket(
-    faults: Sequence[Fault], code: int | None, verdict: Verdict, *, refused: bool
+    faults: Sequence[Fault], code: int | None, verdict: RetryAdvice, *, refused: bool
 ) -> None:
     """The kernel's errors end as those in memory do."""
     async with open_service(faults=script({0: faults})) as service:
@@ -329,7 +336,7 @@ async def test_garbled_messages(autojump_clock: trio.testing.MockClock, name: st
         assert over.code == 1000
         assert [n for turn in finals(messages) for n in numbers_in(turn.transcript)] == NUMBERS
     else:
-        assert over.verdict is Verdict.BACK_OFF
+        assert over.verdict is RetryAdvice.BACK_OFF
     assert ("message.malformed" in [entry["event"] for entry in logs]) is (name == "half a heartbeat")
 
 
@@ -354,7 +361,7 @@ async def test_haste_is_refused(autojump_clock: trio.testing.MockClock) -> None:
     async with open_service(port=None, rush=1.25) as service:
         _, hasty = await listen(service, quiet(60, RATE), pace=4)
         _, steady = await listen(service, quiet(60, RATE), pace=1.2)
-    assert (hasty.code, hasty.verdict) == (3007, Verdict.BACK_OFF)
+    assert (hasty.code, hasty.verdict) == (3007, RetryAdvice.BACK_OFF)
     assert steady.code == 1000
 
 
@@ -376,7 +383,7 @@ async def test_only_the_key_opens(autojump_clock: trio.testing.MockClock, key: s
     async with open_service(port=None, key="sk-right-key") as service:
         _, wrong = await listen(service, b"", key=key)
         _, right = await listen(service, b"", key="sk-right-key")
-    assert (wrong.code, wrong.verdict, wrong.refused) == (1008, Verdict.FATAL, True)
+    assert (wrong.code, wrong.verdict, wrong.refused) == (1008, RetryAdvice.FATAL, True)
     assert text in wrong.text
     assert right.code == 1000
 
@@ -400,7 +407,7 @@ async def test_silence_of_the_client_ends_a_session(autojump_clock: trio.testing
         with pytest.raises(SessionOver, match="inactivity") as over:
             async with open_session(url, connect=service.connect) as session:
                 await session.receive()
-        assert (over.value.code, over.value.verdict) == (3006, Verdict.RETRY)
+        assert (over.value.code, over.value.verdict) == (3006, RetryAdvice.RETRY)
         assert trio.current_time() == pytest.approx(30, abs=1)
 
 

@@ -26,7 +26,7 @@ from roomtone.events import Notice, Severity
 from roomtone.journal.journal import Journal
 from roomtone.journal.records import Mark, Record
 from roomtone.protocol.parameters import Streaming
-from roomtone.protocol.session_parameters import Terms
+from roomtone.protocol.session_parameters import SessionParameters
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -114,7 +114,7 @@ class Governor:
         """What is done instead of opening sessions; None while there is a budget."""
         return self._budget().at_cap if self.is_spent else None
 
-    def meter(self, room: str, terms: Terms) -> Meter:
+    def meter(self, room: str, terms: SessionParameters) -> Meter:
         """A meter for the sessions of this room, at the price that these terms have when one begins."""
         return _Meter(self, room, terms)
 
@@ -231,7 +231,7 @@ class Governor:
 class _Meter(NamedTuple):
     governor: Governor
     room: str
-    terms: Terms
+    terms: SessionParameters
 
     def begin(self, session: str) -> Sequence[Record]:
         return self.governor.begin(session, self.room, self.terms.streaming)

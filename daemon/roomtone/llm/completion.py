@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from roomtone import proxy
 from roomtone.events import Turn
-from roomtone.protocol.parameters import Gateway
+from roomtone.protocol.parameters import LLMGatewayConfig
 
 ENDPOINTS: Final[Mapping[str, str]] = {
     "assemblyai": "https://llm-gateway.assemblyai.com/v1/chat/completions",
@@ -177,7 +177,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     return _FIELD.sub(lambda found: values.get(found[1], found[0]), text)
 
 
-def question(gateway: Gateway, turn: Turn) -> dict[str, Any]:
+def question(gateway: LLMGatewayConfig, turn: Turn) -> dict[str, Any]:
     """The request that asks what the session was to ask about this turn."""
     values = {"turn": turn.text}
     body: dict[str, Any] = msgspec.to_builtins(gateway)

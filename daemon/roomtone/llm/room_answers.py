@@ -14,7 +14,7 @@ import trio
 from roomtone.events import Notice
 from roomtone.journal.journal import Mark, Record
 from roomtone.llm.completion import Usage
-from roomtone.protocol.parameters import Gateway
+from roomtone.protocol.parameters import LLMGatewayConfig
 
 PREFIX = "answer/"
 """What the keys of the marks of expected answers begin with; room, session and turn order follow."""
@@ -95,7 +95,7 @@ class Policy(NamedTuple):
 class Answers:
     """One room's answers, across its sessions. `pay` is told what each used that came, and of which model."""
 
-    def __init__(self, gateway: Gateway, policy: Policy, unanswered: Unanswered, pay: Pay) -> None:
+    def __init__(self, gateway: LLMGatewayConfig, policy: Policy, unanswered: Unanswered, pay: Pay) -> None:
         self.gateway = gateway
         self.policy = policy
         self.pay = pay

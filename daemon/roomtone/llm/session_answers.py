@@ -16,7 +16,7 @@ from roomtone.llm import completion
 from roomtone.llm.completion import Completion, Unusable, Usage
 from roomtone.llm.room_answers import Answers, Question
 from roomtone.protocol.messages import LLMGatewayResponse, weigh
-from roomtone.protocol.turns import REMEMBERED
+from roomtone.protocol.turns import MAX_REMEMBERED_TURNS
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -84,7 +84,7 @@ class Replies:
             else:
                 self._turns.setdefault(order, None)
         for remembered in (self._turns, self._overdue):
-            if len(remembered) > 2 * REMEMBERED:
+            if len(remembered) > 2 * MAX_REMEMBERED_TURNS:
                 del remembered[next(iter(remembered))]
 
     def take(self, message: LLMGatewayResponse) -> None:
@@ -104,7 +104,7 @@ class Replies:
         if before is not None and (before.is_answer or not is_answer):
             return
         self._heard[order] = _Heard(is_answer, weigh(message))
-        if len(self._heard) > 2 * REMEMBERED:
+        if len(self._heard) > 2 * MAX_REMEMBERED_TURNS:
             del self._heard[next(iter(self._heard))]
         self._pay(usage, model)
         self._said[order] = said

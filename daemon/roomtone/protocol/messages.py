@@ -17,11 +17,11 @@ from typing import Annotated, Any, ClassVar, Final, TypeAlias
 import msgspec
 from msgspec import Meta
 
-LARGEST: Final = 1 << 20
+MAX_MESSAGE_BYTES: Final = 1 << 20
 """Bytes of the longest message that is looked at. The longest honest ones, a long turn with words, have some 50 KB."""
 
-SHORTEST_FRAME: Final = 0.050
-LONGEST_FRAME: Final = 1.000
+MIN_FRAME_S: Final = 0.050
+MAX_FRAME_S: Final = 1.000
 """Seconds of audio in one binary frame; the service ends sessions with 3007 outside of these."""
 
 UPDATABLE: Final = frozenset(
@@ -46,7 +46,7 @@ UPDATABLE: Final = frozenset(
 )
 """The parameters that UpdateConfiguration may carry."""
 
-_DEEPEST = 32
+_MAX_DEPTH = 32
 
 # The bounds keep NaN, infinities, and what no position, date or database column can hold out of every consumer.
 Whole = Annotated[int, Meta(ge=-(2**53), le=2**53)]
@@ -297,7 +297,7 @@ def weigh(message: Message) -> int:
     return len(msgspec.json.encode(message))
 
 
-class Command(msgspec.Struct, frozen=True):
+class ClientCommand(msgspec.Struct, frozen=True):
     """What a client asks for; `changes` only with UpdateConfiguration."""
 
     type: str
@@ -332,7 +332,7 @@ def update_configuration(changes: Mapping[str, Any]) -> str:
     return msgspec.json.encode({"type": "UpdateConfiguration", **changes}).decode()
 
 
-def parse_command(text: str | bytes) -> Command:
+def parse_command(text: str | bytes) -> ClientCommand:
     """The server's side of `terminate` and its sisters. Raises Malformed with the text that the service answers."""
     try:
         decoded = _decode(text)
@@ -343,7 +343,7 @@ def parse_command(text: str | bytes) -> Command:
     kind = decoded.pop("type", None)
     if not isinstance(kind, str) or kind not in COMMANDS:
         raise Malformed(f"Invalid Message Type: {str(kind)[:100]}")
-    return Command(kind, decoded)
+    return ClientCommand(kind, decoded)
 
 
 class Phase(StrEnum):
@@ -382,7 +382,7 @@ def step(phase: Phase, kind: str) -> tuple[Phase, bool]:
     return (phase, False) if following is None else (following, True)
 
 
-class Verdict(Enum):
+class RetryAdvice(Enum):
     """What the end of a session means for the next one. The words are for who reads them behind the reason."""
 
     RETRY = "tried again at once"
@@ -397,31 +397,31 @@ class Verdict(Enum):
 _BY_TEXT: Final = (
     (
         re.compile(r"too many (concurrent|sessions|streams|requests)|rate limit", re.IGNORECASE),
-        Verdict.BACK_OFF_A_MINUTE,
+        RetryAdvice.BACK_OFF_A_MINUTE,
     ),
-    (re.compile(r"inactivity|session expired|maximum session duration", re.IGNORECASE), Verdict.RETRY),
-    (re.compile(r"transmission rate", re.IGNORECASE), Verdict.BACK_OFF),
+    (re.compile(r"inactivity|session expired|maximum session duration", re.IGNORECASE), RetryAdvice.RETRY),
+    (re.compile(r"transmission rate", re.IGNORECASE), RetryAdvice.BACK_OFF),
     (
         re.compile(r"duration violation|invalid api key|unauthorized|signature has expired", re.IGNORECASE),
-        Verdict.FATAL,
+        RetryAdvice.FATAL,
     ),
 )
-_BY_CODE: Final[Mapping[int, Verdict]] = {
-    1000: Verdict.RETRY,
-    1008: Verdict.FATAL,
-    3006: Verdict.FATAL,
-    3007: Verdict.BACK_OFF,
-    3008: Verdict.RETRY,
-    3009: Verdict.BACK_OFF_A_MINUTE,
-    4008: Verdict.RETRY,
-    **dict.fromkeys((4000, 4001, 4002, 4003, 4100, 4101), Verdict.FATAL),
+_BY_CODE: Final[Mapping[int, RetryAdvice]] = {
+    1000: RetryAdvice.RETRY,
+    1008: RetryAdvice.FATAL,
+    3006: RetryAdvice.FATAL,
+    3007: RetryAdvice.BACK_OFF,
+    3008: RetryAdvice.RETRY,
+    3009: RetryAdvice.BACK_OFF_A_MINUTE,
+    4008: RetryAdvice.RETRY,
+    **dict.fromkeys((4000, 4001, 4002, 4003, 4100, 4101), RetryAdvice.FATAL),
     # The answer to the upgrade, where it is no switch of protocols.
-    **dict.fromkeys((408, 425), Verdict.BACK_OFF),
-    429: Verdict.BACK_OFF_A_MINUTE,
+    **dict.fromkeys((408, 425), RetryAdvice.BACK_OFF),
+    429: RetryAdvice.BACK_OFF_A_MINUTE,
 }
 
 
-def classify(code: int | None, text: str) -> Verdict:
+def classify(code: int | None, text: str) -> RetryAdvice:
     """What a session's end means: a close code or the HTTP status of a refused upgrade, and the text that came with it.
 
     None is a network that broke. Every code that the table does not have is backed off from, except an HTTP status of
@@ -432,20 +432,20 @@ def classify(code: int | None, text: str) -> Verdict:
             if pattern.search(text):
                 return verdict
     if code is None:
-        return Verdict.BACK_OFF
-    return _BY_CODE.get(code, Verdict.FATAL if 400 <= code <= 499 else Verdict.BACK_OFF)
+        return RetryAdvice.BACK_OFF
+    return _BY_CODE.get(code, RetryAdvice.FATAL if 400 <= code <= 499 else RetryAdvice.BACK_OFF)
 
 
 def _decode(text: str | bytes) -> Any:
-    if len(text) > LARGEST:
-        raise Malformed(f"the message has more than {LARGEST} bytes")
+    if len(text) > MAX_MESSAGE_BYTES:
+        raise Malformed(f"the message has more than {MAX_MESSAGE_BYTES} bytes")
     try:
         decoded = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         # Only the kind of the failure: its text may quote the message.
         raise Malformed(f"the message is no JSON ({type(error).__name__})") from None
-    if _deeper(decoded, _DEEPEST):
-        raise Malformed(f"the message is nested more than {_DEEPEST} deep")
+    if _deeper(decoded, _MAX_DEPTH):
+        raise Malformed(f"the message is nested more than {_MAX_DEPTH} deep")
     return decoded
 
 

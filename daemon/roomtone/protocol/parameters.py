@@ -82,7 +82,7 @@ class FallbackPolicy(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     retry: bool | None = None
 
 
-class Gateway(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class LLMGatewayConfig(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """The `llm_gateway` table: what a language model is asked about every turn.
 
     The service documents `model`, `messages` and `max_tokens`; the others are those of its chat completions, which the
@@ -154,7 +154,7 @@ class Streaming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
     webhook_auth_header_value: Name | None = None
     customer_support_audio_capture: bool | None = None
 
-    llm_gateway: Gateway | None = None
+    llm_gateway: LLMGatewayConfig | None = None
 
     def __repr__(self) -> str:
         """Without the webhook's secret: this ends up in logs."""

@@ -35,7 +35,7 @@ def live_changes(before: Streaming, after: Streaming) -> dict[str, Any] | None:
     return changes
 
 
-class Terms:
+class SessionParameters:
     """The terms of one room's sessions: `streaming` holds for those that begin now."""
 
     def __init__(self, streaming: Streaming) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from roomtone.protocol.messages import Revision, SpeakerRevision, Termination, TimedWord, TurnMessage, weigh
 
-REMEMBERED: Final = 2048
+MAX_REMEMBERED_TURNS: Final = 2048
 """Final turns kept for corrections, the oldest go first: three hours of uninterrupted talk. A correction of a turn that
 is not remembered is dropped."""
 MAX_REMEMBERED_BYTES: Final = 4 << 20
@@ -53,7 +53,7 @@ class Abandoned(msgspec.Struct, frozen=True):
     turn: TurnMessage
 
 
-Outcome: TypeAlias = InterimText | FinalTurn | EmptyFinal | Abandoned
+TurnOutcome: TypeAlias = InterimText | FinalTurn | EmptyFinal | Abandoned
 
 
 class _Known(NamedTuple):
@@ -87,7 +87,7 @@ class TurnBook:
         self._highest = -1
         self._forgotten = -1
 
-    def feed(self, message: TurnMessage | SpeakerRevision | Termination, now: float) -> list[Outcome]:
+    def feed(self, message: TurnMessage | SpeakerRevision | Termination, now: float) -> list[TurnOutcome]:
         """The outcomes of this message, in order."""
         match message:
             case TurnMessage(end_of_turn=True):
@@ -109,11 +109,11 @@ class TurnBook:
         """When `expire` has something to do; infinity while nothing waits."""
         return math.inf if self._held is None else self._held[0]
 
-    def expire(self, now: float) -> list[Outcome]:
+    def expire(self, now: float) -> list[TurnOutcome]:
         """The final whose twin did not come in time."""
         return self._release() if now >= self.deadline() else []
 
-    def close(self) -> list[Outcome]:
+    def close(self) -> list[TurnOutcome]:
         """The session is over, however it ended: what waits counts, what was never final is abandoned."""
         released = self._release()
         return [*released, *self._abandon(list(self._partials))]
@@ -178,13 +178,13 @@ class TurnBook:
         self._highest = max(self._highest, number)
         self._numbers.pop(order, None)
         self._numbers[order] = number
-        if len(self._numbers) > 2 * REMEMBERED:
+        if len(self._numbers) > 2 * MAX_REMEMBERED_TURNS:
             del self._numbers[next(iter(self._numbers))]
         return number
 
     # --- what becomes of it ---
 
-    def _partial(self, message: TurnMessage) -> list[Outcome]:
+    def _partial(self, message: TurnMessage) -> list[TurnOutcome]:
         order = message.turn_order
         released = self._release() if self._held and order > self._held[1].turn_order else []
         if self._held and order == self._held[1].turn_order:
@@ -193,9 +193,9 @@ class TurnBook:
         crowded = self._abandon([next(iter(self._partials))]) if len(self._partials) > MAX_OPEN else []
         return [*released, *crowded, InterimText(message)]
 
-    def _final(self, message: TurnMessage, now: float) -> list[Outcome]:
+    def _final(self, message: TurnMessage, now: float) -> list[TurnOutcome]:
         order = message.turn_order
-        outcomes: list[Outcome] = []
+        outcomes: list[TurnOutcome] = []
         if self._held and order != self._held[1].turn_order:
             outcomes += self._release()
         if not message.text:
@@ -216,18 +216,18 @@ class TurnBook:
     def _is_final(self, number: int) -> bool:
         return number in self._known and self._known[number].is_final
 
-    def _release(self) -> list[Outcome]:
+    def _release(self) -> list[TurnOutcome]:
         if self._held is None:
             return []
         _, message = self._held
         self._held = None
         return self._count(message)
 
-    def _count(self, message: TurnMessage) -> list[Outcome]:
+    def _count(self, message: TurnMessage) -> list[TurnOutcome]:
         order = message.turn_order
         self._partials.pop(order, None)
         same = [number for number, turn in self._partials.items() if _covers(message, turn)]
-        abandoned: list[Outcome] = [EmptyFinal(number) for number in same if self._partials.pop(number)]
+        abandoned: list[TurnOutcome] = [EmptyFinal(number) for number in same if self._partials.pop(number)]
         abandoned += self._settle(order)
         known = self._known.get(order)
         before = known.turn if known is not None and known.is_final else None
@@ -240,14 +240,14 @@ class TurnBook:
         self._remember(message, is_final=True)
         return [*abandoned, FinalTurn(message, corrects=before is not None)]
 
-    def _settle(self, order: int) -> list[Outcome]:
+    def _settle(self, order: int) -> list[TurnOutcome]:
         """The service is past every turn below this one: their finals will not come."""
         self._last_final = max(self._last_final, order)
         return self._abandon([number for number in self._partials if number < order])
 
-    def _abandon(self, numbers: list[int]) -> list[Outcome]:
+    def _abandon(self, numbers: list[int]) -> list[TurnOutcome]:
         """These turns are over without a final. One without text is over too: else it would be open for good."""
-        outcomes: list[Outcome] = []
+        outcomes: list[TurnOutcome] = []
         for number in numbers:
             turn = self._partials.pop(number)
             if turn.text:
@@ -265,7 +265,7 @@ class TurnBook:
         self._reach = max([self._reach, *(word.end for word in turn.words or ())])
         if place is not None:
             self._places[place] = turn.turn_order
-        while len(self._known) > REMEMBERED or (self._weight > MAX_REMEMBERED_BYTES and len(self._known) > 1):
+        while len(self._known) > MAX_REMEMBERED_TURNS or (self._weight > MAX_REMEMBERED_BYTES and len(self._known) > 1):
             oldest = next(iter(self._known))
             self._forgotten = max(self._forgotten, oldest)
             self._forget(oldest)
@@ -277,7 +277,7 @@ class TurnBook:
             if known.place is not None:
                 self._places.pop(known.place, None)
 
-    def _revise(self, revision: Revision) -> list[Outcome]:
+    def _revise(self, revision: Revision) -> list[TurnOutcome]:
         number = self._numbers.get(revision.turn_order)
         known = None if number is None else self._known.get(number)
         if known is None or not known.is_final:

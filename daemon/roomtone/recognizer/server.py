@@ -27,7 +27,7 @@ from wsproto.utilities import ProtocolError
 from roomtone.admission import Door, is_local
 from roomtone.protocol.messages import (
     Begin,
-    Command,
+    ClientCommand,
     Error,
     Heartbeat,
     Malformed,
@@ -232,18 +232,18 @@ class _Conversation:
         await _send(self._connection, [Begin(str(uuid.uuid4()), expires, configuration)])
         while True:
             match await self._receive():
-                case Command("Terminate"):
+                case ClientCommand("Terminate"):
                     break
-                case Command("KeepAlive"):
+                case ClientCommand("KeepAlive"):
                     continue
-                case Command() as command:
+                case ClientCommand() as command:
                     answers = await self._call(partial(self._session.obey, command))
                 case frame:
                     answers = await self._call(partial(self._session.hear, frame))
             await _send(self._connection, [*answers, *self._heartbeat()])
         await _send(self._connection, [*await self._call(self._session.finish), self._termination()])
 
-    async def _receive(self) -> Command | bytes:
+    async def _receive(self) -> ClientCommand | bytes:
         """The client's next message. Raises Refused when the session's time is over or the client says nothing."""
         parameters = self._session.parameters
         waiting = trio.current_time()
@@ -295,7 +295,7 @@ async def _send(connection: WebSocketConnection, messages: Sequence[Message]) ->
             await connection.send_message(encode(message))
 
 
-def _parse(message: str) -> Command:
+def _parse(message: str) -> ClientCommand:
     try:
         return parse_command(message)
     except Malformed as error:

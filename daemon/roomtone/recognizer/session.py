@@ -6,9 +6,9 @@ Everything here may block for as long as the engine takes; the server calls it i
 from collections.abc import Callable, Iterator, Sequence
 
 from roomtone.protocol.messages import (
-    LONGEST_FRAME,
-    SHORTEST_FRAME,
-    Command,
+    MAX_FRAME_S,
+    MIN_FRAME_S,
+    ClientCommand,
     Message,
     Silence,
     SpeechStarted,
@@ -53,13 +53,13 @@ class Session:
         audio = self._resample(frame, False)
         return [*self._turns(self._stream.feed(audio)), *self._silence()]
 
-    def obey(self, command: Command) -> list[Message]:
+    def obey(self, command: ClientCommand) -> list[Message]:
         """Take one message of the client other than Terminate and KeepAlive. Raises Refused: 3006 for a bad value."""
         match command:
-            case Command("UpdateConfiguration", changes):
+            case ClientCommand("UpdateConfiguration", changes):
                 self.parameters = update(self.parameters, changes)
                 self._stream.configure(self.parameters.settings)
-            case Command("ForceEndpoint"):
+            case ClientCommand("ForceEndpoint"):
                 return list(self._turns(self._stream.endpoint()))
         return []
 
@@ -72,13 +72,13 @@ class Session:
         seconds = len(frame) / 2 / self.parameters.sample_rate
         if len(frame) % 2:
             raise Refused(3006, "User Input Validation Error: Invalid audio: half a sample at the end of a frame")
-        if seconds < SHORTEST_FRAME:
+        if seconds < MIN_FRAME_S:
             self._short += 1
-        if seconds > LONGEST_FRAME or self._short >= SHORT_FRAMES:
+        if seconds > MAX_FRAME_S or self._short >= SHORT_FRAMES:
             raise Refused(
                 3007,
                 f"Input Duration Error: Input Duration Violation: {1000 * seconds:.1f} ms. "
-                f"Expected between {1000 * SHORTEST_FRAME:.0f} and {1000 * LONGEST_FRAME:.0f} ms",
+                f"Expected between {1000 * MIN_FRAME_S:.0f} and {1000 * MAX_FRAME_S:.0f} ms",
             )
 
     def _turns(self, hypotheses: Sequence[Hypothesis]) -> Iterator[Message]:

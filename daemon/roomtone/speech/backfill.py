@@ -13,7 +13,7 @@ import trio
 
 from roomtone.events import Notice
 from roomtone.journal.journal import Mark
-from roomtone.protocol.messages import Verdict
+from roomtone.protocol.messages import RetryAdvice
 from roomtone.spans import Span, Spans
 from roomtone.speech.reconnect import Attempts
 from roomtone.speech.session import Ending, Passage
@@ -126,7 +126,7 @@ class Repairs:
             gone = hole if is_gone else Span(hole.start, min(hole.end, desk.spool.first))
             await self._close(gone, self._missing(gone))
             if gone == hole:
-                return Ending(complete=True, verdict=Verdict.RETRY, text="the audio is gone")
+                return Ending(complete=True, verdict=RetryAdvice.RETRY, text="the audio is gone")
             hole = Span(gone.end, hole.end)
 
         def shrink(acknowledged: int) -> Sequence[Mark]:

@@ -259,7 +259,7 @@ async def _upgrade(
             (parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
             extra_headers=[(name.encode(), value.encode()) for name, value in (*_HEADERS, *headers)],
             message_queue_size=QUEUE,
-            max_message_size=messages.LARGEST,
+            max_message_size=messages.MAX_MESSAGE_BYTES,
         )
         watching.cancel_scope.cancel()
     return socket

@@ -8,9 +8,9 @@ import msgspec
 import trio
 
 from roomtone.protocol import parameters
-from roomtone.protocol.messages import Verdict
+from roomtone.protocol.messages import RetryAdvice
 from roomtone.protocol.parameters import LOCAL
-from roomtone.protocol.session_parameters import Terms
+from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.proxy import is_loopback
 from roomtone.secret import Key
 from roomtone.speech.connection import Session, open_session
@@ -39,7 +39,7 @@ class Endpoints:
         self._recognizer = recognizer
         self._wanted = wanted
 
-    def choose(self, terms: Terms, rate: int, key: Key | None, *, instead: str | None = None) -> Endpoint:
+    def choose(self, terms: SessionParameters, rate: int, key: Key | None, *, instead: str | None = None) -> Endpoint:
         """The endpoint of a room, given the terms of its sessions and its rate in Hz; or the one named `instead`.
 
         Each session is opened under the terms that then hold. The first room that wants the recognizer starts it.
@@ -59,7 +59,7 @@ async def open_endpoints() -> AsyncIterator[Endpoints]:
         yield Endpoints(recognizer, wanted)
 
 
-def _remote(url: str, terms: Terms, rate: int, key: Key | None) -> Endpoint:
+def _remote(url: str, terms: SessionParameters, rate: int, key: Key | None) -> Endpoint:
     headers = [("Authorization", key.reveal())] if key is not None and _may_see_key(url) else []
 
     def open_remote() -> AbstractAsyncContextManager[Session]:
@@ -78,14 +78,14 @@ def _show(url: str) -> str:
     return next((name for name, address in parameters.ENDPOINTS.items() if address == url), url)
 
 
-def _local(recognizer: Recognizer, terms: Terms, rate: int) -> Endpoint:
+def _local(recognizer: Recognizer, terms: SessionParameters, rate: int) -> Endpoint:
     @asynccontextmanager
     async def open_local() -> AsyncIterator[Session]:
         try:
             url, headers = await recognizer.address()
         except RecognizerUnavailable as unavailable:
             # Waiting mends it only where a person does: the room is recorded, and is transcribed when there is one.
-            raise SessionOver(None, str(unavailable), Verdict.FATAL, refused=True) from None
+            raise SessionOver(None, str(unavailable), RetryAdvice.FATAL, refused=True) from None
         async with open_session(f"{url}?{parameters.query(terms.streaming, rate)}", headers=headers) as session:
             yield session
 

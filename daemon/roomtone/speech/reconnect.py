@@ -8,7 +8,7 @@ import trio
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Notice, Severity
 from roomtone.journal.journal import Mark
-from roomtone.protocol.messages import Verdict
+from roomtone.protocol.messages import RetryAdvice
 from roomtone.speech.session import Ending, Passage
 from roomtone.speech.session_journal import Desk
 
@@ -53,9 +53,9 @@ class Attempts:
         """Seconds until the next attempt: at least what the service has asked for, and no two rooms in step."""
         least = ending.wait
         match ending.verdict:
-            case Verdict.BACK_OFF_A_MINUTE | Verdict.EXCESS:
+            case RetryAdvice.BACK_OFF_A_MINUTE | RetryAdvice.EXCESS:
                 least = max(least, 60.0)
-            case Verdict.FATAL:
+            case RetryAdvice.FATAL:
                 least = max(least, REFUSED)
         return least + self._backoff.next()
 
@@ -100,18 +100,18 @@ class Attempts:
         delay = self.next_delay(ending)
         if is_worth_saying(self._count):
             log.warning("session.failed", room=self._desk.room, reason=ending.text, failures=self._count, next_in=delay)
-        if ending.verdict is Verdict.FATAL and ending.text != self._told:
+        if ending.verdict is RetryAdvice.FATAL and ending.text != self._told:
             self._told, self._is_refused = ending.text, True
             await self._tell("error", "session.refused", f"The speech service refuses sessions: {ending.text}", True)
-        if ending.verdict is Verdict.EXCESS and not self._has_told_excess:
+        if ending.verdict is RetryAdvice.EXCESS and not self._has_told_excess:
             await self._tell("error", "session.excessive", EXCESSIVE, True if self._is_refused else None)
-        self._has_told_excess = ending.verdict is Verdict.EXCESS or (self._has_told_excess and lasted < HEALTHY)
+        self._has_told_excess = ending.verdict is RetryAdvice.EXCESS or (self._has_told_excess and lasted < HEALTHY)
         if self._leaving.is_set() and (self._has_tried or not ending.begun):
             return False
         with trio.move_on_after(delay):
             await self._leaving.wait()
             self._has_tried = True
-            return ending.verdict in {Verdict.RETRY, Verdict.BACK_OFF}
+            return ending.verdict in {RetryAdvice.RETRY, RetryAdvice.BACK_OFF}
         return True
 
     @property

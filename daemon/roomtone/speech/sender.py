@@ -94,7 +94,7 @@ class Outgoing:
     async def _send_frame(self, session: Session, frame: bytes) -> bool:
         """Send one frame, padded to the shortest that the service takes."""
         samples = len(frame) // 2
-        padded = max(samples, round(self._rate * messages.SHORTEST_FRAME))
+        padded = max(samples, round(self._rate * messages.MIN_FRAME_S))
         await trio.sleep(self._pace.wait(self._track.sent, trio.current_time()))
         sent = await session.send_audio(frame + bytes(2 * (padded - samples)))
         position = self._track.position + samples

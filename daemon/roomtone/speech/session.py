@@ -16,8 +16,8 @@ import trio
 from roomtone.backoff import is_worth_saying
 from roomtone.journal.journal import Mark
 from roomtone.protocol import messages
-from roomtone.protocol.messages import Begin, Verdict
-from roomtone.protocol.turns import Abandoned, EmptyFinal, FinalTurn, InterimText, Outcome, TurnBook
+from roomtone.protocol.messages import Begin, RetryAdvice
+from roomtone.protocol.turns import Abandoned, EmptyFinal, FinalTurn, InterimText, TurnBook, TurnOutcome
 from roomtone.speech.acks import Ledger
 from roomtone.speech.allowance import EVENT_BYTES, KEPT_BURST_BYTES, KEPT_BYTES_PER_S, Allowance
 from roomtone.speech.connection import Session
@@ -47,7 +47,7 @@ class Ending(NamedTuple):
     """
 
     complete: bool
-    verdict: Verdict
+    verdict: RetryAdvice
     text: str
     begun: bool = True
     wait: float = 0.0
@@ -74,7 +74,7 @@ class Passage:
         doubted_after: float = math.inf,
     ) -> None:
         self.over = trio.Event()
-        self.ending = Ending(complete=False, verdict=Verdict.RETRY, text="left", begun=False)
+        self.ending = Ending(complete=False, verdict=RetryAdvice.RETRY, text="left", begun=False)
         self.expires_at: datetime | None = None
         self.begun_at = trio.current_time()
         self._desk = desk
@@ -179,7 +179,7 @@ class Passage:
                 nursery.start_soon(_report_for_ever, minutes)
                 try:
                     termination = await self._receive(session, minutes)
-                    self.ending = Ending(complete=self._asked, verdict=Verdict.RETRY, text="terminated")
+                    self.ending = Ending(complete=self._asked, verdict=RetryAdvice.RETRY, text="terminated")
                 except SessionOver as over:
                     self.ending = Ending(complete=False, verdict=over.verdict, text=str(over))
                 nursery.cancel_scope.cancel()
@@ -277,7 +277,7 @@ class Passage:
                 self._give_up(conversation, f"no answer to a ping within {patience:.0f} s")
 
     def _give_up(self, conversation: trio.CancelScope, text: str) -> None:
-        self.ending = Ending(complete=False, verdict=Verdict.BACK_OFF, text=text)
+        self.ending = Ending(complete=False, verdict=RetryAdvice.BACK_OFF, text=text)
         conversation.cancel()
 
     async def _receive(self, session: Session, minutes: Minutes) -> messages.Termination:
@@ -316,9 +316,9 @@ class Passage:
         """Raises SessionOver for more to keep than the audio that was sent can give rise to."""
         size = EVENT_BYTES + messages.weigh(message)
         if not self._allowance.take(size, self._track.sent / self._desk.rate):
-            raise SessionOver(None, str(Excess()), Verdict.EXCESS, refused=False)
+            raise SessionOver(None, str(Excess()), RetryAdvice.EXCESS, refused=False)
 
-    async def _take(self, outcomes: Sequence[Outcome], minutes: Minutes) -> None:
+    async def _take(self, outcomes: Sequence[TurnOutcome], minutes: Minutes) -> None:
         for outcome in outcomes:
             match outcome:
                 case FinalTurn(turn=turn) | Abandoned(turn=turn):

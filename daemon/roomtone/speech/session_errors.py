@@ -21,7 +21,7 @@ from wsproto.utilities import ProtocolError
 from roomtone.backoff import is_worth_saying, wait_of
 from roomtone.network import ProxyFailed, causes, leaves
 from roomtone.protocol import messages
-from roomtone.protocol.messages import Error, Verdict
+from roomtone.protocol.messages import Error, RetryAdvice
 from roomtone.protocol.parameters import Streaming
 from roomtone.proxy import NetworkError
 
@@ -73,7 +73,7 @@ class SessionOver(Exception):  # noqa: N818 - most sessions end well
     how many seconds it asks to be left alone.
     """
 
-    def __init__(self, code: int | None, text: str, verdict: Verdict, *, refused: bool, wait: float = 0.0) -> None:
+    def __init__(self, code: int | None, text: str, verdict: RetryAdvice, *, refused: bool, wait: float = 0.0) -> None:
         super().__init__(code, text, verdict)
         self.code = code
         self.text = text
@@ -169,7 +169,7 @@ class Evidence:
         status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
         match failure:
             case Excess():
-                return SessionOver(None, str(failure), Verdict.EXCESS, refused=not self.begun)
+                return SessionOver(None, str(failure), RetryAdvice.EXCESS, refused=not self.begun)
             case _ if status is not None:
                 return self.over(status, f"the service refuses the connection with HTTP {status}")
             case ConnectionClosed(reason=CloseReason() as reason):
@@ -177,7 +177,7 @@ class Evidence:
                 code = None if reason.code == 1006 else reason.code
                 return self.over(code, f"the connection is closed ({reason.name.lower()})", reason.reason or "")
             case NetworkError():
-                return SessionOver(None, str(failure), Verdict.FATAL, refused=True)
+                return SessionOver(None, str(failure), RetryAdvice.FATAL, refused=True)
             case ProxyFailed(status=code):
                 return self.over(code, str(failure))
             case _:

@@ -18,8 +18,8 @@ from roomtone.live import Live
 from roomtone.llm.room_answers import Answers
 from roomtone.llm.session_answers import Replies
 from roomtone.protocol.messages import LLMGatewayResponse, Termination, TurnMessage
-from roomtone.protocol.session_parameters import Terms
-from roomtone.protocol.turns import REMEMBERED
+from roomtone.protocol.session_parameters import SessionParameters
+from roomtone.protocol.turns import MAX_REMEMBERED_TURNS
 from roomtone.spans import Span
 from roomtone.speech.acks import Ledger
 from roomtone.speech.endpoint import Endpoint
@@ -65,7 +65,7 @@ class Desk(NamedTuple):
     journal: Journal
     live: Live
     endpoint: Endpoint
-    terms: Terms
+    terms: SessionParameters
     speech_model: str | None
     two_finals: bool
     seam: trio.Lock
@@ -185,7 +185,7 @@ class Minutes:
         self._ledger.opened(turn.turn_order, position)
         begun = self._begun.setdefault(turn.turn_order, position)
         for remembered in (self._begun, self._ids, self._kept):
-            if len(remembered) > 2 * REMEMBERED:
+            if len(remembered) > 2 * MAX_REMEMBERED_TURNS:
                 del remembered[next(iter(remembered))]
         return begun
 

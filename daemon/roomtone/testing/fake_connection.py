@@ -194,7 +194,7 @@ class Call:
 
     async def _hear(self, conversation: Conversation, audio: bytes) -> None:
         seconds = len(audio) / 2 / conversation.settings.rate
-        if not protocol.SHORTEST_FRAME <= seconds <= protocol.LONGEST_FRAME:
+        if not protocol.MIN_FRAME_S <= seconds <= protocol.MAX_FRAME_S:
             raise Refused(
                 3007,
                 f"Input Duration Error: Input Duration Violation: {seconds * 1000:.1f} ms. "

@@ -24,7 +24,7 @@ from roomtone.config.model import Config, Room, find_key
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.journal.records import CoverageSpan
 from roomtone.live import Live
-from roomtone.protocol.session_parameters import Terms
+from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.rooms import has_two_finals
 from roomtone.spans import Spans
 from roomtone.speech.backfill import wish_mark
@@ -151,7 +151,7 @@ async def _repair(
     endpoints: Endpoints,
     governor: Governor,
 ) -> bool:
-    terms = Terms(room.streaming)
+    terms = SessionParameters(room.streaming)
     endpoint = endpoints.choose(terms, room.rate, find_key(config, environ))
     async with open_spool(config.state(environ) / SPOOL_FOLDER / name, rate=room.rate) as spool:
         spool.end_of_data()
