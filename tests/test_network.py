@@ -18,8 +18,8 @@ from roomtone.llm.client import Failed, Gateway, Route, Verdict
 from roomtone.network import find_fault, open_stream, read_trust
 from roomtone.protocol.messages import RetryAdvice as Ending
 from roomtone.proxy import NetworkError
-from roomtone.speech.connection import open_session
-from roomtone.speech.session_errors import SessionOver
+from roomtone.speech.connection import open_connection
+from roomtone.speech.session_errors import SessionClosed
 from roomtone.testing import fake_gateway as fake
 from roomtone.testing.encoded_speech import speak
 from roomtone.testing.fake_service import open_service
@@ -88,12 +88,12 @@ async def speech_service(certificate: Path) -> AsyncIterator[str]:
         yield f"wss://{BEHIND}:{port}/v3/ws?sample_rate=16000&encoding=pcm_s16le&speech_model=universal-3-5-pro"
 
 
-async def begin(url: str) -> SessionOver | None:
+async def begin(url: str) -> SessionClosed | None:
     """How a session fails there, or None when it begins."""
     try:
-        async with open_session(url):
+        async with open_connection(url):
             return None
-    except SessionOver as over:
+    except SessionClosed as over:
         return over
 
 

@@ -34,8 +34,8 @@ from roomtone.protocol.parameters import LOCAL, US_MODELS, Streaming
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.secret import Secret
 from roomtone.speech.endpoint import Endpoint, Endpoints
-from roomtone.speech.gate import Gating
-from roomtone.speech.session_journal import Desk
+from roomtone.speech.gate import GateSettings
+from roomtone.speech.session_journal import SessionContext
 from roomtone.speech.transcriber import transcribe, withhold
 from roomtone.speech.vad import lacks_detector, open_detector
 from roomtone.spool.spool import Spool, open_closed_spool, open_spool
@@ -232,7 +232,11 @@ class OpenRoom:
 
     async def _transcribe_at(self, endpoint: Endpoint, spool: Spool) -> None:
         gate, rate = self.plan.table.gate, self.plan.table.rate
-        gating = Gating(partial(open_detector, rate), gate.preroll, gate.close_after) if gate.mode == "speech" else None
+        gating = (
+            GateSettings(partial(open_detector, rate), gate.preroll, gate.close_after)
+            if gate.mode == "speech"
+            else None
+        )
         if gating and lacks_detector(rate):
             if endpoint.remote:  # always open would cost what the gate is there to save
                 await withhold(self._desk(endpoint, spool))
@@ -245,9 +249,9 @@ class OpenRoom:
             leaving=self._leaving,
         )
 
-    def _desk(self, endpoint: Endpoint, spool: Spool) -> Desk:
+    def _desk(self, endpoint: Endpoint, spool: Spool) -> SessionContext:
         table, around = self.plan.table, self._around
-        return Desk(
+        return SessionContext(
             room=self.name,
             rate=table.rate,
             frame=table.frame,

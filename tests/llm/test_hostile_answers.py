@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from roomtone import Turn, Unprocessable
 from roomtone.llm.client import Failed, Gateway, Route
-from roomtone.speech.connection import open_session
-from roomtone.speech.session_errors import SessionOver
+from roomtone.speech.connection import open_connection
+from roomtone.speech.session_errors import SessionClosed
 from roomtone_webhook import Webhook
 from roomtone_webhook.address import Address
 from roomtone_webhook.poster import Undelivered
@@ -108,8 +108,8 @@ async def post(port: int) -> None:
 
 
 async def begin(port: int) -> None:
-    with pytest.raises(SessionOver) as over:
-        async with open_session(f"ws://127.0.0.1:{port}/"):
+    with pytest.raises(SessionClosed) as over:
+        async with open_connection(f"ws://127.0.0.1:{port}/"):
             pass
     assert 0 <= over.value.wait <= 3600
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roomtone.spans import Span, Spans
-from roomtone.speech.acks import SETTLING, Ledger
+from roomtone.speech.acks import SETTLE_DELAY_S, AckTracker
 
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=8)
 
@@ -40,20 +40,20 @@ def test_reach(spans: list[tuple[int, int]], position: int) -> None:
 
 def test_sent_is_not_heard() -> None:
     """Audio that was sent, and even answered, is not heard before the service had ten seconds to think."""
-    ledger = Ledger(0, floor=0)
+    ledger = AckTracker(0, floor=0)
     ledger.sent = 1000
 
     assert ledger.acknowledged(100) == 0
 
     ledger.answered(1000, now=100)
 
-    assert ledger.acknowledged(100 + SETTLING - 0.1) == 0
-    assert ledger.acknowledged(100 + SETTLING) == 1000
+    assert ledger.acknowledged(100 + SETTLE_DELAY_S - 0.1) == 0
+    assert ledger.acknowledged(100 + SETTLE_DELAY_S) == 1000
 
 
 def test_an_open_turn_is_not_heard() -> None:
     """Nothing at or behind an open turn is acknowledged before the turn is in the journal."""
-    ledger = Ledger(0, floor=0)
+    ledger = AckTracker(0, floor=0)
     ledger.sent = 1000
     ledger.opened(0, 300)
     ledger.answered(1000, now=0)
@@ -70,18 +70,18 @@ def test_an_open_turn_is_not_heard() -> None:
 
 def test_a_turn_reaches_past_what_is_heard() -> None:
     """Words of a final turn that touch what is heard move the acknowledged position; words beyond a hole do not."""
-    ledger = Ledger(0, floor=0)
+    ledger = AckTracker(0, floor=0)
     ledger.sent = 1000
     ledger.answered(200, now=0)
     ledger.closed(0, Span(200, 400))
     ledger.closed(1, Span(500, 600))
 
-    assert ledger.acknowledged(SETTLING) == 400
+    assert ledger.acknowledged(SETTLE_DELAY_S) == 400
 
 
 def test_a_service_that_is_late_has_longer() -> None:
     """Twice as long as its words took to come, and never less than ten seconds."""
-    ledger = Ledger(0, floor=0)
+    ledger = AckTracker(0, floor=0)
     ledger.sent = 1000
     ledger.answered(1000, now=100)
 
@@ -92,28 +92,28 @@ def test_a_service_that_is_late_has_longer() -> None:
     ledger.sent = 2000
     ledger.answered(2000, now=200)
     ledger.late_by(1)
-    assert ledger.acknowledged(200 + SETTLING - 0.1) == 1000
-    assert ledger.acknowledged(200 + SETTLING) == 2000
+    assert ledger.acknowledged(200 + SETTLE_DELAY_S - 0.1) == 1000
+    assert ledger.acknowledged(200 + SETTLE_DELAY_S) == 2000
 
 
 def test_a_turn_that_is_later_than_that() -> None:
     """What was held to be silent is transcribed all the same, but for what older sessions have settled."""
-    ledger = Ledger(0, floor=100)
+    ledger = AckTracker(0, floor=100)
     ledger.sent = 1000
     ledger.answered(1000, now=0)
-    assert ledger.report(SETTLING) == (1000, [(Span(100, 1000), "silent")])
+    assert ledger.report(SETTLE_DELAY_S) == (1000, [(Span(100, 1000), "silent")])
     ledger.settle(1000)
 
     late = {0: Span(50, 300)}
-    assert ledger.after(late).report(SETTLING) == (1000, [(Span(100, 300), "transcribed")])
+    assert ledger.after(late).report(SETTLE_DELAY_S) == (1000, [(Span(100, 300), "transcribed")])
 
     ledger.settle(1000, late)
-    assert ledger.report(SETTLING) == (1000, [])
+    assert ledger.report(SETTLE_DELAY_S) == (1000, [])
 
 
 def test_termination_settles_everything() -> None:
     """After Termination all that this session was sent is heard."""
-    ledger = Ledger(0, floor=0)
+    ledger = AckTracker(0, floor=0)
     ledger.sent = 1000
     ledger.terminated()
 
@@ -122,7 +122,7 @@ def test_termination_settles_everything() -> None:
 
 def test_what_others_settled_is_not_reported_again() -> None:
     """Audio that is sent a second time, before the floor, is in nobody's report twice."""
-    ledger = Ledger(0, floor=600)
+    ledger = AckTracker(0, floor=600)
     ledger.sent = 1000
     ledger.closed(0, Span(500, 700))
     ledger.terminated()
@@ -135,7 +135,7 @@ def test_reports_cover_everything_once(steps: list[tuple[str, int]]) -> None:
     """Whatever happens, the rows of all reports are adjacent, but for the turns of a service that was too late; and the
     acknowledged position never goes back.
     """
-    ledger, now, turn, reported, last = Ledger(0, floor=0), 0.0, 0, 0, 0
+    ledger, now, turn, reported, last = AckTracker(0, floor=0), 0.0, 0, 0, 0
     for step, amount in steps:
         now += amount
         match step:
@@ -164,7 +164,7 @@ def test_reports_cover_everything_once(steps: list[tuple[str, int]]) -> None:
 
 def test_termination_hears_what_was_still_being_said() -> None:
     """A turn that never had its final holds nothing back behind the service's last word; and what is told is let go."""
-    ledger = Ledger(0, floor=0)
+    ledger = AckTracker(0, floor=0)
     ledger.opened(0, 100)
     ledger.closed(0, Span(100, 200))
     ledger.opened(1, 300)

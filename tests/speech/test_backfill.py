@@ -7,8 +7,8 @@ import pytest
 import trio
 
 from roomtone.spans import Spans
-from roomtone.speech.backfill import AGAIN, Repairs
-from roomtone.speech.reconnect import Attempts
+from roomtone.speech.backfill import RESEND_S, Backfill
+from roomtone.speech.reconnect import Reconnector
 from roomtone.testing.fake_service import open_service
 from support.virtual_room import BEGAN, RATE, open_room, reach
 
@@ -16,12 +16,12 @@ from support.virtual_room import BEGAN, RATE, open_room, reach
 @pytest.mark.parametrize(
     ("hole", "done", "begins"),
     [
-        (None, 60, 60 - AGAIN),
+        (None, 60, 60 - RESEND_S),
         (None, 2, 0),
-        ((20, 50), 60, 60 - AGAIN),
+        ((20, 50), 60, 60 - RESEND_S),
         ((20, 58), 60, 58),
         ((20, 60), 60, 60),
-        ((60, 80), 60, 60 - AGAIN),
+        ((60, 80), 60, 60 - RESEND_S),
     ],
 )
 async def test_what_is_sent_again(
@@ -30,8 +30,8 @@ async def test_what_is_sent_again(
     """Some seconds before what is settled, and nothing of a hole: who hears its end twice would say it twice."""
     async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
         await room.spool.append(bytes(2 * RATE * 100), BEGAN + timedelta(seconds=0))
-        attempts = Attempts(room.desk, trio.Event())
-        repairs = Repairs(room.desk, attempts, first="newest", leaving=trio.Event())
+        attempts = Reconnector(room.desk, trio.Event())
+        repairs = Backfill(room.desk, attempts, first="newest", leaving=trio.Event())
         if hole is not None:
             repairs.add(Spans([(hole[0] * RATE, hole[1] * RATE)]))
         assert repairs.again_from(done * RATE) == begins * RATE

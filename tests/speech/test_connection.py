@@ -14,8 +14,14 @@ from wsproto.events import AcceptConnection, CloseConnection, Message, Request, 
 
 from roomtone.protocol import messages as protocol
 from roomtone.protocol.messages import Begin, Error, RetryAdvice, Termination, TimedWord, TurnMessage, Unknown
-from roomtone.speech.connection import GOODBYE, LEAVING, QUEUE, Connect, open_session
-from roomtone.speech.session_errors import SessionOver
+from roomtone.speech.connection import (
+    CLOSE_TIMEOUT_S,
+    MAX_QUEUED_MESSAGES,
+    TERMINATE_TIMEOUT_S,
+    Connect,
+    open_connection,
+)
+from roomtone.speech.session_errors import SessionClosed
 from roomtone.testing.fake_service import open_service
 from roomtone.testing.faults import Close, Stall, script
 
@@ -69,14 +75,14 @@ async def peer(handler: Handler) -> AsyncIterator[Connect]:
 
 async def ending(
     connect: Connect, url: str = URL, headers: Sequence[tuple[str, str]] = ()
-) -> tuple[list[protocol.Message], SessionOver]:
+) -> tuple[list[protocol.Message], SessionClosed]:
     """Everything that a session says until it is over."""
     messages: list[protocol.Message] = []
     try:
-        async with open_session(url, connect=connect, headers=headers) as session:
+        async with open_connection(url, connect=connect, headers=headers) as session:
             while True:
                 messages.append(await session.receive())
-    except SessionOver as over:
+    except SessionClosed as over:
         return messages, over
 
 
@@ -129,7 +135,7 @@ async def test_begin_lifts_the_deadline(autojump_clock: MockClock) -> None:
         await far.stream.send_all(far.said(Termination(1, 2)))
         await trio.sleep_forever()
 
-    async with peer(handler) as connect, open_session(URL, connect=connect) as session:
+    async with peer(handler) as connect, open_connection(URL, connect=connect) as session:
         assert session.begin == Begin("s")
         assert await session.receive() == Termination(1, 2)
         assert trio.current_time() == 10_000
@@ -221,7 +227,7 @@ async def test_a_close_that_does_not_come_is_not_waited_for(
     async with peer(handler) as connect:
         _, over = await ending(connect)
         assert over.code == (1000 if isinstance(last, Termination) else 3005)
-        assert trio.current_time() <= 2 * LEAVING
+        assert trio.current_time() <= 2 * CLOSE_TIMEOUT_S
 
 
 async def test_secrets_are_in_no_text(autojump_clock: MockClock) -> None:
@@ -251,8 +257,8 @@ async def test_the_sender_ends_quietly_and_the_reader_loses_nothing(autojump_clo
         await far.stream.send_all(far.wire.send(CloseConnection(1011, "")))
 
     async with peer(handler) as connect:
-        with pytest.raises(SessionOver) as over:  # noqa: PT012 - the end comes at the end, and nowhere before
-            async with open_session(URL, connect=connect) as session:
+        with pytest.raises(SessionClosed) as over:  # noqa: PT012 - the end comes at the end, and nowhere before
+            async with open_connection(URL, connect=connect) as session:
                 await trio.sleep(1)
                 assert not await session.send_audio(bytes(3200))
                 assert not await session.send(protocol.terminate())
@@ -270,14 +276,14 @@ async def test_a_ping_ends_with_the_connection(autojump_clock: MockClock) -> Non
         await far.begin()
         await trio.sleep(3)
 
-    async with peer(handler) as connect, open_session(URL, connect=connect) as session:
+    async with peer(handler) as connect, open_connection(URL, connect=connect) as session:
         assert not await session.ping()
         assert trio.current_time() == 3
 
 
 async def test_a_ping_is_answered(autojump_clock: MockClock) -> None:
     """Against a service that lives a ping is True."""
-    async with open_service(port=None) as service, open_session(service.url, connect=service.connect) as session:
+    async with open_service(port=None) as service, open_connection(service.url, connect=service.connect) as session:
         assert await session.ping()
 
 
@@ -289,11 +295,11 @@ async def test_the_bodys_exception_comes_out_as_it_went_in(autojump_clock: MockC
     """The session's own nursery shows in no exception of the body's, single or group."""
     async with open_service(port=None) as service:
         with pytest.raises(Custom):
-            async with open_session(service.url, connect=service.connect):
+            async with open_connection(service.url, connect=service.connect):
                 raise Custom
-        group = ExceptionGroup("ours", [Custom(), SessionOver(None, "", RetryAdvice.RETRY, refused=False)])
+        group = ExceptionGroup("ours", [Custom(), SessionClosed(None, "", RetryAdvice.RETRY, refused=False)])
         with pytest.raises(ExceptionGroup) as raised:
-            async with open_session(service.url, connect=service.connect):
+            async with open_connection(service.url, connect=service.connect):
                 raise group
         assert raised.value is group
 
@@ -338,27 +344,27 @@ async def test_a_defect_is_not_contained(autojump_clock: MockClock, good: int) -
             return Defective(await reach(url), good)
 
         with pytest.RaisesGroup(Custom, allow_unwrapped=True, flatten_subgroups=True):
-            async with open_session(URL, connect=connect) as session:
+            async with open_connection(URL, connect=connect) as session:
                 await session.receive()
 
 
 async def test_leaving_a_dead_network_takes_two_seconds(autojump_clock: MockClock) -> None:
     """A peer that answers nothing any more holds nobody for a minute."""
     async with open_service(port=None, faults=script({0: [Stall()]})) as service:
-        async with open_session(service.url, connect=service.connect) as session:
+        async with open_connection(service.url, connect=service.connect) as session:
             await trio.sleep(5)
             await session.send_audio(bytes(3200))
-        assert trio.current_time() == 5 + LEAVING
+        assert trio.current_time() == 5 + CLOSE_TIMEOUT_S
 
 
 async def test_a_cancelled_session_is_terminated(autojump_clock: MockClock) -> None:
     """A session that is only dropped may be billed for hours: it is told to end even where nobody hears its words."""
     async with open_service(port=None) as service:
         with trio.move_on_after(5):
-            async with open_session(service.url, connect=service.connect) as session:
+            async with open_connection(service.url, connect=service.connect) as session:
                 await session.send_audio(bytes(3200))
                 await session.receive()
-        assert trio.current_time() < 5 + GOODBYE
+        assert trio.current_time() < 5 + TERMINATE_TIMEOUT_S
         assert [record.ended for record in service.sessions] == ["terminated"]
 
 
@@ -366,9 +372,9 @@ async def test_a_session_that_is_left_is_terminated(autojump_clock: MockClock) -
     """So is one that was left for a failure of ours; and one that was asked to end is not asked again."""
     async with open_service(port=None) as service:
         with pytest.raises(ValueError, match="ours"):
-            async with open_session(service.url, connect=service.connect):
+            async with open_connection(service.url, connect=service.connect):
                 raise ValueError("ours")
-        async with open_session(service.url, connect=service.connect) as session:
+        async with open_connection(service.url, connect=service.connect) as session:
             await session.send(protocol.terminate())
             await session.receive()
         assert [record.ended for record in service.sessions] == ["terminated", "terminated"]
@@ -378,9 +384,9 @@ async def test_a_cancelled_session_is_left_soon(autojump_clock: MockClock) -> No
     """At the hard deadline a dead network has a second, and no more."""
     async with open_service(port=None, faults=script({0: [Stall()]})) as service:
         with trio.move_on_after(5):
-            async with open_session(service.url, connect=service.connect) as session:
+            async with open_connection(service.url, connect=service.connect) as session:
                 await session.receive()
-        assert trio.current_time() == 5 + GOODBYE
+        assert trio.current_time() == 5 + TERMINATE_TIMEOUT_S
 
 
 async def test_a_blocked_sender_can_be_left() -> None:
@@ -388,7 +394,7 @@ async def test_a_blocked_sender_can_be_left() -> None:
     async with open_service(faults=script({0: [Stall()]})) as service:
         sent = 0
         with trio.fail_after(60):
-            async with open_session(service.url) as session, trio.open_nursery() as nursery:
+            async with open_connection(service.url) as session, trio.open_nursery() as nursery:
                 await trio.sleep(0.1)
 
                 async def send() -> None:
@@ -416,7 +422,7 @@ async def test_leaving_closes_the_stream(autojump_clock: MockClock) -> None:
         ends.append(bytes(data))
 
     async with peer(handler) as connect:
-        async with open_session(URL, connect=connect):
+        async with open_connection(URL, connect=connect):
             pass
         await trio.sleep(1)
         assert ends == [b""]
@@ -428,7 +434,7 @@ async def test_what_comes_before_begin_is_bounded(autojump_clock: MockClock) -> 
     async def handler(far: Peer) -> None:
         await far.upgrade()
         await far.stream.send_all(far.accepted())
-        for _ in range(QUEUE + 1):
+        for _ in range(MAX_QUEUED_MESSAGES + 1):
             await far.stream.send_all(far.wire.send(TextMessage('{"type":"Weather"}')))
         await trio.sleep_forever()
 
@@ -436,7 +442,7 @@ async def test_what_comes_before_begin_is_bounded(autojump_clock: MockClock) -> 
         async with peer(handler) as connect:
             _, over = await ending(connect)
     assert "no Begin" in over.text
-    assert trio.current_time() <= LEAVING
+    assert trio.current_time() <= CLOSE_TIMEOUT_S
 
 
 async def test_an_unexpected_message_is_reported_and_passed_on(autojump_clock: MockClock) -> None:
@@ -448,7 +454,7 @@ async def test_an_unexpected_message_is_reported_and_passed_on(autojump_clock: M
         await trio.sleep_forever()
 
     with structlog.testing.capture_logs() as logs:
-        async with peer(handler) as connect, open_session(URL, connect=connect) as session:
+        async with peer(handler) as connect, open_connection(URL, connect=connect) as session:
             assert await session.receive() == Unknown("Weather")
     assert [(entry["event"], entry["phase"]) for entry in logs] == [("message.unexpected", "begun")]
 
@@ -465,7 +471,7 @@ async def test_a_field_of_no_use_is_reported_once(autojump_clock: MockClock) -> 
         await trio.sleep_forever()
 
     with structlog.testing.capture_logs() as logs:
-        async with peer(handler) as connect, open_session(URL, connect=connect) as session:
+        async with peer(handler) as connect, open_connection(URL, connect=connect) as session:
             turns = [await session.receive() for _ in range(3)]
     assert turns == [TurnMessage(order, True, "yes", words=(TimedWord(0, 400, "yes"),)) for order in range(3)]
     assert [(entry["event"], entry["field"]) for entry in logs] == [("message.unusable_field", "speaker")]
@@ -476,8 +482,8 @@ async def test_nobody_listening_is_no_connection() -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     await listeners[0].aclose()
-    with pytest.raises(SessionOver, match="refused") as over:
-        async with open_session(f"ws://127.0.0.1:{port}/v3/ws"):
+    with pytest.raises(SessionClosed, match="refused") as over:
+        async with open_connection(f"ws://127.0.0.1:{port}/v3/ws"):
             pass
     assert (over.value.code, over.value.refused) == (None, True)
 
@@ -485,8 +491,8 @@ async def test_nobody_listening_is_no_connection() -> None:
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".invalid"])
 async def test_a_host_that_does_not_exist_is_no_connection(host: str) -> None:
     """Names that do not resolve, or cannot be names, end as SessionOver."""
-    with pytest.raises(SessionOver) as over:
-        async with open_session(f"ws://{host}/v3/ws"):
+    with pytest.raises(SessionClosed) as over:
+        async with open_connection(f"ws://{host}/v3/ws"):
             pass
     assert over.value.verdict is RetryAdvice.BACK_OFF
 
@@ -500,8 +506,8 @@ async def test_a_server_without_tls_is_no_connection() -> None:
 
         listeners = await nursery.start(partial(trio.serve_tcp, greet, 0, host="127.0.0.1"))
         port = listeners[0].socket.getsockname()[1]
-        with pytest.raises(SessionOver) as over:
-            async with open_session(f"wss://127.0.0.1:{port}/v3/ws"):
+        with pytest.raises(SessionClosed) as over:
+            async with open_connection(f"wss://127.0.0.1:{port}/v3/ws"):
                 pass
         nursery.cancel_scope.cancel()
     assert over.value.refused

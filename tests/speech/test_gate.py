@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from roomtone.journal.records import Mark
 from roomtone.spans import Span, Spans
 from roomtone.speech.backfill import wish_mark
-from roomtone.speech.gate import TAIL, Hearing
+from roomtone.speech.gate import HANGOVER_S, GateDecisions
 from roomtone.speech.transcriber import repair, transcribe
 from roomtone.testing.encoded_speech import quiet, speak
 from roomtone.testing.fake_service import Service, open_service
@@ -27,8 +27,8 @@ S = RATE
 CLOSE_AFTER = 12.0
 
 
-def hearing(*, preroll: float = 2.0, close_after: float = 30.0) -> Hearing:
-    return Hearing(RATE, preroll=preroll, close_after=close_after, heard=0, wanted=Spans())
+def hearing(*, preroll: float = 2.0, close_after: float = 30.0) -> GateDecisions:
+    return GateDecisions(RATE, preroll=preroll, close_after=close_after, heard=0, wanted=Spans())
 
 
 def test_speech_is_wanted_with_what_surrounds_it() -> None:
@@ -36,7 +36,7 @@ def test_speech_is_wanted_with_what_surrounds_it() -> None:
     room = hearing()
     room.hear(Span(0, 100 * S), [Span(60 * S, 61 * S)], fresh=False)
 
-    assert room.wanted == Spans([(58 * S, round((61 + TAIL) * S))])
+    assert room.wanted == Spans([(58 * S, round((61 + HANGOVER_S) * S))])
     assert 97 * S < room.settled < 98 * S
 
 
@@ -45,8 +45,8 @@ def test_short_silences_are_no_end() -> None:
     room = hearing()
     room.hear(Span(0, 200 * S), [Span(at * S, (at + 1) * S) for at in (10, 39, 71, 110)], fresh=False)
 
-    assert room.follow(8 * S) == (40 + TAIL) * S
-    assert room.is_silent_after(round((40 + TAIL) * S))
+    assert room.follow(8 * S) == (40 + HANGOVER_S) * S
+    assert room.is_silent_after(round((40 + HANGOVER_S) * S))
     assert list(room.passages(0, 200 * S)) == [(8 * S, 42 * S), (69 * S, 74 * S), (108 * S, 113 * S)]
 
 

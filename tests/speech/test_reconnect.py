@@ -6,8 +6,8 @@ import pytest
 import trio
 
 from roomtone.protocol.messages import RetryAdvice
-from roomtone.speech.reconnect import REFUSED, Attempts
-from roomtone.speech.session import Ending
+from roomtone.speech.reconnect import REFUSED_RETRY_S, Reconnector
+from roomtone.speech.session import SessionOutcome
 from roomtone.testing.fake_service import open_service
 from support.virtual_room import open_room, reach
 
@@ -20,8 +20,8 @@ from support.virtual_room import open_room, reach
         (RetryAdvice.BACK_OFF, 7.0, 7.0),
         (RetryAdvice.BACK_OFF_A_MINUTE, 0.0, 60.0),
         (RetryAdvice.BACK_OFF_A_MINUTE, 600.0, 600.0),
-        (RetryAdvice.FATAL, 0.0, REFUSED),
-        (RetryAdvice.FATAL, 7.0, REFUSED),
+        (RetryAdvice.FATAL, 0.0, REFUSED_RETRY_S),
+        (RetryAdvice.FATAL, 7.0, REFUSED_RETRY_S),
     ],
 )
 async def test_the_next_attempt(
@@ -29,5 +29,5 @@ async def test_the_next_attempt(
 ) -> None:
     """No sooner than that, and at most the first back-off of half a second later."""
     async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
-        ending = Ending(complete=False, verdict=verdict, text="", wait=wait)
-        assert least <= Attempts(room.desk, trio.Event()).next_delay(ending) <= least + 0.5
+        ending = SessionOutcome(complete=False, verdict=verdict, text="", wait=wait)
+        assert least <= Reconnector(room.desk, trio.Event()).next_delay(ending) <= least + 0.5

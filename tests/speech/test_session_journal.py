@@ -10,16 +10,16 @@ from trio.testing import MockClock
 
 from roomtone.events import Answer, Turn, Word
 from roomtone.protocol.messages import LLMGatewayResponse, TimedWord, TurnMessage
-from roomtone.speech.acks import Ledger
-from roomtone.speech.session_journal import Minutes
-from roomtone.speech.time_map import Track
+from roomtone.speech.acks import AckTracker
+from roomtone.speech.session_journal import SessionJournal
+from roomtone.speech.time_map import TimeMap
 from roomtone.testing.fake_service import open_service
 from support.journal import fill_disk
 from support.virtual_room import BEGAN, RATE, Room, open_room, reach
 
 
 @asynccontextmanager
-async def take_minutes(folder: Path, old: Sequence[float]) -> AsyncIterator[tuple[Minutes, Room]]:
+async def take_minutes(folder: Path, old: Sequence[float]) -> AsyncIterator[tuple[SessionJournal, Room]]:
     """The minutes of a session that was sent ten seconds again, of which an older one had heard "yes" at these ends."""
     async with open_service(port=None) as service, open_room(folder, reach(service)) as room:
         await room.record(bytes(2 * 10 * RATE), live=False)
@@ -29,11 +29,11 @@ async def take_minutes(folder: Path, old: Sequence[float]) -> AsyncIterator[tupl
                 room="desk", position=words[0].start, at=BEGAN, session_id="old", turn_order=0, text="yes", words=words
             )
         )
-        track, ledger, settled = Track(0, RATE), Ledger(0, floor=0), trio.Event()
+        track, ledger, settled = TimeMap(0, RATE), AckTracker(0, floor=0), trio.Event()
         track.send(10 * RATE)
         settled.set()
         yield (
-            Minutes(
+            SessionJournal(
                 room.desk,
                 track,
                 ledger,

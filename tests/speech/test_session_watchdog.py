@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from roomtone.speech.acks import SETTLING
-from roomtone.speech.session_watchdog import MINUTE, Doubt
+from roomtone.speech.acks import SETTLE_DELAY_S
+from roomtone.speech.session_watchdog import WINDOW_S, SessionWatchdog
 from roomtone.testing.encoded_speech import quiet, speak
 
 RATE = 8_000
@@ -29,7 +29,7 @@ def rustle(seconds: float) -> bytes:
     return array("h", (chance.randrange(-2000, 2000) for _ in range(RATE))).tobytes() * round(seconds)
 
 
-def listen(doubt: Doubt, audio: bytes, position: int) -> int:
+def listen(doubt: SessionWatchdog, audio: bytes, position: int) -> int:
     """Send the audio from this position on, frame by frame; the position after it."""
     for start in range(0, len(audio), 2 * FRAME):
         doubt.send(position, audio[start : start + 2 * FRAME])
@@ -39,11 +39,11 @@ def listen(doubt: Doubt, audio: bytes, position: int) -> int:
 
 def test_a_minute_of_speech_without_a_word() -> None:
     """From its beginning on it may not have been heard, once the service has had its time to say something."""
-    doubt = Doubt(5 * RATE, RATE, minutes=1)
-    position = listen(doubt, talk(MINUTE), 5 * RATE)
+    doubt = SessionWatchdog(5 * RATE, RATE, minutes=1)
+    position = listen(doubt, talk(WINDOW_S), 5 * RATE)
     assert doubt.deaf_since is None
 
-    listen(doubt, quiet(SETTLING, RATE), position)
+    listen(doubt, quiet(SETTLE_DELAY_S, RATE), position)
 
     assert doubt.deaf_since == 5 * RATE
 
@@ -51,43 +51,43 @@ def test_a_minute_of_speech_without_a_word() -> None:
 @pytest.mark.parametrize("sound", [hum, rustle, lambda seconds: quiet(seconds, RATE)])
 def test_what_is_no_speech(sound: Callable[[float], bytes]) -> None:
     """Machines and empty rooms give no reason to doubt, however long they last."""
-    doubt = Doubt(0, RATE, minutes=1)
+    doubt = SessionWatchdog(0, RATE, minutes=1)
 
-    listen(doubt, sound(5 * MINUTE), 0)
+    listen(doubt, sound(5 * WINDOW_S), 0)
 
     assert doubt.deaf_since is None
 
 
 def test_a_word_ends_the_doubt() -> None:
     """Whatever was said before it was heard, and a doubt begins anew behind it."""
-    doubt = Doubt(0, RATE, minutes=1)
-    position = listen(doubt, talk(MINUTE + SETTLING), 0)
+    doubt = SessionWatchdog(0, RATE, minutes=1)
+    position = listen(doubt, talk(WINDOW_S + SETTLE_DELAY_S), 0)
     assert doubt.deaf_since == 0
 
     doubt.hear()
     assert doubt.deaf_since is None
 
-    listen(doubt, talk(MINUTE + SETTLING), position)
+    listen(doubt, talk(WINDOW_S + SETTLE_DELAY_S), position)
     assert doubt.deaf_since == position
 
 
 def test_as_many_minutes_in_succession() -> None:
     """One quiet minute among them, and the count begins anew."""
-    doubt = Doubt(0, RATE, minutes=2)
-    position = listen(doubt, talk(MINUTE), 0)
-    position = listen(doubt, quiet(MINUTE, RATE), position)
-    third = listen(doubt, talk(MINUTE), position)
-    listen(doubt, talk(SETTLING), third)
+    doubt = SessionWatchdog(0, RATE, minutes=2)
+    position = listen(doubt, talk(WINDOW_S), 0)
+    position = listen(doubt, quiet(WINDOW_S, RATE), position)
+    third = listen(doubt, talk(WINDOW_S), position)
+    listen(doubt, talk(SETTLE_DELAY_S), third)
     assert doubt.deaf_since is None
 
-    listen(doubt, talk(MINUTE), third + round(SETTLING * RATE))
+    listen(doubt, talk(WINDOW_S), third + round(SETTLE_DELAY_S * RATE))
 
     assert doubt.deaf_since == position
 
 
 def test_who_is_believed_is_never_doubted() -> None:
-    doubt = Doubt(0, RATE, minutes=math.inf)
+    doubt = SessionWatchdog(0, RATE, minutes=math.inf)
 
-    listen(doubt, talk(10 * MINUTE), 0)
+    listen(doubt, talk(10 * WINDOW_S), 0)
 
     assert doubt.deaf_since is None

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roomtone.protocol.messages import TimedWord
-from roomtone.speech.time_map import Pace, Track
+from roomtone.speech.time_map import Pace, TimeMap
 
 RATE = 16_000
 
 
 def test_one_addition() -> None:
     """Without a jump a position is the start plus the samples."""
-    track = Track(5_000, RATE)
+    track = TimeMap(5_000, RATE)
     track.send(3 * RATE)
 
     assert track.at(1_000) == 5_000 + RATE
@@ -22,7 +22,7 @@ def test_one_addition() -> None:
 
 def test_a_word_lies_in_one_stretch() -> None:
     """A word that the service begins too early, before a jump, begins at the jump: no word spans a gap."""
-    track = Track(0, RATE)
+    track = TimeMap(0, RATE)
     track.send(2 * RATE)
     track.jump(100 * RATE)
     track.send(2 * RATE)
@@ -34,7 +34,7 @@ def test_a_word_lies_in_one_stretch() -> None:
 
 def test_padding_is_no_position() -> None:
     """Silence that was sent but never recorded takes no positions."""
-    track = Track(0, RATE)
+    track = TimeMap(0, RATE)
     track.send(800)
     track.jump(100)
     track.send(RATE)
@@ -50,7 +50,7 @@ def test_padding_is_no_position() -> None:
 )
 def test_every_time_has_a_place(stretches: list[tuple[int, int]], milliseconds: float) -> None:
     """Whatever the service says, a position lies between the first and the last one that was sent."""
-    track = Track(0, 1_000)
+    track = TimeMap(0, 1_000)
     for samples, skipped in stretches:
         track.send(samples)
         track.jump(track.position + skipped)

@@ -20,7 +20,7 @@ from roomtone.protocol.parameters import Streaming
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.spans import Spans
 from roomtone.speech import session_watchdog
-from roomtone.speech.reconnect import LAST_TRY
+from roomtone.speech.reconnect import STOPPING_OPEN_TIMEOUT_S
 from roomtone.speech.transcriber import repair, transcribe, withhold
 from roomtone.testing.encoded_speech import quiet, speak
 from roomtone.testing.fake_service import open_service
@@ -565,9 +565,12 @@ AWAY: dict[str, tuple[Faults, float]] = {
     "refused from the beginning": (lambda _: [Refuse(503)], 1.0),
     "a key that is wrong": (lambda _: [Close(1008, "Invalid API key")], 1.0),
     "too many sessions": (lambda _: [Refuse(429)], 1.0),
-    "nobody answers": (lambda _: [Deaf()], LAST_TRY + 1.0),
+    "nobody answers": (lambda _: [Deaf()], STOPPING_OPEN_TIMEOUT_S + 1.0),
     "gone in the middle": (lambda number: [Drop(words=20)] if number == 0 else [Refuse(503)], 1.0),
-    "not accepted in the middle": (lambda number: [Drop(words=20)] if number == 0 else [NoBegin()], LAST_TRY + 1.0),
+    "not accepted in the middle": (
+        lambda number: [Drop(words=20)] if number == 0 else [NoBegin()],
+        STOPPING_OPEN_TIMEOUT_S + 1.0,
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """A gate for tests: its detector hears the words of the fake service, which are speech to no voice detector."""
 
 from roomtone.spans import Span
-from roomtone.speech.gate import Gating
+from roomtone.speech.gate import GateSettings
 from support.virtual_room import RATE
 
 
@@ -24,6 +24,6 @@ class LoudnessDetector:
         ]
 
 
-def gating(*, preroll: float = 2.0, close_after: float = 30.0) -> Gating:
+def gating(*, preroll: float = 2.0, close_after: float = 30.0) -> GateSettings:
     """A gate with that detector, on the virtual clock."""
-    return Gating(LoudnessDetector, preroll, close_after, inline=True)
+    return GateSettings(LoudnessDetector, preroll, close_after, inline=True)

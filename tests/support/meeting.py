@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roomtone.spans import Span, Spans
-from roomtone.speech.gate import STEP, Hearing
+from roomtone.speech.gate import DETECTOR_STEP_S, GateDecisions
 from roomtone.speech.vad import Detector
 
 RATE = 16_000
@@ -83,10 +83,10 @@ def converse(
 
 def listen(audio: bytes, detector: Detector, *, preroll: float = 2.0, close_after: float = 30.0) -> list[Session]:
     """The sessions that a gate opens for this audio as it comes, as the transcriber follows it."""
-    hearing = Hearing(RATE, preroll=preroll, close_after=close_after, heard=0, wanted=Spans())
+    hearing = GateDecisions(RATE, preroll=preroll, close_after=close_after, heard=0, wanted=Spans())
     sessions: list[Session] = []
     start = end = opened = None
-    step = round(STEP * RATE)
+    step = round(DETECTOR_STEP_S * RATE)
     for position in range(0, len(audio) // 2, step):
         piece = audio[2 * position : 2 * (position + step)]
         hearing.hear(Span(position, position + len(piece) // 2), detector.hear(position, piece), fresh=False)

@@ -15,9 +15,9 @@ from roomtone.live import Live
 from roomtone.protocol import parameters
 from roomtone.protocol.parameters import Streaming
 from roomtone.protocol.session_parameters import SessionParameters
-from roomtone.speech.connection import open_session
+from roomtone.speech.connection import open_connection
 from roomtone.speech.endpoint import Endpoint
-from roomtone.speech.session_journal import Desk
+from roomtone.speech.session_journal import SessionContext
 from roomtone.spool.spool import Spool, open_spool
 from roomtone.testing.encoded_speech import numbers_in
 from roomtone.testing.fake_service import Service
@@ -32,7 +32,7 @@ class Room(NamedTuple):
 
     spool: Spool
     journal: Journal
-    desk: Desk
+    desk: SessionContext
 
     async def record(self, audio: bytes, *, live: bool = True) -> None:
         """Append the audio as a microphone would, a frame when its last sample has come; not `live`: all at once."""
@@ -77,7 +77,7 @@ def reach(service: Service, *, remote: bool = True, streaming: Streaming | None 
         name="service",
         remote=remote,
         patience=10.0,
-        open=lambda: open_session(f"{service.url}?{query}", connect=service.connect if in_memory else None),
+        open=lambda: open_connection(f"{service.url}?{query}", connect=service.connect if in_memory else None),
     )
 
 
@@ -101,7 +101,7 @@ async def open_room(
         open_spool(folder / spool_folder, rate=RATE, sync_interval=sync_interval, inline=inline) as spool,
         open_journal(folder / "journal.sqlite", inline=inline) as journal,
     ):
-        desk = Desk(
+        desk = SessionContext(
             room="desk",
             rate=RATE,
             frame=FRAME,

@@ -32,8 +32,8 @@ from roomtone.protocol.messages import (
     TurnMessage,
 )
 from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming, query
-from roomtone.speech.connection import open_session
-from roomtone.speech.session_errors import SessionOver
+from roomtone.speech.connection import open_connection
+from roomtone.speech.session_errors import SessionClosed
 from roomtone.testing.encoded_speech import LARGEST, WORD, Ear, numbers_in, quiet, speak
 from roomtone.testing.fake_service import Service, open_service
 from roomtone.testing.fake_session import Manner
@@ -69,7 +69,7 @@ async def listen(
     pace: float = 1.0,
     memory: bool = True,
     timeout: float = 10,
-) -> tuple[list[Message], SessionOver]:
+) -> tuple[list[Message], SessionClosed]:
     """Send the audio at `pace` times real time, terminate, and return what came and how it ended."""
     messages: list[Message] = []
     url = f"{service.url}?{query(streaming or Streaming(), RATE)}"
@@ -77,7 +77,7 @@ async def listen(
     connect = service.connect if memory else None
     try:
         async with (
-            open_session(url, headers=headers, timeout=timeout, connect=connect) as session,
+            open_connection(url, headers=headers, timeout=timeout, connect=connect) as session,
             trio.open_nursery() as nursery,
         ):
 
@@ -92,9 +92,9 @@ async def listen(
             nursery.start_soon(send)
             while True:
                 messages.append(await session.receive())
-    except* SessionOver as group:
+    except* SessionClosed as group:
         over = group.exceptions[0]
-        while not isinstance(over, SessionOver):
+        while not isinstance(over, SessionClosed):
             over = over.exceptions[0]
     return messages, over
 
@@ -229,7 +229,7 @@ async def test_an_utterance_ends_on_demand(autojump_clock: trio.testing.MockCloc
     """ForceEndpoint ends the turn; an UpdateConfiguration changes the pause that ends the next."""
     async with open_service(port=None) as service:
         url = f"{service.url}?{query(Streaming(), RATE)}"
-        async with open_session(url, connect=service.connect) as session:
+        async with open_connection(url, connect=service.connect) as session:
             await session.send_audio(speak([1], RATE)[: 2 * RATE // 2])
             await session.send(protocol.force_endpoint())
             await session.send(protocol.update_configuration({"max_turn_silence": 100}))
@@ -305,7 +305,7 @@ async def test_a_stall_is_silence(autojump_clock: trio.testing.MockClock) -> Non
     """A stalled service answers no ping while it stalls, and goes on afterwards."""
     async with open_service(port=None, faults=script({0: [Stall(30.0)]})) as service:
         url = f"{service.url}?{query(Streaming(), RATE)}"
-        async with open_session(url, connect=service.connect) as session:
+        async with open_connection(url, connect=service.connect) as session:
             await trio.sleep(1)
             with trio.move_on_after(10) as limit:
                 await session.ping()
@@ -392,11 +392,11 @@ async def test_bad_parameters_are_refused(autojump_clock: trio.testing.MockClock
     """A bad value is refused before Begin with 3006 and the parameter's name; an unknown parameter is ignored."""
     async with open_service(port=None) as service:
         for bad in ("sample_rate=7000", "speech_model=u3-pro", "keyterms_prompt=a", "format_turns=yes"):
-            with pytest.raises(SessionOver, match=f"Invalid '{bad.partition('=')[0]}'") as refused:
-                async with open_session(f"{service.url}?{bad}", connect=service.connect):
+            with pytest.raises(SessionClosed, match=f"Invalid '{bad.partition('=')[0]}'") as refused:
+                async with open_connection(f"{service.url}?{bad}", connect=service.connect):
                     pass
             assert refused.value.refused
-        async with open_session(f"{service.url}?mood=good&format_turns=False", connect=service.connect):
+        async with open_connection(f"{service.url}?mood=good&format_turns=False", connect=service.connect):
             pass
 
 
@@ -404,8 +404,8 @@ async def test_silence_of_the_client_ends_a_session(autojump_clock: trio.testing
     """With `inactivity_timeout` a session without any message ends with 3006, to be opened again at once."""
     async with open_service(port=None) as service:
         url = f"{service.url}?{query(Streaming(inactivity_timeout=30), RATE)}"
-        with pytest.raises(SessionOver, match="inactivity") as over:
-            async with open_session(url, connect=service.connect) as session:
+        with pytest.raises(SessionClosed, match="inactivity") as over:
+            async with open_connection(url, connect=service.connect) as session:
                 await session.receive()
         assert (over.value.code, over.value.verdict) == (3006, RetryAdvice.RETRY)
         assert trio.current_time() == pytest.approx(30, abs=1)

@@ -13,13 +13,13 @@ from typing import Literal, TypeAlias
 
 from roomtone.spans import Span, Spans
 
-SETTLING = 10.0
+SETTLE_DELAY_S = 10.0
 """Seconds after an answered ping before what was sent ahead of it counts as heard: the service may still think."""
 
 Settled: TypeAlias = Literal["transcribed", "silent"]
 
 
-class Ledger:
+class AckTracker:
     """What one session has heard: built from what was sent, the pings that were answered, and the turns.
 
     *heard(p)*: a pong has come to a ping sent after p was sent, ten seconds have passed since, or twice as long as the
@@ -38,7 +38,7 @@ class Ledger:
         self._settled = start
         self._finals = Spans()
         self._floor = self._reported = max(start, floor)
-        self._settling = SETTLING
+        self._settling = SETTLE_DELAY_S
         self._late = Spans()
 
     def answered(self, sent: int, now: float) -> None:
@@ -47,7 +47,7 @@ class Ledger:
 
     def late_by(self, seconds: float) -> None:
         """What the service has said now ends so many seconds of audio before the last that it was sent."""
-        self._settling = max(SETTLING, 2 * seconds)
+        self._settling = max(SETTLE_DELAY_S, 2 * seconds)
 
     def prove(self, position: int) -> None:
         """A final has words up to this position: a service hears in order, so that all before it is heard.
@@ -87,7 +87,7 @@ class Ledger:
         heard = Spans([(self.start, self.heard(now))])
         return (heard | self._finals).reach(self.start)
 
-    def after(self, turns: Mapping[int, Span | None]) -> "Ledger":
+    def after(self, turns: Mapping[int, Span | None]) -> "AckTracker":
         """How this ledger will stand when these turns are in the journal."""
         ledger = deepcopy(self)
         for turn, words in turns.items():

@@ -15,13 +15,13 @@ from roomtone.events import Notice
 from roomtone.journal.journal import Mark
 from roomtone.protocol.messages import RetryAdvice
 from roomtone.spans import Span, Spans
-from roomtone.speech.reconnect import Attempts
-from roomtone.speech.session import Ending, Passage
-from roomtone.speech.session_journal import Desk
+from roomtone.speech.reconnect import Reconnector
+from roomtone.speech.session import SessionOutcome, StreamingSession
+from roomtone.speech.session_journal import SessionContext
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-AGAIN = 5
+RESEND_S = 5
 """Seconds that are sent again before a position that is settled: where both sessions heard the same words they are
 aligned."""
 
@@ -31,21 +31,21 @@ def wish_mark(room: str, span: Span) -> Mark:
     return Mark(f"room/{room}/wish/{span.start}-{span.end}", list(span))
 
 
-def at_once() -> trio.Event:
+def already_set() -> trio.Event:
     """An event that has happened, for a session that need not wait for another."""
     event = trio.Event()
     event.set()
     return event
 
 
-class Repairs:
+class Backfill:
     """The holes of one room, and the sessions that mend them, one at a time, `first` the newest or the oldest.
 
     `leaving` ends the mending: holes are there at the next start.
     """
 
     def __init__(
-        self, desk: Desk, attempts: Attempts, *, first: Literal["newest", "oldest"], leaving: trio.Event
+        self, desk: SessionContext, attempts: Reconnector, *, first: Literal["newest", "oldest"], leaving: trio.Event
     ) -> None:
         self.holes = Spans()
         self._desk = desk
@@ -73,7 +73,7 @@ class Repairs:
     def again_from(self, done: int) -> int:
         """AGAIN seconds before a settled position, but not before the end of a hole: what is there is not settled."""
         edge = max((hole.end for hole in self.holes if hole.end <= done), default=0)
-        return min(done, max(self._desk.spool.first, edge, done - AGAIN * self._desk.rate))
+        return min(done, max(self._desk.spool.first, edge, done - RESEND_S * self._desk.rate))
 
     async def take_wishes(self, acknowledged: int) -> None:
         """Make holes of what a person wants transcribed, as far as the live lane has passed it."""
@@ -104,7 +104,7 @@ class Repairs:
         while True:
             await self.take_wishes(acknowledged())
             await self.mend()
-            await trio.sleep(AGAIN)
+            await trio.sleep(RESEND_S)
 
     async def mend(self) -> None:
         """Transcribe what is in holes, one at a time; when leaving, none."""
@@ -119,28 +119,28 @@ class Repairs:
             if not await self._attempts.wait_out(ending, trio.current_time() - begun, progress=settled):
                 return
 
-    async def _mend(self, hole: Span) -> Ending:
+    async def _mend(self, hole: Span) -> SessionOutcome:
         desk, recorded = self._desk, self._desk.spool.recorded()
         is_gone = not recorded or hole.start >= recorded[-1].end
         if is_gone or hole.start < desk.spool.first:
             gone = hole if is_gone else Span(hole.start, min(hole.end, desk.spool.first))
             await self._close(gone, self._missing(gone))
             if gone == hole:
-                return Ending(complete=True, verdict=RetryAdvice.RETRY, text="the audio is gone")
+                return SessionOutcome(complete=True, verdict=RetryAdvice.RETRY, text="the audio is gone")
             hole = Span(gone.end, hole.end)
 
         def shrink(acknowledged: int) -> Sequence[Mark]:
             self.holes -= Spans([(hole.start, acknowledged)])
             return [self._mark()]
 
-        passage = Passage(
+        passage = StreamingSession(
             desk,
             start=self.again_from(hole.start),
             floor=hole.start,
             until=hole.end,
             marks=shrink,
-            settled=at_once(),
-            may_send=at_once(),
+            settled=already_set(),
+            may_send=already_set(),
         )
         async with trio.open_nursery() as nursery:
             await self._attempts.begin(nursery, passage)

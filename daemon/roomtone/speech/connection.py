@@ -27,27 +27,27 @@ from roomtone.network import open_stream
 from roomtone.protocol import messages
 from roomtone.protocol.messages import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage, Unknown
 from roomtone.speech.allowance import WIRE_BURST_BYTES, WIRE_RATIO, Allowance
-from roomtone.speech.session_errors import FAILURES, HEAD, Evidence, Excess, Redaction, first_of
+from roomtone.speech.session_errors import FAILURES, MAX_ERROR_BODY_BYTES, CloseEvidence, Excess, Redaction, first_of
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 Connect: TypeAlias = Callable[[str], Awaitable[trio.abc.Stream]]
 """Opens the byte stream to the server of an address: TCP, with TLS for wss://. Tests give one that stays in memory."""
 
-QUEUE: Final = 64
+MAX_QUEUED_MESSAGES: Final = 64
 """Messages that wait for `receive`. When they are as many, the connection is read no further, pongs included: the
 socket's back-pressure reaches the service."""
 
-LEAVING: Final = 2.0
+CLOSE_TIMEOUT_S: Final = 2.0
 """Seconds for the closing handshake. trio-websocket's own 60 s would hold a room on a dead network for a minute."""
-GOODBYE: Final = 1.0
+TERMINATE_TIMEOUT_S: Final = 1.0
 """Seconds that a session has to say that it is over when it is left by cancellation: one that is only dropped may be
 billed until it would have expired."""
 
 _HEADERS: Final = (("User-Agent", "roomtone"), ("AssemblyAI-Version", "2025-05-12"))
 
 
-class Session:
+class Connection:
     """A session that has begun. Any task may send; one task receives, and it alone learns how the session ended.
 
     Sending to a session that is over is quiet and returns False: an exception there would cancel the receiver with the
@@ -55,7 +55,9 @@ class Session:
     the session must be left then.
     """
 
-    def __init__(self, socket: WebSocketConnection, evidence: Evidence, begin: Begin, early: Sequence[Message]) -> None:
+    def __init__(
+        self, socket: WebSocketConnection, evidence: CloseEvidence, begin: Begin, early: Sequence[Message]
+    ) -> None:
         self.begin = begin
         self._socket = socket
         self._evidence = evidence
@@ -111,7 +113,7 @@ class Session:
         `open_session` does this.
         """
         is_cancelled = trio.current_effective_deadline() == -math.inf
-        patience = GOODBYE if is_cancelled else LEAVING
+        patience = TERMINATE_TIMEOUT_S if is_cancelled else CLOSE_TIMEOUT_S
         with trio.CancelScope(deadline=trio.current_time() + patience, shield=True):
             # Behind half a frame that a cancelled sender has left there is nothing to be said.
             if self._phase is Phase.BEGUN and not self._sending:
@@ -131,13 +133,13 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(
+async def open_connection(
     url: str,
     *,
     headers: Sequence[tuple[str, str]] = (),
     timeout: float = 10.0,
     connect: Connect | None = None,
-) -> AsyncIterator[Session]:
+) -> AsyncIterator[Connection]:
     """Open a session at the address, its query included, and yield it when it has begun.
 
     `headers` hold the key and are never shown. TCP, TLS, the upgrade and `Begin` have `timeout` seconds together, for
@@ -147,7 +149,7 @@ async def open_session(
 
     Raises SessionOver on entry, and whatever the body raises, as it is.
     """
-    evidence = Evidence(Redaction(url, headers))
+    evidence = CloseEvidence(Redaction(url, headers))
     inside: Exception | None = None
     reading = trio.CancelScope()
     async with trio.open_nursery() as nursery:
@@ -173,7 +175,7 @@ class _Observed(trio.abc.Stream):
     What a server sends is bounded here, ahead of every queue: also what it sends with a refusal, or without an end.
     """
 
-    def __init__(self, stream: trio.abc.Stream, evidence: Evidence) -> None:
+    def __init__(self, stream: trio.abc.Stream, evidence: CloseEvidence) -> None:
         self._stream = stream
         self._evidence = evidence
         self._allowance = Allowance(burst=WIRE_BURST_BYTES, rate=WIRE_RATIO)
@@ -186,8 +188,8 @@ class _Observed(trio.abc.Stream):
         finally:
             if not data:
                 self.ended.set()
-        if len(self._evidence.head) < HEAD:
-            self._evidence.head += data[:HEAD]
+        if len(self._evidence.head) < MAX_ERROR_BODY_BYTES:
+            self._evidence.head += data[:MAX_ERROR_BODY_BYTES]
         if not self._allowance.take(len(data), self._evidence.audio_bytes):
             raise Excess
         return data
@@ -211,7 +213,7 @@ async def _read(
     url: str,
     headers: Sequence[tuple[str, str]],
     connect: Connect,
-    evidence: Evidence,
+    evidence: CloseEvidence,
     reading: trio.CancelScope,
     *,
     task_status: trio.TaskStatus[WebSocketConnection | None],
@@ -258,7 +260,7 @@ async def _upgrade(
             parts.netloc,
             (parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
             extra_headers=[(name.encode(), value.encode()) for name, value in (*_HEADERS, *headers)],
-            message_queue_size=QUEUE,
+            message_queue_size=MAX_QUEUED_MESSAGES,
             max_message_size=messages.MAX_MESSAGE_BYTES,
         )
         watching.cancel_scope.cancel()
@@ -268,27 +270,27 @@ async def _upgrade(
 async def _begin(
     nursery: trio.Nursery,
     read: Callable[..., Awaitable[None]],
-    evidence: Evidence,
+    evidence: CloseEvidence,
     timeout: float,
-) -> Session:
+) -> Connection:
     with trio.move_on_after(timeout):
         socket: WebSocketConnection | None = await nursery.start(read)
         if socket is None:
             raise evidence.judge(evidence.failure or HandshakeError("the connection was closed"))
         early: list[Message] = []
-        while len(early) < QUEUE:
+        while len(early) < MAX_QUEUED_MESSAGES:
             message = await _receive(socket, evidence)
             if isinstance(message, Begin):
                 evidence.begun = True
-                return Session(socket, evidence, message, early)
+                return Connection(socket, evidence, message, early)
             # What a service says too early is used as if it had come in time.
             evidence.note_odd("message.unexpected", kind=_kind(message), phase=Phase.CONNECTING.value)
             early.append(message)
-        raise evidence.over(None, f"{QUEUE} messages and no Begin among them")
+        raise evidence.over(None, f"{MAX_QUEUED_MESSAGES} messages and no Begin among them")
     raise evidence.over(evidence.status, f"no session within {timeout:g} s")
 
 
-async def _receive(socket: WebSocketConnection, evidence: Evidence) -> Message:
+async def _receive(socket: WebSocketConnection, evidence: CloseEvidence) -> Message:
     """The next message that is of use. Raises SessionOver after the last."""
     while True:
         with trio.move_on_at(evidence.deadline) as limit:
@@ -296,7 +298,7 @@ async def _receive(socket: WebSocketConnection, evidence: Evidence) -> Message:
         if limit.cancelled_caught:
             raise evidence.over(1000 if evidence.error is None else None, "the service did not close the connection")
         if isinstance(message, Error | Termination):
-            evidence.deadline = trio.current_time() + LEAVING
+            evidence.deadline = trio.current_time() + CLOSE_TIMEOUT_S
         if isinstance(message, Error):
             evidence.error = message
         elif message is not None:
@@ -308,14 +310,14 @@ def _kind(message: Message) -> str:
     return "unknown" if isinstance(message, Unknown) else message.kind
 
 
-async def _next(socket: WebSocketConnection, evidence: Evidence) -> Message | None:
+async def _next(socket: WebSocketConnection, evidence: CloseEvidence) -> Message | None:
     """One message, or None for one that is of no use and of no harm."""
     try:
         frame = await socket.get_message()
     except ConnectionClosed as closed:
         if closed.reason is None or closed.reason.code == 1006:
             # The reading task has seen what broke; it ends within the next moments, having closed the queue first.
-            with trio.move_on_after(LEAVING):
+            with trio.move_on_after(CLOSE_TIMEOUT_S):
                 await evidence.ended.wait()
         raise evidence.judge(evidence.failure or closed) from None
     try:

@@ -13,9 +13,9 @@ from roomtone.protocol.parameters import LOCAL
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.proxy import is_loopback
 from roomtone.secret import Key
-from roomtone.speech.connection import Session, open_session
+from roomtone.speech.connection import Connection, open_connection
 from roomtone.speech.recognizer_process import Recognizer, RecognizerUnavailable, open_recognizer
-from roomtone.speech.session_errors import SessionOver
+from roomtone.speech.session_errors import SessionClosed
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -29,7 +29,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     name: str
     remote: bool
     patience: float
-    open: Callable[[], AbstractAsyncContextManager[Session]]
+    open: Callable[[], AbstractAsyncContextManager[Connection]]
 
 
 class Endpoints:
@@ -62,8 +62,8 @@ async def open_endpoints() -> AsyncIterator[Endpoints]:
 def _remote(url: str, terms: SessionParameters, rate: int, key: Key | None) -> Endpoint:
     headers = [("Authorization", key.reveal())] if key is not None and _may_see_key(url) else []
 
-    def open_remote() -> AbstractAsyncContextManager[Session]:
-        return open_session(f"{url}?{parameters.query(terms.streaming, rate)}", headers=headers)
+    def open_remote() -> AbstractAsyncContextManager[Connection]:
+        return open_connection(f"{url}?{parameters.query(terms.streaming, rate)}", headers=headers)
 
     return Endpoint(name=_show(url), remote=True, patience=10.0, open=open_remote)
 
@@ -80,13 +80,13 @@ def _show(url: str) -> str:
 
 def _local(recognizer: Recognizer, terms: SessionParameters, rate: int) -> Endpoint:
     @asynccontextmanager
-    async def open_local() -> AsyncIterator[Session]:
+    async def open_local() -> AsyncIterator[Connection]:
         try:
             url, headers = await recognizer.address()
         except RecognizerUnavailable as unavailable:
             # Waiting mends it only where a person does: the room is recorded, and is transcribed when there is one.
-            raise SessionOver(None, str(unavailable), RetryAdvice.FATAL, refused=True) from None
-        async with open_session(f"{url}?{parameters.query(terms.streaming, rate)}", headers=headers) as session:
+            raise SessionClosed(None, str(unavailable), RetryAdvice.FATAL, refused=True) from None
+        async with open_connection(f"{url}?{parameters.query(terms.streaming, rate)}", headers=headers) as session:
             yield session
 
     return Endpoint(name=LOCAL, remote=False, patience=120.0, open=open_local)

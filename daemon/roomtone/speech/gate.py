@@ -10,19 +10,19 @@ from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 import trio
 
 from roomtone.spans import Span, Spans
-from roomtone.speech.vad import MEMORY, Detector
+from roomtone.speech.vad import ONSET_LOOKBACK_S, Detector
 from roomtone.spool.spool import Piece, Spool
 
-STEP = 0.5
+DETECTOR_STEP_S = 0.5
 """Seconds of audio that the detector gets at once. A session opens that much later; its pre-roll is longer."""
-TAIL = 2.0
+HANGOVER_S = 2.0
 """Seconds behind the last speech that belong to it: a voice that sinks is no speech to a detector."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class Hearing:
+class GateDecisions:
     """What the gate has made of the audio before position `heard`. Pure; all in samples.
 
     `wanted` are the positions that a session must hear: those of speech, with `preroll` before and TAIL behind.
@@ -36,8 +36,8 @@ class Hearing:
         self._last = last
         self._preroll = round(preroll * rate)
         self._close_after = round(close_after * rate)
-        self._tail = round(TAIL * rate)
-        self._memory = round(MEMORY * rate)
+        self._tail = round(HANGOVER_S * rate)
+        self._memory = round(ONSET_LOOKBACK_S * rate)
 
     @property
     def settled(self) -> int:
@@ -92,7 +92,7 @@ class Hearing:
         return {"heard": self.heard, "wanted": [list(span) for span in self.wanted], "last": self._last}
 
 
-class Gating(NamedTuple):
+class GateSettings(NamedTuple):
     """How a room's gate decides. `preroll` and `close_after` are in seconds.
 
     `inline`: the detector works in the loop itself, for virtual time.
@@ -103,7 +103,9 @@ class Gating(NamedTuple):
     close_after: float
     inline: bool = False
 
-    def recall(self, state: dict[str, Any] | None, *, rate: int, acknowledged: int | None, recorded: Span) -> Hearing:
+    def recall(
+        self, state: dict[str, Any] | None, *, rate: int, acknowledged: int | None, recorded: Span
+    ) -> GateDecisions:
         """The gate's state as the journal has it; before it had one, what is recorded and not transcribed is wanted."""
         done = acknowledged or 0
         if state is None and acknowledged is not None:
@@ -112,7 +114,7 @@ class Gating(NamedTuple):
             wanted, heard, last = Spans(), recorded.start, None
         else:
             wanted, heard, last = Spans(map(tuple, state["wanted"])), max(state["heard"], done), state["last"]
-        hearing = Hearing(
+        hearing = GateDecisions(
             rate, preroll=self.preroll, close_after=self.close_after, heard=heard, wanted=wanted, last=last
         )
         hearing.forget(done)
@@ -122,7 +124,7 @@ class Gating(NamedTuple):
 class Gate:
     """Follows a room's spool with a detector. `over`: the spool has ended, and all of it is decided."""
 
-    def __init__(self, spool: Spool, gating: Gating, hearing: Hearing) -> None:
+    def __init__(self, spool: Spool, gating: GateSettings, hearing: GateDecisions) -> None:
         self.hearing = hearing
         self.over = False
         self._spool = spool
@@ -141,7 +143,7 @@ class Gate:
 
     async def _next(self) -> Piece | None:
         """The next STEP of audio, or what there is of it at the end of the spool."""
-        heard, size = self.hearing.heard, round(STEP * self._spool.rate)
+        heard, size = self.hearing.heard, round(DETECTOR_STEP_S * self._spool.rate)
         await self._spool.wait_past(heard + size - 1)
         return await self._spool.read(heard, size)
 

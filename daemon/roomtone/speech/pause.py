@@ -7,10 +7,10 @@ A voice detector would cost more than it is worth here.
 
 from array import array
 
-SHORTEST = 0.3
+MIN_PAUSE_S = 0.3
 """Seconds of quiet that count as a pause: shorter ones occur inside words."""
 
-_WINDOW = 0.02
+_WINDOW_S = 0.02
 _STRIDE = 4  # every fourth sample tells the loudness of speech well enough, at a quarter of the work
 _ABOVE_FLOOR = 3.0
 _SILENCE = 30.0
@@ -19,7 +19,7 @@ _SILENCE = 30.0
 def loudness(audio: bytes, rate: int) -> list[float]:
     """The mean absolute sample (0 to 32,768) of every 20 ms of 16-bit little-endian mono audio."""
     samples = array("h", audio[: len(audio) // 2 * 2])
-    window = max(_STRIDE, int(rate * _WINDOW))
+    window = max(_STRIDE, int(rate * _WINDOW_S))
     return [
         sum(map(abs, part)) / len(part)
         for start in range(0, len(samples) - window + 1, window)
@@ -36,8 +36,8 @@ def last_pause(audio: bytes, rate: int) -> int | None:
     if not levels:
         return None
     limit = _limit(levels)
-    needed = round(SHORTEST / _WINDOW)
-    window = max(_STRIDE, int(rate * _WINDOW))
+    needed = round(MIN_PAUSE_S / _WINDOW_S)
+    window = max(_STRIDE, int(rate * _WINDOW_S))
     run = 0
     for index in range(len(levels) - 1, -1, -1):
         run = run + 1 if levels[index] <= limit else 0
@@ -55,7 +55,7 @@ def share_loud(levels: list[float]) -> float:
 def ends_quiet(audio: bytes, rate: int) -> bool:
     """Whether the last 300 ms of this audio (give some seconds of it) are a pause."""
     levels = loudness(audio, rate)
-    needed = round(SHORTEST / _WINDOW)
+    needed = round(MIN_PAUSE_S / _WINDOW_S)
     if len(levels) < needed:
         return False
     return max(levels[-needed:]) <= _limit(levels)

@@ -22,11 +22,11 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 COMMAND: Final = (sys.executable, "-P", "-m", "roomtone.recognizer")
 """`-P`: the folder that we happen to run in is no place for modules."""
-STARTING: Final = 120.0
+START_TIMEOUT_S: Final = 120.0
 """Seconds until a child must say its address: a small computer reads the model from a slow card."""
-LEAVING: Final = 5.0
+STOP_TIMEOUT_S: Final = 5.0
 """Seconds between the end of the life line and the kill."""
-LONGEST_LINE: Final = 65_536
+MAX_LINE_BYTES: Final = 65_536
 
 
 class RecognizerUnavailable(Exception):  # noqa: N818 - it says what is true
@@ -89,7 +89,7 @@ class Recognizer:
                     reason = f"exit status {await child.wait()}"
                     self._become()
                     return reason
-                failure = greeting.error or f"the recognizer ended before it was ready, {await _last_words(child)}"
+                failure = greeting.error or f"the recognizer ended before it was ready, {await _stderr_tail(child)}"
         except OSError as error:
             failure = f"the recognizer cannot be started: {error}"
         self._become(failure=failure)
@@ -129,7 +129,7 @@ async def _open_child(command: Sequence[str]) -> AsyncIterator[trio.Process]:
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     await pipe.aclose()
-            with trio.move_on_after(LEAVING):
+            with trio.move_on_after(STOP_TIMEOUT_S):
                 await child.wait()
             if child.returncode is None:
                 child.kill()
@@ -142,16 +142,16 @@ async def _greet(child: trio.Process, options: dict[str, str]) -> _Greeting:
         return _Greeting()
     line = b""
     try:
-        with trio.fail_after(STARTING):
+        with trio.fail_after(START_TIMEOUT_S):
             await child.stdin.send_all(msgspec.json.encode(options) + b"\n")
-            while b"\n" not in line and len(line) < LONGEST_LINE and (piece := await child.stdout.receive_some()):
+            while b"\n" not in line and len(line) < MAX_LINE_BYTES and (piece := await child.stdout.receive_some()):
                 line += piece
         return msgspec.json.decode(line, type=_Greeting)
     except (trio.BrokenResourceError, trio.TooSlowError, msgspec.DecodeError, UnicodeError):
         return _Greeting()
 
 
-async def _last_words(child: trio.Process) -> str:
-    with trio.move_on_after(LEAVING):
+async def _stderr_tail(child: trio.Process) -> str:
+    with trio.move_on_after(STOP_TIMEOUT_S):
         return f"with exit status {await child.wait()}"
     return "or did not say so in time"

@@ -9,12 +9,12 @@ from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Notice, Severity
 from roomtone.journal.journal import Mark
 from roomtone.protocol.messages import RetryAdvice
-from roomtone.speech.session import Ending, Passage
-from roomtone.speech.session_journal import Desk
+from roomtone.speech.session import SessionOutcome, StreamingSession
+from roomtone.speech.session_journal import SessionContext
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-REFUSED = 300.0
+REFUSED_RETRY_S = 300.0
 """Seconds between attempts that only a person can make succeed."""
 HEALTHY = 60.0
 """Seconds after which a session that has ended had nothing wrong with it."""
@@ -24,18 +24,18 @@ EXCESSIVE = (
     "The speech service says more than speech can be, so its session was ended: nothing of it is kept beyond what the "
     "audio allows. The room is recorded on, and is tried again each minute. See that the endpoint is the one you mean."
 )
-LAST_TRY = 5.0
+STOPPING_OPEN_TIMEOUT_S = 5.0
 """Seconds that a session may take to begin when the daemon stops: what is pending is kept for the next start."""
 
 
-class Attempts:
+class Reconnector:
     """A room's attempts at having a session. Its lanes share them: they meet one service.
 
     `leaving` ends all waiting: the daemon stops. A refusal that was told is a mark: it is mended by another
     configuration or another start, and its end must be told then.
     """
 
-    def __init__(self, desk: Desk, leaving: trio.Event) -> None:
+    def __init__(self, desk: SessionContext, leaving: trio.Event) -> None:
         self._desk = desk
         self._leaving = leaving
         self._backoff = Backoff()
@@ -49,17 +49,17 @@ class Attempts:
         """Look in the journal for a refusal whose end was not told yet."""
         self._is_refused = bool(await self._desk.journal.mark(self._key))
 
-    def next_delay(self, ending: Ending) -> float:
+    def next_delay(self, ending: SessionOutcome) -> float:
         """Seconds until the next attempt: at least what the service has asked for, and no two rooms in step."""
         least = ending.wait
         match ending.verdict:
             case RetryAdvice.BACK_OFF_A_MINUTE | RetryAdvice.EXCESS:
                 least = max(least, 60.0)
             case RetryAdvice.FATAL:
-                least = max(least, REFUSED)
+                least = max(least, REFUSED_RETRY_S)
         return least + self._backoff.next()
 
-    async def begin(self, nursery: trio.Nursery, passage: Passage) -> bool:
+    async def begin(self, nursery: trio.Nursery, passage: StreamingSession) -> bool:
         """Run the passage in this nursery. Whether the service lets its session begin; one that does is accepted again,
         whatever was refused before.
         """
@@ -76,10 +76,10 @@ class Attempts:
         await self._leaving.wait()
         if self._desk.endpoint.remote:
             # The recognizer on this machine may be reading its model, and it will come.
-            await trio.sleep(LAST_TRY)
+            await trio.sleep(STOPPING_OPEN_TIMEOUT_S)
             opening.cancel()
 
-    async def wait_out(self, ending: Ending, lasted: float, *, progress: float = 0.0) -> bool:
+    async def wait_out(self, ending: SessionOutcome, lasted: float, *, progress: float = 0.0) -> bool:
         """Wait as long as this ending asks for; a session that lived, not one that spoke, resets the back-off.
 
         `progress`: so many seconds of audio were settled. More of them than the next session hears again is an

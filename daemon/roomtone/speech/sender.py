@@ -3,21 +3,21 @@
 import trio
 
 from roomtone.protocol import messages
-from roomtone.speech.acks import Ledger
-from roomtone.speech.connection import Session
-from roomtone.speech.session_watchdog import Doubt
-from roomtone.speech.time_map import Pace, Track
+from roomtone.speech.acks import AckTracker
+from roomtone.speech.connection import Connection
+from roomtone.speech.session_watchdog import SessionWatchdog
+from roomtone.speech.time_map import Pace, TimeMap
 from roomtone.spool.spool import Piece, Spool
 
-IDLE = 10.0
+IDLE_TIMEOUT_S = 10.0
 """Seconds without a new sample after which a session is ended: an open socket costs money."""
-ZEROS = 1.0
+MAX_ZEROS_S = 1.0
 """Seconds of lost audio that are sent as silence, so that word times still map by one addition; more ends the turn."""
 AWAY = -1
 """Stands for time without a source, where no sample is missing."""
 
 
-class Outgoing:
+class AudioSender:
     """A stretch of the spool on its way to a session, from `position` up to `until` where that is known.
 
     `frame` is in samples; `remote` endpoints take little more than real time. `until` may be set while this runs.
@@ -27,14 +27,14 @@ class Outgoing:
     def __init__(
         self,
         spool: Spool,
-        track: Track,
-        ledger: Ledger,
+        track: TimeMap,
+        ledger: AckTracker,
         *,
         rate: int,
         frame: int,
         until: int | None,
         remote: bool,
-        doubt: Doubt,
+        doubt: SessionWatchdog,
     ) -> None:
         self.position = track.position
         self.until = until
@@ -46,7 +46,7 @@ class Outgoing:
         self._doubt = doubt
         self._pace = Pace(rate, now=trio.current_time(), speed=1.2 if remote else None)
 
-    async def send(self, session: Session) -> bool:
+    async def send(self, session: Connection) -> bool:
         """Send the stretch, as it grows, to its end, or until nothing new comes for a while.
 
         The spool says so, or IDLE seconds do. No turn spans a longer loss, nor time without a source.
@@ -59,7 +59,7 @@ class Outgoing:
             if lost and held:
                 await self._send_frame(session, held)
                 held = b""
-            if lost > ZEROS * self._rate or lost == AWAY:
+            if lost > MAX_ZEROS_S * self._rate or lost == AWAY:
                 await session.send(messages.force_endpoint())
                 lost = 0
             self._track.jump(self.position - len(audio) // 2 - lost - len(held) // 2)
@@ -74,7 +74,7 @@ class Outgoing:
         """The next audio and the samples missing before it, or AWAY; None where the stretch ends."""
         piece: Piece | None = None
         if self.until is None or self.position < self.until:
-            with trio.move_on_after(IDLE):
+            with trio.move_on_after(IDLE_TIMEOUT_S):
                 piece = await wait_piece(self._spool, self.position, limit, through_rest=False)
         if piece is None:
             return None
@@ -86,12 +86,12 @@ class Outgoing:
         lost = piece.position - self.position
         if self._track.sent == 0:
             lost = 0
-        elif piece.fresh and lost <= ZEROS * self._rate:
+        elif piece.fresh and lost <= MAX_ZEROS_S * self._rate:
             lost = AWAY
         self.position = piece.end
         return piece.audio, lost
 
-    async def _send_frame(self, session: Session, frame: bytes) -> bool:
+    async def _send_frame(self, session: Connection, frame: bytes) -> bool:
         """Send one frame, padded to the shortest that the service takes."""
         samples = len(frame) // 2
         padded = max(samples, round(self._rate * messages.MIN_FRAME_S))

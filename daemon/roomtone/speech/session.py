@@ -18,30 +18,30 @@ from roomtone.journal.journal import Mark
 from roomtone.protocol import messages
 from roomtone.protocol.messages import Begin, RetryAdvice
 from roomtone.protocol.turns import Abandoned, EmptyFinal, FinalTurn, InterimText, TurnBook, TurnOutcome
-from roomtone.speech.acks import Ledger
+from roomtone.speech.acks import AckTracker
 from roomtone.speech.allowance import EVENT_BYTES, KEPT_BURST_BYTES, KEPT_BYTES_PER_S, Allowance
-from roomtone.speech.connection import Session
-from roomtone.speech.sender import Outgoing
-from roomtone.speech.session_errors import Excess, SessionOver
-from roomtone.speech.session_journal import Desk, Minutes, identify
-from roomtone.speech.session_watchdog import Doubt
-from roomtone.speech.time_map import Track
+from roomtone.speech.connection import Connection
+from roomtone.speech.sender import AudioSender
+from roomtone.speech.session_errors import Excess, SessionClosed
+from roomtone.speech.session_journal import SessionContext, SessionJournal, identify
+from roomtone.speech.session_watchdog import SessionWatchdog
+from roomtone.speech.time_map import TimeMap
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-PING_EVERY = 5.0
+PING_INTERVAL_S = 5.0
 """Seconds between pings: a half-open socket is noticed within this and the endpoint's patience."""
-LAST_ANSWERS = 10.0
+LAST_ANSWERS_TIMEOUT_S = 10.0
 """Seconds that the language model has for the last turns before Terminate, after which no answer comes."""
-LAST_TURN = 1.5
+LAST_TURN_TIMEOUT_S = 1.5
 """Seconds in which the service says what it has heard at last, when it is asked to end the turn."""
-LAST_WORDS = 10.0
+TERMINATION_TIMEOUT_S = 10.0
 """Seconds that Termination may take after Terminate."""
-CLOSING = 2.0
+JOURNAL_CLOSE_TIMEOUT_S = 2.0
 """Seconds that the journal has for the last of a session when everything is cancelled."""
 
 
-class Ending(NamedTuple):
+class SessionOutcome(NamedTuple):
     """How a session was over. `complete`: the service has answered Terminate, so that all it was sent is heard;
     `begun`: there was one at all; `wait`: the service asks to be left alone for so many seconds.
     """
@@ -53,7 +53,7 @@ class Ending(NamedTuple):
     wait: float = 0.0
 
 
-class Passage:
+class StreamingSession:
     """One session from position `start`, all before `floor` being settled, up to `until` where that is known.
 
     `marks` and `settled` are as Minutes has them; `may_send` holds a session back that is to relieve another.
@@ -63,7 +63,7 @@ class Passage:
 
     def __init__(
         self,
-        desk: Desk,
+        desk: SessionContext,
         *,
         start: int,
         floor: int,
@@ -74,7 +74,7 @@ class Passage:
         doubted_after: float = math.inf,
     ) -> None:
         self.over = trio.Event()
-        self.ending = Ending(complete=False, verdict=RetryAdvice.RETRY, text="left", begun=False)
+        self.ending = SessionOutcome(complete=False, verdict=RetryAdvice.RETRY, text="left", begun=False)
         self.expires_at: datetime | None = None
         self.begun_at = trio.current_time()
         self._desk = desk
@@ -96,11 +96,11 @@ class Passage:
         """Where the first sample is read, and what is settled before; may be moved until `may_send` is set."""
         self._start = start
         self._floor = self.acknowledged = max(floor, start)
-        self._ledger = Ledger(start, floor=self._floor)
+        self._ledger = AckTracker(start, floor=self._floor)
         self._furthest_ms = 0.0
-        self._track = Track(start, self._desk.rate)
-        self._doubt = Doubt(start, self._desk.rate, minutes=self._doubted_after)
-        self._outgoing = Outgoing(
+        self._track = TimeMap(start, self._desk.rate)
+        self._doubt = SessionWatchdog(start, self._desk.rate, minutes=self._doubted_after)
+        self._outgoing = AudioSender(
             self._desk.spool,
             self._track,
             self._ledger,
@@ -156,15 +156,17 @@ class Passage:
                 task_status.started()
                 with terms.told(self._tell, asked=asked):
                     await self._converse(session)
-        except SessionOver as over:
+        except SessionClosed as over:
             begun = self.ending.begun
-            self.ending = Ending(complete=False, verdict=over.verdict, text=str(over), begun=begun, wait=over.wait)
+            self.ending = SessionOutcome(
+                complete=False, verdict=over.verdict, text=str(over), begun=begun, wait=over.wait
+            )
             if not begun:
                 task_status.started()
         finally:
             self.over.set()
 
-    async def _converse(self, session: Session) -> None:
+    async def _converse(self, session: Connection) -> None:
         self.begun_at = trio.current_time()
         if session.begin.expires_at is not None:
             self.expires_at = datetime.fromtimestamp(session.begin.expires_at, UTC)
@@ -179,9 +181,9 @@ class Passage:
                 nursery.start_soon(_report_for_ever, minutes)
                 try:
                     termination = await self._receive(session, minutes)
-                    self.ending = Ending(complete=self._asked, verdict=RetryAdvice.RETRY, text="terminated")
-                except SessionOver as over:
-                    self.ending = Ending(complete=False, verdict=over.verdict, text=str(over))
+                    self.ending = SessionOutcome(complete=self._asked, verdict=RetryAdvice.RETRY, text="terminated")
+                except SessionClosed as over:
+                    self.ending = SessionOutcome(complete=False, verdict=over.verdict, text=str(over))
                 nursery.cancel_scope.cancel()
             await self._settled.wait()
         finally:
@@ -193,11 +195,11 @@ class Passage:
                     await self._close(minutes, termination)
                 nursery.cancel_scope.cancel()
 
-    async def _wait_until_it_may_send(self, session: Session) -> None:
+    async def _wait_until_it_may_send(self, session: Connection) -> None:
         """Keep a session alive that is to relieve another, for the service ends who says nothing. Raises SessionOver
         where it has ended already.
         """
-        pause = min(PING_EVERY, self._desk.terms.streaming.inactivity_timeout / 2)
+        pause = min(PING_INTERVAL_S, self._desk.terms.streaming.inactivity_timeout / 2)
         while not self._may_send.is_set():
             with trio.move_on_after(pause):
                 await self._may_send.wait()
@@ -205,9 +207,9 @@ class Passage:
                 while True:
                     await session.receive()
 
-    async def _open_minutes(self, begin: Begin) -> Minutes:
+    async def _open_minutes(self, begin: Begin) -> SessionJournal:
         async with self._desk.seam:  # two sessions beside each other must not both find an id unused
-            minutes = Minutes(
+            minutes = SessionJournal(
                 self._desk,
                 self._track,
                 self._ledger,
@@ -220,7 +222,7 @@ class Passage:
             await minutes.begin(self.expires_at)
         return minutes
 
-    async def _close(self, minutes: Minutes, termination: messages.Termination | None) -> None:
+    async def _close(self, minutes: SessionJournal, termination: messages.Termination | None) -> None:
         for outcome in self._book.close():
             match outcome:
                 case FinalTurn(turn=turn):
@@ -233,22 +235,22 @@ class Passage:
         await minutes.end(self.ending.text, termination, trio.current_time() - self.begun_at)
         self.acknowledged = minutes.acknowledged
 
-    async def _send(self, session: Session, minutes: Minutes, conversation: trio.CancelScope) -> None:
+    async def _send(self, session: Connection, minutes: SessionJournal, conversation: trio.CancelScope) -> None:
         if not await self._outgoing.send(session):
             return  # over: the receiver says how
         if self._desk.answers is not None:
             await self._hear_answers(session, minutes)
         self._asked = True
         await session.send(messages.terminate())
-        await trio.sleep(LAST_WORDS)
-        self._give_up(conversation, f"no Termination within {LAST_WORDS:.0f} s")
+        await trio.sleep(TERMINATION_TIMEOUT_S)
+        self._give_up(conversation, f"no Termination within {TERMINATION_TIMEOUT_S:.0f} s")
 
     def _tell(self, changes: Mapping[str, Any]) -> None:
         """Have the session told of other terms. What does not fit is merged: the last value of each counts."""
         self._changes.update(changes)
         self._changed.set()
 
-    async def _update(self, session: Session) -> None:
+    async def _update(self, session: Connection) -> None:
         while True:
             await self._changed.wait()
             self._changed = trio.Event()
@@ -256,18 +258,18 @@ class Passage:
             await session.send(messages.update_configuration(changes))
             log.info("session.updated", room=self._desk.room, parameters=sorted(changes))
 
-    async def _hear_answers(self, session: Session, minutes: Minutes) -> None:
+    async def _hear_answers(self, session: Connection, minutes: SessionJournal) -> None:
         """Wait for the answers to the last turns: nothing follows Termination, and what is then missing is lost."""
-        with trio.move_on_after(LAST_ANSWERS):
+        with trio.move_on_after(LAST_ANSWERS_TIMEOUT_S):
             await session.send(messages.force_endpoint())
-            await trio.sleep(LAST_TURN)
+            await trio.sleep(LAST_TURN_TIMEOUT_S)
             while minutes.is_expecting or self._book.open_since() != math.inf:  # noqa: ASYNC110 - two books, no event
                 await trio.sleep(0.1)
 
-    async def _ping(self, session: Session, conversation: trio.CancelScope) -> None:
+    async def _ping(self, session: Connection, conversation: trio.CancelScope) -> None:
         patience = self._desk.endpoint.patience
         while True:
-            await trio.sleep(PING_EVERY)
+            await trio.sleep(PING_INTERVAL_S)
             sent = self._ledger.sent
             with trio.move_on_after(patience) as scope:
                 if not await session.ping():
@@ -277,10 +279,10 @@ class Passage:
                 self._give_up(conversation, f"no answer to a ping within {patience:.0f} s")
 
     def _give_up(self, conversation: trio.CancelScope, text: str) -> None:
-        self.ending = Ending(complete=False, verdict=RetryAdvice.BACK_OFF, text=text)
+        self.ending = SessionOutcome(complete=False, verdict=RetryAdvice.BACK_OFF, text=text)
         conversation.cancel()
 
-    async def _receive(self, session: Session, minutes: Minutes) -> messages.Termination:
+    async def _receive(self, session: Connection, minutes: SessionJournal) -> messages.Termination:
         """Take messages until Termination. Raises SessionOver where the session ends without one."""
         while True:
             message: messages.Message | None = None
@@ -316,9 +318,9 @@ class Passage:
         """Raises SessionOver for more to keep than the audio that was sent can give rise to."""
         size = EVENT_BYTES + messages.weigh(message)
         if not self._allowance.take(size, self._track.sent / self._desk.rate):
-            raise SessionOver(None, str(Excess()), RetryAdvice.EXCESS, refused=False)
+            raise SessionClosed(None, str(Excess()), RetryAdvice.EXCESS, refused=False)
 
-    async def _take(self, outcomes: Sequence[TurnOutcome], minutes: Minutes) -> None:
+    async def _take(self, outcomes: Sequence[TurnOutcome], minutes: SessionJournal) -> None:
         for outcome in outcomes:
             match outcome:
                 case FinalTurn(turn=turn) | Abandoned(turn=turn):
@@ -336,7 +338,7 @@ class Passage:
         await minutes.journal()
 
 
-async def _report_for_ever(minutes: Minutes) -> None:
+async def _report_for_ever(minutes: SessionJournal) -> None:
     while True:
         await trio.sleep(1)
         await minutes.report()
@@ -347,4 +349,4 @@ async def _hurry(patience: trio.CancelScope) -> None:
     try:
         await trio.sleep_forever()
     finally:
-        patience.deadline = trio.current_time() + CLOSING
+        patience.deadline = trio.current_time() + JOURNAL_CLOSE_TIMEOUT_S

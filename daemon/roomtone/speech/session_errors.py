@@ -39,7 +39,7 @@ FAILURES: Final = (
 """What a network and its far end can do to us. UnicodeError is how wsproto meets a header that is not ASCII.
 ssl.SSLError is an OSError; ConnectionRejected, ConnectionTimeout and DisconnectionTimeout are HandshakeErrors."""
 
-HEAD: Final = 8192
+MAX_ERROR_BODY_BYTES: Final = 8192
 """Bytes of a server's answer that are looked at."""
 _SECRET_PARAMETERS: Final = frozenset({"token", "webhook_auth_header_value"})
 
@@ -64,7 +64,7 @@ def known_phrases(text: str) -> str:
     return ": ".join(dict.fromkeys(_PHRASES.findall(text)))
 
 
-class SessionOver(Exception):  # noqa: N818 - most sessions end well
+class SessionClosed(Exception):  # noqa: N818 - most sessions end well
     """How a session ended, or why there was none.
 
     `text` quotes nothing of what the service says, which may be what it heard: only phrases that are known.
@@ -108,7 +108,7 @@ class Redaction:
         return " ".join(text.split())[:500]
 
 
-class Evidence:
+class CloseEvidence:
     """What is known about how a session ends: it comes from four places, and the order of their arrival is no order.
 
     `head` is how the server's answer begins, `ended` that the reading is over, `failure` what ended it if that was no
@@ -145,7 +145,7 @@ class Evidence:
         if is_worth_saying(self._odd):
             log.warning(event, messages=self._odd, **facts)
 
-    def over(self, code: int | None, text: str, said: str = "") -> SessionOver:
+    def over(self, code: int | None, text: str, said: str = "") -> SessionClosed:
         """The Error message counts for more than the close that follows it, which libraries on the way replace.
 
         `text` is ours, and `said` the service's.
@@ -156,7 +156,7 @@ class Evidence:
             text = f"the service reports error {code}"
         verdict = messages.classify(code, self.redact(said or text))
         text = known_phrases(said) or self.redact(text)
-        return SessionOver(code, text, verdict, refused=not self.begun, wait=self._wait())
+        return SessionClosed(code, text, verdict, refused=not self.begun, wait=self._wait())
 
     def _wait(self) -> float:
         """What the answer to a refused upgrade says in its Retry-After."""
@@ -165,11 +165,11 @@ class Evidence:
         found = re.search(rb"\r\nretry-after:([^\r]*)\r", self.head.partition(b"\r\n\r\n")[0] + b"\r", re.IGNORECASE)
         return wait_of(found[1].decode("ascii", "replace").strip() if found else None, datetime.now(UTC))
 
-    def judge(self, failure: BaseException) -> SessionOver:
+    def judge(self, failure: BaseException) -> SessionClosed:
         status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
         match failure:
             case Excess():
-                return SessionOver(None, str(failure), RetryAdvice.EXCESS, refused=not self.begun)
+                return SessionClosed(None, str(failure), RetryAdvice.EXCESS, refused=not self.begun)
             case _ if status is not None:
                 return self.over(status, f"the service refuses the connection with HTTP {status}")
             case ConnectionClosed(reason=CloseReason() as reason):
@@ -177,7 +177,7 @@ class Evidence:
                 code = None if reason.code == 1006 else reason.code
                 return self.over(code, f"the connection is closed ({reason.name.lower()})", reason.reason or "")
             case NetworkError():
-                return SessionOver(None, str(failure), RetryAdvice.FATAL, refused=True)
+                return SessionClosed(None, str(failure), RetryAdvice.FATAL, refused=True)
             case ProxyFailed(status=code):
                 return self.over(code, str(failure))
             case _:

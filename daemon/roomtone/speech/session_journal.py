@@ -21,20 +21,20 @@ from roomtone.protocol.messages import LLMGatewayResponse, Termination, TurnMess
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.protocol.turns import MAX_REMEMBERED_TURNS
 from roomtone.spans import Span
-from roomtone.speech.acks import Ledger
+from roomtone.speech.acks import AckTracker
 from roomtone.speech.endpoint import Endpoint
 from roomtone.speech.seam import near, unheard
 from roomtone.speech.speakers import Speakers, label_of
-from roomtone.speech.time_map import Track
+from roomtone.speech.time_map import TimeMap
 from roomtone.spool.spool import Spool
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-REPORT_EVERY = 10.0
+COVERAGE_COMMIT_INTERVAL_S = 10.0
 """Seconds between commits of coverage while nobody speaks."""
-UNDECIDED = 10.0
+SEAM_TIMEOUT_S = 10.0
 """Seconds that a turn may wait for what tells whether an older session has said it already."""
-LONGEST_TURN = 120
+MAX_TURN_S = 120
 """Seconds that a turn of another session may have begun before the words that are compared with it."""
 
 
@@ -48,7 +48,7 @@ def _tell_nobody(reason: str) -> None:
     """For a desk at which nobody asks."""
 
 
-class Desk(NamedTuple):
+class SessionContext(NamedTuple):
     """What every session of a room works with. `frame` is in samples; `two_finals` as TurnBook wants it.
 
     `failed` is told why a session could not be, or ended before its time; `meter` counts what sessions cost; `answers`
@@ -83,7 +83,7 @@ class Desk(NamedTuple):
 _NEVER = 1 << 62  # no position
 
 
-async def identify(desk: Desk, session_id: str) -> str:
+async def identify(desk: SessionContext, session_id: str) -> str:
     """The id of a session that has begun: the service's, unless that is not one.
 
     One that another session of this room has had, that cannot be told from such a one by what stands in a speaker's
@@ -105,7 +105,7 @@ class _Kept(NamedTuple):
 _NONE = _Kept(-1, ())
 
 
-class Minutes:
+class SessionJournal:
     """The journal's side of one session, which was sent audio from `start` on, all before `floor` being settled before.
 
     `marks` says what to journal with the acknowledged position; `settled` is set when all that older sessions have said
@@ -114,9 +114,9 @@ class Minutes:
 
     def __init__(
         self,
-        desk: Desk,
-        track: Track,
-        ledger: Ledger,
+        desk: SessionContext,
+        track: TimeMap,
+        ledger: AckTracker,
         *,
         session_id: str,
         start: int,
@@ -194,7 +194,7 @@ class Minutes:
         await self.journal()
         await self._journal_answers()
         async with self._desk.seam:
-            if trio.current_time() >= self._reported_at + REPORT_EVERY and self._settled.is_set():
+            if trio.current_time() >= self._reported_at + COVERAGE_COMMIT_INTERVAL_S and self._settled.is_set():
                 await self._commit(())
 
     async def journal(self, *, whatever_comes: bool = False) -> None:
@@ -254,8 +254,8 @@ class Minutes:
         edge = max(turn[-1].end for turn in common) + self._desk.rate
         return (
             words[-1].end > edge
-            or self._ledger.sent > edge + UNDECIDED * self._desk.rate
-            or trio.current_time() >= self._waiting_since + UNDECIDED
+            or self._ledger.sent > edge + SEAM_TIMEOUT_S * self._desk.rate
+            or trio.current_time() >= self._waiting_since + SEAM_TIMEOUT_S
         )
 
     async def _recall(self) -> list[tuple[Word, ...]]:
@@ -268,7 +268,7 @@ class Minutes:
         words = [word for _, heard in self._waiting for word in heard]
         if not words:
             return []
-        begin = min(word.start for word in words) - LONGEST_TURN * desk.rate
+        begin = min(word.start for word in words) - MAX_TURN_S * desk.rate
         end = max(word.end for word in words) + desk.rate
         known = await desk.journal.select(desk.room, ["turn"], begin, end)
         said = [event for event in known if isinstance(event, Turn) and event.session_id != self._id]

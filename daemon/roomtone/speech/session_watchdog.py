@@ -10,17 +10,17 @@ same, and each doubt that was wrong doubles what the next one takes.
 
 import math
 
-from roomtone.speech.acks import SETTLING
+from roomtone.speech.acks import SETTLE_DELAY_S
 from roomtone.speech.pause import loudness, share_loud
 
-MINUTE = 60.0
+WINDOW_S = 60.0
 """Seconds of audio that are judged as one."""
-LOUD = 0.3
+MIN_LOUD_SHARE = 0.3
 """The share of a minute that is loud when people talk. Measured: two voices in turn 0.64, the same at 10 and 5 dB over
 pink noise 0.47 and 0.34; steady noise of any kind 0.07, a clock 0.06, a dog 0.12, typing 0.18, piano music 0.44."""
 
 
-class Doubt:
+class SessionWatchdog:
     """What one session was sent, at `rate` Hz from position `start` on, since it last gave a sign of hearing.
 
     `minutes`: so many in succession that sound like speech, and no sign, make it deaf; math.inf: it never is.
@@ -41,8 +41,8 @@ class Doubt:
         self._levels += loudness(audio, self._rate)
         self._heard += len(audio) // 2
         self._end = position + len(audio) // 2
-        if self._heard >= MINUTE * self._rate:
-            is_loud = share_loud(self._levels) >= LOUD
+        if self._heard >= WINDOW_S * self._rate:
+            is_loud = share_loud(self._levels) >= MIN_LOUD_SHARE
             self._since = self._begin if is_loud and not self._loud else self._since
             self._loud = self._loud + 1 if is_loud else 0
             self._start_minute()
@@ -59,6 +59,6 @@ class Doubt:
     @property
     def deaf_since(self) -> int | None:
         """From where on nothing was heard, if that is to be feared; the service may take SETTLING seconds for words."""
-        is_settled = self._end - self._begin >= SETTLING * self._rate
+        is_settled = self._end - self._begin >= SETTLE_DELAY_S * self._rate
         minutes = self._loud if is_settled else self._loud - 1
         return self._since if minutes >= self._needed else None

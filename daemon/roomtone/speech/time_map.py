@@ -10,7 +10,7 @@ PADDING = 0.5
 """Seconds that a turn's last word may end too late; half of them are usual."""
 
 
-class Track:
+class TimeMap:
     """The audio that one session was sent: so many samples, and where in the room each stretch of them came from.
 
     Word times count audio sent, not wall time (facts of the wire), so that a position is one addition within a stretch.

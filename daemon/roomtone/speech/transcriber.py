@@ -23,34 +23,34 @@ import trio
 from roomtone.journal.journal import Mark
 from roomtone.journal.records import CoverageSpan
 from roomtone.spans import Span, Spans
-from roomtone.speech.backfill import Repairs, at_once
-from roomtone.speech.gate import Gate, Gating
+from roomtone.speech.backfill import Backfill, already_set
+from roomtone.speech.gate import Gate, GateSettings
 from roomtone.speech.pause import ends_quiet, last_pause
-from roomtone.speech.reconnect import Attempts
+from roomtone.speech.reconnect import Reconnector
 from roomtone.speech.sender import wait_piece
-from roomtone.speech.session import LAST_WORDS, Ending, Passage
-from roomtone.speech.session_journal import Desk
+from roomtone.speech.session import TERMINATION_TIMEOUT_S, SessionOutcome, StreamingSession
+from roomtone.speech.session_journal import SessionContext
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-BEHIND = 20
+MAX_CATCH_UP_S = 20
 """Seconds behind the head up to which one session catches up; beyond, the rest is a hole for the repair lane."""
-PAUSE_WITHIN = 60.0
+PAUSE_TIMEOUT_S = 60.0
 """Seconds that relieving a session waits for a pause in the speech."""
-DOUBT_EVERY = 5.0
+WATCHDOG_INTERVAL_S = 5.0
 """Seconds between looks at whether a session still hears."""
-SHARED = 6
+OVERLAP_S = 6
 """Seconds that both sessions are sent where no pause comes."""
 SHARED_LEAST = 2
 """Seconds, likewise, where the old session is about to end: with fewer the seam would lie in a word. Where it ends
 before them, what it has not heard is a hole."""
-LONGEST = 10_200.0
+MAX_SESSION_S = 10_200.0
 """Seconds after which a session is relieved where the service names no end: ten minutes before its three hours."""
-MARGIN = 180.0
+ROLLOVER_MARGIN_S = 180.0
 """Seconds before the end that the service names at which the next session is opened, a quarter of short ones."""
-SHORTEST = 10.0
+MIN_SESSION_S = 10.0
 """Seconds that every session lasts at the service; one that is said to last less is told by another clock than ours."""
-REPORT_EVERY = 10.0
+COVERAGE_COMMIT_INTERVAL_S = 10.0
 """Seconds between commits of what the gate, or the budget, holds back."""
 
 
@@ -58,13 +58,13 @@ _NEVER = 1 << 62  # no position
 
 
 async def transcribe(
-    desk: Desk,
+    desk: SessionContext,
     *,
     realtime: bool,
     first: Literal["newest", "oldest"] = "newest",
-    longest: float = LONGEST,
+    longest: float = MAX_SESSION_S,
     utc: Callable[[], float] = time.time,
-    gating: Gating | None = None,
+    gating: GateSettings | None = None,
     leaving: trio.Event | None = None,
 ) -> None:
     """Transcribe the room until its spool has ended and nothing in it is pending.
@@ -89,16 +89,16 @@ async def transcribe(
         lanes.tell_left()
 
 
-async def repair(desk: Desk) -> None:
+async def repair(desk: SessionContext) -> None:
     """Transcribe what is in holes, those that a person has asked for included, and nothing else."""
-    lanes = _Lanes(desk, realtime=False, first="oldest", longest=LONGEST, utc=time.time, leaving=trio.Event())
+    lanes = _Lanes(desk, realtime=False, first="oldest", longest=MAX_SESSION_S, utc=time.time, leaving=trio.Event())
     await lanes.load()
     await lanes.repair()
 
 
-async def withhold(desk: Desk) -> None:
+async def withhold(desk: SessionContext) -> None:
     """Send nothing of what is recorded: it is unsent, and acknowledged as such. Until the spool has ended."""
-    lanes = _Lanes(desk, realtime=False, first="oldest", longest=LONGEST, utc=time.time, leaving=trio.Event())
+    lanes = _Lanes(desk, realtime=False, first="oldest", longest=MAX_SESSION_S, utc=time.time, leaving=trio.Event())
     await lanes.load()
     await lanes.withhold_all()
 
@@ -106,7 +106,7 @@ async def withhold(desk: Desk) -> None:
 class _Lanes:
     def __init__(
         self,
-        desk: Desk,
+        desk: SessionContext,
         *,
         realtime: bool,
         first: Literal["newest", "oldest"],
@@ -120,11 +120,11 @@ class _Lanes:
         self._utc = utc
         self._acknowledged = 0
         self._again = True
-        self._attempts = Attempts(desk, leaving)
-        self._repairs = Repairs(desk, self._attempts, first=first, leaving=leaving)
+        self._attempts = Reconnector(desk, leaving)
+        self._repairs = Backfill(desk, self._attempts, first=first, leaving=leaving)
         self._leaving = leaving
         self._gate: Gate | None = None
-        self._open: list[Passage] = []
+        self._open: list[StreamingSession] = []
         self._until: int | None = None
         self._doubted_after = math.inf
 
@@ -148,7 +148,7 @@ class _Lanes:
         return max(times, default=(done, datetime.fromtimestamp(self._utc(), UTC)))
 
     @asynccontextmanager
-    async def listening(self, gating: Gating | None) -> AsyncIterator[None]:
+    async def listening(self, gating: GateSettings | None) -> AsyncIterator[None]:
         """A gate that goes on where the journal says it was, if there is to be one."""
         desk = self._desk
         state = await desk.journal.mark(self._key("gate"))
@@ -202,7 +202,7 @@ class _Lanes:
         """Until somebody has spoken; what is silent before that is unsent. False: the spool has ended."""
         while True:
             is_over, found = gate.over, None
-            with trio.move_on_after(REPORT_EVERY):
+            with trio.move_on_after(COVERAGE_COMMIT_INTERVAL_S):
                 found = await gate.next_wanted(self._acknowledged)
             if found is not None and self._is_far(found) and gate.hearing.is_quiet:
                 # Nobody speaks any more, and no session could be had while somebody did.
@@ -216,13 +216,13 @@ class _Lanes:
                     return False
 
     def _is_far(self, position: int) -> bool:
-        return self._leaves_holes and self._desk.spool.end - position > BEHIND * self._desk.rate
+        return self._leaves_holes and self._desk.spool.end - position > MAX_CATCH_UP_S * self._desk.rate
 
-    async def _chain(self) -> Ending:
+    async def _chain(self) -> SessionOutcome:
         """Sessions that relieve one another, from the durable position to the first that ends without a successor."""
         start, floor = await self._choose_start()
         self._open, self._until = [], None
-        passage = self._passage(start, floor, settled=at_once(), may_send=at_once())
+        passage = self._passage(start, floor, settled=already_set(), may_send=already_set())
         async with trio.open_nursery() as nursery:
             if not await self._attempts.begin(nursery, passage):
                 return passage.ending
@@ -236,8 +236,8 @@ class _Lanes:
             beside.cancel()
         return passage.ending
 
-    def _passage(self, start: int, floor: int, *, settled: trio.Event, may_send: trio.Event) -> Passage:
-        passage = Passage(
+    def _passage(self, start: int, floor: int, *, settled: trio.Event, may_send: trio.Event) -> StreamingSession:
+        passage = StreamingSession(
             self._desk,
             start=start,
             floor=floor,
@@ -272,7 +272,7 @@ class _Lanes:
 
     async def _pause_before(self, head: int) -> int:
         """The last pause within the seconds that a session catches up with, or the head itself."""
-        begin = position = max(0, head - BEHIND * self._desk.rate)
+        begin = position = max(0, head - MAX_CATCH_UP_S * self._desk.rate)
         audio = bytearray()
         while position < head and (piece := await self._desk.spool.read(position, head - position)) is not None:
             if piece.position > position:
@@ -313,7 +313,7 @@ class _Lanes:
         """What the gate has heard while no session could be had must not be heard again after a crash."""
         noted = None
         while self._gate is not None:
-            await trio.sleep(REPORT_EVERY)
+            await trio.sleep(COVERAGE_COMMIT_INTERVAL_S)
             state = self._gate.hearing.state()
             if state["wanted"] and state != noted:
                 await self._desk.journal.commit(Mark(self._key("gate"), state))
@@ -323,27 +323,27 @@ class _Lanes:
         """Send nothing; return when the spool has ended."""
         spool, is_over = self._desk.spool, False
         while not is_over:
-            with trio.move_on_after(REPORT_EVERY):
+            with trio.move_on_after(COVERAGE_COMMIT_INTERVAL_S):
                 is_over = not await spool.wait_past(_NEVER)
             await self._withhold(spool.end)
 
     # --- relieving a session -----------------------------------------------------------------------------------------
 
-    def _relief_in(self, passage: Passage) -> float:
+    def _relief_in(self, passage: StreamingSession) -> float:
         """Seconds until this session is to be relieved."""
         whole = trio.current_time() - passage.begun_at + self._left(passage)
-        life = min(self._longest, whole - min(MARGIN, whole / 4))
+        life = min(self._longest, whole - min(ROLLOVER_MARGIN_S, whole / 4))
         return max(0.0, passage.begun_at + life - trio.current_time())
 
-    def _left(self, passage: Passage) -> float:
+    def _left(self, passage: StreamingSession) -> float:
         """Seconds until the service ends this session, as far as it says so and our two clocks agree."""
         if passage.expires_at is None:
             return math.inf
         left = passage.expires_at.timestamp() - self._utc()
         # A clock that is hours ahead would have every session relieved as soon as it begins.
-        return left if trio.current_time() - passage.begun_at + left >= SHORTEST else math.inf
+        return left if trio.current_time() - passage.begun_at + left >= MIN_SESSION_S else math.inf
 
-    async def _relieve(self, nursery: trio.Nursery, old: Passage) -> Passage:
+    async def _relieve(self, nursery: trio.Nursery, old: StreamingSession) -> StreamingSession:
         """Open the next session before the old one ends, and switch in a pause. The old one where that fails."""
         settled, may_send = trio.Event(), trio.Event()
         new = self._passage(old.position, old.position, settled=settled, may_send=may_send)
@@ -361,7 +361,7 @@ class _Lanes:
             begin = seam = old.end_at_once() if paused else old.position
             if not paused:
                 # Nobody paused. Each session hears its own edge badly, so both are sent this, and the seam is inside.
-                shared = round(min(SHARED, max(SHARED_LEAST, self._left(old) - 1)) * self._desk.rate)
+                shared = round(min(OVERLAP_S, max(SHARED_LEAST, self._left(old) - 1)) * self._desk.rate)
                 seam = begin + shared // 2
                 old.share_until(begin + shared, seam)
             new.begin_at(begin, seam)
@@ -369,19 +369,21 @@ class _Lanes:
         may_send.set()
         return new
 
-    async def _wait_for_pause(self, old: Passage, new: Passage) -> bool:
+    async def _wait_for_pause(self, old: StreamingSession, new: StreamingSession) -> bool:
         """Until the last 300 ms that the old session was sent are a pause, or one of the two is over. False: no pause
         came in time.
         """
         left = self._left(old)
-        with trio.move_on_after(max(0.0, min(PAUSE_WITHIN, max(left - SHARED - LAST_WORDS, left / 2)))):
+        with trio.move_on_after(
+            max(0.0, min(PAUSE_TIMEOUT_S, max(left - OVERLAP_S - TERMINATION_TIMEOUT_S, left / 2)))
+        ):
             while not (old.over.is_set() or new.over.is_set()):
                 if await self._pauses(old):
                     return True
                 await trio.sleep(self._desk.frame / self._desk.rate)
         return old.over.is_set()
 
-    async def _pauses(self, passage: Passage) -> bool:
+    async def _pauses(self, passage: StreamingSession) -> bool:
         """Whether nobody spoke in the last 300 ms that this session was sent."""
         begin = max(0, passage.position - 5 * self._desk.rate)
         if passage.position == begin:
@@ -389,7 +391,7 @@ class _Lanes:
         piece = await self._desk.spool.read(begin, passage.position - begin)
         return piece is None or ends_quiet(piece.audio, self._desk.rate)
 
-    async def _settle(self, old: Passage, end: int, settled: trio.Event) -> None:
+    async def _settle(self, old: StreamingSession, end: int, settled: trio.Event) -> None:
         """Let the new session's words into the journal when the old one's are there, or are a hole up to `end`."""
         await old.over.wait()
         if old.acknowledged < end:
@@ -401,14 +403,14 @@ class _Lanes:
     async def _doubt_for_ever(self) -> None:
         """End a session of this chain that answers and seems to hear nothing, in a pause if one comes."""
         while True:
-            await trio.sleep(DOUBT_EVERY)
+            await trio.sleep(WATCHDOG_INTERVAL_S)
             for passage in self._open:
                 if passage.deaf_since is not None and not passage.over.is_set():
                     await self._part_in_pause(passage)
 
-    async def _part_in_pause(self, passage: Passage) -> None:
+    async def _part_in_pause(self, passage: StreamingSession) -> None:
         """End a session in a pause of the speech, unless it says something meanwhile."""
-        ends_by = trio.current_time() + PAUSE_WITHIN
+        ends_by = trio.current_time() + PAUSE_TIMEOUT_S
         while passage.deaf_since is not None:
             if await self._pauses(passage) or trio.current_time() >= ends_by:
                 passage.end_at_once()

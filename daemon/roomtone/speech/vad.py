@@ -19,11 +19,11 @@ from roomtone.capture.source.resampling import Resampler
 from roomtone.spans import Span
 
 RATE: Final = 16_000
-WINDOW: Final = 512
+WINDOW_SAMPLES: Final = 512
 """Samples at RATE that Silero takes at once: 32 ms."""
 ONSET: Final = (3, 5)
 """Speech begins with so many windows of speech among so many: a click or a knock begins none."""
-MEMORY: Final = 0.25
+ONSET_LOOKBACK_S: Final = 0.25
 """Seconds before the audio it was given last in which a detector may find that speech has begun."""
 THRESHOLD: Final = 0.4
 """The probability from which on a window is speech. What is opened for nothing costs seconds, what is missed words."""
@@ -78,7 +78,7 @@ class Cascade:
             self._begin_at(position)
         self._next = position + len(audio) // 2
         self._rest += audio if self._resampler is None else self._resampler.convert_integers(audio)
-        size = 2 * WINDOW
+        size = 2 * WINDOW_SAMPLES
         whole = len(self._rest) - len(self._rest) % size
         spans = [
             span
@@ -127,7 +127,7 @@ class Cascade:
             self._second(window)
 
     def _place(self, window: int) -> int:
-        return self._begin + window * WINDOW * self._rate // RATE
+        return self._begin + window * WINDOW_SAMPLES * self._rate // RATE
 
 
 def lacks_detector(rate: int) -> bool:

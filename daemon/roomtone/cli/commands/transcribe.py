@@ -29,7 +29,7 @@ from roomtone.rooms import has_two_finals
 from roomtone.spans import Spans
 from roomtone.speech.backfill import wish_mark
 from roomtone.speech.endpoint import Endpoints, open_endpoints
-from roomtone.speech.session_journal import Desk
+from roomtone.speech.session_journal import SessionContext
 from roomtone.speech.transcriber import repair
 from roomtone.spool.segment import SPOOL_FOLDER, list_segments
 from roomtone.spool.spool import open_spool
@@ -155,7 +155,7 @@ async def _repair(
     endpoint = endpoints.choose(terms, room.rate, find_key(config, environ))
     async with open_spool(config.state(environ) / SPOOL_FOLDER / name, rate=room.rate) as spool:
         spool.end_of_data()
-        desk = Desk(
+        desk = SessionContext(
             room=name,
             rate=room.rate,
             frame=room.frame,
