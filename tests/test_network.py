@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from roomtone import Turn
-from roomtone.llm.client import Failed, Gateway, Route, Verdict
+from roomtone.llm.client import LLMClient, RequestFailed, Retryability, Route
 from roomtone.network import find_fault, open_stream, read_trust
 from roomtone.protocol.messages import RetryAdvice as Ending
 from roomtone.proxy import NetworkError
@@ -234,7 +234,7 @@ async def test_requests_through_a_proxy(
     ):
         await deliver(plain.url.replace("127.0.0.1", BEHIND), tmp_path)
         await deliver(secure.url.replace("localhost", BEHIND), tmp_path)
-        answer = await Gateway(10).ask(Route(models.url.replace("127.0.0.1", BEHIND), {}), request)
+        answer = await LLMClient(10).ask(Route(models.url.replace("127.0.0.1", BEHIND), {}), request)
     assert answer.text == "Say this."
     assert [len(receiver.accepted) for receiver in (plain, secure)] == [1, 1]
     assert [line.split()[0] for line in proxy.asked] == ["POST", "CONNECT", "POST"]
@@ -255,7 +255,7 @@ async def test_a_language_model_at_an_ipv6_address() -> None:
     async with fake.open_gateway(host="::1") as models:
         assert models.url.startswith("http://[::1]:")
         request = {"model": "one", "messages": [{"role": "user", "content": "Say this."}], "max_tokens": 10}
-        assert (await Gateway(10).ask(Route(models.url, {}), request)).text == "Say this."
+        assert (await LLMClient(10).ask(Route(models.url, {}), request)).text == "Say this."
 
 
 async def test_a_session_at_an_ipv6_address() -> None:
@@ -293,9 +293,9 @@ async def test_an_environment_that_cannot_be_used(broken: str, tmp_path: Path) -
     over = await begin(f"wss://{BEHIND}:9/v3/ws")
     assert over is not None
     assert over.verdict is Ending.FATAL
-    with pytest.raises(Failed) as failed:
-        await Gateway(5).ask(Route(f"https://{BEHIND}:9/v1", {}), {})
-    assert failed.value.verdict is Verdict.FATAL
+    with pytest.raises(RequestFailed) as failed:
+        await LLMClient(5).ask(Route(f"https://{BEHIND}:9/v1", {}), {})
+    assert failed.value.verdict is Retryability.FATAL
     with pytest.raises(NetworkError) as refused:
         await deliver(f"https://{BEHIND}:9/", tmp_path)
     fault = await find_fault(f"https://{BEHIND}:9/")
@@ -365,8 +365,8 @@ async def test_a_body_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async with serve(handle) as port, trio.open_nursery() as nursery:
         nursery.start_soon(count)
-        with pytest.raises(Failed, match="no JSON"):
-            await Gateway(60).ask(Route(f"http://127.0.0.1:{port}/", {}), {})
+        with pytest.raises(RequestFailed, match="no JSON"):
+            await LLMClient(60).ask(Route(f"http://127.0.0.1:{port}/", {}), {})
         nursery.cancel_scope.cancel()
     assert turns >= pieces
 

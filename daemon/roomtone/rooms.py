@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from roomtone.budget.governor import FREE, Governor
-from roomtone.budget.limits import Course
+from roomtone.budget.limits import CapAction
 from roomtone.capture.recorder import record
 from roomtone.capture.records import MuteState, key
 from roomtone.capture.run_control import RunControl
@@ -218,7 +218,7 @@ class OpenRoom:
             await self._transcribe_at(given, spool)
             return
 
-        async def within_the_budget(course: Course | None) -> None:
+        async def within_the_budget(course: CapAction | None) -> None:
             match course:
                 case None:
                     await self._transcribe_at(given, spool)
@@ -228,7 +228,7 @@ class OpenRoom:
                 case "record":
                     await withhold(self._desk(given, spool))
 
-        await around.governor.obey(within_the_budget)
+        await around.governor.run_within_budget(within_the_budget)
 
     async def _transcribe_at(self, endpoint: Endpoint, spool: Spool) -> None:
         gate, rate = self.plan.table.gate, self.plan.table.rate

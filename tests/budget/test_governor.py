@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from trio.testing import MockClock
 
 from roomtone.budget.governor import Governor, open_governor
-from roomtone.budget.ledger import Books, Paid, Running, Spent
-from roomtone.budget.limits import Budget, Course
+from roomtone.budget.ledger import CostLedger, OpenSession, Paid, Spent
+from roomtone.budget.limits import Budget, CapAction
 from roomtone.cli.commands.coverage import command as coverage
 from roomtone.events import Notice, SessionEnded
 from roomtone.journal.journal import open_journal
@@ -63,7 +63,7 @@ def test_prices_of_the_configuration() -> None:
 
 def test_a_session_over_midnight_is_charged_to_both_days() -> None:
     """Each day, and each month, is charged what was open in it."""
-    books = Books({})
+    books = CostLedger({})
     books.begin("a", "desk", price=3600.0, leak=0.0, now=MIDNIGHT - 100)
     books.advance(MIDNIGHT - 40, 60)
     books.advance(MIDNIGHT + 20, 60)
@@ -78,7 +78,7 @@ def test_a_session_over_midnight_is_charged_to_both_days() -> None:
 @pytest.mark.parametrize("jump", [3 * DAY, -3 * DAY])
 def test_a_clock_that_is_set_costs_nothing(jump: float) -> None:
     """A machine that learns the time after its start, by days, charges no session for the days."""
-    books = Books({})
+    books = CostLedger({})
     books.begin("a", "desk", price=3600.0, leak=0.0, now=NOON)
     books.advance(NOON + 10, 10)
     books.advance(NOON + jump + 20, 10)
@@ -89,7 +89,7 @@ def test_a_clock_that_is_set_costs_nothing(jump: float) -> None:
 
 def test_the_seconds_of_the_service_count() -> None:
     """What the service bills in the end replaces what was counted meanwhile, also where it is less."""
-    books = Books({})
+    books = CostLedger({})
     books.begin("a", "desk", price=1.0, leak=0.0, now=NOON)
     books.advance(NOON + 60, 60)
     books.end("a", 55.0, NOON + 61)
@@ -100,12 +100,12 @@ def test_the_seconds_of_the_service_count() -> None:
 @pytest.mark.parametrize(("later", "seconds"), [(5.0, 65.0), (1000.0, 130.0)])
 def test_a_session_that_a_crash_has_left_is_charged(later: float, seconds: float) -> None:
     """A session that a dead daemon has left goes on at the service until that notices, but no longer."""
-    books = Books({})
+    books = CostLedger({})
     books.begin("a", "desk", price=1.0, leak=70.0, now=NOON)
     books.advance(NOON + 60, 60)
     marks = {mark.key: mark.value for mark in books.changes()}
-    left = msgspec.convert(msgspec.to_builtins(books.running["a"]), Running)
-    after = Books(marks)
+    left = msgspec.convert(msgspec.to_builtins(books.running["a"]), OpenSession)
+    after = CostLedger(marks)
     after.abandon(left, NOON + 60 + later)
 
     assert after.spent("2026-11-22").seconds == pytest.approx(seconds)
@@ -167,7 +167,7 @@ async def test_it_is_told_at_four_fifths_and_at_the_whole(tmp_path: Path, autoju
     assert told[-1][1].startswith("The daily budget is spent, ")
 
 
-async def work(room: Room, governor: Governor, other: Room | None, course: Course | None) -> None:
+async def work(room: Room, governor: Governor, other: Room | None, course: CapAction | None) -> None:
     """What a room does, by its budget: at the service, at the recognizer, or only recording."""
     follow = partial(transcribe, realtime=True, utc=trio.current_time)
     if course is None:
@@ -193,7 +193,7 @@ async def spend(
         beside = room._replace(desk=room.desk._replace(endpoint=reach(recognizer, remote=False))) if local else None
         with trio.fail_after(200_000):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(governor.obey, partial(work, room, governor, beside))
+                nursery.start_soon(governor.run_within_budget, partial(work, room, governor, beside))
                 await room.record(audio)
                 room.spool.end_of_data()
         ended = [event for event in await room.journal.read(0) if isinstance(event, SessionEnded)]
@@ -241,7 +241,7 @@ async def test_a_new_day_has_a_new_budget(tmp_path: Path, autojump_clock: MockCl
         async with open_governor(
             room.journal, lambda: budget, utc=lambda: MIDNIGHT - 300 + trio.current_time() - begun
         ) as governor:
-            nursery.start_soon(governor.obey, partial(work, room, governor, None))
+            nursery.start_soon(governor.run_within_budget, partial(work, room, governor, None))
             await room.record(speak(range(1, 101), RATE) + quiet(250, RATE))
             assert not governor.is_spent
             assert len(service.sessions) == 2
@@ -267,7 +267,7 @@ async def test_the_recognizer_gives_back(tmp_path: Path, autojump_clock: MockClo
     ):
         beside = room._replace(desk=room.desk._replace(endpoint=reach(recognizer, remote=False)))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(governor.obey, partial(work, room, governor, beside))
+            nursery.start_soon(governor.run_within_budget, partial(work, room, governor, beside))
             await room.record(speak(range(1, 301), RATE))
             room.spool.end_of_data()
 
@@ -354,9 +354,9 @@ async def test_another_sum_is_told_anew(tmp_path: Path, autojump_clock: MockCloc
 async def test_another_course_holds_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
     """What a reload says of the cap holds for a budget that is spent already."""
     budgets = [Budget(daily=0.001)]
-    courses = list[Course | None]()
+    courses = list[CapAction | None]()
 
-    async def work(course: Course | None) -> None:
+    async def work(course: CapAction | None) -> None:
         courses.append(course)
         await trio.sleep_forever()
 
@@ -365,7 +365,7 @@ async def test_another_course_holds_at_once(tmp_path: Path, autojump_clock: Mock
         open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(governor.obey, work)
+        nursery.start_soon(governor.run_within_budget, work)
         await journal.commit(*governor.meter("desk", SessionParameters(Streaming())).begin("a"))
         await trio.sleep(20)
         budgets.append(Budget(daily=0.001, at_cap="record"))

@@ -2,14 +2,14 @@
 
 from datetime import UTC, datetime, timedelta
 
-from roomtone.budget.ledger import Bill, Spent
+from roomtone.budget.ledger import Cost, Spent
 from roomtone.cli.commands.status import lines
-from roomtone.monitoring.report import Cost, Disk, Report
+from roomtone.monitoring.report import CostReport, Disk, Report
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def report(cost: Cost | None) -> Report:
+def report(cost: CostReport | None) -> Report:
     return Report(
         version="1",
         pid=7,
@@ -25,10 +25,10 @@ def report(cost: Cost | None) -> Report:
 
 def test_the_cost_so_far_is_shown() -> None:
     """What today and this month have cost, for what, and what they may cost, stands in lines of their own."""
-    bill = Bill(
+    bill = Cost(
         Spent(seconds=3600, sessions=0.45), Spent(seconds=7200, sessions=0.9, requests=4, unpriced=1, models=0.2)
     )
-    shown = "\n".join(lines(report(Cost(currency="USD", bill=bill, monthly=1.0, spent="local")), NOW))
+    shown = "\n".join(lines(report(CostReport(currency="USD", bill=bill, monthly=1.0, spent="local")), NOW))
 
     assert "cost     today 0.45 USD: sessions 0.45 for 60 min\n" in shown
     models = "language models 0.20 for 4 answers, 1 of them of unknown cost"
@@ -38,5 +38,5 @@ def test_the_cost_so_far_is_shown() -> None:
 
 def test_what_costs_nothing_is_not_shown() -> None:
     """Without sessions and answers there is no such line."""
-    assert "cost" not in "\n".join(lines(report(Cost(currency="USD", bill=Bill())), NOW))
+    assert "cost" not in "\n".join(lines(report(CostReport(currency="USD", bill=Cost())), NOW))
     assert "cost" not in "\n".join(lines(report(None), NOW))

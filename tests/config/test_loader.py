@@ -19,8 +19,8 @@ from roomtone.config.loader import Broken, decode, each_sink, load
 from roomtone.config.model import Config, Gate, Room, Service, Storage, effective, find_key
 from roomtone.config.toml_file import ConfigError
 from roomtone.delivery.plugins import Plugins, Problem, load_plugins
-from roomtone.llm.completion import Access, Price
-from roomtone.llm.conversations import Inquiry
+from roomtone.llm.completion import GatewayConfig, Price
+from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.protocol.parameters import Fallback, FallbackPolicy, LLMGatewayConfig, Prompt, Streaming
 from roomtone.secret import Secret
 from roomtone.sinks import Module, Sink
@@ -566,7 +566,7 @@ def fields_of(*structs: type[msgspec.Struct]) -> Iterator[Any]:
     ("struct", "field"),
     [
         *fields_of(Service, Storage, Budget, Room, Gate, Microphone, File, Command),
-        *fields_of(Access, Inquiry, Price, Streaming, LLMGatewayConfig, Prompt, Fallback, FallbackPolicy),
+        *fields_of(GatewayConfig, AnalysisPrompt, Price, Streaming, LLMGatewayConfig, Prompt, Fallback, FallbackPolicy),
         *fields_of(*load_plugins(()).kinds.values()),
     ],
 )
@@ -578,7 +578,7 @@ def test_reference_is_complete(struct: type, field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "struct", [Service, Storage, Budget, Room, Gate, Access, Streaming, *load_plugins(()).kinds.values()]
+    "struct", [Service, Storage, Budget, Room, Gate, GatewayConfig, Streaming, *load_plugins(()).kinds.values()]
 )
 def test_reference_says_the_defaults(struct: type) -> None:
     """Where the reference calls a value the default, it is the default."""

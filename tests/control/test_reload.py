@@ -29,8 +29,8 @@ from roomtone.events import Notice
 from roomtone.journal.journal import Journal, Mark, open_journal
 from roomtone.live import Live
 from roomtone.llm.analyst import open_analyst
-from roomtone.llm.completion import Access
-from roomtone.llm.conversations import Inquiry
+from roomtone.llm.completion import GatewayConfig
+from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.llm.prompt_task import mark_key
 from roomtone.monitoring.liveness import Health
 from roomtone.monitoring.room_state import Glance
@@ -38,7 +38,7 @@ from roomtone.rooms import Rooms, Surroundings
 from roomtone.speech.endpoint import open_endpoints
 
 ROOM = Room(source=Microphone())
-SUMMARY = Inquiry(prompt="{{transcript}}", model="any")
+SUMMARY = AnalysisPrompt(prompt="{{transcript}}", model="any")
 
 
 class Work(NamedTuple):
@@ -162,7 +162,7 @@ async def test_language_models_are_asked_by_the_new_tables(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     """A prompt that a reload brings is at work after it."""
-    after = configured(tmp_path, gateway=Access(endpoint="http://127.0.0.1:9/v1"), analysis={"summary": SUMMARY})
+    after = configured(tmp_path, gateway=GatewayConfig(endpoint="http://127.0.0.1:9/v1"), analysis={"summary": SUMMARY})
     with structlog.testing.capture_logs():
         async with work(tmp_path, configured(tmp_path)) as around:
             await trio.sleep(1)

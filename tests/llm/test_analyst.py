@@ -14,25 +14,25 @@ import trio
 from trio.testing import MockClock
 
 from roomtone.budget.governor import open_governor
-from roomtone.budget.ledger import SPENT, Books
+from roomtone.budget.ledger import SPENT_PREFIX, CostLedger
 from roomtone.budget.limits import Budget
 from roomtone.events import Analysis, Answer, Forgotten, Notice, RecordingStopped, Turn, Word
 from roomtone.journal.journal import CoverageSpan, Journal, Mark, open_journal
 from roomtone.llm import client as gateway
 from roomtone.llm.analyst import Analyst, open_analyst
-from roomtone.llm.completion import Access, Price
-from roomtone.llm.conversations import Conversation, Inquiry, Rules, tokens
-from roomtone.llm.prompt_task import TRIES, Errand
-from roomtone.llm.request_pool import FINISHING, Office
+from roomtone.llm.completion import GatewayConfig, Price
+from roomtone.llm.conversations import AnalysisPrompt, Conversation, ConversationLimits, tokens
+from roomtone.llm.prompt_task import MAX_UNUSABLE_ANSWERS, PromptTask
+from roomtone.llm.request_pool import FINISH_TIMEOUT_S, RequestPool
 from roomtone.llm.room_answers import Question
-from roomtone.llm.settings import RoomFacts, Setting
+from roomtone.llm.settings import LLMSettings, RoomFacts
 from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming
 from roomtone.testing.fake_gateway import BODIES, FakeGateway, Garbled, Limited, Mishap, Silent, Status, open_gateway
 
 RATE = 100
 DAY = 86_400
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
-SUMMARY = Inquiry(prompt="Sum up: {{transcript}}", model="one", least_words=1)
+SUMMARY = AnalysisPrompt(prompt="Sum up: {{transcript}}", model="one", least_words=1)
 
 
 def utc() -> datetime:
@@ -91,11 +91,11 @@ class Talk:
         return await self.events("notice")
 
 
-def setting(url: str, prompts: dict[str, Inquiry] | None = None, **access: Any) -> Setting:
+def setting(url: str, prompts: dict[str, AnalysisPrompt] | None = None, **access: Any) -> LLMSettings:
     messages = (Prompt("user", "Reply: {{turn}}"),)
     streaming = Streaming(llm_gateway=LLMGatewayConfig("one", messages, 10))
-    return Setting(
-        Access(endpoint=url, **access),
+    return LLMSettings(
+        GatewayConfig(endpoint=url, **access),
         {"summary": SUMMARY} if prompts is None else prompts,
         {"desk": RoomFacts(RATE, streaming)},
     )
@@ -105,7 +105,7 @@ def setting(url: str, prompts: dict[str, Inquiry] | None = None, **access: Any) 
 async def talk(
     folder: Path,
     *mishaps: Mishap,
-    prompts: dict[str, Inquiry] | None = None,
+    prompts: dict[str, AnalysisPrompt] | None = None,
     budget: Budget = Budget(),  # noqa: B008 - it is frozen
     left: float = DAY,
     key_file: bool = False,
@@ -161,7 +161,7 @@ async def test_what_nobody_foresaw_waits_and_ends_nothing(
         await room.say("hello there")
         await room.be_quiet(20)
         assert {notice.code for notice in await room.notices()} == {"part.failed"}
-        with trio.fail_after(FINISHING):
+        with trio.fail_after(FINISH_TIMEOUT_S):
             await room.analyst.finish()
         assert len(await room.analyses()) == answered
 
@@ -182,7 +182,7 @@ async def test_a_conversation_is_asked_about_once(tmp_path: Path, autojump_clock
     assert (analysis.model, analysis.requests, analysis.input_tokens, analysis.output_tokens) == ("one", 1, 8, 8)
     assert analysis.cost == pytest.approx(88e-6)
     async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
-        spent = Books(await journal.marks(SPENT)).spent("2026-01-01", "desk")
+        spent = CostLedger(await journal.marks(SPENT_PREFIX)).spent("2026-01-01", "desk")
         assert (spent.requests, spent.input_tokens, spent.output_tokens, spent.unpriced) == (1, 8, 8, 0)
         assert spent.money == pytest.approx(88e-6)
 
@@ -207,7 +207,7 @@ MISHAPS: dict[str, Sequence[Mishap]] = {
     "401": [Status(401)],
     "404": [Status(404, b'{"error":"no such model","status":404}')],
     "time-out": [Silent(), Silent()],
-    **{f"garbled: {name}": [Garbled(name)] * (TRIES - 1) for name in BODIES},
+    **{f"garbled: {name}": [Garbled(name)] * (MAX_UNUSABLE_ANSWERS - 1) for name in BODIES},
 }
 
 
@@ -252,7 +252,9 @@ async def test_a_refusal_ends_with_another_configuration(tmp_path: Path, autojum
         assert len(await room.analyses()) == 1
 
 
-@pytest.mark.parametrize("mishaps", [[Status(413)], [Garbled("empty")] * TRIES], ids=["refused", "unusable"])
+@pytest.mark.parametrize(
+    "mishaps", [[Status(413)], [Garbled("empty")] * MAX_UNUSABLE_ANSWERS], ids=["refused", "unusable"]
+)
 async def test_no_conversation_blocks_the_next(
     mishaps: list[Mishap], tmp_path: Path, autojump_clock: MockClock
 ) -> None:
@@ -317,7 +319,7 @@ async def test_a_long_conversation_is_asked_about_in_parts(tmp_path: Path, autoj
 
 async def test_a_transcript_that_a_request_holds_twice(tmp_path: Path, autojump_clock: MockClock) -> None:
     """The model's limit holds for all that a prompt repeats of the transcript."""
-    prompt = Inquiry(prompt="{{transcript}} Once more: {{transcript}}", model="one", context=500, max_tokens=20)
+    prompt = AnalysisPrompt(prompt="{{transcript}} Once more: {{transcript}}", model="one", context=500, max_tokens=20)
     async with talk(tmp_path, prompts={"summary": prompt}) as room:
         for _ in range(7):
             await room.say(" ".join(["word"] * 40))
@@ -336,7 +338,7 @@ async def test_what_is_pending_survives(tmp_path: Path, autojump_clock: MockCloc
         await room.stop()
         begun = trio.current_time()
         await room.analyst.finish()
-        assert trio.current_time() - begun <= FINISHING + 1
+        assert trio.current_time() - begun <= FINISH_TIMEOUT_S + 1
         assert await room.analyses() == []
         assert len(room.gateway.requests) > 1
     for _ in range(2):
@@ -439,14 +441,14 @@ async def test_an_answer_without_words_costs_too(tmp_path: Path, autojump_clock:
         await room.say("hello there")
         await room.be_quiet(6)
         await room.journal.commit()
-        spent = Books(await room.journal.marks(SPENT)).spent("2026-01-01", "desk")
+        spent = CostLedger(await room.journal.marks(SPENT_PREFIX)).spent("2026-01-01", "desk")
         assert (spent.requests, spent.unpriced) == (2, 0)
         assert spent.money == pytest.approx(155e-6)
         prompt = msgspec.structs.replace(SUMMARY, model="two")
         room.analyst.change(setting(room.gateway.url, {"summary": prompt}))
         await room.say("and again")
         await room.be_quiet(6)
-        spent = Books(await room.journal.marks(SPENT)).spent("2026-01-01", "desk")
+        spent = CostLedger(await room.journal.marks(SPENT_PREFIX)).spent("2026-01-01", "desk")
         assert (spent.requests, spent.unpriced) == (3, 1)
         assert spent.money == pytest.approx(155e-6)
 
@@ -482,13 +484,13 @@ async def test_a_room_that_is_no_more(tmp_path: Path, autojump_clock: MockClock)
         assert not room.gateway.requests
 
 
-class SlowOffice(Office):
+class SlowOffice(RequestPool):
     """An office on a small computer: a look takes so many seconds."""
 
     takes = 0.5
     looks = 0
 
-    async def look(self, room: str, rules: Rules, done: int) -> tuple[Conversation | None, bool]:
+    async def look(self, room: str, rules: ConversationLimits, done: int) -> tuple[Conversation | None, bool]:
         self.looks += 1
         await trio.sleep(self.takes)
         return None, True
@@ -501,12 +503,12 @@ async def test_looking_takes_little_of_a_small_computer(tmp_path: Path, autojump
         open_governor(journal, Budget) as governor,
         open_gateway(port=None) as fake,
     ):
-        models = gateway.Gateway(60, fake.transport)
+        models = gateway.LLMClient(60, fake.transport)
         for takes, looks in ((0.01, 120), (0.5, 57), (5.0, 17)):
             office = SlowOffice(journal, governor, lambda _: 0, utc)
             office.takes = takes
             with trio.move_on_after(600):
-                await Errand(office, setting(fake.url), models, "summary", "desk").run()
+                await PromptTask(office, setting(fake.url), models, "summary", "desk").run()
             assert office.looks == pytest.approx(looks, rel=0.1)
 
 

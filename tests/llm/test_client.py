@@ -6,8 +6,8 @@ import trio
 from trio.testing import MockClock
 
 from roomtone.llm import completion
-from roomtone.llm.client import Failed, Gateway, Route, Verdict, route
-from roomtone.llm.completion import Unusable, Usage
+from roomtone.llm.client import LLMClient, RequestFailed, Retryability, Route, route
+from roomtone.llm.completion import InvalidCompletion, Usage
 from roomtone.secret import Secret
 from roomtone.testing import fake_gateway as fake
 from roomtone.testing.fake_gateway import BODIES, Cut, Garbled, Limited, Mishap, Silent, Status
@@ -15,12 +15,12 @@ from roomtone.testing.fake_gateway import BODIES, Cut, Garbled, Limited, Mishap,
 REQUEST = {"model": "one", "messages": [{"role": "user", "content": "Say this."}], "max_tokens": 10}
 
 
-async def ask(*mishaps: Mishap, timeout: float = 20.0) -> Failed | completion.Completion:
+async def ask(*mishaps: Mishap, timeout: float = 20.0) -> RequestFailed | completion.Completion:
     """What a real request over loopback brings when this happens to it."""
     async with fake.open_gateway(mishaps=mishaps) as server:
         try:
-            return await Gateway(timeout).ask(Route(server.url, {"authorization": "topsecret"}), REQUEST)
-        except Failed as failed:
+            return await LLMClient(timeout).ask(Route(server.url, {"authorization": "topsecret"}), REQUEST)
+        except RequestFailed as failed:
             return failed
 
 
@@ -37,33 +37,33 @@ async def test_a_body_that_is_no_answer(name: str) -> None:
     """A body without words, of whatever shape, is unusable: it is no answer with an empty text, and nothing else."""
     failed = await ask(Garbled(name))
 
-    assert isinstance(failed, Failed)
-    assert failed.verdict is Verdict.UNUSABLE
+    assert isinstance(failed, RequestFailed)
+    assert failed.verdict is Retryability.UNUSABLE
     assert ("the answer has more than" in str(failed)) == (name == "long")
 
 
 @pytest.mark.parametrize(
     ("mishap", "verdict"),
     [
-        (Status(500), Verdict.PASSING),
-        (Status(503), Verdict.PASSING),
-        (Status(408), Verdict.PASSING),
-        (Limited(None), Verdict.PASSING),
-        (Status(400), Verdict.REFUSED),
-        (Status(413), Verdict.REFUSED),
-        (Status(422), Verdict.REFUSED),
-        (Status(401), Verdict.FATAL),
-        (Status(403), Verdict.FATAL),
-        (Status(404), Verdict.FATAL),
-        (Status(302), Verdict.FATAL),
-        (Cut(), Verdict.PASSING),
+        (Status(500), Retryability.PASSING),
+        (Status(503), Retryability.PASSING),
+        (Status(408), Retryability.PASSING),
+        (Limited(None), Retryability.PASSING),
+        (Status(400), Retryability.REFUSED),
+        (Status(413), Retryability.REFUSED),
+        (Status(422), Retryability.REFUSED),
+        (Status(401), Retryability.FATAL),
+        (Status(403), Retryability.FATAL),
+        (Status(404), Retryability.FATAL),
+        (Status(302), Retryability.FATAL),
+        (Cut(), Retryability.PASSING),
     ],
 )
-async def test_a_status(mishap: Mishap, verdict: Verdict) -> None:
+async def test_a_status(mishap: Mishap, verdict: Retryability) -> None:
     """Each status says whether to ask again, to ask something else, or to ask a person."""
     failed = await ask(mishap)
 
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, RequestFailed)
     assert failed.verdict is verdict
 
 
@@ -71,7 +71,7 @@ async def test_retry_after() -> None:
     """The endpoint's wish to be left alone is handed on, and granted for an hour at most."""
     for said, wait in (("7", 7.0), ("999999", 3600.0), ("soon", 0.0), (None, 0.0)):
         failed = await ask(Limited(said))
-        assert isinstance(failed, Failed)
+        assert isinstance(failed, RequestFailed)
         assert failed.wait == wait
 
 
@@ -81,7 +81,7 @@ async def test_an_error_is_shown_without_the_key() -> None:
     failed = await ask(Status(401, body))
 
     assert str(failed).endswith("answered 401: an error is reported (401) (check the key)")
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, RequestFailed)
     assert failed.said == "bad key …"
 
 
@@ -115,25 +115,25 @@ async def test_a_status_line_quotes_nothing() -> None:
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, garbage, [listener])
-        with pytest.raises(Failed, match="RemoteProtocolError") as caught:
-            await Gateway(5.0).ask(Route(f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1", {}), REQUEST)
+        with pytest.raises(RequestFailed, match="RemoteProtocolError") as caught:
+            await LLMClient(5.0).ask(Route(f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1", {}), REQUEST)
         nursery.cancel_scope.cancel()
     assert "secret" not in str(caught.value)
 
 
 async def test_nobody_there() -> None:
     """A refused connection passes, and says so in one line."""
-    with pytest.raises(Failed, match="ConnectError") as caught:
-        await Gateway(5.0).ask(Route("http://127.0.0.1:9/v1", {}), REQUEST)
-    assert caught.value.verdict is Verdict.PASSING
+    with pytest.raises(RequestFailed, match="ConnectError") as caught:
+        await LLMClient(5.0).ask(Route("http://127.0.0.1:9/v1", {}), REQUEST)
+    assert caught.value.verdict is Retryability.PASSING
 
 
 async def test_a_silent_endpoint(autojump_clock: MockClock) -> None:
     """An endpoint that never answers is given up when the time of the request is over."""
     async with fake.open_gateway(mishaps=[Silent()], port=None) as server:
-        client = Gateway(120.0, server.transport)
+        client = LLMClient(120.0, server.transport)
         begun = trio.current_time()
-        with pytest.raises(Failed, match="no answer within 120 s"):
+        with pytest.raises(RequestFailed, match="no answer within 120 s"):
             await client.ask(Route(server.url, {}), REQUEST)
         assert trio.current_time() == begun + 120
 
@@ -164,7 +164,7 @@ def test_tool_calls_are_an_answer() -> None:
     """A model that only calls tools has no words, and has answered."""
     answer = completion.read({"choices": [{"message": {"content": None, "tool_calls": [{"id": "x"}]}}]})
     assert answer.text == ""
-    with pytest.raises(Unusable, match="max_tokens"):
+    with pytest.raises(InvalidCompletion, match="max_tokens"):
         completion.read(msgspec.json.decode(BODIES["no room"]))
 
 

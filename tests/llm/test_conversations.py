@@ -8,12 +8,22 @@ from hypothesis import strategies as st
 
 from roomtone.events import Durable, Forgotten, Gap, RecordingStopped, SessionEnded, SessionStarted, Turn, Word
 from roomtone.llm import conversations
-from roomtone.llm.conversations import Inquiry, Rules, converse, current, cut, edges, first_over, lines, tokens
+from roomtone.llm.conversations import (
+    AnalysisPrompt,
+    ConversationLimits,
+    conversations_in,
+    current,
+    cut,
+    edges,
+    first_over,
+    lines,
+    tokens,
+)
 from roomtone.spans import Spans
 
 RATE = 100
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
-RULES = Rules(RATE, timedelta(minutes=5), timedelta(hours=4))
+RULES = ConversationLimits(RATE, timedelta(minutes=5), timedelta(hours=4))
 
 
 def at(second: float) -> datetime:
@@ -28,8 +38,8 @@ def turn(second: float, text: str = "one two", *, late: float = 0.0, seq: int = 
     return Turn(seq=seq, room="desk", position=start, at=at(second + late), text=text, **fields)  # type: ignore[arg-type]
 
 
-def starts(turns: Sequence[Turn], rules: Rules = RULES, edges: Sequence[int] = ()) -> list[int]:
-    return [conversation.start // RATE for conversation in converse(turns, edges, rules)]
+def starts(turns: Sequence[Turn], rules: ConversationLimits = RULES, edges: Sequence[int] = ()) -> list[int]:
+    return [conversation.start // RATE for conversation in conversations_in(turns, edges, rules)]
 
 
 def test_silence_ends_a_conversation() -> None:
@@ -176,7 +186,7 @@ def test_combining_comes_to_an_end(answers: list[str], most: int) -> None:
 
 def test_a_request() -> None:
     """The prompt is filled in, the system's too, and nothing is sent that was not set."""
-    prompt = Inquiry(prompt="In {{room}}: {{transcript}}", model="m", system="From {{start}}.")
+    prompt = AnalysisPrompt(prompt="In {{room}}: {{transcript}}", model="m", system="From {{start}}.")
     assert prompt.request("n", "Hello {{room}}", {"room": "desk", "start": "noon"}) == {
         "model": "n",
         "max_tokens": 1000,

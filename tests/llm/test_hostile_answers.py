@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from roomtone import Turn, Unprocessable
-from roomtone.llm.client import Failed, Gateway, Route
+from roomtone.llm.client import LLMClient, RequestFailed, Route
 from roomtone.speech.connection import open_connection
 from roomtone.speech.session_errors import SessionClosed
 from roomtone_webhook import Webhook
@@ -87,8 +87,8 @@ async def meet(answer: bytes) -> None:
 async def ask(port: int) -> None:
     wait = 0.0
     try:
-        await Gateway(5).ask(Route(f"http://127.0.0.1:{port}/", {}), {"model": "one"})
-    except Failed as failed:
+        await LLMClient(5).ask(Route(f"http://127.0.0.1:{port}/", {}), {"model": "one"})
+    except RequestFailed as failed:
         wait = failed.wait
     assert 0 <= wait <= 3600
 

@@ -15,8 +15,8 @@ from roomtone.budget.governor import open_governor
 from roomtone.budget.limits import Budget
 from roomtone.events import Answer, Notice, Turn
 from roomtone.llm.analyst import open_analyst
-from roomtone.llm.completion import Access
-from roomtone.llm.settings import RoomFacts, Setting
+from roomtone.llm.completion import GatewayConfig
+from roomtone.llm.settings import LLMSettings, RoomFacts
 from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.speech.transcriber import transcribe
@@ -68,7 +68,7 @@ async def talk(
         gateway = await enter(fake.open_gateway(mishaps=mishaps, port=None))
         terms = SessionParameters(STREAMING)
         room = await enter(open_room(folder, reach(service, streaming=STREAMING, remote=remote), terms=terms))
-        setting = Setting(Access(endpoint=gateway.url, **access), {}, {"desk": RoomFacts(RATE, STREAMING)})
+        setting = LLMSettings(GatewayConfig(endpoint=gateway.url, **access), {}, {"desk": RoomFacts(RATE, STREAMING)})
         governor = await enter(open_governor(room.journal, Budget))
         analyst = await enter(
             open_analyst(room.journal, setting, lambda _: room.spool.end, governor, transport=gateway.transport)

@@ -6,8 +6,8 @@ import pytest
 
 from roomtone.events import Answer, Durable, Notice, Turn
 from roomtone.journal.journal import Record
-from roomtone.llm.room_answers import Answers, Policy, Unanswered
-from roomtone.llm.session_answers import MAX_UNCLAIMED_BYTES, Replies
+from roomtone.llm.room_answers import Policy, RoomAnswers, Unanswered
+from roomtone.llm.session_answers import MAX_UNCLAIMED_BYTES, SessionAnswers
 from roomtone.protocol.messages import LLMGatewayResponse
 from roomtone.protocol.parameters import LLMGatewayConfig, Prompt
 
@@ -19,11 +19,11 @@ class Cancelled(BaseException):
     """As trio's own, which nobody else can make."""
 
 
-def open_replies(*, ask_again: bool) -> tuple[Replies, Unanswered]:
+def open_replies(*, ask_again: bool) -> tuple[SessionAnswers, Unanswered]:
     """A session with one turn in the journal, whose answer may take ten seconds."""
     unanswered = Unanswered()
-    answers = Answers(GATEWAY, Policy(10.0, ask_again), unanswered, lambda _usage, _model: None)
-    replies = Replies("desk", "session", lambda _: NOON, answers)
+    answers = RoomAnswers(GATEWAY, Policy(10.0, ask_again), unanswered, lambda _usage, _model: None)
+    replies = SessionAnswers("desk", "session", lambda _: NOON, answers)
     replies.expect(0, 0.0)
     turn = Turn(
         room="desk", position=0, at=NOON, id="turn", session_id="session", turn_order=0, text="Hello.", words=()
@@ -32,16 +32,16 @@ def open_replies(*, ask_again: bool) -> tuple[Replies, Unanswered]:
     return replies, unanswered
 
 
-def answer(replies: Replies) -> None:
+def answer(replies: SessionAnswers) -> None:
     replies.take(LLMGatewayResponse(0, "Hello.", {"choices": [{"message": {"content": "Hi!"}}]}))
 
 
-def due(replies: Replies, now: float) -> list[Record]:
+def due(replies: SessionAnswers, now: float) -> list[Record]:
     with replies.due(now) as facts:
         return facts
 
 
-def fail(replies: Replies, now: float) -> list[Record]:
+def fail(replies: SessionAnswers, now: float) -> list[Record]:
     """A commit that is cancelled."""
     given: list[Record] = []
 

@@ -21,7 +21,7 @@ import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
 from roomtone.admission import MAX_STRANGERS
-from roomtone.budget.ledger import Bill, Spent
+from roomtone.budget.ledger import Cost, Spent
 from roomtone.config.loader import decode
 from roomtone.config.model import Service, address_of
 from roomtone.config.toml_file import ConfigError
@@ -31,7 +31,7 @@ from roomtone.events import Answer, Audio, Gap, SessionEnded, SessionStarted, Tu
 from roomtone.monitoring import prometheus
 from roomtone.monitoring.counters import Counting, Figures
 from roomtone.monitoring.healthcheck import complaints
-from roomtone.monitoring.report import Cost, Disk, OpenGap, Report, RoomReport
+from roomtone.monitoring.report import CostReport, Disk, OpenGap, Report, RoomReport
 from roomtone.testing.encoded_speech import speak
 from support.daemon import COMMAND, SINKS, events, run, write_wav
 
@@ -155,8 +155,8 @@ def test_metrics_can_be_read_by_a_parser() -> None:
 
 def test_metrics_of_what_was_spent() -> None:
     """What each room has cost and for what, what all may cost, and whether that is spent; no sum that is not set."""
-    bill = Bill(Spent(seconds=60, sessions=0.5, models=0.25), Spent(seconds=90, sessions=4.5, models=0.5))
-    cost = Cost(currency="EUR", bill=bill, monthly=5.0, spent="local")
+    bill = Cost(Spent(seconds=60, sessions=0.5, models=0.25), Spent(seconds=90, sessions=4.5, models=0.5))
+    cost = CostReport(currency="EUR", bill=bill, monthly=5.0, spent="local")
     found = samples(prometheus.render(report(changed(ROOM, cost=bill), cost=cost)))
     assert found["roomtone_cost", "day", "desk", "models"] == 0.25
     assert found["roomtone_cost", "desk", "month", "sessions"] == 4.5

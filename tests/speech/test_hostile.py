@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from roomtone.events import Answer, Notice, SessionStarted
-from roomtone.llm.room_answers import Answers, Policy, Unanswered
+from roomtone.llm.room_answers import Policy, RoomAnswers, Unanswered
 from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.speech.allowance import KEPT_BURST_BYTES, KEPT_BYTES_PER_S, Allowance
@@ -153,7 +153,9 @@ async def test_a_flood(what: str, tmp_path: Path, autojump_clock: MockClock) -> 
 async def test_an_answer_that_comes_twice(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Each turn has one answer and is billed for one, however often it is sent, and whatever the turn is called."""
     terms, paid = Streaming(llm_gateway=GATEWAY), []
-    answers = Answers(GATEWAY, Policy(within=20.0, ask_again=False), Unanswered(), lambda usage, _: paid.append(usage))
+    answers = RoomAnswers(
+        GATEWAY, Policy(within=20.0, ask_again=False), Unanswered(), lambda usage, _: paid.append(usage)
+    )
     async with (
         open_service(faults=lambda _: [Repeat(3), Miscount(2)], port=None, utc=trio.current_time) as service,
         open_room(tmp_path, reach(service, streaming=terms), terms=SessionParameters(terms), answers=answers) as room,

@@ -20,8 +20,8 @@ import msgspec
 import structlog
 import trio
 
-from roomtone.budget.ledger import PAID, SPENT, Bill, Books, Running, Spent, day_of, month_of
-from roomtone.budget.limits import Budget, Course, Period
+from roomtone.budget.ledger import PAID_PREFIX, SPENT_PREFIX, Cost, CostLedger, OpenSession, Spent, day_of, month_of
+from roomtone.budget.limits import Budget, CapAction, Period
 from roomtone.events import Notice, Severity
 from roomtone.journal.journal import Journal
 from roomtone.journal.records import Mark, Record
@@ -30,9 +30,9 @@ from roomtone.protocol.session_parameters import SessionParameters
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-TICK: Final = 10.0
+COMMIT_INTERVAL_S: Final = 10.0
 """Seconds between two commits of what open sessions have cost."""
-NEAR: Final = 0.8
+WARNING_SHARE: Final = 0.8
 """The share of a budget at which somebody is told."""
 
 _OPEN = "session/"
@@ -67,7 +67,7 @@ class Reached(msgspec.Struct, frozen=True):
     stage: int
 
 
-class Judgement(msgspec.Struct):
+class BudgetState(msgspec.Struct):
     """What the governor has found last, and told, by period."""
 
     is_spent: bool = False
@@ -80,7 +80,7 @@ class Governor:
     def __init__(
         self,
         journal: Journal,
-        books: Books,
+        books: CostLedger,
         budget: Callable[[], Budget],
         *,
         held: Callable[[], Sequence[str]],
@@ -92,7 +92,7 @@ class Governor:
         self._held = held
         self._utc = utc
         self._advanced_at = trio.current_time()
-        self._judgement = Judgement()
+        self._judgement = BudgetState()
         self._wake = trio.Event()
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -110,7 +110,7 @@ class Governor:
         )
 
     @property
-    def course(self) -> Course | None:
+    def cap_action(self) -> CapAction | None:
         """What is done instead of opening sessions; None while there is a budget."""
         return self._budget().at_cap if self.is_spent else None
 
@@ -123,33 +123,33 @@ class Governor:
         self._books.add(room, spent, self._utc())
         self._wake.set()
 
-    def spent(self, room: str | None = None) -> Bill:
+    def spent(self, room: str | None = None) -> Cost:
         """What today and this month have cost up to now, of one room or of all."""
         self._advance()
         return self._books.bill(self._utc(), room)
 
-    async def obey(self, work: Callable[[Course | None], Awaitable[None]]) -> None:
+    async def run_within_budget(self, work: Callable[[CapAction | None], Awaitable[None]]) -> None:
         """Do the work, told the course; anew whenever that changes, until it returns by itself."""
         is_done = False
         while not is_done:
-            course = self.course
+            course = self.cap_action
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_on_change, course, nursery.cancel_scope)
                 await work(course)
                 is_done = True
                 nursery.cancel_scope.cancel()
 
-    async def _cancel_on_change(self, course: Course | None, scope: trio.CancelScope) -> None:
-        while self.course == course:
+    async def _cancel_on_change(self, course: CapAction | None, scope: trio.CancelScope) -> None:
+        while self.cap_action == course:
             await self._changed.park()
         scope.cancel()
 
     async def load(self) -> None:
         """What an earlier daemon has left: sessions that it did not see the end of, and what was told already."""
-        self._judgement = msgspec.convert(await self._journal.mark(_TOLD) or {}, Judgement)
+        self._judgement = msgspec.convert(await self._journal.mark(_TOLD) or {}, BudgetState)
         left = await self._journal.marks(_OPEN)
         for value in left.values():
-            self._books.abandon(msgspec.convert(value, Running), self._utc())
+            self._books.abandon(msgspec.convert(value, OpenSession), self._utc())
         await self.settle(*(Mark(key, None) for key in left))
         await self._judge()
 
@@ -165,7 +165,7 @@ class Governor:
     async def settle(self, *more: Mark) -> None:
         """Commit what was spent up to now, also beside the daemon, and these marks."""
         with trio.CancelScope(shield=True):  # what is taken in and not committed would be taken in twice
-            paid = await self._journal.marks(PAID)
+            paid = await self._journal.marks(PAID_PREFIX)
             self._books.take(paid)
             self._advance()
             await self._journal.commit(*self._facts(), *more, *(Mark(key, None) for key in paid))
@@ -181,14 +181,14 @@ class Governor:
         left = [limit - self._books.spent(_name_of(period, now)).money for period, limit in limits.items()]
         burning = sum(one.price for one in self._books.running.values()) / 3600
         if self.is_spent or not left or not burning:
-            return TICK
-        return min(TICK, max(1.0, min(left) / burning))
+            return COMMIT_INTERVAL_S
+        return min(COMMIT_INTERVAL_S, max(1.0, min(left) / burning))
 
     def begin(self, session: str, room: str, streaming: Streaming) -> Sequence[Record]:
         """See Meter."""
         self._wake.set()
         self._advance()
-        price, leak = self._budget().price(streaming), TICK + streaming.inactivity_timeout
+        price, leak = self._budget().price(streaming), COMMIT_INTERVAL_S + streaming.inactivity_timeout
         self._books.begin(session, room, price=price, leak=leak, now=self._utc())
         return self._facts()
 
@@ -208,12 +208,12 @@ class Governor:
     async def _judge(self) -> None:
         """Compare what was spent with the budget, and tell once what is to be told."""
         now, budget, before = self._utc(), self._budget(), self._judgement
-        after, due = Judgement(), list[Notice]()
+        after, due = BudgetState(), list[Notice]()
         for period, limit in budget.limits().items():
             when = _name_of(period, now)
             spent, last = self._books.spent(when), before.reached.get(period)
             known = last.stage if last is not None and (last.when, last.limit) == (when, limit) else 0
-            stage = max(known, 100 if spent.money >= limit else 80 if spent.money >= NEAR * limit else 0)
+            stage = max(known, 100 if spent.money >= limit else 80 if spent.money >= WARNING_SHARE * limit else 0)
             after.reached[period] = reached = Reached(when, limit, stage)
             after.is_spent = after.is_spent or stage == 100
             if stage > known:
@@ -256,7 +256,7 @@ async def open_governor(
 
     `held` says, for a person, what else does not go on when the budget is spent.
     """
-    governor = Governor(journal, Books(await journal.marks(SPENT)), budget, held=held, utc=utc)
+    governor = Governor(journal, CostLedger(await journal.marks(SPENT_PREFIX)), budget, held=held, utc=utc)
     await governor.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(governor.run)

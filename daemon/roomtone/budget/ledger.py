@@ -12,10 +12,10 @@ import msgspec
 
 from roomtone.journal.records import Mark
 
-SPENT: Final = "spent/"
+SPENT_PREFIX: Final = "spent/"
 """What the keys of the marks begin with; the day and the room follow."""
 
-PAID: Final = "paid/"
+PAID_PREFIX: Final = "paid/"
 """What the keys begin with of what was spent beside the daemon, and is in no sum yet."""
 
 _MEETING = 1.0
@@ -46,7 +46,7 @@ class Spent(msgspec.Struct, frozen=True):
         return Spent(*(round(one, 6) for one in sums))
 
 
-class Bill(msgspec.Struct, frozen=True):
+class Cost(msgspec.Struct, frozen=True):
     """What today and this month have cost (UTC)."""
 
     day: Spent = Spent()
@@ -63,10 +63,10 @@ class Paid(msgspec.Struct, frozen=True):
     @property
     def mark(self) -> Mark:
         """Where the governor finds it; a new one each time."""
-        return Mark(f"{PAID}{uuid4()}", msgspec.to_builtins(self))
+        return Mark(f"{PAID_PREFIX}{uuid4()}", msgspec.to_builtins(self))
 
 
-class Running(msgspec.Struct):
+class OpenSession(msgspec.Struct):
     """An open session: what an hour of it costs, and what was charged of it, up to which Unix time.
 
     `leak` is how many seconds it may go on at the service when nobody ends it.
@@ -79,12 +79,12 @@ class Running(msgspec.Struct):
     leak: float
 
 
-class Books:
+class CostLedger:
     """The accounts, by day and room, and the sessions that are open. Times are Unix seconds."""
 
     def __init__(self, marks: Mapping[str, Any]) -> None:
         """From the journal's marks that begin with `spent/`."""
-        self.running: dict[str, Running] = {}
+        self.running: dict[str, OpenSession] = {}
         self._days: dict[tuple[str, str], Spent] = {}
         self._changed: set[tuple[str, str]] = set()
         for key, value in marks.items():
@@ -93,7 +93,7 @@ class Books:
 
     def begin(self, session: str, room: str, *, price: float, leak: float, now: float) -> None:
         """A session is open from now on."""
-        self.running[session] = Running(room, price, now, 0.0, leak)
+        self.running[session] = OpenSession(room, price, now, 0.0, leak)
 
     def advance(self, now: float, elapsed: float) -> None:
         """Charge what the open sessions have cost up to now, to the days on which they were open.
@@ -113,7 +113,7 @@ class Books:
             one.since = now
             self._charge(one, seconds - one.charged)
 
-    def abandon(self, one: Running, now: float) -> None:
+    def abandon(self, one: OpenSession, now: float) -> None:
         """A session that was open when an earlier daemon died: charge what it may have been open at the service."""
         most = one.since + one.leak
         self._charge_until(one, min(now, most) if now >= one.since else most)
@@ -130,13 +130,13 @@ class Books:
             one = msgspec.convert(value, Paid)
             self.add(one.room, one.spent, one.at)
 
-    def _charge_until(self, one: Running, until: float) -> None:
+    def _charge_until(self, one: OpenSession, until: float) -> None:
         while one.since < until:
             end = min(until, _midnight(one.since))
             self._charge(one, end - one.since)
             one.since = end
 
-    def _charge(self, one: Running, seconds: float) -> None:
+    def _charge(self, one: OpenSession, seconds: float) -> None:
         self.add(one.room, Spent(seconds=seconds, sessions=seconds / 3600 * one.price), one.since)
         one.charged += seconds
 
@@ -145,14 +145,16 @@ class Books:
         days = (spent for (day, name), spent in self._days.items() if day.startswith(period) and room in {None, name})
         return sum(days, Spent())
 
-    def bill(self, now: float, room: str | None = None) -> Bill:
+    def bill(self, now: float, room: str | None = None) -> Cost:
         """What the day and the month of that time have cost, of one room or of all."""
-        return Bill(self.spent(day_of(now), room), self.spent(month_of(now), room))
+        return Cost(self.spent(day_of(now), room), self.spent(month_of(now), room))
 
     def changes(self) -> list[Mark]:
         """The marks of the sums that have changed since they were asked for last."""
         changed, self._changed = sorted(self._changed), set()
-        return [Mark(f"{SPENT}{day}/{room}", msgspec.to_builtins(self._days[day, room])) for day, room in changed]
+        return [
+            Mark(f"{SPENT_PREFIX}{day}/{room}", msgspec.to_builtins(self._days[day, room])) for day, room in changed
+        ]
 
 
 def day_of(now: float) -> str:

@@ -32,7 +32,7 @@ FEE_FOR_TERMS: Final = frozenset({"universal-streaming-english"})
 Price = Annotated[float, msgspec.Meta(ge=0)]
 Amount = Annotated[float, msgspec.Meta(gt=0)]
 Period: TypeAlias = Literal["daily", "monthly"]
-Course: TypeAlias = Literal["local", "record"]
+CapAction: TypeAlias = Literal["local", "record"]
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +44,7 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a month (UTC) may cost."""
     currency: Annotated[str, msgspec.Meta(min_length=1, max_length=8)] = "USD"
     """What the sums are in; the prices below, and those of [gateway.prices], have to be in it too."""
-    at_cap: Course = "local"
+    at_cap: CapAction = "local"
     """When the budget is spent: go on with the recognizer on this machine, or only record. Language models wait."""
     prices: dict[str, Price] = {}
     """An hour of a session by `speech_model`, where it is not the list price."""

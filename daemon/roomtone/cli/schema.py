@@ -15,8 +15,8 @@ from roomtone.budget.limits import Budget
 from roomtone.config import validation
 from roomtone.config.model import Room, Service, Storage
 from roomtone.delivery.plugins import load_plugins
-from roomtone.llm.completion import Access
-from roomtone.llm.conversations import Inquiry
+from roomtone.llm.completion import GatewayConfig
+from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.sinks import Sink
 
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
@@ -31,7 +31,9 @@ def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
     """The schema of a configuration whose sinks are of these kinds, or of kinds unknown here."""
     known = [kinds[kind] for kind in sorted(kinds)]
     (service, storage, budget, gateway, inquiry, room, *sinks), components = msgspec.json.schema_components(
-        (Service, Storage, Budget, Access, Inquiry, Room, *known), schema_hook=_schema_of, ref_template="#/$defs/{name}"
+        (Service, Storage, Budget, GatewayConfig, AnalysisPrompt, Room, *known),
+        schema_hook=_schema_of,
+        ref_template="#/$defs/{name}",
     )
     other = {
         "type": "object",

@@ -24,8 +24,8 @@ from roomtone.config.validation import Problem, listing, unknown
 from roomtone.delivery.plugins import Plugins
 from roomtone.legible import text_of
 from roomtone.llm import completion
-from roomtone.llm.completion import Access
-from roomtone.llm.conversations import Inquiry
+from roomtone.llm.completion import GatewayConfig
+from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.protocol import parameters
 from roomtone.protocol.parameters import Streaming
 from roomtone.sinks import Sink
@@ -70,7 +70,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         *validation.diagnose(tables.get("storage", {}), Storage, ("storage",), _advice),
         *validation.diagnose(tables.get("budget", {}), Budget, ("budget",), _advice),
         *_rooms(tables.get("rooms", {})),
-        *validation.diagnose(tables.get("gateway", {}), Access, ("gateway",), _advice),
+        *validation.diagnose(tables.get("gateway", {}), GatewayConfig, ("gateway",), _advice),
         *_analysis(tables.get("analysis", {}), tables.get("rooms", {})),
         *_sinks(tables.get("sinks", {}), tables.get("rooms", {}), plugins),
     ]
@@ -88,7 +88,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         storage=_convert(tables.get("storage", {}), Storage),
         budget=_convert(tables.get("budget", {}), Budget),
         gateway=_gateway(tables.get("gateway", {}), path),
-        analysis={name: _convert(table, Inquiry) for name, table in tables.get("analysis", {}).items()},
+        analysis={name: _convert(table, AnalysisPrompt) for name, table in tables.get("analysis", {}).items()},
         rooms=rooms,
         sinks={name: sink for name, sink in sinks.items() if not sink.disabled},
         disabled={name: sink for name, sink in sinks.items() if sink.disabled},
@@ -217,8 +217,8 @@ def _room(name: str, table: dict[str, Any]) -> Iterator[Problem]:
         yield msgspec.structs.replace(problem, text=problem.text + hint)
 
 
-def _gateway(table: Any, path: Path) -> Access:
-    access: Access = _convert(table, Access)
+def _gateway(table: Any, path: Path) -> GatewayConfig:
+    access: GatewayConfig = _convert(table, GatewayConfig)
     try:
         url = completion.resolve(access.endpoint)
     except ValueError as error:
@@ -238,11 +238,11 @@ def _analysis(prompts: Any, rooms: Any) -> Iterator[Problem]:
         return
     for name, table in prompts.items():
         where = ("analysis", name)
-        if name in Inquiry.__struct_fields__ and not isinstance(table, dict):
+        if name in AnalysisPrompt.__struct_fields__ and not isinstance(table, dict):
             yield Problem(("analysis",), "a prompt has a name: write [analysis.summary]", name, table)
             continue
         yield from _name(where, name)
-        yield from validation.diagnose(table, Inquiry, where, _advice)
+        yield from validation.diagnose(table, AnalysisPrompt, where, _advice)
         if not isinstance(table, dict):
             continue
         prompt = table.get("prompt")
@@ -255,7 +255,7 @@ def _analysis(prompts: Any, rooms: Any) -> Iterator[Problem]:
 
 def _unpriced(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[Problem]:
     """Models whose cost a budget cannot count. What runs on this machine is taken to cost nothing."""
-    budget, access = _convert(tables.get("budget", {}), Budget), _convert(tables.get("gateway", {}), Access)
+    budget, access = _convert(tables.get("budget", {}), Budget), _convert(tables.get("gateway", {}), GatewayConfig)
     if not budget.limits():
         return
     asked = dict[str, tuple[str, ...]]()
@@ -282,7 +282,7 @@ def _unfilled(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[
             of_turns = ("rooms", name, "streaming", "llm_gateway")
             texts += [(of_turns, "messages", prompt.content, IN_MESSAGES) for prompt in prompts]
     for where, key, text, known in texts:
-        for stranger in completion.strangers(text, known):
+        for stranger in completion.unknown_placeholders(text, known):
             yield Problem(
                 where, f"{unknown('placeholder', stranger, known)}; the model will see it as it is", key, text
             )

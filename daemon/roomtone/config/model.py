@@ -15,8 +15,8 @@ from roomtone.budget.limits import Budget
 from roomtone.capture.sources import File, Source
 from roomtone.config import validation
 from roomtone.config.toml_file import ConfigError
-from roomtone.llm.completion import Access
-from roomtone.llm.conversations import Inquiry
+from roomtone.llm.completion import GatewayConfig
+from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.protocol import parameters
 from roomtone.protocol.parameters import Streaming
 from roomtone.sinks import Sink
@@ -150,8 +150,8 @@ class Config(msgspec.Struct, frozen=True):
     sinks: dict[str, Sink]
     storage: Storage = Storage()
     budget: Budget = Budget()
-    gateway: Access = msgspec.field(default_factory=Access)
-    analysis: dict[str, Inquiry] = {}
+    gateway: GatewayConfig = msgspec.field(default_factory=GatewayConfig)
+    analysis: dict[str, AnalysisPrompt] = {}
     disabled: dict[str, Sink] = {}
     """The sinks that the file has and that are not to run."""
     unloaded: dict[str, str] = {}

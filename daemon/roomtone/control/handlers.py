@@ -26,7 +26,7 @@ from roomtone.journal.coverage import summarize
 from roomtone.journal.journal import Journal
 from roomtone.monitoring.counters import Counting
 from roomtone.monitoring.liveness import RoomHealth
-from roomtone.monitoring.report import Cost, Coverage, Disk, OpenGap, Report, RoomReport, Session
+from roomtone.monitoring.report import CostReport, Coverage, Disk, OpenGap, Report, RoomReport, Session
 from roomtone.monitoring.room_state import Glance
 from roomtone.monitoring.sd_notify import Supervision
 from roomtone.rooms import OpenRoom, Rooms
@@ -155,14 +155,14 @@ class Commands:
             stopping=self._supervision.stopping.is_set(),
         )
 
-    def _cost(self) -> Cost:
+    def _cost(self) -> CostReport:
         governor, budget = self._governor, self._force.config.budget
-        return Cost(
+        return CostReport(
             currency=budget.currency,
             bill=governor.spent(),
             daily=budget.daily,
             monthly=budget.monthly,
-            spent=governor.course,
+            spent=governor.cap_action,
         )
 
     async def _room(self, room: OpenRoom, health: RoomHealth | None) -> RoomReport:

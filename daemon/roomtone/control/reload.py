@@ -17,7 +17,7 @@ from roomtone.delivery.manager import Outlets
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal
 from roomtone.llm.analyst import Analyst
-from roomtone.llm.settings import RoomFacts, Setting
+from roomtone.llm.settings import LLMSettings, RoomFacts
 from roomtone.monitoring import prometheus
 from roomtone.rooms import Plan, Rooms
 from roomtone.secret import Secret
@@ -35,13 +35,13 @@ class InForce(msgspec.Struct):
     config: Config
     key: Secret | None
 
-    def setting(self) -> Setting:
+    def setting(self) -> LLMSettings:
         """What language models are asked, and where."""
         rooms = {
             name: RoomFacts(room.rate, room.streaming, room.gate.mode == "speech")
             for name, room in self.config.rooms.items()
         }
-        return Setting(self.config.gateway, self.config.analysis, rooms, self.key, self.config.gateway_key_file)
+        return LLMSettings(self.config.gateway, self.config.analysis, rooms, self.key, self.config.gateway_key_file)
 
     def plan(self, room: Room) -> Plan:
         """What a room is to do."""

@@ -17,36 +17,36 @@ from roomtone.containment import supervise
 from roomtone.events import Answer, Notice, Turn
 from roomtone.journal.journal import Journal, Mark, Record
 from roomtone.llm import completion, conversations
-from roomtone.llm.client import Failed, Gateway, Verdict
+from roomtone.llm.client import LLMClient, RequestFailed, Retryability
 from roomtone.llm.completion import Completion, Usage
-from roomtone.llm.prompt_task import MARKS, REFUSALS, Errand, mark_key
-from roomtone.llm.request_pool import Office
-from roomtone.llm.room_answers import PREFIX as ANSWERS
-from roomtone.llm.room_answers import Answers, Policy, Question, Unanswered
-from roomtone.llm.settings import Setting
+from roomtone.llm.prompt_task import MARK_PREFIX, REFUSALS, PromptTask, mark_key
+from roomtone.llm.request_pool import RequestPool
+from roomtone.llm.room_answers import MARK_PREFIX as ANSWERS
+from roomtone.llm.room_answers import Policy, Question, RoomAnswers, Unanswered
+from roomtone.llm.settings import LLMSettings
 from roomtone.protocol.parameters import Streaming
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-ASKED = 3
+MAX_ATTEMPTS = 3
 """Times that a turn's missing answer is asked for, where the failure is a passing one."""
 
 
 class Analyst:
     """Asks, for as long as it is open. Made by `open_analyst`."""
 
-    def __init__(self, office: Office, setting: Setting, transport: httpx2.AsyncBaseTransport | None) -> None:
+    def __init__(self, office: RequestPool, setting: LLMSettings, transport: httpx2.AsyncBaseTransport | None) -> None:
         self._office = office
         self._setting = setting
         self._transport = transport
         self._unanswered = Unanswered()
-        self._answers: dict[str, Answers] = {}
+        self._answers: dict[str, RoomAnswers] = {}
         self._all = trio.CancelScope()
         self._work = trio.CancelScope()
         self._at_work = trio.Lock()
         self._over = trio.Event()
 
-    def answers(self, room: str, streaming: Streaming, *, remote: bool = True) -> Answers | None:
+    def answers(self, room: str, streaming: Streaming, *, remote: bool = True) -> RoomAnswers | None:
         """The answers of a room whose sessions ask about turns; None for any other.
 
         The recognizer, which is not `remote`, asks nobody: its turns are asked about here, or not at all.
@@ -60,13 +60,13 @@ class Analyst:
         def pay(usage: Usage, answered: str | None) -> None:
             self._office.pay(self._setting, room, model, usage, answered)
 
-        answers = Answers(streaming.llm_gateway, policy, self._unanswered, pay)
+        answers = RoomAnswers(streaming.llm_gateway, policy, self._unanswered, pay)
         if (before := self._answers.get(room)) is not None:
             answers.told = before.told
         self._answers[room] = answers
         return answers
 
-    def change(self, setting: Setting) -> None:
+    def change(self, setting: LLMSettings) -> None:
         """Go on by another configuration. What is pending stays so, as far as its prompt and its room stay."""
         self._setting = setting
         for answers in self._answers.values():
@@ -120,38 +120,38 @@ class Analyst:
         finally:
             self._over.set()
 
-    async def _run(self, setting: Setting) -> None:
+    async def _run(self, setting: LLMSettings) -> None:
         await self._begin_prompts(setting)
         gateway, journal, closing = (
-            Gateway(setting.access.timeout, self._transport),
+            LLMClient(setting.access.timeout, self._transport),
             self._office.journal,
             self._office.closing,
         )
         async with trio.open_nursery() as nursery:
             for name, room in setting.pairs():
-                errand = Errand(self._office, setting, gateway, name, room)
+                errand = PromptTask(self._office, setting, gateway, name, room)
                 asking = partial(supervise, f"[analysis.{name}]", errand.run, journal, room=room, until=closing)
                 nursery.start_soon(asking)
             again = partial(self._ask_again, setting, gateway)
             nursery.start_soon(partial(supervise, "Asking for answers again", again, journal, until=closing))
 
-    async def _begin_prompts(self, setting: Setting) -> None:
+    async def _begin_prompts(self, setting: LLMSettings) -> None:
         """Begin prompts that are new with what is said from now on, and forget those that are configured no more; where
         it is the room that is no more, nobody knows where its words may go: what was pending is told.
         """
         wanted = {mark_key(name, room): room for name, room in setting.pairs()}
-        known = await self._office.journal.marks(MARKS)
+        known = await self._office.journal.marks(MARK_PREFIX)
         gone = [key for key in known if key not in wanted]
         marks: list[Record] = [Mark(key, None) for key in gone]
-        marks += [Mark(REFUSALS + key.removeprefix(MARKS), None) for key in gone]
+        marks += [Mark(REFUSALS + key.removeprefix(MARK_PREFIX), None) for key in gone]
         marks += [notice for key in gone if (notice := await self._drop(setting, key, known[key]))]
         marks += [Mark(key, await self._office.head(room)) for key, room in wanted.items() if key not in known]
         if marks:
             await self._office.journal.commit(*marks)
 
-    async def _drop(self, setting: Setting, key: str, done: int) -> Notice | None:
+    async def _drop(self, setting: LLMSettings, key: str, done: int) -> Notice | None:
         """What is to be told of a prompt that has lost its room, if something was said that it was not asked about."""
-        name, _, room = key.removeprefix(MARKS).rpartition("/")
+        name, _, room = key.removeprefix(MARK_PREFIX).rpartition("/")
         if room in setting.rooms or name not in setting.prompts:
             return None
         turns = conversations.current(await self._office.journal.select(room, ["turn", "forgotten"], done, 1 << 62))
@@ -168,14 +168,14 @@ class Analyst:
 
     # --- turns whose answer did not come ------------------------------------------------------------------------------
 
-    async def _ask_again(self, setting: Setting, gateway: Gateway) -> None:
+    async def _ask_again(self, setting: LLMSettings, gateway: LLMClient) -> None:
         while (question := await self._unanswered.first()) is not None:
             facts = await self._ask_once_more(question, setting, gateway)
             if question in self._unanswered:  # else the session's own answer has come after all
                 await self._office.journal.commit(question.done, *facts)
                 self._unanswered.discard(question)
 
-    async def _ask_once_more(self, question: Question, setting: Setting, gateway: Gateway) -> list[Record]:
+    async def _ask_once_more(self, question: Question, setting: LLMSettings, gateway: LLMClient) -> list[Record]:
         """What to commit: the answer, or that there is none; nothing where nobody wants to know any more."""
         answers, turn = self._answers.get(question.room), await self._turn(question)
         if answers is None or turn is None or question.room not in setting.rooms:
@@ -187,11 +187,11 @@ class Analyst:
         while True:
             try:
                 answer = await self._office.ask(setting, gateway, question.room, request)
-            except Failed as failed:
-                if failed.verdict is Verdict.HELD:
+            except RequestFailed as failed:
+                if failed.verdict is Retryability.HELD:
                     return []  # the notice about the budget says so for all turns
-                is_passing = failed.verdict is Verdict.PASSING and not self._office.has_given_up
-                if is_passing and backoff.failures + 1 < ASKED:
+                is_passing = failed.verdict is Retryability.PASSING and not self._office.has_given_up
+                if is_passing and backoff.failures + 1 < MAX_ATTEMPTS:
                     await self._office.wait(max(failed.wait, backoff.next()))
                     continue
                 log.warning("answer.missing", room=question.room, session_id=question.session_id, reason=str(failed))
@@ -208,7 +208,7 @@ class Analyst:
 @asynccontextmanager
 async def open_analyst(
     journal: Journal,
-    setting: Setting,
+    setting: LLMSettings,
     heads: Callable[[str], int | None],
     governor: Governor,
     *,
@@ -222,7 +222,7 @@ async def open_analyst(
 
     Resources: a task and its connections. Errors: those of the journal.
     """
-    analyst = Analyst(Office(journal, governor, heads, utc), setting, transport)
+    analyst = Analyst(RequestPool(journal, governor, heads, utc), setting, transport)
     await analyst.recover()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(analyst.run)

@@ -16,7 +16,7 @@ import trio
 
 from roomtone.backoff import wait_of
 from roomtone.llm import completion
-from roomtone.llm.completion import Completion, Unusable, Usage
+from roomtone.llm.completion import Completion, InvalidCompletion, Usage
 from roomtone.network import open_client, read_content
 from roomtone.proxy import NetworkError
 from roomtone.secret import Key
@@ -25,7 +25,7 @@ MAX_ANSWER_BYTES = 8 << 20
 """Bytes of an answer that are read; a longer one is not an answer."""
 
 
-class Verdict(Enum):
+class Retryability(Enum):
     """What a failure means for the same question."""
 
     PASSING = "ask again later"
@@ -35,14 +35,14 @@ class Verdict(Enum):
     FATAL = "ask a person"
 
 
-class Failed(Exception):  # noqa: N818 - it says what is true of the request
+class RequestFailed(Exception):  # noqa: N818 - it says what is true of the request
     """No answer has come. Its text quotes nothing of the answer; `wait` is how many seconds the endpoint wants to be
     left alone, and `usage` what it bills all the same. `said` is what the endpoint says of it: that may quote the
     prompt, so it is for the terminal of whoever asks, and for no log and no notice.
     """
 
     def __init__(
-        self, text: str, verdict: Verdict, wait: float = 0.0, usage: Usage | None = None, said: str = ""
+        self, text: str, verdict: Retryability, wait: float = 0.0, usage: Usage | None = None, said: str = ""
     ) -> None:
         super().__init__(text)
         self.said = said
@@ -73,7 +73,7 @@ def route(url: str, *, account: Key | None, own: Key | None) -> Route:
     return Route(url, {"authorization": f"Bearer {own.reveal()}"})
 
 
-class Gateway:
+class LLMClient:
     """Asks language models. One request may take `timeout` seconds; `transport` stands in for the network.
 
     Each request has a client of its own: they are minutes apart, and an environment that no client can be made in is
@@ -90,15 +90,15 @@ class Gateway:
             with trio.fail_after(self._timeout):
                 status, wait, body = await self._post(way, request)
         except trio.TooSlowError:
-            raise Failed(f"{way.url}: no answer within {self._timeout:g} s", Verdict.PASSING) from None
+            raise RequestFailed(f"{way.url}: no answer within {self._timeout:g} s", Retryability.PASSING) from None
         except NetworkError as error:
-            raise Failed(f"{way.url}: {error}", Verdict.FATAL) from None
+            raise RequestFailed(f"{way.url}: {error}", Retryability.FATAL) from None
         except httpx2.HTTPError as error:
-            raise Failed(f"{way.url}: {_explain(error)}", Verdict.PASSING) from None
+            raise RequestFailed(f"{way.url}: {_explain(error)}", Retryability.PASSING) from None
         if status == 200:
             return _read(body)
         text, said = _describe(status, body)
-        raise Failed(f"{way.url} {text}", _classify(status), wait, said=_without_secrets(said, way))
+        raise RequestFailed(f"{way.url} {text}", _classify(status), wait, said=_without_secrets(said, way))
 
     async def _post(self, way: Route, request: Mapping[str, Any]) -> tuple[int, float, bytes]:
         """Status, the seconds that its Retry-After asks for, and the body."""
@@ -126,16 +126,16 @@ class Gateway:
 
 def _read(body: bytes) -> Completion:
     if len(body) > MAX_ANSWER_BYTES:
-        raise Failed(f"the answer has more than {MAX_ANSWER_BYTES} bytes", Verdict.UNUSABLE)
+        raise RequestFailed(f"the answer has more than {MAX_ANSWER_BYTES} bytes", Retryability.UNUSABLE)
     if not body.strip():
-        raise Failed("the answer is empty", Verdict.UNUSABLE)
+        raise RequestFailed("the answer is empty", Retryability.UNUSABLE)
     try:
         return completion.read(msgspec.json.decode(body))
-    except Unusable as error:
+    except InvalidCompletion as error:
         text = f"the answer has no words: {error}"
-        raise Failed(text, Verdict.UNUSABLE, usage=error.usage, said=error.said) from None
+        raise RequestFailed(text, Retryability.UNUSABLE, usage=error.usage, said=error.said) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise Failed("the answer is no JSON", Verdict.UNUSABLE) from None
+        raise RequestFailed("the answer is no JSON", Retryability.UNUSABLE) from None
 
 
 _REMEDIES = {
@@ -152,7 +152,7 @@ def _describe(status: int, body: bytes) -> tuple[str, str]:
     text = said = ""
     try:
         completion.read(msgspec.json.decode(body[:MAX_ANSWER_BYTES]))
-    except Unusable as error:
+    except InvalidCompletion as error:
         text, said = f": {error}", error.said
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         pass  # some proxy's prose
@@ -167,16 +167,16 @@ def _without_secrets(text: str, way: Route) -> str:
     return text
 
 
-def _classify(status: int) -> Verdict:
+def _classify(status: int) -> Retryability:
     match status:
         case 400 | 413 | 414 | 422:
-            return Verdict.REFUSED
+            return Retryability.REFUSED
         case 408 | 409 | 425 | 429:
-            return Verdict.PASSING
+            return Retryability.PASSING
         case _ if status >= 500:
-            return Verdict.PASSING
+            return Retryability.PASSING
         case _:
-            return Verdict.FATAL
+            return Retryability.FATAL
 
 
 def _explain(error: httpx2.HTTPError) -> str:

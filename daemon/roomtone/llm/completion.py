@@ -53,7 +53,7 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: Annotated[float, Meta(ge=0)]
 
 
-class Access(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The `[gateway]` table: how language models are reached, apart from a streaming session."""
 
     endpoint: Annotated[str, Meta(min_length=1, max_length=2000)] | None = None
@@ -96,7 +96,7 @@ class Usage(msgspec.Struct, frozen=True):
         return round((self.input_tokens * price.input + self.output_tokens * price.output) / 1e6, 6)
 
 
-class Unusable(Exception):  # noqa: N818 - it says what is true of the body
+class InvalidCompletion(Exception):  # noqa: N818 - it says what is true of the body
     """A body without an answer. Its text says what it has instead, and quotes nothing of it.
 
     `usage` is what it is billed all the same; `said` is what it says of its failure, which may quote the prompt.
@@ -162,7 +162,7 @@ def fields(text: str) -> set[str]:
     return set(_FIELD.findall(text))
 
 
-def strangers(text: str, known: Collection[str]) -> list[str]:
+def unknown_placeholders(text: str, known: Collection[str]) -> list[str]:
     """The names that stand in the text as {{name}} and that nothing is put in for, however they are written."""
     return [name for name in _ANY_FIELD.findall(text) if name not in known]
 
@@ -197,15 +197,15 @@ def read(body: Any) -> Completion:
         case {"choices": [{"message": {"tool_calls": [_, *_]}}, *_]}:
             return Completion("", _model(body), _usage(body), body)
         case {"choices": [{"finish_reason": "length"}, *_]}:
-            raise Unusable("the model used up max_tokens before it said anything: give it more", _usage(body))
+            raise InvalidCompletion("the model used up max_tokens before it said anything: give it more", _usage(body))
         case {"choices": [_, *_]}:
-            raise Unusable("the model said nothing", _usage(body))
+            raise InvalidCompletion("the model said nothing", _usage(body))
         case dict():
-            raise Unusable("the body has no choices")
-    raise Unusable("the body is no object")
+            raise InvalidCompletion("the body has no choices")
+    raise InvalidCompletion("the body is no object")
 
 
-def _fault(body: Any) -> Unusable | None:
+def _fault(body: Any) -> InvalidCompletion | None:
     """The failure that a body reports; the service is known to use three shapes for that."""
     match body:
         case {"error": {} as error}:
@@ -217,14 +217,14 @@ def _fault(body: Any) -> Unusable | None:
         case {"message": str(text), "code": code}:
             return _reported(code, text)
         case {"llm_status_code": int(status)} | {"http_status_code": int(status)} if status >= 400:
-            return Unusable(f"the model's provider answered {status}")
+            return InvalidCompletion(f"the model's provider answered {status}")
     return None
 
 
-def _reported(code: object, text: object) -> Unusable:
+def _reported(code: object, text: object) -> InvalidCompletion:
     is_known = isinstance(code, int) or (isinstance(code, str) and code in KNOWN_CODES)
     said = " ".join(text.split())[:_SHOWN] if isinstance(text, str) else ""
-    return Unusable(f"an error is reported ({code})" if is_known else "an error is reported", said=said)
+    return InvalidCompletion(f"an error is reported ({code})" if is_known else "an error is reported", said=said)
 
 
 def _model(body: Mapping[str, Any]) -> str | None:

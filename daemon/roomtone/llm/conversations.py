@@ -16,7 +16,7 @@ from roomtone.events import Durable, Forgotten, Gap, RecordingStopped, SessionEn
 from roomtone.llm import completion
 from roomtone.spans import Spans
 
-BYTES_A_TOKEN = 3.5
+BYTES_PER_TOKEN = 3.5
 """English has four letters to a token; UTF-8 spends three bytes where other scripts have a token for each letter."""
 AFTER = 5.0
 """Minutes of silence that end a conversation, where nothing else is said."""
@@ -24,7 +24,7 @@ AFTER = 5.0
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
-class Inquiry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AnalysisPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The `[analysis.<name>]` table: what a language model is asked about each conversation when it is over."""
 
     prompt: Annotated[str, Meta(min_length=1)]
@@ -67,7 +67,7 @@ class Inquiry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return body if self.temperature is None else body | {"temperature": self.temperature}
 
 
-class Rules(NamedTuple):
+class ConversationLimits(NamedTuple):
     """What ends a conversation: this silence, the end of a session if `by_session`, and this length at the latest.
 
     `rate` is the room's, in Hz.
@@ -79,11 +79,11 @@ class Rules(NamedTuple):
     by_session: bool = False
 
 
-def rules_of(prompt: Inquiry, rate: int, *, gated: bool) -> Rules:
+def limits_of(prompt: AnalysisPrompt, rate: int, *, gated: bool) -> ConversationLimits:
     """What ends a conversation for this prompt in a room of this rate, whose sessions follow speech if `gated`."""
     minutes = AFTER if prompt.after is None else prompt.after
     by_session = gated and prompt.after is None
-    return Rules(rate, timedelta(minutes=minutes), timedelta(minutes=prompt.longest), by_session)
+    return ConversationLimits(rate, timedelta(minutes=minutes), timedelta(minutes=prompt.longest), by_session)
 
 
 class Conversation(NamedTuple):
@@ -136,7 +136,7 @@ def edges(events: Iterable[Durable], *, by_session: bool) -> list[int]:
     return sorted(found)
 
 
-def converse(turns: Sequence[Turn], edges: Sequence[int], rules: Rules) -> list[Conversation]:
+def conversations_in(turns: Sequence[Turn], edges: Sequence[int], rules: ConversationLimits) -> list[Conversation]:
     """The conversations that these turns, in order of position, are."""
     found: list[Conversation] = []
     for turn in turns:
@@ -154,7 +154,7 @@ def _end(turn: Turn) -> int:
     return max((word.end for word in turn.words), default=turn.position)
 
 
-def _continues(last: Conversation, turn: Turn, edges: Sequence[int], rules: Rules) -> bool:
+def _continues(last: Conversation, turn: Turn, edges: Sequence[int], rules: ConversationLimits) -> bool:
     return not (
         turn.at - last.until >= rules.quiet
         or turn.at - last.turns[0].at >= rules.longest
@@ -163,14 +163,14 @@ def _continues(last: Conversation, turn: Turn, edges: Sequence[int], rules: Rule
 
 
 def first_over(
-    turns: Sequence[Turn], edges: Sequence[int], rules: Rules, *, settled: Spans, head: int, now: datetime
+    turns: Sequence[Turn], edges: Sequence[int], rules: ConversationLimits, *, settled: Spans, head: int, now: datetime
 ) -> Conversation | None:
     """The first of these conversations, if it is over.
 
     `settled` are the positions whose transcript is known; `head` is the room's last recorded position. Silence counts
     in samples, and, while the room has no source and everything is settled, in time.
     """
-    conversations = converse(turns, edges, rules)
+    conversations = conversations_in(turns, edges, rules)
     if not conversations:
         return None
     first = conversations[0]
@@ -211,7 +211,7 @@ def _paragraphs(turn: Turn) -> Iterator[tuple[str | None, str]]:
 
 def tokens(text: str) -> int:
     """About how many tokens a text is, rather more than fewer."""
-    return -(-len(text.encode()) * 2 // round(2 * BYTES_A_TOKEN))
+    return -(-len(text.encode()) * 2 // round(2 * BYTES_PER_TOKEN))
 
 
 def cut(lines: Iterable[str], most: int) -> list[str]:
@@ -231,7 +231,7 @@ def cut(lines: Iterable[str], most: int) -> list[str]:
 
 def _fitting(line: str, most: int) -> Iterator[str]:
     while tokens(line) >= most:
-        size = max(1, int((most - 1) * BYTES_A_TOKEN))
+        size = max(1, int((most - 1) * BYTES_PER_TOKEN))
         head = line.encode()[:size].decode("utf-8", "ignore")
         end = head.rfind(" ") if " " in head else len(head)
         yield line[:end]
@@ -271,7 +271,7 @@ _COMBINING = (
 )
 
 
-def estimate(prompt: Inquiry, parts: Sequence[str]) -> tuple[int, int]:
+def estimate(prompt: AnalysisPrompt, parts: Sequence[str]) -> tuple[int, int]:
     """About how many tokens, at most, asking about these parts sends and gets back."""
     around = tokens(prompt.prompt) + tokens(prompt.system or "")
     sent = sum(prompt.times * tokens(text) + around for text in parts)

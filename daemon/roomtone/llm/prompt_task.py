@@ -16,24 +16,24 @@ from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Analysis, Notice, Severity
 from roomtone.journal.journal import Mark, Record
 from roomtone.llm import conversations
-from roomtone.llm.client import Failed, Gateway, Verdict
+from roomtone.llm.client import LLMClient, RequestFailed, Retryability
 from roomtone.llm.completion import Completion, Usage
-from roomtone.llm.conversations import Conversation, Inquiry, Progress
-from roomtone.llm.request_pool import LOOKS, Office
-from roomtone.llm.settings import Setting
+from roomtone.llm.conversations import AnalysisPrompt, Conversation, Progress
+from roomtone.llm.request_pool import CHECK_INTERVAL_S, RequestPool
+from roomtone.llm.settings import LLMSettings
 from roomtone.network import find_fault
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-SHARE = 20
+CHECK_COST_RATIO = 20
 """How many times longer than a look took it is waited for the next: hours of talk take a small computer its time."""
-LONGEST_LOOKS = 30.0
+MAX_CHECK_INTERVAL_S = 30.0
 """Seconds between two looks at most."""
-TRIES = 5
+MAX_UNUSABLE_ANSWERS = 5
 """Answers in a row that cannot be used after which a conversation is left: each of them may have cost something."""
-REFUSED = 300.0
+REFUSED_RETRY_S = 300.0
 """Seconds between attempts that only a person can make succeed."""
-MARKS = "analysis/"
+MARK_PREFIX = "analysis/"
 """What the keys of the marks begin with; the prompt's name and the room's follow."""
 REFUSALS = "refused/"
 """The same for the marks that say that a refusal was told, and its end was not."""
@@ -50,7 +50,7 @@ class Result(NamedTuple):
 
 
 async def analyze(
-    prompt: Inquiry,
+    prompt: AnalysisPrompt,
     room: str,
     conversation: Conversation,
     ask: Ask,
@@ -87,31 +87,31 @@ async def analyze(
     return Result(last, sum((answer.usage for answer, _ in given), Usage()), total)
 
 
-async def _ask_models(prompt: Inquiry, text: str, values: Mapping[str, str], ask: Ask) -> Completion:
+async def _ask_models(prompt: AnalysisPrompt, text: str, values: Mapping[str, str], ask: Ask) -> Completion:
     """The first answer of the prompt's models. Raises the failure that gives most hope."""
-    failures: list[Failed] = []
+    failures: list[RequestFailed] = []
     for model in (prompt.model, *prompt.fallbacks):
         try:
             answer = await ask(prompt.request(model, text, values))
-        except Failed as failed:
+        except RequestFailed as failed:
             failures.append(failed)
         else:
             return answer if answer.model else msgspec.structs.replace(answer, model=model)
-    hopes = [Verdict.PASSING, Verdict.HELD, Verdict.UNUSABLE, Verdict.FATAL, Verdict.REFUSED]
+    hopes = [Retryability.PASSING, Retryability.HELD, Retryability.UNUSABLE, Retryability.FATAL, Retryability.REFUSED]
     raise min(failures, key=lambda failed: (hopes.index(failed.verdict), failed.wait))
 
 
-class Errand:
+class PromptTask:
     """One prompt, asked about one room's conversations, one after another."""
 
-    def __init__(self, office: Office, setting: Setting, gateway: Gateway, name: str, room: str) -> None:
+    def __init__(self, office: RequestPool, setting: LLMSettings, gateway: LLMClient, name: str, room: str) -> None:
         self._office = office
         self._setting = setting
         self._gateway = gateway
         self._name = name
         self._room = room
         self._prompt = setting.prompts[name]
-        self._rules = conversations.rules_of(self._prompt, setting.rooms[room].rate, gated=setting.rooms[room].gated)
+        self._rules = conversations.limits_of(self._prompt, setting.rooms[room].rate, gated=setting.rooms[room].gated)
         self._key = mark_key(name, room)
         self._refusal = f"{REFUSALS}{name}/{room}"
         self._told = False  # whether the last that was said is that the model is not to be had
@@ -136,7 +136,7 @@ class Errand:
             elif is_last:
                 return
             else:
-                await self._office.wait(min(max(LOOKS, SHARE * took), LONGEST_LOOKS))
+                await self._office.wait(min(max(CHECK_INTERVAL_S, CHECK_COST_RATIO * took), MAX_CHECK_INTERVAL_S))
 
     async def _look_at_the_way(self, done: int) -> None:
         """Say now, and not after hours of talk, that a key is lacking, or that the environment leads nowhere."""
@@ -144,7 +144,7 @@ class Errand:
         try:
             way = await self._setting.route(self._room)
             reason = await find_fault(way.url)
-        except Failed as failed:
+        except RequestFailed as failed:
             reason = str(failed)
         if reason is not None:
             log.warning("analysis.failed", name=self._name, room=self._room, reason=reason)
@@ -154,7 +154,7 @@ class Errand:
     async def _settle(self, conversation: Conversation) -> bool:
         """Ask about this conversation, for as long as it takes. False: it is left for the next start."""
         known: dict[str, Completion] = {}
-        backoff = Backoff(first=2.0, longest=REFUSED)
+        backoff = Backoff(first=2.0, longest=REFUSED_RETRY_S)
         unusable = 0
         if conversation.words < self._prompt.least_words:
             await self._commit(conversation)
@@ -164,9 +164,9 @@ class Errand:
                 result = await analyze(
                     self._prompt, self._room, conversation, self._ask, cost=self._setting.cost, known=known
                 )
-            except Failed as failed:
-                unusable += failed.verdict is Verdict.UNUSABLE
-                if failed.verdict is Verdict.REFUSED or unusable >= TRIES:
+            except RequestFailed as failed:
+                unusable += failed.verdict is Retryability.UNUSABLE
+                if failed.verdict is Retryability.REFUSED or unusable >= MAX_UNUSABLE_ANSWERS:
                     await self._give_up(conversation, failed)
                     return True
                 if not await self._wait_out(conversation, failed, backoff):
@@ -179,13 +179,13 @@ class Errand:
     async def _ask(self, request: Mapping[str, Any]) -> Completion:
         return await self._office.ask(self._setting, self._gateway, self._room, request)
 
-    async def _wait_out(self, conversation: Conversation, failed: Failed, backoff: Backoff) -> bool:
+    async def _wait_out(self, conversation: Conversation, failed: RequestFailed, backoff: Backoff) -> bool:
         """Wait until it can be tried again. False: not before the next start."""
-        if failed.verdict is Verdict.HELD:
+        if failed.verdict is Retryability.HELD:
             log.info("analysis.held", name=self._name, room=self._room, reason=str(failed))
             return await self._office.wait_for_budget()
-        is_fatal = failed.verdict is Verdict.FATAL
-        delay = max(failed.wait, backoff.next() + (REFUSED if is_fatal else 0.0))
+        is_fatal = failed.verdict is Retryability.FATAL
+        delay = max(failed.wait, backoff.next() + (REFUSED_RETRY_S if is_fatal else 0.0))
         if is_worth_saying(backoff.failures):
             log.warning(
                 "analysis.failed",
@@ -208,7 +208,7 @@ class Errand:
         notice = self._notice(position, at, "error", "analysis.refused", text)
         await self._office.journal.commit(notice, Mark(self._refusal, True))
 
-    async def _give_up(self, conversation: Conversation, failed: Failed) -> None:
+    async def _give_up(self, conversation: Conversation, failed: RequestFailed) -> None:
         """Leave a conversation that no attempt would get further with, so that the next one is asked about."""
         text = f"[analysis.{self._name}] has nothing to say of a conversation: {failed}. `roomtone analyze` asks again."
         log.error("analysis.given_up", name=self._name, room=self._room, reason=str(failed))
@@ -250,4 +250,4 @@ class Errand:
 
 def mark_key(name: str, room: str) -> str:
     """The mark that says up to which position this prompt has been asked about this room."""
-    return f"{MARKS}{name}/{room}"
+    return f"{MARK_PREFIX}{name}/{room}"

@@ -10,21 +10,21 @@ import trio
 from roomtone.budget.governor import Governor
 from roomtone.journal.journal import Journal
 from roomtone.llm import conversations
-from roomtone.llm.client import Failed, Gateway, Verdict
+from roomtone.llm.client import LLMClient, RequestFailed, Retryability
 from roomtone.llm.completion import Completion, Usage
-from roomtone.llm.conversations import Conversation, Rules
-from roomtone.llm.settings import Setting
+from roomtone.llm.conversations import Conversation, ConversationLimits
+from roomtone.llm.settings import LLMSettings
 from roomtone.spans import Spans
 
-LOOKS = 5.0
+CHECK_INTERVAL_S = 5.0
 """Seconds between two looks whether a conversation is over."""
-AT_ONCE = 2
+MAX_CONCURRENT_REQUESTS = 2
 """Requests that are under way at a time."""
-FINISHING = 60.0
+FINISH_TIMEOUT_S = 60.0
 """Seconds for which a daemon that has nothing else to do lets failures pass; what is left waits for its next start."""
 
 
-class Office:
+class RequestPool:
     """What all errands share. `heads` gives the position after a room's last sample, None where unknown."""
 
     def __init__(
@@ -37,14 +37,14 @@ class Office:
         self.journal = journal
         self.utc = utc
         self._governor = governor
-        self._places = trio.CapacityLimiter(AT_ONCE)
+        self._places = trio.CapacityLimiter(MAX_CONCURRENT_REQUESTS)
         self._heads = heads
         self.closing = trio.Event()
         self._given_up_at = math.inf
 
     def close(self) -> None:
         """No more will be said: what is over is asked about, and then all errands end."""
-        self._given_up_at = trio.current_time() + FINISHING
+        self._given_up_at = trio.current_time() + FINISH_TIMEOUT_S
         self.closing.set()
 
     @property
@@ -57,21 +57,21 @@ class Office:
         """Whether a failure is no longer waited out: nothing else keeps the daemon."""
         return trio.current_time() >= self._given_up_at
 
-    async def ask(self, setting: Setting, gateway: Gateway, room: str, request: Mapping[str, Any]) -> Completion:
+    async def ask(self, setting: LLMSettings, gateway: LLMClient, room: str, request: Mapping[str, Any]) -> Completion:
         """The answer to one request, which is paid for. Raises Failed, which is paid for too."""
         model = request["model"]
         async with self._places:
             if not (self._governor.has_budget or setting.is_free(room, model)):
-                raise Failed("the budget is spent", Verdict.HELD)
+                raise RequestFailed("the budget is spent", Retryability.HELD)
             try:
                 answer = await gateway.ask(await setting.route(room), request)
-            except Failed as failed:
+            except RequestFailed as failed:
                 self.pay(setting, room, model, failed.usage)
                 raise
         self.pay(setting, room, model, answer.usage, answer.model)
         return answer
 
-    def pay(self, setting: Setting, room: str, asked: str, usage: Usage, answered: str | None = None) -> None:
+    def pay(self, setting: LLMSettings, room: str, asked: str, usage: Usage, answered: str | None = None) -> None:
         """So much was used for this room, of the model that has answered or else of the one that was asked."""
         if usage.requests:
             self._governor.pay(room, setting.spent(room, asked, usage, answered))
@@ -79,7 +79,7 @@ class Office:
     async def wait_for_budget(self) -> bool:
         """Return when there is one. False: the office closes before."""
         while not (self._governor.has_budget or self.is_closing):
-            await self.wait(LOOKS)
+            await self.wait(CHECK_INTERVAL_S)
         return self._governor.has_budget
 
     async def wait(self, seconds: float) -> None:
@@ -95,7 +95,7 @@ class Office:
         head = self._heads(room)
         return head if head is not None else await self.journal.mark(f"room/{room}/audio") or 0
 
-    async def look(self, room: str, rules: Rules, done: int) -> tuple[Conversation | None, bool]:
+    async def look(self, room: str, rules: ConversationLimits, done: int) -> tuple[Conversation | None, bool]:
         """The first conversation from this position on, if it is over; and whether there is any."""
         kinds = ["turn", "recording_stopped", "session_started", "session_ended", "gap", "forgotten"]
         events = await self.journal.select(room, kinds, done, 1 << 62)

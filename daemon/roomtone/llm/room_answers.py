@@ -16,9 +16,9 @@ from roomtone.journal.journal import Mark, Record
 from roomtone.llm.completion import Usage
 from roomtone.protocol.parameters import LLMGatewayConfig
 
-PREFIX = "answer/"
+MARK_PREFIX = "answer/"
 """What the keys of the marks of expected answers begin with; room, session and turn order follow."""
-MOST = 1000
+MAX_UNANSWERED = 1000
 """Questions that wait to be asked again; then the oldest are given up."""
 
 Pay: TypeAlias = Callable[[Usage, str | None], None]
@@ -34,7 +34,7 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        return f"{PREFIX}{self.room}/{self.session_id}/{self.turn_order}"
+        return f"{MARK_PREFIX}{self.room}/{self.session_id}/{self.turn_order}"
 
     @property
     def mark(self) -> Mark:
@@ -61,7 +61,7 @@ class Unanswered:
     def add(self, question: Question) -> Question | None:
         """Put a question behind the others. Returns the one that is given up for it, if any."""
         given_up = None
-        if question.key not in self._questions and len(self._questions) >= MOST:
+        if question.key not in self._questions and len(self._questions) >= MAX_UNANSWERED:
             given_up = self._questions.pop(next(iter(self._questions)))
         self._questions[question.key] = question
         self._changed.set()
@@ -92,7 +92,7 @@ class Policy(NamedTuple):
     ask_again: bool
 
 
-class Answers:
+class RoomAnswers:
     """One room's answers, across its sessions. `pay` is told what each used that came, and of which model."""
 
     def __init__(self, gateway: LLMGatewayConfig, policy: Policy, unanswered: Unanswered, pay: Pay) -> None:

@@ -13,14 +13,14 @@ import structlog
 from roomtone.events import Answer, Turn
 from roomtone.journal.journal import Record
 from roomtone.llm import completion
-from roomtone.llm.completion import Completion, Unusable, Usage
-from roomtone.llm.room_answers import Answers, Question
+from roomtone.llm.completion import Completion, InvalidCompletion, Usage
+from roomtone.llm.room_answers import Question, RoomAnswers
 from roomtone.protocol.messages import LLMGatewayResponse, weigh
 from roomtone.protocol.turns import MAX_REMEMBERED_TURNS
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-UNCLAIMED = 256
+MAX_UNCLAIMED_ANSWERS = 256
 """Answers that wait for their turn to be journalled; then the oldest are dropped."""
 MAX_UNCLAIMED_BYTES = 4 << 20
 """Bytes of such answers; then the oldest are dropped."""
@@ -42,13 +42,13 @@ class _Taken(NamedTuple):
     asked_again: Question | None
 
 
-class Replies:
+class SessionAnswers:
     """The answers of one session. `at` gives the time of a position; `answers` is None where none were asked for.
 
     An answer is journalled when its turn is, and dropped where an older session had said that turn already.
     """
 
-    def __init__(self, room: str, session_id: str, at: Callable[[int], datetime], answers: Answers | None) -> None:
+    def __init__(self, room: str, session_id: str, at: Callable[[int], datetime], answers: RoomAnswers | None) -> None:
         self._room = room
         self._session = session_id
         self._at = at
@@ -95,7 +95,7 @@ class Replies:
         said: Completion | str
         try:
             said = completion.read(message.data)
-        except Unusable as unusable:
+        except InvalidCompletion as unusable:
             said, usage, model = str(unusable), unusable.usage, None
         else:
             usage, model = said.usage, said.model
@@ -108,7 +108,7 @@ class Replies:
             del self._heard[next(iter(self._heard))]
         self._pay(usage, model)
         self._said[order] = said
-        while len(self._said) > UNCLAIMED or self._unclaimed() > MAX_UNCLAIMED_BYTES:
+        while len(self._said) > MAX_UNCLAIMED_ANSWERS or self._unclaimed() > MAX_UNCLAIMED_BYTES:
             del self._said[next(iter(self._said))]
 
     def _unclaimed(self) -> int:

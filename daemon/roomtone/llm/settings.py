@@ -14,9 +14,9 @@ import trio
 from roomtone import secret
 from roomtone.budget.ledger import Spent
 from roomtone.llm import completion
-from roomtone.llm.client import Failed, Route, Verdict, route
-from roomtone.llm.completion import Access, Completion, Usage
-from roomtone.llm.conversations import Inquiry
+from roomtone.llm.client import RequestFailed, Retryability, Route, route
+from roomtone.llm.completion import Completion, GatewayConfig, Usage
+from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.protocol.parameters import Streaming
 from roomtone.secret import Key
 
@@ -29,13 +29,13 @@ class RoomFacts(NamedTuple):
     gated: bool = False
 
 
-class Setting(msgspec.Struct, frozen=True):
+class LLMSettings(msgspec.Struct, frozen=True):
     """What the configuration says. `account` is the key of the speech service; `key_file` has that of an endpoint that
     is not AssemblyAI's.
     """
 
-    access: Access
-    prompts: dict[str, Inquiry]
+    access: GatewayConfig
+    prompts: dict[str, AnalysisPrompt]
     rooms: dict[str, RoomFacts]
     account: Key | None = None
     key_file: Path | None = None
@@ -47,11 +47,11 @@ class Setting(msgspec.Struct, frozen=True):
             text = (
                 f"needs a key; set ${secret.VARIABLE} or [service] api_key_file, or name another endpoint in [gateway]"
             )
-            raise Failed(f"AssemblyAI's LLM Gateway {text}", Verdict.FATAL)
+            raise RequestFailed(f"AssemblyAI's LLM Gateway {text}", Retryability.FATAL)
         try:
             own = None if self.key_file is None else await trio.to_thread.run_sync(secret.find_file, self.key_file)
         except secret.SecretError as error:
-            raise Failed(f"[gateway] key_file: {error}", Verdict.FATAL) from None
+            raise RequestFailed(f"[gateway] key_file: {error}", Retryability.FATAL) from None
         return route(url, account=self.account, own=own)
 
     def url(self, room: str) -> str:

@@ -20,7 +20,7 @@ from roomtone.config.model import Service, address_of
 from roomtone.delivery.health import SinkStatus
 from roomtone.descriptors import kept_from_forks
 from roomtone.durable import replace
-from roomtone.monitoring.report import Cost, Report, RoomReport
+from roomtone.monitoring.report import CostReport, Report, RoomReport
 from roomtone.proxy import join
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _rooms(rooms: tuple[RoomReport, ...]) -> Iterator["Metric"]:
         yield gauge
 
 
-def _costs(cost: Cost, rooms: tuple[RoomReport, ...]) -> Iterator["Metric"]:
+def _costs(cost: CostReport, rooms: tuple[RoomReport, ...]) -> Iterator["Metric"]:
     """Gauges: what a session has cost so far can turn out to be less when the service has counted it."""
     from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - late, as above
 

@@ -5,8 +5,8 @@ from typing import Literal
 
 import msgspec
 
-from roomtone.budget.ledger import Bill
-from roomtone.budget.limits import Course
+from roomtone.budget.ledger import Cost
+from roomtone.budget.limits import CapAction
 from roomtone.delivery.health import SinkStatus
 from roomtone.events import Cause
 from roomtone.monitoring.counters import Figures
@@ -57,7 +57,7 @@ class RoomReport(msgspec.Struct, frozen=True, kw_only=True):
     drift: float | None = None
     figures: Figures = Figures()
     coverage: Coverage | None = None
-    cost: Bill | None = None
+    cost: Cost | None = None
 
 
 class Disk(msgspec.Struct, frozen=True):
@@ -68,17 +68,17 @@ class Disk(msgspec.Struct, frozen=True):
     free: int
 
 
-class Cost(msgspec.Struct, frozen=True, kw_only=True):
+class CostReport(msgspec.Struct, frozen=True, kw_only=True):
     """What today and this month (UTC) have cost, all rooms together, and what they may: None where nothing is capped.
 
     `spent`: what is done instead of opening sessions, since that is all that they may cost.
     """
 
     currency: str
-    bill: Bill
+    bill: Cost
     daily: float | None = None
     monthly: float | None = None
-    spent: Course | None = None
+    spent: CapAction | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="answer", tag="report"):
@@ -92,5 +92,5 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="answer", tag=
     rooms: tuple[RoomReport, ...]
     sinks: tuple[SinkStatus, ...]
     disk: Disk
-    cost: Cost | None = None
+    cost: CostReport | None = None
     stopping: bool = False

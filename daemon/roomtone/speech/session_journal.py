@@ -15,8 +15,8 @@ from roomtone.budget.governor import FREE, Meter
 from roomtone.events import Durable, Interim, SessionEnded, SessionStarted, Turn, Word
 from roomtone.journal.journal import CoverageSpan, Journal, Mark, Record
 from roomtone.live import Live
-from roomtone.llm.room_answers import Answers
-from roomtone.llm.session_answers import Replies
+from roomtone.llm.room_answers import RoomAnswers
+from roomtone.llm.session_answers import SessionAnswers
 from roomtone.protocol.messages import LLMGatewayResponse, Termination, TurnMessage
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.protocol.turns import MAX_REMEMBERED_TURNS
@@ -71,7 +71,7 @@ class SessionContext(NamedTuple):
     seam: trio.Lock
     failed: Callable[[str], None] = _tell_nobody
     meter: Meter = FREE
-    answers: Answers | None = None
+    answers: RoomAnswers | None = None
     speakers: Mapping[str, str] = MappingProxyType({})
     gated: bool = False
 
@@ -141,7 +141,7 @@ class SessionJournal:
         self._speakers = Speakers(session_id, desk.speakers)
         self._ids: dict[int, str] = {}
         self._kept: dict[int, _Kept] = {}
-        self._replies = Replies(desk.room, session_id, desk.spool.at, desk.answers)
+        self._replies = SessionAnswers(desk.room, session_id, desk.spool.at, desk.answers)
 
     def show(self, turn: TurnMessage) -> None:
         """Publish a turn that is still being said."""

@@ -29,11 +29,11 @@ from roomtone.journal.database import Database
 from roomtone.journal.records import CoverageSpan
 from roomtone.legible import legible
 from roomtone.llm import conversations
-from roomtone.llm.client import Failed, Gateway, Verdict
+from roomtone.llm.client import LLMClient, RequestFailed, Retryability
 from roomtone.llm.completion import Completion
-from roomtone.llm.conversations import Conversation, Inquiry, Progress
+from roomtone.llm.conversations import AnalysisPrompt, Conversation, Progress
 from roomtone.llm.prompt_task import Result, analyze
-from roomtone.llm.settings import RoomFacts, Setting
+from roomtone.llm.settings import LLMSettings, RoomFacts
 
 TRIES = 6
 """Requests for one answer, where the failure is a passing one."""
@@ -62,9 +62,9 @@ class Job(NamedTuple):
     """What to ask about one room."""
 
     room: str
-    prompt: Inquiry
+    prompt: AnalysisPrompt
     conversation: Conversation
-    setting: Setting
+    setting: LLMSettings
 
 
 @click.command(short_help="Ask a language model about any stretch of the past.")
@@ -126,7 +126,7 @@ def jobs_of(config: Config, name: str, chosen: Sequence[str], since: datetime, u
         raise Failure("--from must be before --to", Exit.USAGE)
     facts = {room: RoomFacts(table.rate, table.streaming) for room, table in config.rooms.items()}
     key = find_key(config, os.environ)
-    setting = Setting(config.gateway, config.analysis, facts, key, config.gateway_key_file)
+    setting = LLMSettings(config.gateway, config.analysis, facts, key, config.gateway_key_file)
     path = config.state(os.environ) / "journal.sqlite"
     if not path.exists():
         raise Failure(f"{path}: nothing was recorded with this configuration yet")
@@ -180,13 +180,13 @@ def _pay(journal: Path, room: str, spent: Spent) -> None:
 
 async def _ask(job: Job, progress: Progress, pay: Callable[[str, Spent], None]) -> Result:
     access = job.setting.access
-    gateway = Gateway(access.timeout)
+    gateway = LLMClient(access.timeout)
 
     async def ask(request: Mapping[str, Any]) -> Completion:
         model = request["model"]
         try:
             answer = await _ask_patiently(gateway, job, request)
-        except Failed as failed:
+        except RequestFailed as failed:
             pay(job.room, job.setting.spent(job.room, model, failed.usage))
             raise
         pay(job.room, job.setting.spent(job.room, model, answer.usage, answer.model))
@@ -194,19 +194,19 @@ async def _ask(job: Job, progress: Progress, pay: Callable[[str, Spent], None]) 
 
     try:
         return await analyze(job.prompt, job.room, job.conversation, ask, cost=job.setting.cost, progress=progress)
-    except Failed as failed:
+    except RequestFailed as failed:
         error = f"{failed}: {failed.said}" if failed.said else str(failed)
     raise Failure(f"no answer: {error}")
 
 
-async def _ask_patiently(gateway: Gateway, job: Job, request: Mapping[str, Any]) -> Completion:
+async def _ask_patiently(gateway: LLMClient, job: Job, request: Mapping[str, Any]) -> Completion:
     backoff = Backoff(first=2.0)
     while True:
         try:
             return await gateway.ask(await job.setting.route(job.room), request)
-        except Failed as failed:
+        except RequestFailed as failed:
             delay = max(failed.wait, backoff.next())
-            if failed.verdict is not Verdict.PASSING or backoff.failures >= TRIES or delay > LONGEST_WAIT:
+            if failed.verdict is not Retryability.PASSING or backoff.failures >= TRIES or delay > LONGEST_WAIT:
                 raise
             _tell(f"{failed}; again in {delay:.0f} s")
         await trio.sleep(delay)

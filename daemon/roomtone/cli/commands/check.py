@@ -23,8 +23,8 @@ from roomtone.config.model import Config, Room
 from roomtone.control.reload import InForce
 from roomtone.delivery.errors import explain
 from roomtone.delivery.hooks import bind, opened
-from roomtone.llm.client import Failed
-from roomtone.llm.settings import Setting
+from roomtone.llm.client import RequestFailed
+from roomtone.llm.settings import LLMSettings
 from roomtone.monitoring.prometheus import lacking
 from roomtone.protocol import parameters
 from roomtone.proxy import NetworkError, find_proxy
@@ -208,7 +208,7 @@ async def _streaming(name: str, room: Room, key: Secret | None) -> Finding:
     return Finding(f"room {name}", f"speech to {endpoint}{model}{chosen}{asks}", fault=fault, note=note)
 
 
-async def _models(setting: Setting) -> list[Finding]:
+async def _models(setting: LLMSettings) -> list[Finding]:
     """The language models that are asked outside of sessions: about conversations, and about turns once more."""
     asked = [(f"analysis {name}", room, setting.prompts[name].model) for name, room in setting.pairs()]
     for room, facts in setting.rooms.items():
@@ -217,12 +217,12 @@ async def _models(setting: Setting) -> list[Finding]:
     return [await _model(subject, room, model, setting) for subject, room, model in asked]
 
 
-async def _model(subject: str, room: str, model: str, setting: Setting) -> Finding:
+async def _model(subject: str, room: str, model: str, setting: LLMSettings) -> Finding:
     url = setting.url(room)
     try:
         await setting.route(room)
         fault = await network.find_fault(url)
-    except Failed as failed:
+    except RequestFailed as failed:
         fault = str(failed)
     return Finding(subject, f"asks {model} about {room} at {url}", fault=fault, note=_way(url))
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from roomtone.budget.ledger import PAID, SPENT, Bill, Books, Spent
+from roomtone.budget.ledger import PAID_PREFIX, SPENT_PREFIX, Cost, CostLedger, Spent
 from roomtone.cli.commands.sinks import reading
 from roomtone.cli.commands.status import breakdown
 from roomtone.cli.config_option import config_option, load
@@ -112,15 +112,15 @@ def _accounts(journal: Path, chosen: Sequence[str], since: datetime | None) -> l
     return [Account(summary, covers[room]) for room, summary in summaries.items() if summary]
 
 
-def _bills(journal: Path, rooms: Sequence[str]) -> dict[str, Bill]:
+def _bills(journal: Path, rooms: Sequence[str]) -> dict[str, Cost]:
     """What each room has cost today and this month; a session that is open, up to ten seconds ago."""
     with reading(journal) as database:
-        books = Books(database.marks(SPENT))
-        books.take(database.marks(PAID))
+        books = CostLedger(database.marks(SPENT_PREFIX))
+        books.take(database.marks(PAID_PREFIX))
     return {room: books.bill(time.time(), room) for room in rooms}
 
 
-def _costs(bill: Bill, currency: str) -> Iterator[str]:
+def _costs(bill: Cost, currency: str) -> Iterator[str]:
     for when, spent in (("today", bill.day), ("this month", bill.month)):
         if bill.month != Spent():
             yield f"cost {when} (UTC) {spent.money:.2f} {currency}: {breakdown(spent)}"

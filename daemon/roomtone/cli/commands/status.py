@@ -18,7 +18,7 @@ from roomtone.control.client import open_client
 from roomtone.control.protocol import Status
 from roomtone.delivery.health import SinkStatus
 from roomtone.legible import legible
-from roomtone.monitoring.report import Cost, Report, RoomReport
+from roomtone.monitoring.report import CostReport, Report, RoomReport
 
 PERIOD = 1.0
 """Seconds between two looks."""
@@ -84,7 +84,7 @@ def lines(report: Report, now: datetime) -> Iterator[str]:
     yield f"disk     spool {size(disk.spool)}, journal {size(disk.journal)}, free {size(disk.free)} in {report.state}"
 
 
-def _cost(cost: Cost) -> Iterator[str]:
+def _cost(cost: CostReport) -> Iterator[str]:
     if cost.bill.month == Spent():
         return
     for head, when, spent, limit in (

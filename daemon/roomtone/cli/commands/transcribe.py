@@ -12,7 +12,7 @@ import trio
 
 from roomtone import paths
 from roomtone.budget.governor import FREE, Governor, open_governor
-from roomtone.budget.limits import Course
+from roomtone.budget.limits import CapAction
 from roomtone.cli.commands.coverage import SINCE
 from roomtone.cli.commands.sinks import reading
 from roomtone.cli.commands.sinks_control import writing
@@ -172,11 +172,11 @@ async def _repair(
         )
         is_done = False
 
-        async def within_the_budget(course: Course | None) -> None:
+        async def within_the_budget(course: CapAction | None) -> None:
             nonlocal is_done
             if course is None or not endpoint.remote:
                 await repair(desk)
                 is_done = True
 
-        await governor.obey(within_the_budget)
+        await governor.run_within_budget(within_the_budget)
         return is_done
