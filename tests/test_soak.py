@@ -18,7 +18,7 @@ from conftest import Report
 from roomtone.capture.records import loss_entry
 from roomtone.capture.sample_accounting import Lost
 from roomtone.config.model import Storage
-from roomtone.delivery.runner import Delivery
+from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Audio, Durable, SessionEnded, SessionStarted, Turn, Word
 from roomtone.journal.coverage import summarize
 from roomtone.journal.records import CoverageSpan, Mark
@@ -132,7 +132,7 @@ async def live_on(folder: Path, service: Service, sink: Counting, minutes: range
     ):
         desk = room.desk._replace(frame=RATE)
         closing = trio.Event()
-        delivery = Delivery("counting", sink, journal=room.journal, live=desk.live, context=context, closing=closing)
+        delivery = SinkRunner("counting", sink, journal=room.journal, live=desk.live, context=context, closing=closing)
         rules = Rules(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
         supporting.start_soon(delivery.run)
         supporting.start_soon(keep_room, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))
@@ -221,7 +221,7 @@ async def live_a_day(folder: Path, service: Service, sink: Counting, day: int) -
         trio.open_nursery() as nursery,
     ):
         live, closing = room.desk.live, trio.Event()
-        delivery = Delivery("counting", sink, journal=room.journal, live=live, context=context, closing=closing)
+        delivery = SinkRunner("counting", sink, journal=room.journal, live=live, context=context, closing=closing)
         rules = Rules(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
         nursery.start_soon(delivery.run)
         nursery.start_soon(keep_room, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))

@@ -27,7 +27,7 @@ from roomtone.containment import supervise
 from roomtone.control.handlers import Commands
 from roomtone.control.reload import InForce, Reloading, lacking, tell_lacking, tell_unloaded
 from roomtone.control.server import serve
-from roomtone.delivery.manager import Grounds, Outlet, Outlets
+from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
 from roomtone.forget.eraser import Erasure
 from roomtone.forget.room import Premises, closed, resume
 from roomtone.journal.journal import Journal, open_journal
@@ -63,7 +63,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
     """
     state, key = config.state(environ), find_key(config, environ)
     force = InForce(config, key)
-    grounds = Grounds(config.sinks_folder(environ), state / "sinks")
+    grounds = SinkPaths(config.sinks_folder(environ), state / "sinks")
     live, glance, figures, sinks = Live(), Glance(), Counting(), dict[str, Outlet]()
     with open_deadline() as end_by, trio.CancelScope() as hard, paths.lock(state):
         use_reserve(state)
@@ -78,12 +78,12 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
             watching.start_soon(watch_levels, glance, live)
             watching.start_soon(watch_events, figures, journal)
             async with trio.open_nursery() as delivery:
-                outlets = Outlets(
+                outlets = SinkManager(
                     delivery, journal=journal, live=live, grounds=grounds, rates=_rates(config), at_work=sinks
                 )
                 for name, sink in config.sinks.items():
                     outlets.begin(name, sink)
-                watching.start_soon(outlets.watch_orders)
+                watching.start_soon(outlets.watch_controls)
                 await tell_unloaded(config.unloaded, journal)
                 await tell_lacking(lacking(config), journal)
                 spools = dict[str, Spool]()

@@ -24,7 +24,7 @@ from roomtone.capture.sources import Microphone
 from roomtone.config.model import Config, Gate, Room, Service, Storage
 from roomtone.config.toml_file import ConfigError
 from roomtone.control.reload import InForce, Reloading
-from roomtone.delivery.manager import Grounds, Outlet, Outlets
+from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, Mark, open_journal
 from roomtone.live import Live
@@ -47,7 +47,7 @@ class Work(NamedTuple):
     reloading: Reloading
     force: InForce
     journal: Journal
-    outlets: Outlets
+    outlets: SinkManager
     rooms: Rooms
     file: list[Config | ConfigError]
 
@@ -86,11 +86,11 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
             Surroundings(folder / "spool", {}, journal, live, endpoints, health, Glance(), governor, analyst),
         )
         at_work = dict[str, Outlet]()
-        outlets = Outlets(
+        outlets = SinkManager(
             nursery,
             journal=journal,
             live=live,
-            grounds=Grounds(folder, folder / "sinks"),
+            grounds=SinkPaths(folder, folder / "sinks"),
             rates={name: room.rate for name, room in config.rooms.items()},
             at_work=at_work,
         )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roomtone.delivery.batch import Batch
-from roomtone.delivery.hooks import Hook, bind
+from roomtone.delivery.hooks import Hook, validate_hooks
 from roomtone.events import Durable, Notice
 from roomtone.sinks import Unprocessable, hookimpl
 
@@ -66,7 +66,7 @@ def test_acknowledges_what_returned_and_no_more(script: list[str], flush: str, *
     and the thread and the loop do the same.
     """
     plugin = Scripted(script, flush)
-    batch = Batch(events(len(script)), bind(plugin, name="scripted"))
+    batch = Batch(events(len(script)), validate_hooks(plugin, name="scripted"))
     if in_loop:
         trio.run(batch.run_async, call_in_loop)
     else:
@@ -92,7 +92,7 @@ def test_acknowledges_what_returned_and_no_more(script: list[str], flush: str, *
 def test_nothing_done_is_not_flushed() -> None:
     """A batch whose first event fails is not flushed: there is nothing to make durable."""
     plugin = Scripted(["raise"], "take")
-    Batch(events(1), bind(plugin, name="scripted")).run()
+    Batch(events(1), validate_hooks(plugin, name="scripted")).run()
 
     assert plugin.calls == [("notice", 1), ("event", 1)]
 
@@ -108,7 +108,7 @@ async def test_cancellation_ends_a_batch(autojump_clock: trio.abc.Clock) -> None
                 await trio.sleep_forever()
 
     plugin = Scripted(["take", "take"], "take")
-    batch = Batch(events(2), bind(plugin, name="scripted"))
+    batch = Batch(events(2), validate_hooks(plugin, name="scripted"))
     with trio.move_on_after(1) as scope:
         await batch.run_async(make)
 

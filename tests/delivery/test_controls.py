@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from delivery.test_runner import NOW, Received, house, opens, sink
 from roomtone import cli
-from roomtone.delivery.controls import Orders, Pause, Retry, cancel, mark_of, orders_of
+from roomtone.delivery.controls import Pause, Retry, SinkControls, cancel, controls_of, mark_of
 from roomtone.events import Durable, Turn
 from roomtone.journal.journal import Mark, open_journal
 from roomtone.sinks import Unprocessable, hookimpl
@@ -25,9 +25,9 @@ def test_orders_are_read_as_they_were_written() -> None:
     """Each order comes back from its mark; what is none of ours is no order."""
     orders = (Pause(NOW, "person", "why"), 7, Retry(0, 9))
     marks = {mark.key: mark.value for mark in (mark_of("made", order) for order in orders)}
-    assert orders_of("made", marks) == Orders(*orders)
-    assert orders_of("other", marks) == Orders()
-    assert orders_of("made", marks | {"sink/made/paused": "nonsense"}) == Orders()
+    assert controls_of("made", marks) == SinkControls(*orders)
+    assert controls_of("other", marks) == SinkControls()
+    assert controls_of("made", marks | {"sink/made/paused": "nonsense"}) == SinkControls()
     assert cancel("made", "paused") == Mark("sink/made/paused", None)
 
 

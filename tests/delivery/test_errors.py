@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from roomtone.delivery.batch import SinkFailed
-from roomtone.delivery.errors import explain, wish
+from roomtone.delivery.errors import explain, requested_delay
 
 
 def raised(path: Path) -> OSError:
@@ -52,4 +52,4 @@ class Wild(Exception):  # noqa: N818 - it is no error here
 def test_whatever_is_raised_is_read(error: Exception, text: str) -> None:
     """The text of any exception can be logged and journalled, and reading it raises nothing."""
     assert explain(error) == text
-    assert wish(error) == 0.0
+    assert requested_delay(error) == 0.0

@@ -12,8 +12,8 @@ import trio
 from delivery.test_controls import PAUSE
 from delivery.test_runner import Bad, Received, house, opens, sink
 from roomtone.delivery.controls import cancel, mark_of
-from roomtone.delivery.health import Standing
-from roomtone.delivery.hooks import Misfit
+from roomtone.delivery.health import SinkHealth
+from roomtone.delivery.hooks import InvalidHook
 from roomtone.events import Durable, Notice
 from roomtone.journal.journal import open_journal
 from roomtone.sinks import Context, Sink, hookimpl
@@ -29,12 +29,12 @@ async def test_no_notice_once_the_journal_is_closing(tmp_path: Path, autojump_cl
     closing = trio.Event()
     with structlog.testing.capture_logs():
         async with open_journal(tmp_path / "journal.db", inline=True) as journal:
-            standing = Standing("made", Sink, journal, closing)
-            await standing.fail(Misfit("wrong"), 0)
+            standing = SinkHealth("made", Sink, journal, closing)
+            await standing.on_failure(InvalidHook("wrong"), 0)
             assert journal.tip == 1
             closing.set()
-            await Standing("other", Sink, journal, closing).fail(Misfit("wrong"), 0)
-            await Standing("third", Sink, journal, closing).hang("a hook takes longer", 30.0)
+            await SinkHealth("other", Sink, journal, closing).on_failure(InvalidHook("wrong"), 0)
+            await SinkHealth("third", Sink, journal, closing).on_stuck("a hook takes longer", 30.0)
             assert journal.tip == 1
 
 

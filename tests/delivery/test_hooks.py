@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from roomtone.delivery.hooks import LIVE, Misfit, bind, place_of
+from roomtone.delivery.hooks import LIVE, InvalidHook, place_of, validate_hooks
 from roomtone.events import KINDS, Turn
 from roomtone.sinks import Hooks, hookimpl
 
@@ -50,7 +50,7 @@ def test_every_hook_is_an_event_or_known_otherwise() -> None:
 
 def test_specific_hook_comes_first() -> None:
     """An object with both a hook for the kind and `event` has the specific one called first, whatever they name."""
-    hooks = bind(Everything(), name="all")
+    hooks = validate_hooks(Everything(), name="all")
     turn = Turn(room="desk", position=0, at=datetime.now(UTC), session_id="s", turn_order=0, text="")
 
     assert [hook.name for hook in hooks.hooks_for(turn)] == ["turn", "event"]
@@ -63,7 +63,7 @@ def test_specific_hook_comes_first() -> None:
 
 def test_one_asynchronous_hook_puts_the_batch_into_the_loop() -> None:
     """An object is synchronous only if everything that a batch calls is."""
-    hooks = bind(Asynchronous(), name="async")
+    hooks = validate_hooks(Asynchronous(), name="async")
 
     assert not hooks.is_sync
     assert hooks.kinds == ("turn",)
@@ -71,7 +71,7 @@ def test_one_asynchronous_hook_puts_the_batch_into_the_loop() -> None:
 
 def test_optional_hook_may_be_unknown() -> None:
     """A plugin can carry a hook that this version does not have, if it says so."""
-    assert bind(Optional(), name="optional").kinds == ("turn",)
+    assert validate_hooks(Optional(), name="optional").kinds == ("turn",)
 
 
 def test_places_are_for_people() -> None:
@@ -83,5 +83,5 @@ def test_places_are_for_people() -> None:
 
 def test_object_without_hooks_is_refused() -> None:
     """A sink that opens something without any hook would get nothing, silently."""
-    with pytest.raises(Misfit, match="has no method marked with @hookimpl"):
-        bind(object(), name="empty")
+    with pytest.raises(InvalidHook, match="has no method marked with @hookimpl"):
+        validate_hooks(object(), name="empty")

@@ -14,7 +14,7 @@ import trio
 
 from roomtone import Context, Durable, Sink, hookimpl
 from roomtone.delivery.controls import Pause, mark_of
-from roomtone.delivery.manager import Grounds, Outlets
+from roomtone.delivery.manager import SinkManager, SinkPaths
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
@@ -50,18 +50,18 @@ class Writing:
 
 
 class Work(NamedTuple):
-    outlets: Outlets
+    outlets: SinkManager
     journal: Journal
 
 
 @asynccontextmanager
 async def open_outlets(folder: Path) -> AsyncIterator[Work]:
     async with open_journal(folder / "journal.sqlite", inline=True) as journal, trio.open_nursery() as nursery:
-        outlets = Outlets(
+        outlets = SinkManager(
             nursery,
             journal=journal,
             live=Live(),
-            grounds=Grounds(folder, folder / "sinks"),
+            grounds=SinkPaths(folder, folder / "sinks"),
             rates={"desk": 16_000},
             at_work={},
         )
@@ -191,7 +191,7 @@ async def test_an_order_of_another_process_is_seen(tmp_path: Path, autojump_cloc
     """A command writes the journal, and the sink that it means obeys within moments; the others go on."""
     pages: list[Any] = []
     async with open_outlets(tmp_path) as work, trio.open_nursery() as nursery:
-        nursery.start_soon(work.outlets.watch_orders)
+        nursery.start_soon(work.outlets.watch_controls)
         work.outlets.begin("notes", Diary(pages=pages, name="first"))
         work.outlets.begin("others", Diary(pages=[], name="other"))
         await trio.sleep(3)

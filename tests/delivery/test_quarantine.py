@@ -15,8 +15,8 @@ import trio.testing
 
 from delivery.test_runner import Received, house, opens, sink
 from journal.test_journal import crash
-from roomtone.delivery.health import Standing
-from roomtone.delivery.quarantine import EVENTS, Suspicion, Trial, digest_of
+from roomtone.delivery.health import SinkHealth
+from roomtone.delivery.quarantine import PROBATION_EVENTS, Attempt, Suspicion, digest_of
 from roomtone.events import Durable, Notice
 from roomtone.journal.journal import Mark
 from roomtone.sinks import Context, hookimpl
@@ -25,55 +25,55 @@ from support.daemon import events, run
 # The law itself
 
 
-def ended(trial: Trial) -> Trial:
+def ended(trial: Attempt) -> Attempt:
     """The process ended, and starts again."""
     return trial.after_start()
 
 
 def test_twice_running_at_the_same_place() -> None:
     """One end of the process in a sink is chance, a second one at the same place is a strike more."""
-    trial = ended(Trial().begin("an event", 7, 9))
+    trial = ended(Attempt().begin("an event", 7, 9))
     assert trial.suspicion == Suspicion("an event", 7, 9, 1)
     assert ended(trial.begin("an event", 7, 7)).suspicion == Suspicion("an event", 7, 7, 2)
 
 
 def test_what_has_come_through_all_is_cleared() -> None:
     """A sink that has got through the whole batch in which the process ended begins anew: that was chance."""
-    trial = ended(Trial().begin("an event", 7, 8)).begin("an event", 7, 7).end()
+    trial = ended(Attempt().begin("an event", 7, 8)).begin("an event", 7, 7).end()
     assert trial.suspicion == Suspicion("an event", 0, 8, 0)
-    assert trial.begin("an event", 8, 8).end() == Trial()
+    assert trial.begin("an event", 8, 8).end() == Attempt()
 
 
 def test_progress_is_no_strike() -> None:
     """Killed twice at different events, a sink is as suspect as after the first time, and single events go on."""
-    trial = ended(Trial().begin("an event", 7, 9)).begin("an event", 7, 7).end()
+    trial = ended(Attempt().begin("an event", 7, 9)).begin("an event", 7, 7).end()
     assert ended(trial.begin("an event", 8, 8)).suspicion == Suspicion("an event", 8, 8, 1)
 
 
 def test_coming_through_elsewhere_clears_nothing() -> None:
     """A sink whose event ends the process opens well each time."""
-    trial = ended(Trial().begin("an event", 7, 7)).begin("opening", 0, 0).end()
+    trial = ended(Attempt().begin("an event", 7, 7)).begin("opening", 0, 0).end()
     assert ended(trial.begin("an event", 7, 7)).suspicion == Suspicion("an event", 7, 7, 2)
 
 
 def test_strikes_are_for_one_place() -> None:
     """Two ends of the process in one sink, at another event or in another hook, are chance twice."""
-    trial = ended(Trial().begin("opening", 0, 0))
+    trial = ended(Attempt().begin("opening", 0, 0))
     assert ended(trial.begin("an event", 0, 0)).suspicion == Suspicion("an event", 0, 0, 1)
     assert ended(trial.begin("opening", 0, 0)).suspicion == Suspicion("opening", 0, 0, 2)
 
 
 def test_who_had_no_turn_is_neither_cleared_nor_struck() -> None:
     """A suspect that did nothing when the process ended is as suspected as before."""
-    trial = ended(Trial().begin("an event", 7, 7))
+    trial = ended(Attempt().begin("an event", 7, 7))
     assert ended(trial) == trial
 
 
-@pytest.mark.parametrize("trial", [Trial(), Trial("an event", 7, 9), Trial(suspicion=Suspicion("opening"))])
-def test_a_trial_is_kept_as_it_is(trial: Trial) -> None:
+@pytest.mark.parametrize("trial", [Attempt(), Attempt("an event", 7, 9), Attempt(suspicion=Suspicion("opening"))])
+def test_a_trial_is_kept_as_it_is(trial: Attempt) -> None:
     """What the journal keeps of a trial is all of it, and what an earlier version has kept is read."""
-    assert msgspec.convert(msgspec.to_builtins(trial), Trial) == trial
-    assert msgspec.convert(msgspec.to_builtins(trial) | {"boot": "b"}, Trial) == trial
+    assert msgspec.convert(msgspec.to_builtins(trial), Attempt) == trial
+    assert msgspec.convert(msgspec.to_builtins(trial) | {"boot": "b"}, Attempt) == trial
 
 
 def test_digest_changes_with_the_table_and_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,12 +175,12 @@ async def test_who_ends_the_process_by_what_it_raises_is_paused(
             raise Deadly
         yield Raising()
 
-    async def die(self: Standing, failure: BaseException, behind: int) -> float:
+    async def die(self: SinkHealth, failure: BaseException, behind: int) -> float:
         if isinstance(failure, Deadly):
             raise Killed
         return 1.0
 
-    monkeypatch.setattr(Standing, "fail", die)
+    monkeypatch.setattr(SinkHealth, "fail", die)
     path = tmp_path / "0"
     for start in range(3):
         copy = tmp_path / str(start + 1)
@@ -253,7 +253,7 @@ async def test_proven_sink_costs_no_more_commits(tmp_path: Path, autojump_clock:
 async def test_unclean_stop_makes_everybody_unproven(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """What had proven itself has to do it again after the process ended without an end."""
     async with house(tmp_path) as around:
-        await around.commit(EVENTS)
+        await around.commit(PROBATION_EVENTS)
         around.deliver(sink(opens(Received())))
     async with house(tmp_path) as around:
         assert (await around.journal.mark("sink/made/proof"))["left"] == 0
@@ -262,7 +262,7 @@ async def test_unclean_stop_makes_everybody_unproven(tmp_path: Path, autojump_cl
     async with house(tmp_path / "1") as around:
         around.deliver(sink(opens(Received())))
         await trio.sleep(1)
-        assert (await around.journal.mark("sink/made/proof"))["left"] == EVENTS
+        assert (await around.journal.mark("sink/made/proof"))["left"] == PROBATION_EVENTS
 
 
 async def test_what_was_told_to_stop_is_no_suspect(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:

@@ -21,7 +21,7 @@ import trio.testing
 
 from journal.test_journal import crash
 from roomtone.delivery.health import SinkStatus
-from roomtone.delivery.runner import Delivery
+from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Audio, Durable, Interim, Level, Notice, Turn
 from roomtone.journal.journal import Journal, JournalError, Mark, open_journal
 from roomtone.live import Live
@@ -65,10 +65,10 @@ class House:
         self._folder = folder
         self._nursery = nursery
 
-    def make(self, sink: Sink, name: str = "made") -> Delivery:
+    def make(self, sink: Sink, name: str = "made") -> SinkRunner:
         """A delivery that does not run yet."""
         context = Context(name=name, folder=self._folder, state=self._folder, rates={"desk": 16_000})
-        return Delivery(
+        return SinkRunner(
             name,
             sink,
             journal=self.journal,
@@ -77,7 +77,7 @@ class House:
             closing=self.closing,
         )
 
-    def deliver(self, sink: Sink, name: str = "made") -> Delivery:
+    def deliver(self, sink: Sink, name: str = "made") -> SinkRunner:
         delivery = self.make(sink, name)
         self._nursery.start_soon(delivery.run)
         return delivery

@@ -20,7 +20,7 @@ from roomtone import Audio, Durable, Forgotten, Interim, Level, Sink, Turn, Word
 from roomtone.cli.commands.sinks import command as sinks_command
 from roomtone.cli.exit_codes import Exit, Failure
 from roomtone.config.loader import load
-from roomtone.delivery.hooks import bind
+from roomtone.delivery.hooks import validate_hooks
 from roomtone.delivery.plugins import Plugins, load_plugins
 from roomtone.delivery.runner import run_sink
 from roomtone.events import Live as LiveEvent
@@ -238,7 +238,7 @@ async def test_every_example_opens(plugins: Plugins, tmp_path: Path) -> None:
     }
     for kind in {Path(name).stem for name in DROP_INS} - {"relay"}:
         async with made(plugins, kind, **fields.get(kind, {})).open(context(tmp_path, name=kind)) as plugin:
-            bind(plugin, name=kind)
+            validate_hooks(plugin, name=kind)
 
 
 def rows(heading: str) -> Iterator[tuple[str, ...]]:

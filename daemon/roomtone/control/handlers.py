@@ -20,7 +20,7 @@ from roomtone.config.toml_file import ConfigError
 from roomtone.control import protocol
 from roomtone.control.protocol import Answer, Done, Forgot, Refused, Request
 from roomtone.control.reload import InForce, Reloading
-from roomtone.delivery.manager import Outlets
+from roomtone.delivery.manager import SinkManager
 from roomtone.forget.eraser import Erasure
 from roomtone.journal.coverage import summarize
 from roomtone.journal.journal import Journal
@@ -51,7 +51,7 @@ class Commands:
         erasure: Erasure,
         rooms: Rooms,
         spools: Mapping[str, Spool],
-        outlets: Outlets,
+        outlets: SinkManager,
         glance: Glance,
         figures: Counting,
         journal: Journal,

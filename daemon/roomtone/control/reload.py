@@ -13,7 +13,7 @@ import trio
 from roomtone.capture.recovery import RateChanged, check_rate
 from roomtone.config.model import Config, Room, find_key, missing_detectors
 from roomtone.config.toml_file import ConfigError
-from roomtone.delivery.manager import Outlets
+from roomtone.delivery.manager import SinkManager
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal
 from roomtone.llm.analyst import Analyst
@@ -93,7 +93,7 @@ class Reloading:
         *,
         journal: Journal,
         rooms: Rooms,
-        outlets: Outlets,
+        outlets: SinkManager,
         analyst: Analyst,
     ) -> None:
         self._force = force

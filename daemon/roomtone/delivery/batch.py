@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import trio
 
-from roomtone.delivery.hooks import Hook, Implementation
+from roomtone.delivery.hooks import Hook, SinkHooks
 from roomtone.events import Durable
 from roomtone.legible import text_of
 from roomtone.sinks import Unprocessable
 
-HOOK_SECONDS = 1.0
+BATCH_HOOK_TIME_S = 1.0
 """A batch ends after this much time in hooks, so that what a slow sink has taken is acknowledged soon."""
 MAX_REASON = 2000
 """Characters that are kept of the reason for which a sink refuses an event."""
@@ -25,7 +25,7 @@ class SinkFailed(Exception):  # noqa: N818 - it says what is true of the sink
     """What a sink did is a failure, though it did not raise an error itself. Says what, for a person."""
 
 
-class Call(NamedTuple):
+class HookCall(NamedTuple):
     """A hook to call, with the event or nothing."""
 
     hook: Hook
@@ -39,7 +39,7 @@ class Batch:
     `error` ended the batch before its end. `refused` are the seq and reason of events that will never be accepted.
     """
 
-    def __init__(self, events: Sequence[Durable], implementation: Implementation) -> None:
+    def __init__(self, events: Sequence[Durable], implementation: SinkHooks) -> None:
         self.events = events
         self.done = 0
         self.refused: list[tuple[int, str]] = []
@@ -49,14 +49,14 @@ class Batch:
         """Calls begun: while it stands still, so does the sink. Read by the loop while a thread counts."""
         self._implementation = implementation
 
-    def calls(self, clock: Callable[[], float]) -> Generator[Call, None, None]:
+    def calls(self, clock: Callable[[], float]) -> Generator[HookCall, None, None]:
         """The calls to make, in order. What one raises is thrown in here, and decided here."""
         began = clock()
         for event in self.events:
             try:
                 for hook in self._implementation.hooks_for(event):
                     self.begun += 1
-                    yield Call(hook, (event,))
+                    yield HookCall(hook, (event,))
             except Exception as error:  # noqa: BLE001 - the plugin boundary: a hook may raise anything
                 reason = _refusal(error)
                 if reason is None:
@@ -64,15 +64,15 @@ class Batch:
                     break
                 self.refused.append((event.seq, reason))
             self.done += 1
-            if clock() - began >= HOOK_SECONDS:
+            if clock() - began >= BATCH_HOOK_TIME_S:
                 break
         if self.done and self._implementation.flush:
             yield from self._flush(self._implementation.flush)
 
-    def _flush(self, flush: Hook) -> Generator[Call, None, None]:
+    def _flush(self, flush: Hook) -> Generator[HookCall, None, None]:
         try:
             self.begun += 1
-            yield Call(flush, ())
+            yield HookCall(flush, ())
         except Exception as error:  # noqa: BLE001 - the plugin boundary
             reason = _refusal(error)
             if reason is not None and self.done == 1:
@@ -110,7 +110,7 @@ class Batch:
                 raised = SinkFailed(f"{call.hook.name} raised {type(error).__name__}")
 
 
-def _next(calls: Generator[Call, None, None], raised: Exception | None) -> Call | None:
+def _next(calls: Generator[HookCall, None, None], raised: Exception | None) -> HookCall | None:
     try:
         return next(calls) if raised is None else calls.throw(raised)
     except StopIteration:

@@ -28,7 +28,7 @@ class Retry(msgspec.Struct, frozen=True, array_like=True):
     until: int
 
 
-class Orders(msgspec.Struct, frozen=True):
+class SinkControls(msgspec.Struct, frozen=True):
     """The orders that stand for one sink. `rewind` is where its cursor is to go back to."""
 
     paused: Pause | None = None
@@ -52,11 +52,13 @@ def cancel(sink: str, order: Literal["paused", "retry", "rewind"]) -> Mark:
     return Mark(prefix(sink) + order, None)
 
 
-def orders_of(sink: str, marks: Mapping[str, Any]) -> Orders:
+def controls_of(sink: str, marks: Mapping[str, Any]) -> SinkControls:
     """The orders among these marks. What cannot be read was not written by us, and is no order."""
     begin = prefix(sink)
     found = {key.removeprefix(begin): value for key, value in marks.items() if key.startswith(begin)}
     try:
-        return msgspec.convert({key: found[key] for key in Orders.__struct_fields__ if key in found}, Orders)
+        return msgspec.convert(
+            {key: found[key] for key in SinkControls.__struct_fields__ if key in found}, SinkControls
+        )
     except msgspec.ValidationError:
-        return Orders()
+        return SinkControls()

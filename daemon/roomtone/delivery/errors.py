@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from roomtone.delivery.batch import SinkFailed
-from roomtone.delivery.hooks import Misfit
+from roomtone.delivery.hooks import InvalidHook
 from roomtone.legible import text_of, well_formed
 from roomtone.sinks import LONGEST_WAIT, Sink, Unprocessable
 
@@ -29,7 +29,7 @@ MAX_TEXT = 300
 """Characters of a text that are shown."""
 
 
-def wish(failure: BaseException) -> float:
+def requested_delay(failure: BaseException) -> float:
     """The seconds that the failure asks to be left alone for, as far as the contract grants it."""
     seconds = _attribute(failure, "retry_after")
     if isinstance(seconds, int | float) and seconds > 0:  # what is not a number is not greater either
@@ -51,7 +51,7 @@ def is_ours(kind: type[Sink]) -> bool:
 
 def describe(error: BaseException, *, of: type[Sink]) -> str:
     """One line for logs, `status` and notices: what a sink of this kind has raised, and where. It quotes nothing."""
-    if isinstance(error, SinkFailed | Misfit) or (is_ours(of) and _is_known(error)):
+    if isinstance(error, SinkFailed | InvalidHook) or (is_ours(of) and _is_known(error)):
         return _summarize(error)
     if isinstance(error, OSError) and isinstance(error.errno, int):
         return f"{type(error).__name__}: {os.strerror(error.errno)}{_place(error)}"
@@ -81,7 +81,7 @@ def _is_known(error: BaseException) -> bool:
 
 def _summarize(error: BaseException) -> str:
     text = " ".join(text_of(error).split())[:MAX_TEXT]
-    if isinstance(error, SinkFailed | Misfit):
+    if isinstance(error, SinkFailed | InvalidHook):
         return text
     place = _place(error)
     if isinstance(error, OSError) and (file := _attribute(error, "filename")) and error.strerror:

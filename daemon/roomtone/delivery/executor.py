@@ -7,15 +7,15 @@ from typing import Any
 import trio
 
 from roomtone.delivery.batch import Batch, SinkFailed
-from roomtone.delivery.hooks import Hook, Implementation
+from roomtone.delivery.hooks import Hook, SinkHooks
 from roomtone.events import kind_of
 from roomtone.live import LiveEvent
 
-LAST_CALL = 1.0
+CANCELED_CALL_TIMEOUT_S = 1.0
 """Seconds that a call in a thread is still waited for when everything is cancelled."""
 
 
-class Worker:
+class HookExecutor:
     """What calls into one sink's object from its opening to its leaving.
 
     A synchronous call that outlives `timeout` is told to `on_overdue` and then waited for, with everything else of
@@ -29,7 +29,7 @@ class Worker:
 
     def __init__(
         self,
-        hooks: Implementation,
+        hooks: SinkHooks,
         *,
         timeout: float,
         nursery: trio.Nursery,
@@ -126,4 +126,4 @@ async def _hurry(patience: trio.CancelScope) -> None:
     try:
         await trio.sleep_forever()
     finally:
-        patience.deadline = trio.current_time() + LAST_CALL
+        patience.deadline = trio.current_time() + CANCELED_CALL_TIMEOUT_S

@@ -12,9 +12,9 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
-from roomtone.delivery.alerting import HEALTHY, Streak
-from roomtone.delivery.errors import describe, wish
-from roomtone.delivery.hooks import Misfit
+from roomtone.delivery.alerting import RECOVERED_AFTER_S, FailureAlert
+from roomtone.delivery.errors import describe, requested_delay
+from roomtone.delivery.hooks import InvalidHook
 from roomtone.events import Notice, Severity
 from roomtone.journal.journal import Journal
 from roomtone.sinks import Sink
@@ -37,7 +37,7 @@ class SinkStatus(msgspec.Struct, frozen=True):
     error: str | None
 
 
-class Standing:
+class SinkHealth:
     """What is known of the health of one sink, of this kind. `closing` is set when no more events will be committed:
     then nobody is told.
 
@@ -52,9 +52,9 @@ class Standing:
         self._journal = journal
         self._closing = closing
         self._log = log.bind(sink=name)
-        self._backoff = Backoff(first=0.5, longest=60.0, healthy=HEALTHY)
+        self._backoff = Backoff(first=0.5, longest=60.0, healthy=RECOVERED_AFTER_S)
         self._slowly = Backoff(first=60.0, longest=3600.0)
-        self._streak = Streak()
+        self._streak = FailureAlert()
         self._healthy_at = math.inf
 
     @property
@@ -62,36 +62,36 @@ class Standing:
         """When `work` is to be called again, in trio's time: a streak of failures may be over then."""
         return self._healthy_at if self._streak.failures else math.inf
 
-    def open(self) -> None:
+    def on_opened(self) -> None:
         """It was opened: the time for which it is healthy begins at the next `work`."""
         self._healthy_at = math.inf
 
-    def pause(self, reason: str | None) -> None:
+    def on_paused(self, reason: str | None) -> None:
         """It is paused; when it goes on it is given all of its patience again."""
         self.state, self.error = "paused", reason
         self._backoff.reset()
 
-    def deliver(self) -> None:
+    def on_batch(self) -> None:
         """It has taken a batch: the next failure is the first one."""
         self._backoff.reset()
 
-    async def work(self) -> None:
+    async def on_idle(self) -> None:
         """It does what it should at this moment. After the healthy time the streak of failures is over."""
         self.state, self.error = "active", None
         now = trio.current_time()
-        self._healthy_at = min(self._healthy_at, now + HEALTHY)
+        self._healthy_at = min(self._healthy_at, now + RECOVERED_AFTER_S)
         if self._streak.failures and now >= self._healthy_at:
             self._log.info("sink.recovered", failures=self._streak.failures)
-            if self._streak.is_healed(now):
+            if self._streak.record_recovery(now):
                 await self._tell("info", "sink.recovered", f"Sink {self._name} gets its events again.")
 
-    async def fail(self, failure: BaseException, behind: int) -> float:
+    async def on_failure(self, failure: BaseException, behind: int) -> float:
         """An attempt has failed, with so many events behind. Returns the seconds until the next one."""
-        is_misfit = isinstance(failure, Misfit)
+        is_misfit = isinstance(failure, InvalidHook)
         self.state = "configuration error" if is_misfit else "failing"
         self.error = describe(failure, of=self._kind)
-        is_due = self._streak.is_failed(trio.current_time(), at_once=is_misfit)
-        delay = max((self._slowly if is_misfit else self._backoff).next(), wish(failure))
+        is_due = self._streak.record_failure(trio.current_time(), at_once=is_misfit)
+        delay = max((self._slowly if is_misfit else self._backoff).next(), requested_delay(failure))
         if is_worth_saying(self._streak.failures):
             self._log.warning(
                 "sink.failed",
@@ -108,12 +108,12 @@ class Standing:
             )
         return delay
 
-    async def hang(self, text: str, timeout: float) -> None:
+    async def on_stuck(self, text: str, timeout: float) -> None:
         """A call has taken longer than `timeout` seconds, and still does."""
         self.state, self.error = "stuck", text
         self._healthy_at = math.inf
         self._log.error("sink.stuck", timeout=timeout)
-        if self._streak.is_failed(trio.current_time(), at_once=True):
+        if self._streak.record_failure(trio.current_time(), at_once=True):
             await self._tell(
                 "error",
                 "sink.stuck",
@@ -125,7 +125,7 @@ class Standing:
         self._log.warning("sink.warning", reason=text)
         await self._tell("warning", "sink.warning", f"Sink {self._name}: {text}")
 
-    def miss(self, error: BaseException, failures: int) -> None:
+    def on_live_error(self, error: BaseException, failures: int) -> None:
         """A live event was lost to an error of the sink: the `failures`th since it was opened."""
         self.state = "active"  # stuck until now, perhaps
         if is_worth_saying(failures):

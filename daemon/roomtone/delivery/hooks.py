@@ -24,7 +24,7 @@ LIVE = ("interim", "level")
 _WITHOUT_EVENT = ("flush", "register_sinks")
 
 
-class Misfit(Exception):  # noqa: N818 - it says what is true of the object
+class InvalidHook(Exception):  # noqa: N818 - it says what is true of the object
     """The hooks of an object are not ours: misspelt, with another argument, or none. Says where, and what to do."""
 
 
@@ -41,10 +41,10 @@ class Hook(NamedTuple):
         if result is not None and inspect.isawaitable(result):
             if inspect.iscoroutine(result):
                 result.close()  # else Python warns of it somewhere far from here
-            raise Misfit(f"{place_of(self.function)}: {self.name} gave back an awaitable; write it as `async def`")
+            raise InvalidHook(f"{place_of(self.function)}: {self.name} gave back an awaitable; write it as `async def`")
 
 
-class Implementation:
+class SinkHooks:
     """The hooks of one object, by what they are called for."""
 
     def __init__(self, hooks: dict[str, Hook]) -> None:
@@ -65,19 +65,19 @@ class Implementation:
         return self._durable.get(kind_of(event), ())
 
 
-def opened(sink: Sink, context: Context) -> AbstractAsyncContextManager[object]:
+def open_sink(sink: Sink, context: Context) -> AbstractAsyncContextManager[object]:
     """The sink's context. Raises Misfit where its `open` gives none."""
     made = sink.open(context)
     if inspect.iscoroutine(made):
         made.close()  # else Python warns of it somewhere far from here
     if not isinstance(made, AbstractAsyncContextManager):
-        raise Misfit(
+        raise InvalidHook(
             f"{type(sink).__qualname__}.open gives no async context manager; put @asynccontextmanager above it"
         )
     return made
 
 
-def bind(plugin: object, *, name: str) -> Implementation:
+def validate_hooks(plugin: object, *, name: str) -> SinkHooks:
     """The hooks of what a sink has opened; `name` is the sink's, for messages.
 
     Raises Misfit for a misspelt hook or argument, and for an object without any hook.
@@ -85,10 +85,10 @@ def bind(plugin: object, *, name: str) -> Implementation:
     hooks = find_hooks(plugin, [Hooks, Registry], name=name)
     hooks.pop("register_sinks", None)  # a drop-in file may announce sinks and be one
     if not hooks:
-        raise Misfit(
+        raise InvalidHook(
             f"{place_of(plugin)}: what sink {name} opened has no method marked with @hookimpl, so it gets nothing"
         )
-    return Implementation(hooks)
+    return SinkHooks(hooks)
 
 
 def find_hooks(plugin: object, specifications: Sequence[type], *, name: str) -> dict[str, Hook]:
@@ -99,7 +99,7 @@ def find_hooks(plugin: object, specifications: Sequence[type], *, name: str) -> 
     try:
         manager.register(plugin, name)
     except pluggy.PluginValidationError as error:
-        raise Misfit(_explain(plugin, manager, error)) from error
+        raise InvalidHook(_explain(plugin, manager, error)) from error
     found: dict[str, Hook] = {}
     for caller in manager.get_hookcallers(plugin) or ():
         for implementation in caller.get_hookimpls():
@@ -107,7 +107,7 @@ def find_hooks(plugin: object, specifications: Sequence[type], *, name: str) -> 
                 found[caller.name] = _hook(caller.name, implementation)
             elif not implementation.optionalhook:
                 known = [hook for specification in specifications for hook in vars(specification) if hook[0] != "_"]
-                raise Misfit(f"{place_of(implementation.function)}: {_unknown(caller.name, known)}")
+                raise InvalidHook(f"{place_of(implementation.function)}: {_unknown(caller.name, known)}")
     return found
 
 
@@ -115,9 +115,9 @@ def _hook(name: str, implementation: pluggy.HookImpl) -> Hook:
     function: Callable[..., Any] = implementation.function
     place = place_of(function)
     if implementation.wrapper or implementation.hookwrapper:
-        raise Misfit(f"{place}: {name} wraps a hook, and a sink has nothing to wrap; leave out wrapper=True")
+        raise InvalidHook(f"{place}: {name} wraps a hook, and a sink has nothing to wrap; leave out wrapper=True")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise Misfit(f"{place}: {name} has a `yield`, so that calling it would do nothing; take it out")
+        raise InvalidHook(f"{place}: {name} has a `yield`, so that calling it would do nothing; take it out")
     is_async = inspect.iscoroutinefunction(function)
     is_whole = name in _WITHOUT_EVENT or "event" in implementation.argnames
     return Hook(name, function if is_whole else _without_event(function), is_async)

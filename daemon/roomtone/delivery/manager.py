@@ -9,14 +9,14 @@ import trio
 
 from roomtone.delivery.errors import describe
 from roomtone.delivery.health import SinkStatus
-from roomtone.delivery.runner import Delivery
+from roomtone.delivery.runner import SinkRunner
 from roomtone.journal.journal import Journal
 from roomtone.live import Live
 from roomtone.sinks import Context, Sink
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-LOOKS = 1.0
+CONTROLS_CHECK_INTERVAL_S = 1.0
 """Seconds from an order to its effect, at most; then the batch that is under way ends first."""
 
 
@@ -27,7 +27,7 @@ class Outlet:
         self.name = name
         self.over = trio.Event()
         self._closing = trio.Event()
-        self._delivery = Delivery(name, sink, journal=journal, live=live, context=context, closing=self._closing)
+        self._delivery = SinkRunner(name, sink, journal=journal, live=live, context=context, closing=self._closing)
 
     async def run(self) -> None:
         """Deliver until `finish` or `leave` is called and done. Errors: those of the journal."""
@@ -61,14 +61,14 @@ class Outlet:
         self._delivery.leave()
 
 
-class Grounds(NamedTuple):
+class SinkPaths(NamedTuple):
     """Where sinks keep things: relative paths begin in `folder`, each one's own state lies in `state`."""
 
     folder: Path
     state: Path
 
 
-class Outlets:
+class SinkManager:
     """The sinks at work, by name, in `at_work`. Their tasks belong to the nursery.
 
     `rates` has each room's rate in Hz.
@@ -80,7 +80,7 @@ class Outlets:
         *,
         journal: Journal,
         live: Live,
-        grounds: Grounds,
+        grounds: SinkPaths,
         rates: dict[str, int],
         at_work: dict[str, Outlet],
     ) -> None:
@@ -108,14 +108,14 @@ class Outlets:
         """Deliver no more to this sink. Its cursor stays: it may come back."""
         self._outlets.pop(name).leave()
 
-    async def watch_orders(self) -> None:
+    async def watch_controls(self) -> None:
         """Have every sink look for orders whenever another process has written the journal; until cancelled.
 
         Asked once a second, which costs microseconds: a command needs no daemon to answer it, and so none to hang.
         """
         seen = -1  # so that everybody looks once: an order may have come while they began
         while True:
-            await trio.sleep(LOOKS)
+            await trio.sleep(CONTROLS_CHECK_INTERVAL_S)
             if (now := await self._journal.data_version()) != seen:
                 seen = now
                 for outlet in self:

@@ -16,7 +16,7 @@ from typing import Any, Union
 
 import msgspec
 
-from roomtone.delivery.hooks import Hook, Misfit, find_hooks, place_of
+from roomtone.delivery.hooks import Hook, InvalidHook, find_hooks, place_of
 from roomtone.legible import text_of, well_formed
 from roomtone.paths import foreign_hand
 from roomtone.sinks import Hooks, Module, Registry, Sink
@@ -55,7 +55,7 @@ def load_plugins(paths: Sequence[Path] = ()) -> Plugins:
 
     The first who announces a kind has it, and ours come first. Raises nothing because of a plugin.
     """
-    shelf = _Shelf()
+    shelf = _Discovery()
     for entry in sorted(
         entry_points(group=GROUP), key=lambda entry: (_owner(entry) != GROUP, _owner(entry), entry.name)
     ):
@@ -67,7 +67,7 @@ def load_plugins(paths: Sequence[Path] = ()) -> Plugins:
     return Plugins(shelf.kinds, shelf.modules, tuple(shelf.problems))
 
 
-class _Shelf:
+class _Discovery:
     """What has been found so far."""
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class _Shelf:
     def _hooks(self, plugin: Any, name: str) -> dict[str, Hook] | None:
         try:
             return find_hooks(plugin, [Registry, Hooks], name=name)
-        except Misfit as misfit:
+        except InvalidHook as misfit:
             self._note(name, "hooks", str(misfit))
         except Exception as error:  # noqa: BLE001 - the plugin boundary: an object of theirs is looked at
             self._note(name, "hooks", _explain(error))

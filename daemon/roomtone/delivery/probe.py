@@ -7,13 +7,13 @@ import trio
 
 from roomtone.delivery.batch import Batch, SinkFailed
 from roomtone.delivery.errors import explain, innermost
-from roomtone.delivery.executor import Worker
-from roomtone.delivery.hooks import Implementation, bind, opened
+from roomtone.delivery.executor import HookExecutor
+from roomtone.delivery.hooks import SinkHooks, open_sink, validate_hooks
 from roomtone.events import Durable
 from roomtone.sinks import Context, Sink
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class ProbeResult(msgspec.Struct, frozen=True):
     """What came of it: `event` was sent, or None; `refused` says why it was set aside, `error` what failed.
 
     Without either it is acknowledged.
@@ -24,40 +24,40 @@ class Outcome(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-async def rehearse(sink: Sink, context: Context, choose: Callable[[Implementation], Durable | None]) -> Outcome:
+async def probe_sink(sink: Sink, context: Context, choose: Callable[[SinkHooks], Durable | None]) -> ProbeResult:
     """Open the sink, send what `choose` makes for its hooks, and leave it. Raises nothing of the sink's.
 
     A synchronous hook that never returns holds this up: who asks is a person, and can interrupt it.
     """
-    outcome = Outcome()
+    outcome = ProbeResult()
     try:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as patience:
                 patience.deadline = trio.current_time() + sink.timeout
-                async with opened(sink, context) as plugin:
+                async with open_sink(sink, context) as plugin:
                     patience.deadline = float("inf")
-                    outcome = await _send(sink, bind(plugin, name=context.name), choose, nursery)
+                    outcome = await _send(sink, validate_hooks(plugin, name=context.name), choose, nursery)
                     patience.deadline = trio.current_time() + sink.timeout
             nursery.cancel_scope.cancel()
         if patience.cancelled_caught:
-            return Outcome(error=f"opening or leaving took longer than {sink.timeout:g} s")
+            return ProbeResult(error=f"opening or leaving took longer than {sink.timeout:g} s")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary: all of it runs the sink's code
-        return Outcome(error=explain(innermost(error)))
+        return ProbeResult(error=explain(innermost(error)))
     return outcome
 
 
 async def _send(
-    sink: Sink, hooks: Implementation, choose: Callable[[Implementation], Durable | None], nursery: trio.Nursery
-) -> Outcome:
+    sink: Sink, hooks: SinkHooks, choose: Callable[[SinkHooks], Durable | None], nursery: trio.Nursery
+) -> ProbeResult:
     event = choose(hooks)
     if event is None:
-        return Outcome()
+        return ProbeResult()
 
     async def overdue(text: str) -> None:
         raise SinkFailed(text)
 
     batch = Batch([event], hooks)
-    await Worker(hooks, timeout=sink.timeout, nursery=nursery, on_overdue=overdue).deliver(batch)
+    await HookExecutor(hooks, timeout=sink.timeout, nursery=nursery, on_overdue=overdue).deliver(batch)
     if failure := batch.error or batch.flush_error:
-        return Outcome(event, error=explain(failure))
-    return Outcome(event, refused=batch.refused[0][1] if batch.refused else None)
+        return ProbeResult(event, error=explain(failure))
+    return ProbeResult(event, refused=batch.refused[0][1] if batch.refused else None)

@@ -27,9 +27,9 @@ from roomtone.journal.journal import Journal
 from roomtone.journal.records import Mark
 from roomtone.sinks import Sink
 
-EVENTS = 1000
+PROBATION_EVENTS = 1000
 """Events after which a sink is proven."""
-STRIKES = 2
+MAX_STRIKES = 2
 """Starts running that find the same sink at the same place."""
 
 Place: TypeAlias = Literal["opening", "an event"]
@@ -39,7 +39,7 @@ T = TypeVar("T")
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+class Probation(msgspec.Struct, frozen=True, omit_defaults=True):
     """How far a sink is proven: `left` events are to go for the file and table with this digest."""
 
     digest: str
@@ -55,7 +55,7 @@ class Suspicion(msgspec.Struct, frozen=True, omit_defaults=True):
     strikes: int = 1
 
 
-class Trial(msgspec.Struct, frozen=True, omit_defaults=True):
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a sink is doing, if anything, with the first and last seq of its batch; and what it is suspected of."""
 
     place: Place | None = None
@@ -63,38 +63,38 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True):
     last: int = 0
     suspicion: Suspicion | None = None
 
-    def after_start(self) -> "Trial":
+    def after_start(self) -> "Attempt":
         """What is to be thought of it at the next start."""
         if self.place is None:  # it had not its turn in that run, or came through
             return self
         before = self.suspicion
         is_same = before is not None and (before.place, before.seq) == (self.place, self.seq)
         strikes = before.strikes + 1 if before and is_same else 1
-        return Trial(suspicion=Suspicion(self.place, self.seq, self.last, strikes))
+        return Attempt(suspicion=Suspicion(self.place, self.seq, self.last, strikes))
 
-    def begin(self, place: Place, seq: int, last: int) -> "Trial":
+    def begin(self, place: Place, seq: int, last: int) -> "Attempt":
         """It is about to do this."""
         return msgspec.structs.replace(self, place=place, seq=seq, last=last)
 
-    def end(self) -> "Trial":
+    def end(self) -> "Attempt":
         """It has come through. It is cleared when it has come through all that it is suspected of."""
         before = self.suspicion
         if before is None or (self.place == before.place and self.last >= before.last):
-            return Trial()
+            return Attempt()
         if self.place == before.place:
             before = Suspicion(before.place, 0, before.last, 0)
-        return Trial(suspicion=before)
+        return Attempt(suspicion=before)
 
 
-class Proof:
+class CrashGuard:
     """One sink on its way from unproven to proven."""
 
     def __init__(self, name: str, sink: Sink, journal: Journal) -> None:
         self._name = name
         self._sink = sink
         self._journal = journal
-        self._trial = Trial()
-        self._record = Record("", EVENTS)
+        self._trial = Attempt()
+        self._record = Probation("", PROBATION_EVENTS)
 
     @property
     def is_proven(self) -> bool:
@@ -109,14 +109,14 @@ class Proof:
         """Look at what stands in the journal from the last run. Pauses the sink, with a notice, when it is enough."""
         marks = await self._journal.marks(prefix(self._name))
         digest = digest_of(self._sink)  # reads a few small files, once, before anything is delivered
-        record = _read(marks.get(self._key("proof")), Record)
+        record = _read(marks.get(self._key("proof")), Probation)
         is_known = record is not None and record.digest == digest and not self._journal.interrupted
-        self._record = record if record is not None and is_known else Record(digest, EVENTS)
-        trial = _read(marks.get(self._key("trial")), Trial)
+        self._record = record if record is not None and is_known else Probation(digest, PROBATION_EVENTS)
+        trial = _read(marks.get(self._key("trial")), Attempt)
         if trial is not None:
             self._trial = trial.after_start()
         suspicion = self._trial.suspicion
-        if suspicion is not None and suspicion.strikes >= STRIKES:
+        if suspicion is not None and suspicion.strikes >= MAX_STRIKES:
             await self._pause(suspicion)
         elif trial is not None:
             await self._journal.commit(self._proof_mark(), self._trial_mark())
@@ -154,10 +154,10 @@ class Proof:
         if self.is_proven:
             return ()
         self._trial = self._trial.end()
-        self._record = Record(self._record.digest, max(0, self._record.left - events))
+        self._record = Probation(self._record.digest, max(0, self._record.left - events))
         if self.is_proven:
             log.debug("sink.proven", sink=self._name)
-            self._trial = Trial()
+            self._trial = Attempt()
         return self._proof_mark(), self._trial_mark()
 
     async def _clear(self) -> None:
@@ -170,7 +170,7 @@ class Proof:
         doing = "was opened" if suspicion.place == "opening" else f"had event {suspicion.seq}"
         reason = f"the daemon ended twice running while it {doing}"
         log.error("sink.paused", sink=self._name, reason=reason)
-        self._trial = Trial()
+        self._trial = Attempt()
         now = datetime.now(UTC)
         await self._journal.commit(
             self._proof_mark(),

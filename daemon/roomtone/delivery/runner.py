@@ -20,18 +20,18 @@ import trio
 from roomtone import paths
 from roomtone.delivery.audio_pins import pins_mark
 from roomtone.delivery.batch import Batch, SinkFailed
-from roomtone.delivery.controls import Orders, Retry, cancel, mark_of, orders_of, prefix
+from roomtone.delivery.controls import Retry, SinkControls, cancel, controls_of, mark_of, prefix
 from roomtone.delivery.errors import innermost
-from roomtone.delivery.executor import Worker
-from roomtone.delivery.health import SinkStatus, Standing
-from roomtone.delivery.hooks import Implementation, bind, opened
-from roomtone.delivery.quarantine import Proof
+from roomtone.delivery.executor import HookExecutor
+from roomtone.delivery.health import SinkHealth, SinkStatus
+from roomtone.delivery.hooks import SinkHooks, open_sink, validate_hooks
+from roomtone.delivery.quarantine import CrashGuard
 from roomtone.events import Audio, Durable, kind_of
 from roomtone.journal.journal import Journal, JournalError, Mark
 from roomtone.live import Live, LiveEvent
 from roomtone.sinks import Context, Sink, wants
 
-BATCH = 1000
+MAX_BATCH_EVENTS = 1000
 """Events in a batch at most; also how many uninteresting ones may pass before the cursor is made durable."""
 
 SPOKEN = frozenset(("turn", "answer", "analysis", "audio", "interim"))
@@ -48,7 +48,7 @@ _CANCELLED = (
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-class Delivery:
+class SinkRunner:
     """One sink and its way through the journal. Making it does nothing; `run` works, and `status` may always be asked.
 
     `closing` is set when no more events will be committed; then `run` returns as soon as the sink has everything. It is
@@ -74,13 +74,13 @@ class Delivery:
         self._closing = closing
         self._leaving = False
         self._log = log.bind(sink=name)
-        self._standing = Standing(name, type(sink), journal, closing)
+        self._standing = SinkHealth(name, type(sink), journal, closing)
         self._refused = 0
         self._cursor = journal.tip
         self._durable_cursor = journal.tip
-        self._limit = BATCH
-        self._proof = Proof(name, sink, journal)
-        self._orders = Orders()
+        self._limit = MAX_BATCH_EVENTS
+        self._proof = CrashGuard(name, sink, journal)
+        self._orders = SinkControls()
         self._called = trio.Event()
         self._kinds = frozenset[str]()
 
@@ -117,7 +117,7 @@ class Delivery:
                     return
                 continue
             async with self._proof.surviving():
-                delay = await self._standing.fail(failure, self._journal.tip - self._cursor)
+                delay = await self._standing.on_failure(failure, self._journal.tip - self._cursor)
             if not is_last:
                 await self._rest(trio.current_time() + delay)
             behind = self._journal.tip - self._cursor
@@ -153,7 +153,7 @@ class Delivery:
     async def _obey(self) -> None:
         """Read the orders for this sink. Going back is done here, the others where they belong."""
         self._called = trio.Event()
-        orders = orders_of(self._name, await self._journal.marks(prefix(self._name)))
+        orders = controls_of(self._name, await self._journal.marks(prefix(self._name)))
         if orders.rewind is not None:
             self._cursor = min(self._cursor, orders.rewind)
             self._durable_cursor = min(self._durable_cursor, orders.rewind)
@@ -167,7 +167,7 @@ class Delivery:
         if self._called.is_set():
             await self._obey()
         while self._orders.paused is not None:
-            self._standing.pause(self._orders.paused.reason)
+            self._standing.on_paused(self._orders.paused.reason)
             if self._closing.is_set():
                 return False
             await _first_of(self._closing.wait, self._called.wait)
@@ -213,10 +213,10 @@ class Delivery:
                 async with self._proof.trial("opening"):
                     patience.deadline = trio.current_time() + self._sink.timeout
                     paths.private_folder(self._context.state)
-                    plugin = await stack.enter_async_context(opened(self._sink, self._context))
+                    plugin = await stack.enter_async_context(open_sink(self._sink, self._context))
                     patience.deadline = float("inf")
                 try:
-                    await self._serve(bind(plugin, name=self._name), attempt, pumped)
+                    await self._serve(validate_hooks(plugin, name=self._name), attempt, pumped)
                 except Exception as error:
                     cause = error
                     raise
@@ -232,9 +232,9 @@ class Delivery:
             raise SinkFailed(_CANCELLED)
         attempt.cancel_scope.cancel()
 
-    async def _serve(self, hooks: Implementation, attempt: trio.Nursery, pumped: trio.Event) -> None:
+    async def _serve(self, hooks: SinkHooks, attempt: trio.Nursery, pumped: trio.Event) -> None:
         self._kinds = frozenset((*hooks.kinds, *hooks.live))
-        worker = Worker(hooks, timeout=self._sink.timeout, nursery=attempt, on_overdue=self._tell_stuck)
+        worker = HookExecutor(hooks, timeout=self._sink.timeout, nursery=attempt, on_overdue=self._tell_stuck)
         async with trio.open_nursery() as nursery:
             if hooks.live:
                 nursery.start_soon(self._follow_live, worker)
@@ -242,9 +242,9 @@ class Delivery:
             pumped.set()
             nursery.cancel_scope.cancel()
 
-    async def _pump(self, worker: Worker) -> None:
+    async def _pump(self, worker: HookExecutor) -> None:
         """Batches from the cursor to the tip, for ever; returns at the tip when `closing` is set, or to `leave`."""
-        self._standing.open()
+        self._standing.on_opened()
         while not self._leaving:
             if self._called.is_set():
                 await self._obey()
@@ -257,25 +257,25 @@ class Delivery:
             events = await self._journal.read(self._cursor, 1 if self._proof.is_suspect else self._limit)
             if events:
                 await self._deliver(events, worker)
-                self._standing.deliver()
+                self._standing.on_batch()
             else:
                 self._cursor = max(self._cursor, tip)  # beyond rows that cannot be read
                 if is_closing:
                     await self._advance(self._cursor)
                     return
             if not worker.is_stuck:  # in a live hook
-                await self._standing.work()
+                await self._standing.on_idle()
             while self._warnings:
                 await self._standing.warn(self._warnings.popleft())
             if not events:
                 # What is due waits for a live hook that hangs, whose return wakes nobody.
                 await self._wait_for_more(trio.current_time() + 1 if worker.is_stuck else self._standing.due)
 
-    async def _deliver(self, events: Sequence[Durable], worker: Worker) -> None:
+    async def _deliver(self, events: Sequence[Durable], worker: HookExecutor) -> None:
         wanted = self._wanted(events, worker)
         if not wanted:
             self._cursor = events[-1].seq
-            if self._cursor - self._durable_cursor >= BATCH:
+            if self._cursor - self._durable_cursor >= MAX_BATCH_EVENTS:
                 await self._advance(self._cursor)
             return
         batch = Batch(wanted, worker.hooks)
@@ -284,7 +284,7 @@ class Delivery:
             await self._acknowledge(batch, events[-1].seq)
             self._judge(batch)
 
-    async def _try_again(self, retry: Retry, worker: Worker) -> None:
+    async def _try_again(self, retry: Retry, worker: HookExecutor) -> None:
         """The refused events that a person wants tried again: by seq, and before all that are new."""
         refusals = await self._journal.refused(self._name, retry.after, self._limit)
         events = [refusal.event for refusal in refusals if refusal.event and refusal.seq <= retry.until]
@@ -297,7 +297,7 @@ class Delivery:
         else:
             await self._acknowledge_again(batch, Retry(refusals[-1].seq if refusals else retry.until, retry.until))
 
-    def _wanted(self, events: Sequence[Durable], worker: Worker) -> list[Durable]:
+    def _wanted(self, events: Sequence[Durable], worker: HookExecutor) -> list[Durable]:
         return [_present(event) for event in events if wants(self._sink, event) and worker.hooks.hooks_for(event)]
 
     def _judge(self, batch: Batch) -> None:
@@ -305,7 +305,7 @@ class Delivery:
         if failure := batch.flush_error or batch.error:
             self._limit = 1  # one by one, until it is clear which event it is
             raise failure
-        self._limit = min(BATCH, self._limit * 2) if batch.done == len(batch.events) else batch.done
+        self._limit = min(MAX_BATCH_EVENTS, self._limit * 2) if batch.done == len(batch.events) else batch.done
 
     async def _acknowledge(self, batch: Batch, last: int) -> None:
         """Move the cursor over what has returned, and over what nobody wanted before the first that has not."""
@@ -343,7 +343,7 @@ class Delivery:
         with trio.move_on_at(until):
             await _first_of(self._closing.wait, self._called.wait, partial(self._journal.wait_after, self._cursor))
 
-    async def _follow_live(self, worker: Worker) -> None:
+    async def _follow_live(self, worker: HookExecutor) -> None:
         """Hand on what is happening right now. A failure here costs the one live event and a line in the log."""
         failures = 0
         with self._live.subscribe(wanted=partial(self._wants_live, worker.hooks)) as feed:
@@ -352,21 +352,21 @@ class Delivery:
                     await worker.tell_live(event)
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
                     failures += 1
-                    self._standing.miss(error, failures)
+                    self._standing.on_live_error(error, failures)
 
-    def _wants_live(self, hooks: Implementation, event: LiveEvent) -> bool:
+    def _wants_live(self, hooks: SinkHooks, event: LiveEvent) -> bool:
         kind, rooms, kinds = kind_of(event), self._sink.rooms, self._sink.kinds
         return kind in hooks.live and (not rooms or event.room in rooms) and (not kinds or kind in kinds)
 
     async def _tell_stuck(self, text: str) -> None:
-        await self._standing.hang(text, self._sink.timeout)
+        await self._standing.on_stuck(text, self._sink.timeout)
 
 
 async def run_sink(
     name: str, sink: Sink, *, journal: Journal, live: Live, context: Context, closing: trio.Event
 ) -> None:
     """Deliver to one sink without looking at its status; see `Delivery.run`."""
-    await Delivery(name, sink, journal=journal, live=live, context=context, closing=closing).run()
+    await SinkRunner(name, sink, journal=journal, live=live, context=context, closing=closing).run()
 
 
 async def _first_of(*waits: Callable[[], Any]) -> None:

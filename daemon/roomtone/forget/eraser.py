@@ -12,7 +12,7 @@ import msgspec
 import structlog
 import trio
 
-from roomtone.delivery.manager import Outlets
+from roomtone.delivery.manager import SinkManager
 from roomtone.durable import remove
 from roomtone.events import Durable
 from roomtone.forget.room import Premises, Removed, clamp, forget, rooms_known
@@ -53,7 +53,7 @@ class Erasure:
         state: Path,
         premises: Premises,
         *,
-        outlets: Outlets,
+        outlets: SinkManager,
         sinks: Callable[[], Mapping[str, Sink]],
         unloaded: Callable[[], Iterable[str]],
     ) -> None:

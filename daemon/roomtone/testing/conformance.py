@@ -28,8 +28,8 @@ import trio
 from roomtone import events
 from roomtone.delivery.batch import Batch
 from roomtone.delivery.errors import explain
-from roomtone.delivery.executor import Worker
-from roomtone.delivery.hooks import bind, opened
+from roomtone.delivery.executor import HookExecutor
+from roomtone.delivery.hooks import open_sink, validate_hooks
 from roomtone.events import Audio, Durable, Forgotten, kind_of
 from roomtone.forget.search import Order, ids_of, long_texts, search
 from roomtone.sinks import Sink, wants
@@ -162,9 +162,9 @@ class Bench:
             raise LawBroken(f"the sink hangs: {text}")
 
         async with trio.open_nursery() as nursery:
-            async with opened(self.sink, self.context) as plugin:
-                hooks = bind(plugin, name=NAME)
-                worker = Worker(hooks, timeout=self.sink.timeout, nursery=nursery, on_overdue=overdue)
+            async with open_sink(self.sink, self.context) as plugin:
+                hooks = validate_hooks(plugin, name=NAME)
+                worker = HookExecutor(hooks, timeout=self.sink.timeout, nursery=nursery, on_overdue=overdue)
 
                 async def deliver(given: Sequence[Durable]) -> Batch:
                     batch = Batch([each for each in given if wants(self.sink, each) and hooks.hooks_for(each)], hooks)
@@ -379,8 +379,8 @@ async def leaves_nothing_behind(bench: Bench) -> None:
 
 async def forgets_when_told(bench: Bench) -> None:
     """A stretch that is to be forgotten is in none of its files, and what was before and after it is where it was."""
-    async with opened(bench.sink, bench.context) as plugin:
-        if "forgotten" not in bind(plugin, name=NAME).kinds:
+    async with open_sink(bench.sink, bench.context) as plugin:
+        if "forgotten" not in validate_hooks(plugin, name=NAME).kinds:
             raise LawBroken("it has no hook `forgotten`, so that nothing of what it got could ever be forgotten")
     given, gone, forgotten = _stretch(bench)
     await bench.deliver_all(given)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 import trio
 
 from roomtone.delivery.health import SinkStatus
-from roomtone.delivery.runner import Delivery
+from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Audio, Cause, Durable, Gap, Interim, RecordingStarted, RecordingStopped, Turn, Word
 from roomtone.journal.journal import Journal, Refusal, open_journal
 from roomtone.journal.records import Mark
@@ -46,7 +46,7 @@ class FakeRoom:
         """The next sample's, which is also how much time has passed since noon."""
         self.journal = journal
         self.live = Live()
-        self.deliveries: dict[str, Delivery] = {}
+        self.deliveries: dict[str, SinkRunner] = {}
         self._folder = folder
 
     @property
@@ -181,7 +181,7 @@ async def open_room(
         for sink_name, sink in sinks.items():
             if await journal.cursor(sink_name) is None:
                 await journal.advance(sink_name, 0)  # whatever its `start` says, and before anything is committed
-            room.deliveries[sink_name] = delivery = Delivery(
+            room.deliveries[sink_name] = delivery = SinkRunner(
                 sink_name,
                 sink,
                 journal=cast("Journal", _Witnessed(journal, witness)) if witness else journal,

@@ -22,7 +22,7 @@ from roomtone.config import model as configuration
 from roomtone.config.model import Config, Room
 from roomtone.control.reload import InForce
 from roomtone.delivery.errors import explain
-from roomtone.delivery.hooks import bind, opened
+from roomtone.delivery.hooks import open_sink, validate_hooks
 from roomtone.llm.client import RequestFailed
 from roomtone.llm.settings import LLMSettings
 from roomtone.monitoring.prometheus import lacking
@@ -129,8 +129,8 @@ async def _sink(name: str, sink: Sink, config: Config, environ: Mapping[str, str
     )
     try:
         with trio.fail_after(sink.timeout):
-            async with opened(sink, context) as plugin:
-                bind(plugin, name=name)
+            async with open_sink(sink, context) as plugin:
+                validate_hooks(plugin, name=name)
     except trio.TooSlowError:
         return Finding(f"sink {name}", _kind(sink), fault=f"opening took longer than {sink.timeout:g} s")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary: opening a sink runs its code

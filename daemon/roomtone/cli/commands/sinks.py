@@ -21,7 +21,7 @@ from roomtone.config import toml_file as document
 from roomtone.config.loader import Broken
 from roomtone.control.protocol import Status
 from roomtone.control.unix_socket import ControlError
-from roomtone.delivery.controls import orders_of, prefix
+from roomtone.delivery.controls import controls_of, prefix
 from roomtone.delivery.health import SinkStatus
 from roomtone.delivery.plugins import Plugins, Problem, load_plugins
 from roomtone.journal.database import Database
@@ -131,7 +131,7 @@ def _standing(name: str, sink: Sink | Broken, database: Database | None, usual: 
         waiting = database.tip - cursor if database and cursor is not None else None
         return Standing(name, "", sink.what, waiting, refused, sink.text)
     behind = _behind(database, sink, cursor) if database and cursor is not None else None
-    orders = orders_of(name, database.marks(prefix(name)) if database else {})
+    orders = controls_of(name, database.marks(prefix(name)) if database else {})
     if sink.disabled:
         return Standing(name, _kind(sink), "disabled", behind, refused)
     if orders.paused:

@@ -22,7 +22,7 @@ from roomtone.cli.output import say
 from roomtone.cli.unit import enter
 from roomtone.config import loader, validation
 from roomtone.config import toml_file as document
-from roomtone.delivery.controls import Pause, Retry, cancel, mark_of, orders_of, prefix
+from roomtone.delivery.controls import Pause, Retry, cancel, controls_of, mark_of, prefix
 from roomtone.delivery.plugins import load_plugins
 from roomtone.journal.database import Database
 from roomtone.journal.records import Mark
@@ -59,7 +59,7 @@ def pause(name: str, given: Path | None, reason: str) -> None:
 def resume(name: str, given: Path | None) -> None:
     """Deliver to the sink NAME again, from where it was. Also for one that Roomtone itself has paused."""
     with ordering(name, given) as (database, cursor):
-        if orders_of(name, database.marks(prefix(name))).paused is None:
+        if controls_of(name, database.marks(prefix(name))).paused is None:
             say(f"{name} is not paused")
             return
         _put(database, cancel(name, "paused"))

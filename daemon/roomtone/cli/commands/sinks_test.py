@@ -16,8 +16,8 @@ from roomtone.cli.unit import enter
 from roomtone.config.model import Config
 from roomtone.config.toml_file import ConfigError
 from roomtone.config.validation import unknown
-from roomtone.delivery.hooks import Implementation
-from roomtone.delivery.probe import Outcome, rehearse
+from roomtone.delivery.hooks import SinkHooks
+from roomtone.delivery.probe import ProbeResult, probe_sink
 from roomtone.events import TEST, Notice, Turn, kind_of
 from roomtone.journal.records import next_id
 from roomtone.sinks import Context, Sink, wants
@@ -48,13 +48,13 @@ def test(name: str, given: Path | None) -> None:
         state=paths.private_folder(config.state(os.environ) / "sinks" / name),
         rates={room: table.rate for room, table in config.rooms.items()},
     )
-    outcome = trio.run(rehearse, sink, context, lambda hooks: test_event(sink, hooks, config))
+    outcome = trio.run(probe_sink, sink, context, lambda hooks: test_event(sink, hooks, config))
     if outcome.error is not None:
         raise Failure(f"sink {name} failed: {outcome.error}")
     say(f"sink {name} {_told(outcome)}")
 
 
-def test_event(sink: Sink, hooks: Implementation, config: Config) -> Notice | Turn | None:
+def test_event(sink: Sink, hooks: SinkHooks, config: Config) -> Notice | Turn | None:
     """The event for this sink: of a kind that its table and its hooks let through. None: there is none.
 
     Never audio: what is no sound of the room does not belong into its recording.
@@ -66,7 +66,7 @@ def test_event(sink: Sink, hooks: Implementation, config: Config) -> Notice | Tu
     return next((event for event in (notice, turn) if wants(sink, event) and hooks.hooks_for(event)), None)
 
 
-def _told(outcome: Outcome) -> str:
+def _told(outcome: ProbeResult) -> str:
     if outcome.event is None:
         return "opens and closes; it takes neither notices nor turns, so nothing was sent"
     if outcome.refused is not None:
