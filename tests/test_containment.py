@@ -14,7 +14,7 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from roomtone.config.model import Service
+from roomtone.config.model import ServiceConfig
 from roomtone.containment import FAILED, LONGEST_RETRY_S, supervise
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, JournalError, Mark, open_journal
@@ -121,7 +121,7 @@ async def test_metrics_that_fail_are_served_again(tmp_path: Path) -> None:
             await client.receive_some()
 
     async with open_journal(tmp_path / "journal.sqlite") as journal, trio.open_nursery() as nursery:
-        expose = partial(prometheus.expose, Service(metrics=f"127.0.0.1:{port}"), tmp_path, report)
+        expose = partial(prometheus.expose, ServiceConfig(metrics=f"127.0.0.1:{port}"), tmp_path, report)
         nursery.start_soon(supervise, "Serving metrics", expose, journal)
         for _ in range(2):
             asked = trio.Event()

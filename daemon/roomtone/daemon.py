@@ -33,11 +33,11 @@ from roomtone.forget.room import Premises, closed, resume
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
 from roomtone.llm.analyst import Analyst, open_analyst
-from roomtone.monitoring.counters import Counting
+from roomtone.monitoring.counters import Counters
 from roomtone.monitoring.exit_deadline import open_deadline
 from roomtone.monitoring.prometheus import expose
-from roomtone.monitoring.room_state import Glance, watch_events, watch_levels
-from roomtone.monitoring.sd_notify import Progress, open_supervision
+from roomtone.monitoring.room_state import RoomStates, watch_events, watch_levels
+from roomtone.monitoring.sd_notify import DeliveryProgress, open_supervision
 from roomtone.retention.cleanup import Rules, keep_room, use_reserve
 from roomtone.rooms import Rooms, Surroundings
 from roomtone.speech.endpoint import open_endpoints
@@ -64,7 +64,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
     state, key = config.state(environ), find_key(config, environ)
     force = InForce(config, key)
     grounds = SinkPaths(config.sinks_folder(environ), state / "sinks")
-    live, glance, figures, sinks = Live(), Glance(), Counting(), dict[str, Outlet]()
+    live, glance, figures, sinks = Live(), RoomStates(), Counters(), dict[str, Outlet]()
     with open_deadline() as end_by, trio.CancelScope() as hard, paths.lock(state):
         use_reserve(state)
         async with (
@@ -231,5 +231,5 @@ def _head(spools: Mapping[str, Spool], room: str) -> int | None:
     return spools[room].end if room in spools else None
 
 
-def _measure_progress(sinks: Mapping[str, Outlet], glance: Glance) -> Progress:
-    return Progress({name: outlet.status().behind for name, outlet in sinks.items()}, glance.unheard())
+def _measure_progress(sinks: Mapping[str, Outlet], glance: RoomStates) -> DeliveryProgress:
+    return DeliveryProgress({name: outlet.status().behind for name, outlet in sinks.items()}, glance.unheard())

@@ -28,8 +28,8 @@ from roomtone.containment import supervise
 from roomtone.journal.journal import Journal
 from roomtone.live import Live
 from roomtone.llm.analyst import Analyst
-from roomtone.monitoring.liveness import Health
-from roomtone.monitoring.room_state import Glance
+from roomtone.monitoring.liveness import Liveness
+from roomtone.monitoring.room_state import RoomStates
 from roomtone.protocol.parameters import LOCAL, US_MODELS, Streaming
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.secret import Secret
@@ -54,8 +54,8 @@ class Surroundings(NamedTuple):
     journal: Journal
     live: Live
     endpoints: Endpoints
-    health: Health
-    glance: Glance
+    health: Liveness
+    glance: RoomStates
     governor: Governor
     analyst: Analyst
 
@@ -74,7 +74,7 @@ class Plan(msgspec.Struct, frozen=True):
         return self.table.source, self.folder, self.table.frame
 
     @property
-    def speech(self) -> tuple[model.Gate, Secret | None, int, dict[str, str]]:
+    def speech(self) -> tuple[model.GateConfig, Secret | None, int, dict[str, str]]:
         """What differs where the streaming must begin again, apart from the terms of its sessions."""
         return self.table.gate, self.key, self.table.frame, self.table.speakers
 

@@ -45,7 +45,7 @@ from roomtone.events import (
     SessionStarted,
     Turn,
 )
-from roomtone.monitoring.report import Disk, OpenGap, Report, RoomReport, Session
+from roomtone.monitoring.report import DiskUsage, OpenGap, Report, RoomReport, SessionReport
 from test_legible import is_harmless
 
 EVIL = "\x1b]52;c;cm0=\x07\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\u2066evil\u2069\x08\x7f\r\nFAULT [bold]forged[/bold]"
@@ -82,12 +82,12 @@ REPORT = Report(
             rate=16_000,
             position=0,
             gap=OpenGap("device", 100.0, EVIL),
-            session=Session(EVIL, AT, EVIL),
+            session=SessionReport(EVIL, AT, EVIL),
             session_error=EVIL,
         ),
     ),
     sinks=(SinkStatus(EVIL, EVIL, "failing", 3, 0, EVIL),),
-    disk=Disk(1, 2, 3),
+    disk=DiskUsage(1, 2, 3),
 )
 
 

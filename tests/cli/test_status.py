@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from roomtone.budget.ledger import Cost, Spent
 from roomtone.cli.commands.status import lines
-from roomtone.monitoring.report import CostReport, Disk, Report
+from roomtone.monitoring.report import CostReport, DiskUsage, Report
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -18,7 +18,7 @@ def report(cost: CostReport | None) -> Report:
         state="/var/lib/roomtone",
         rooms=(),
         sinks=(),
-        disk=Disk(spool=1, journal=2, free=3),
+        disk=DiskUsage(spool=1, journal=2, free=3),
         cost=cost,
     )
 

@@ -16,7 +16,7 @@ from roomtone.capture.sources import Command, File, Microphone
 from roomtone.cli.schema import schema_text
 from roomtone.config import loader
 from roomtone.config.loader import Broken, decode, each_sink, load
-from roomtone.config.model import Config, Gate, Room, Service, Storage, effective, find_key
+from roomtone.config.model import Config, GateConfig, Room, ServiceConfig, Storage, effective, find_key
 from roomtone.config.toml_file import ConfigError
 from roomtone.delivery.plugins import Plugins, Problem, load_plugins
 from roomtone.llm.completion import GatewayConfig, Price
@@ -73,8 +73,8 @@ def test_defaults() -> None:
 
     assert config.rooms == {"desk": Room(source=Microphone(device="default"))}
     assert config.rooms["desk"].frame == 3200
-    assert config.rooms["desk"].gate == Gate(mode="always", preroll=2.0, close_after=30.0)
-    assert config.service == Service()
+    assert config.rooms["desk"].gate == GateConfig(mode="always", preroll=2.0, close_after=30.0)
+    assert config.service == ServiceConfig()
     assert config.sinks == {}
     assert config.folder == Path("/etc/roomtone")
 
@@ -565,7 +565,7 @@ def fields_of(*structs: type[msgspec.Struct]) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("struct", "field"),
     [
-        *fields_of(Service, Storage, Budget, Room, Gate, Microphone, File, Command),
+        *fields_of(ServiceConfig, Storage, Budget, Room, GateConfig, Microphone, File, Command),
         *fields_of(GatewayConfig, AnalysisPrompt, Price, Streaming, LLMGatewayConfig, Prompt, Fallback, FallbackPolicy),
         *fields_of(*load_plugins(()).kinds.values()),
     ],
@@ -578,7 +578,8 @@ def test_reference_is_complete(struct: type, field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "struct", [Service, Storage, Budget, Room, Gate, GatewayConfig, Streaming, *load_plugins(()).kinds.values()]
+    "struct",
+    [ServiceConfig, Storage, Budget, Room, GateConfig, GatewayConfig, Streaming, *load_plugins(()).kinds.values()],
 )
 def test_reference_says_the_defaults(struct: type) -> None:
     """Where the reference calls a value the default, it is the default."""

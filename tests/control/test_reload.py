@@ -21,7 +21,7 @@ from roomtone.budget.governor import open_governor
 from roomtone.budget.limits import Budget
 from roomtone.capture.records import key
 from roomtone.capture.sources import Microphone
-from roomtone.config.model import Config, Gate, Room, Service, Storage
+from roomtone.config.model import Config, GateConfig, Room, ServiceConfig, Storage
 from roomtone.config.toml_file import ConfigError
 from roomtone.control.reload import InForce, Reloading
 from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
@@ -32,8 +32,8 @@ from roomtone.llm.analyst import open_analyst
 from roomtone.llm.completion import GatewayConfig
 from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.llm.prompt_task import mark_key
-from roomtone.monitoring.liveness import Health
-from roomtone.monitoring.room_state import Glance
+from roomtone.monitoring.liveness import Liveness
+from roomtone.monitoring.room_state import RoomStates
 from roomtone.rooms import Rooms, Surroundings
 from roomtone.speech.endpoint import open_endpoints
 
@@ -80,10 +80,10 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
         trio.open_nursery() as nursery,
     ):
         await journal.commit(*[Mark(key(room, "muted"), {"until": None}) for room in ("desk", "attic", "hall")])
-        health = Health(config.rooms, 0.0)
+        health = Liveness(config.rooms, 0.0)
         rooms = Rooms(
             nursery,
-            Surroundings(folder / "spool", {}, journal, live, endpoints, health, Glance(), governor, analyst),
+            Surroundings(folder / "spool", {}, journal, live, endpoints, health, RoomStates(), governor, analyst),
         )
         at_work = dict[str, Outlet]()
         outlets = SinkManager(
@@ -105,7 +105,7 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
 
 
 def configured(folder: Path, **settings: Any) -> Config:
-    tables: dict[str, Any] = {"service": Service(), "rooms": {"desk": ROOM}, "sinks": {}} | settings
+    tables: dict[str, Any] = {"service": ServiceConfig(), "rooms": {"desk": ROOM}, "sinks": {}} | settings
     return Config(path=folder / "roomtone.toml", **tables)
 
 
@@ -175,7 +175,7 @@ async def test_what_holds_from_the_next_start_on_is_said(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     """A key of [service] that a reload cannot change is named, one that it can is not, and both are in force."""
-    after = configured(tmp_path, service=Service(state="elsewhere", grace=9.0), storage=Storage(spool_days=7))
+    after = configured(tmp_path, service=ServiceConfig(state="elsewhere", grace=9.0), storage=Storage(spool_days=7))
     with structlog.testing.capture_logs():
         async with work(tmp_path, configured(tmp_path)) as around:
             assert await around.reload(after) == ["[service] state holds from the next start on"]
@@ -188,7 +188,7 @@ async def test_a_file_that_is_wrong_changes_nothing(
     """A file that cannot be read, a gate without its packages, a rate that the room does not have: all is as it was."""
     monkeypatch.setitem(sys.modules, "webrtcvad", None)
     new = {"other": Diary(pages=[], name="other")}
-    gated = msgspec.structs.replace(ROOM, gate=Gate(mode="speech"))
+    gated = msgspec.structs.replace(ROOM, gate=GateConfig(mode="speech"))
     wrong: list[tuple[Config | ConfigError, str]] = [
         (ConfigError("line 3"), "line 3"),
         (configured(tmp_path, sinks=new, rooms={"desk": gated}), "rooms.desk.gate"),

@@ -23,15 +23,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from roomtone.admission import MAX_STRANGERS
 from roomtone.budget.ledger import Cost, Spent
 from roomtone.config.loader import decode
-from roomtone.config.model import Service, address_of
+from roomtone.config.model import ServiceConfig, address_of
 from roomtone.config.toml_file import ConfigError
 from roomtone.delivery.health import SinkStatus
 from roomtone.delivery.plugins import Plugins
 from roomtone.events import Answer, Audio, Gap, SessionEnded, SessionStarted, Turn
 from roomtone.monitoring import prometheus
-from roomtone.monitoring.counters import Counting, Figures
-from roomtone.monitoring.healthcheck import complaints
-from roomtone.monitoring.report import CostReport, Disk, OpenGap, Report, RoomReport
+from roomtone.monitoring.counters import Counters, RoomCounters
+from roomtone.monitoring.healthcheck import problems
+from roomtone.monitoring.report import CostReport, DiskUsage, OpenGap, Report, RoomReport
 from roomtone.testing.encoded_speech import speak
 from support.daemon import COMMAND, SINKS, events, run, write_wav
 
@@ -44,7 +44,7 @@ def at(second: float) -> datetime:
 
 def test_figures_are_what_happened() -> None:
     """Samples, losses by cause, sessions with their money, and turns, corrections not counted twice; rooms apart."""
-    counting = Counting()
+    counting = Counters()
     said = Turn(room="desk", position=0, at=NOON, session_id="a", turn_order=0, text="hello")
     gap = Gap(room="desk", position=9, at=NOON, start=9, end=12, from_=NOON, until=at(2), cause="overrun")
     for event in (
@@ -62,7 +62,7 @@ def test_figures_are_what_happened() -> None:
         SessionStarted(room="desk", position=0, at=at(10), session_id="b", endpoint="x"),
     ):
         counting.see(event)
-    assert counting.of("desk", at(15)) == Figures(
+    assert counting.of("desk", at(15)) == RoomCounters(
         captured=480,
         lost={"overrun": 6},
         missing={"overrun": 4.0},
@@ -75,12 +75,12 @@ def test_figures_are_what_happened() -> None:
         answers=1,
     )
     assert counting.of("hall", NOON).captured == 7
-    assert counting.of("cellar", NOON) == Figures()
+    assert counting.of("cellar", NOON) == RoomCounters()
 
 
 ROOM = RoomReport(name="desk", state="recording", source="file", rate=16_000, position=5)
 SINK = SinkStatus(name="log", kind="jsonl", state="active", behind=3, refused=0, error=None)
-DISK = Disk(spool=10, journal=20, free=30)
+DISK = DiskUsage(spool=10, journal=20, free=30)
 
 
 def report(room: RoomReport = ROOM, sink: SinkStatus = SINK, **changes: Any) -> Report:
@@ -113,14 +113,14 @@ def changed(one: Any, **changes: Any) -> Any:
 )
 def test_complaints(state: Report, told: str | None) -> None:
     """What needs a person is told, and what is as somebody wishes it is not."""
-    found = list(complaints(state))
+    found = list(problems(state))
     assert len(found) == (told is not None)
     assert told is None or told in found[0]
 
 
 def test_metrics_can_be_read_by_a_parser() -> None:
     """Each metric has its labels and its value, and what is unknown is left out."""
-    figures = Figures(
+    figures = RoomCounters(
         captured=5,
         lost={"disk full": 4},
         missing={"device": 2.5},
@@ -219,14 +219,14 @@ async def test_idle_clients_take_neither_descriptors_nor_the_place_of_honest_one
             return b"".join([part async for part in client])
 
     async with trio.open_nursery() as nursery, AsyncExitStack() as idle:
-        nursery.start_soon(prometheus.expose, Service(metrics=f"127.0.0.1:{port}"), Path(), give)
+        nursery.start_soon(prometheus.expose, ServiceConfig(metrics=f"127.0.0.1:{port}"), Path(), give)
         while not await is_open(port):  # noqa: ASYNC110 - a port says nothing when it opens
             await trio.sleep(0.01)
         before = descriptors()
         for count in range(1, 301):
             await idle.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
             if count % 100 == 0:
-                with trio.fail_after(prometheus.PATIENCE / 2):
+                with trio.fail_after(prometheus.CLIENT_TIMEOUT_S / 2):
                     assert (await scrape()).startswith(b"HTTP/1.1 200")
         assert descriptors() - before <= 300 + MAX_STRANGERS + 1
         nursery.cancel_scope.cancel()
@@ -267,7 +267,7 @@ async def test_a_file_that_cannot_be_written_is_told_ever_rarer(
         return report()
 
     with structlog.testing.capture_logs() as logs, trio.CancelScope() as scope:
-        await prometheus.expose(Service(metrics_textfile="absent/roomtone.prom"), tmp_path, give)
+        await prometheus.expose(ServiceConfig(metrics_textfile="absent/roomtone.prom"), tmp_path, give)
     assert [entry["failures"] for entry in logs if entry["event"] == "metrics.unwritten"] == [1, 2, 4, 8, 16, 1]
 
 
@@ -293,9 +293,9 @@ def test_metrics_are_for_this_machine(table: dict[str, Any], told: str) -> None:
 
 def test_metrics_for_others_when_somebody_says_so() -> None:
     """Loopback needs no word, and any address is allowed with one."""
-    Service(metrics="127.0.0.1:9464")
-    Service(metrics="[::1]:9464")
-    Service(metrics="0.0.0.0:9464", metrics_public=True)
+    ServiceConfig(metrics="127.0.0.1:9464")
+    ServiceConfig(metrics="[::1]:9464")
+    ServiceConfig(metrics="0.0.0.0:9464", metrics_public=True)
     assert address_of("[::1]:9464") == ("::1", 9464)
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.monitoring.liveness import SAMPLED_WITHIN, TRIED_WITHIN, Health
+from roomtone.monitoring.liveness import RETRY_TIMEOUT_S, SAMPLE_TIMEOUT_S, Liveness
 
 LONGEST_BACKOFF = 30.0
 LONGEST_OPENING = 30.0
@@ -11,7 +11,7 @@ LONGEST_OPENING = 30.0
 
 def test_samples_account_for_ten_seconds() -> None:
     """A room that brought samples to the disk is accounted for during the next 10 s, and no longer."""
-    health = Health(["desk"], 0.0)
+    health = Liveness(["desk"], 0.0)
     health.samples("desk", 100.0)
 
     assert health.unaccounted(110.0) == ()
@@ -20,7 +20,7 @@ def test_samples_account_for_ten_seconds() -> None:
 
 def test_a_gap_accounts_while_its_source_is_tried() -> None:
     """An open gap is accounted for as long as its source is tried again within the longest back-off."""
-    health = Health(["desk"], 0.0)
+    health = Liveness(["desk"], 0.0)
     health.gap("desk", "device", 0.0)
     for attempt in range(1, 100):
         begun = attempt * (LONGEST_BACKOFF + LONGEST_OPENING) - LONGEST_OPENING
@@ -29,12 +29,12 @@ def test_a_gap_accounts_while_its_source_is_tried() -> None:
         assert health.unaccounted(begun + LONGEST_OPENING) == ()
         health.gap("desk", "device", begun + LONGEST_OPENING)
 
-    assert health.unaccounted(6000.0 + TRIED_WITHIN) == ("desk",)
+    assert health.unaccounted(6000.0 + RETRY_TIMEOUT_S) == ("desk",)
 
 
 def test_a_recorder_that_gives_up_is_unaccounted_for() -> None:
     """A gap whose source nobody tries is no account: the service manager shall start the daemon anew."""
-    health = Health(["desk", "kitchen"], 0.0)
+    health = Liveness(["desk", "kitchen"], 0.0)
     health.gap("desk", "device", 0.0)
     health.samples("kitchen", 59.0)
 
@@ -43,17 +43,17 @@ def test_a_recorder_that_gives_up_is_unaccounted_for() -> None:
 
 def test_samples_end_a_gap() -> None:
     """After samples the ten seconds hold again, not the patience of the gap before."""
-    health = Health(["desk"], 0.0)
+    health = Liveness(["desk"], 0.0)
     health.gap("desk", "device", 1.0)
     health.samples("desk", 2.0)
 
     assert health.rooms(2.0)[0].cause is None
-    assert health.unaccounted(2.0 + SAMPLED_WITHIN + 0.1) == ("desk",)
+    assert health.unaccounted(2.0 + SAMPLE_TIMEOUT_S + 0.1) == ("desk",)
 
 
 def test_a_muted_room_needs_no_attempts() -> None:
     """Mute closes the device: a muted room is accounted for however long it takes."""
-    health = Health(["desk"], 0.0)
+    health = Liveness(["desk"], 0.0)
     health.gap("desk", "muted", 0.0)
 
     assert health.unaccounted(1e9) == ()
@@ -61,7 +61,7 @@ def test_a_muted_room_needs_no_attempts() -> None:
 
 def test_an_ended_room_is_accounted_for() -> None:
     """A file that was recorded to its end asks for nothing more."""
-    health = Health(["talk"], 0.0)
+    health = Liveness(["talk"], 0.0)
     health.samples("talk", 1.0)
     health.ended("talk", 2.0)
 
@@ -71,7 +71,7 @@ def test_an_ended_room_is_accounted_for() -> None:
 
 def test_the_start_is_over_when_every_source_is_known() -> None:
     """A room is settled with its first samples, its first gap, or its end; the start is over with the last room."""
-    health = Health(["desk", "kitchen", "talk"], 0.0)
+    health = Liveness(["desk", "kitchen", "talk"], 0.0)
     health.tried("desk", 1.0)
     assert not health.settled()
 
@@ -85,7 +85,7 @@ def test_the_start_is_over_when_every_source_is_known() -> None:
 
 def test_a_gap_lasts_from_its_beginning() -> None:
     """Each further failure of the same cause leaves the gap's age alone; another cause begins anew."""
-    health = Health(["desk"], 0.0)
+    health = Liveness(["desk"], 0.0)
     health.gap("desk", "device", 10.0)
     health.gap("desk", "device", 40.0)
     assert health.rooms(50.0)[0].lasting == 40.0
@@ -97,7 +97,7 @@ def test_a_gap_lasts_from_its_beginning() -> None:
 
 def test_rooms_come_and_go() -> None:
     """A room is asked for while it is at work, and no longer; one that comes later begins with the gap of a start."""
-    health = Health(["desk"], 0.0)
+    health = Liveness(["desk"], 0.0)
     with health.watch("desk", 1.0), health.watch("kitchen", 50.0):
         assert health.unaccounted(51.0) == ("desk",)
         assert health.unaccounted(100.0) == ("desk", "kitchen")
@@ -112,7 +112,7 @@ def test_accounted_follows_from_the_last_word_alone(told: list[tuple[str, float]
     """Whatever was told before: who was told of samples or an attempt within 10 s is accounted for, and nobody is who
     was told of nothing within the longest patience.
     """
-    health = Health(["desk"], 0.0)
+    health = Liveness(["desk"], 0.0)
     now = 0.0
     for what, pause in told:
         now += pause
@@ -124,5 +124,5 @@ def test_accounted_follows_from_the_last_word_alone(told: list[tuple[str, float]
             case _:
                 health.gap("desk", "device", now)
 
-    assert health.unaccounted(now + SAMPLED_WITHIN - 0.001) == ()
-    assert health.unaccounted(now + TRIED_WITHIN + 1) == ("desk",)
+    assert health.unaccounted(now + SAMPLE_TIMEOUT_S - 0.001) == ()
+    assert health.unaccounted(now + RETRY_TIMEOUT_S + 1) == ("desk",)

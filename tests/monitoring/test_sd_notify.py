@@ -12,12 +12,12 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from roomtone.monitoring.liveness import Health, RoomHealth
+from roomtone.monitoring.liveness import Liveness, RoomHealth
 from roomtone.monitoring.sd_notify import (
-    LONGEST_LINE,
-    PERIOD,
+    MAX_STATUS_CHARS,
+    REPORT_INTERVAL_S,
+    DeliveryProgress,
     Notifier,
-    Progress,
     choose_period,
     compose_status,
     keep_informed,
@@ -138,7 +138,7 @@ def test_the_watchdog_is_ours_or_not(environ: dict[str, str], seconds: float | N
 
 def test_the_period_leaves_room_below_the_watchdog() -> None:
     """Several reports may be lost before the watchdog bites, however short it is."""
-    assert choose_period(None) == choose_period(60.0) == PERIOD
+    assert choose_period(None) == choose_period(60.0) == REPORT_INTERVAL_S
     assert choose_period(3.0) == 0.5
 
 
@@ -148,7 +148,7 @@ class Informed:
     def __init__(self, manager: Manager, notifier: Notifier) -> None:
         self.manager = manager
         self.notifier = notifier
-        self.health = Health(["desk"], trio.current_time())
+        self.health = Liveness(["desk"], trio.current_time())
         self.stopping = trio.Event()
         self.beats = 0
 
@@ -162,7 +162,7 @@ class Informed:
             period=5.0,
             stopping=self.stopping,
             beat=self.beat,
-            progress=Progress,
+            progress=DeliveryProgress,
         )
 
     async def after(self, seconds: float) -> list[dict[str, str]]:
@@ -271,8 +271,8 @@ async def test_every_report_proves_the_loop(informed: Informed, autojump_clock: 
 
 def test_status_says_what_records() -> None:
     """All rooms by name, or how many when they are many."""
-    assert compose_status([room(), room(name="kitchen")], Progress()) == "Recording desk, kitchen"
-    assert compose_status([room(name=f"r{n}") for n in range(40)], Progress()) == "Recording 40 of 40 rooms"
+    assert compose_status([room(), room(name="kitchen")], DeliveryProgress()) == "Recording desk, kitchen"
+    assert compose_status([room(name=f"r{n}") for n in range(40)], DeliveryProgress()) == "Recording 40 of 40 rooms"
 
 
 @pytest.mark.parametrize(
@@ -291,38 +291,38 @@ def test_status_says_what_records() -> None:
 )
 def test_status_says_what_does_not_and_why(stands: RoomHealth, says: str) -> None:
     """A room without samples is named with its cause and since when."""
-    assert compose_status([stands], Progress()) == says
+    assert compose_status([stands], DeliveryProgress()) == says
 
 
 def test_status_names_the_sinks_that_are_behind() -> None:
     """A sink that has everything is no news."""
-    status = compose_status([room()], Progress(behind={"log": 0, "hook": 1204, "archive": 1}))
+    status = compose_status([room()], DeliveryProgress(behind={"log": 0, "hook": 1204, "archive": 1}))
 
     assert status == "Recording desk; 1 event behind: archive; 1204 events behind: hook"
 
 
 def test_status_says_why_nobody_transcribes() -> None:
     """Rooms that wait for the same thing are told together, each reason once and in one line."""
-    progress = Progress(unheard={"desk": "invalid key", "kitchen": "no\nnetwork", "hall": "invalid key"})
+    progress = DeliveryProgress(unheard={"desk": "invalid key", "kitchen": "no\nnetwork", "hall": "invalid key"})
 
     assert compose_status([room()], progress) == (
         "Recording desk; no session for desk, hall: invalid key; no session for kitchen: no network"
     )
     assert compose_status([room()], progress, stopping=True) == "Stopping"
-    long = compose_status([room()], Progress(unheard={"desk": "x" * 1000}, behind={"log": 2}))
+    long = compose_status([room()], DeliveryProgress(unheard={"desk": "x" * 1000}, behind={"log": 2}))
     assert long.endswith("…; 2 events behind: log")
 
 
 def test_status_of_the_end() -> None:
     """While stopping, rooms without samples are no fault; what sinks still wait for is news."""
-    assert compose_status([room(accounted=False)], Progress(behind={"hook": 3}), stopping=True) == (
+    assert compose_status([room(accounted=False)], DeliveryProgress(behind={"hook": 3}), stopping=True) == (
         "Stopping; 3 events behind: hook"
     )
 
 
 def test_status_is_one_short_line() -> None:
     """However many rooms fail, the status is one line that a terminal can show."""
-    status = compose_status([room(name=f"room-{n}", cause="device") for n in range(200)], Progress())
+    status = compose_status([room(name=f"room-{n}", cause="device") for n in range(200)], DeliveryProgress())
 
-    assert len(status) == LONGEST_LINE
+    assert len(status) == MAX_STATUS_CHARS
     assert "\n" not in status

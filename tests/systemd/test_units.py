@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from roomtone.cli.systemd_install import MARK, compose_unit, invisible, shipped
-from roomtone.config.model import Service
+from roomtone.config.model import ServiceConfig
 from roomtone.daemon import LEAVING_TIMEOUT_S
 from roomtone.sinks import Sink
 
@@ -37,8 +37,8 @@ def test_budgets_nest(name: str) -> None:
     """A sink's timeout fits into the grace period, and the grace period into the unit's limit."""
     [timeout] = [field.default for field in msgspec.structs.fields(Sink) if field.name == "timeout"]
 
-    assert timeout < Service().grace
-    assert Service().grace + LEAVING_TIMEOUT_S < seconds(unit(name)["TimeoutStopSec"])
+    assert timeout < ServiceConfig().grace
+    assert ServiceConfig().grace + LEAVING_TIMEOUT_S < seconds(unit(name)["TimeoutStopSec"])
 
 
 @pytest.mark.parametrize("name", UNITS)

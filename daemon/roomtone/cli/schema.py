@@ -13,7 +13,7 @@ import msgspec
 
 from roomtone.budget.limits import Budget
 from roomtone.config import validation
-from roomtone.config.model import Room, Service, Storage
+from roomtone.config.model import Room, ServiceConfig, Storage
 from roomtone.delivery.plugins import load_plugins
 from roomtone.llm.completion import GatewayConfig
 from roomtone.llm.conversations import AnalysisPrompt
@@ -31,7 +31,7 @@ def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
     """The schema of a configuration whose sinks are of these kinds, or of kinds unknown here."""
     known = [kinds[kind] for kind in sorted(kinds)]
     (service, storage, budget, gateway, inquiry, room, *sinks), components = msgspec.json.schema_components(
-        (Service, Storage, Budget, GatewayConfig, AnalysisPrompt, Room, *known),
+        (ServiceConfig, Storage, Budget, GatewayConfig, AnalysisPrompt, Room, *known),
         schema_hook=_schema_of,
         ref_template="#/$defs/{name}",
     )

@@ -18,7 +18,7 @@ from roomtone.budget.limits import Budget
 from roomtone.capture.sources import Microphone
 from roomtone.config import toml_file as document
 from roomtone.config import validation
-from roomtone.config.model import Config, Room, Service, Storage
+from roomtone.config.model import Config, Room, ServiceConfig, Storage
 from roomtone.config.toml_file import ConfigError
 from roomtone.config.validation import Problem, listing, unknown
 from roomtone.delivery.plugins import Plugins
@@ -55,7 +55,9 @@ def plugin_paths(tables: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
     """
     service = tables.get("service")
     named = service.get("plugins") if isinstance(service, dict) else None
-    chosen = named if isinstance(named, list) and all(isinstance(name, str) for name in named) else Service().plugins
+    chosen = (
+        named if isinstance(named, list) and all(isinstance(name, str) for name in named) else ServiceConfig().plugins
+    )
     folder = path.absolute().parent
     given = [folder / os.path.expanduser(name) for name in chosen]  # noqa: PTH111 - it leaves what it does not know
     return tuple(given if named is not None else [place for place in given if place.exists()])
@@ -65,7 +67,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
     """The checked configuration of these tables. Raises ConfigError with one line for each problem. Pure."""
     problems = [
         *_top(tables),
-        *validation.diagnose(tables.get("service", {}), Service, ("service",), _advice),
+        *validation.diagnose(tables.get("service", {}), ServiceConfig, ("service",), _advice),
         *_homes(tables),
         *validation.diagnose(tables.get("storage", {}), Storage, ("storage",), _advice),
         *validation.diagnose(tables.get("budget", {}), Budget, ("budget",), _advice),
@@ -84,7 +86,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
     unloaded, given = each_unloaded(tables, plugins), tables.get("sinks", {})
     return Config(
         path=path,
-        service=_convert(tables.get("service", {}), Service),
+        service=_convert(tables.get("service", {}), ServiceConfig),
         storage=_convert(tables.get("storage", {}), Storage),
         budget=_convert(tables.get("budget", {}), Budget),
         gateway=_gateway(tables.get("gateway", {}), path),

@@ -30,7 +30,7 @@ NEEDS_KEY = frozenset(parameters.ENDPOINTS)
 """The endpoints that answer nobody without a key."""
 
 
-class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `[service]` table: what concerns the daemon as a whole."""
 
     state: Text | None = None
@@ -106,7 +106,7 @@ class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return round(self.journal_gb * 1e9)
 
 
-class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A `[rooms.<name>.gate]` table: when sessions of the room are open."""
 
     mode: Literal["always", "speech"] = "always"
@@ -125,7 +125,7 @@ class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Hz, of the recording and of the stream. Fixed by the room's first sample."""
     frame_ms: Annotated[int, msgspec.Meta(ge=50, le=1_000)] = 200
     """Milliseconds in one block: one write to disk, one message to the service."""
-    gate: Gate = Gate()
+    gate: GateConfig = GateConfig()
     streaming: Streaming = msgspec.field(default_factory=Streaming)
     speakers: dict[Name, Name] = msgspec.field(default_factory=dict)
     """Names for the labels of speakers, which are of one session each; "*" names everybody in the room."""
@@ -145,7 +145,7 @@ class Config(msgspec.Struct, frozen=True):
     """What the file says, checked. `path` is the file; relative paths begin at its folder."""
 
     path: Path
-    service: Service
+    service: ServiceConfig
     rooms: dict[str, Room]
     sinks: dict[str, Sink]
     storage: Storage = Storage()

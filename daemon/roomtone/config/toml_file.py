@@ -19,7 +19,7 @@ FORBIDDEN = (
     "/etc/roomtone: sudo usermod --append --groups roomtone-config NAME); or name another with --config"
 )
 """What to do about a configuration that is somebody else's."""
-DEEPEST = 32
+MAX_DEPTH = 32
 """Levels of tables and lists in one another. The tools of a language model may need ten."""
 
 
@@ -63,7 +63,7 @@ def _text(content: bytes, path: Path) -> str:
     return text
 
 
-_TOO_DEEP = f"is nested too deeply; nothing here needs more than {DEEPEST} levels"
+_TOO_DEEP = f"is nested too deeply; nothing here needs more than {MAX_DEPTH} levels"
 
 
 def _meaningless(tables: Mapping[str, Any]) -> Iterator[Problem]:
@@ -79,7 +79,7 @@ def _meaningless(tables: Mapping[str, Any]) -> Iterator[Problem]:
                     yield Problem(table, "must be a finite number; leave the key out for its default", key, entry)
                 case str() if "\0" in entry:
                     yield Problem(table, "must not contain NUL", key, entry)
-                case dict() | list() if len(where) > DEEPEST:
+                case dict() | list() if len(where) > MAX_DEPTH:
                     yield Problem(table[:1], _TOO_DEEP)
                 case dict() | list():
                     waiting.append(((*table, key), entry))

@@ -24,10 +24,10 @@ from roomtone.delivery.manager import SinkManager
 from roomtone.forget.eraser import Erasure
 from roomtone.journal.coverage import summarize
 from roomtone.journal.journal import Journal
-from roomtone.monitoring.counters import Counting
+from roomtone.monitoring.counters import Counters
 from roomtone.monitoring.liveness import RoomHealth
-from roomtone.monitoring.report import CostReport, Coverage, Disk, OpenGap, Report, RoomReport, Session
-from roomtone.monitoring.room_state import Glance
+from roomtone.monitoring.report import CostReport, DayCoverage, DiskUsage, OpenGap, Report, RoomReport, SessionReport
+from roomtone.monitoring.room_state import RoomStates
 from roomtone.monitoring.sd_notify import Supervision
 from roomtone.rooms import OpenRoom, Rooms
 from roomtone.spool.spool import Spool
@@ -52,8 +52,8 @@ class Commands:
         rooms: Rooms,
         spools: Mapping[str, Spool],
         outlets: SinkManager,
-        glance: Glance,
-        figures: Counting,
+        glance: RoomStates,
+        figures: Counters,
         journal: Journal,
         supervision: Supervision,
         governor: Governor,
@@ -182,7 +182,7 @@ class Commands:
             gap=OpenGap(cause, round(health.lasting, 1), health.reason) if health and cause else None,
             rms=seen.level.rms if seen.level and not cause else None,
             peak=seen.level.peak if seen.level and not cause else None,
-            session=Session(session.session_id, session.at, session.endpoint) if session else None,
+            session=SessionReport(session.session_id, session.at, session.endpoint) if session else None,
             session_error=seen.session_error,
             quiet=None if health is None or ended else round(health.quiet, 3),
             drift=None if health is None or health.drift is None else round(health.drift, 1),
@@ -191,19 +191,19 @@ class Commands:
             cost=self._governor.spent(room.name),
         )
 
-    async def _coverage(self, room: OpenRoom, spool: Spool) -> Coverage | None:
+    async def _coverage(self, room: OpenRoom, spool: Spool) -> DayCoverage | None:
         """Of the last day. Positions stand still while there is no source, so a day has at most a day of them."""
         rate = room.plan.table.rate
         covers = await self._journal.covered(room.name, max(0, spool.end - round(DAY.total_seconds()) * rate))
         summary = summarize(room.name, rate, covers, since=datetime.now(UTC) - DAY)
         if summary is None:
             return None
-        return Coverage(round(summary.ratio, 6), {loss.cause: loss.seconds for loss in summary.lost})
+        return DayCoverage(round(summary.ratio, 6), {loss.cause: loss.seconds for loss in summary.lost})
 
-    def _disk(self) -> Disk:
+    def _disk(self) -> DiskUsage:
         journal = sum(path.stat().st_size for path in self._state.glob("journal.sqlite*"))
         spool = sum(spool.size for spool in self._spools.values())
-        return Disk(spool=spool, journal=journal, free=shutil.disk_usage(self._state).free)
+        return DiskUsage(spool=spool, journal=journal, free=shutil.disk_usage(self._state).free)
 
 
 async def _mute(room: OpenRoom, until: datetime | None) -> str:

@@ -7,7 +7,7 @@ import msgspec
 from roomtone.events import Answer, Audio, Durable, Gap, SessionEnded, SessionStarted, Turn
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
+class RoomCounters(msgspec.Struct, frozen=True, kw_only=True):
     """One room's. `captured` counts samples on disk, and `lost` those that the source produced and that are not, by
     cause; `missing` is seconds without samples by cause, time without a source included.
 
@@ -28,23 +28,23 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     answers: int = 0
 
 
-class Counting:
+class Counters:
     """The figures of all rooms."""
 
     def __init__(self) -> None:
-        self._rooms: dict[str, Figures] = {}
+        self._rooms: dict[str, RoomCounters] = {}
         self._open: dict[str, SessionStarted] = {}
 
-    def of(self, room: str, now: datetime) -> Figures:
+    def of(self, room: str, now: datetime) -> RoomCounters:
         """The room's figures at this time."""
-        figures = self._rooms.get(room) or Figures()
+        figures = self._rooms.get(room) or RoomCounters()
         sessions = [one for one in self._open.values() if one.room == room]
         seconds = sum(max(0.0, (now - one.at).total_seconds()) for one in sessions)
         return msgspec.structs.replace(figures, open_now=round(seconds, 3))
 
     def see(self, event: Durable) -> None:
         """One more event."""
-        before = self._rooms.get(event.room) or Figures()
+        before = self._rooms.get(event.room) or RoomCounters()
         match event:
             case Audio(samples=samples):
                 after = msgspec.structs.replace(before, captured=before.captured + samples)

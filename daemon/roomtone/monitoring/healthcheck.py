@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from roomtone.delivery.health import SinkStatus
 from roomtone.monitoring.report import Report, RoomReport
 
-ABSENT = 60.0
+ABSENT_AFTER_S = 60.0
 """Seconds without a source up to which it is a device that somebody plugs in again."""
-BEHIND = 100_000
+MAX_BEHIND_EVENTS = 100_000
 """Events from which on a sink that still takes some does not keep up."""
 
 
-def complaints(report: Report) -> Iterator[str]:
+def problems(report: Report) -> Iterator[str]:
     """A line for each thing that a person should look after. None: it is healthy."""
     if report.stopping:
         yield "the daemon is stopping"
@@ -22,7 +22,7 @@ def complaints(report: Report) -> Iterator[str]:
 
 
 def _room(room: RoomReport) -> Iterator[str]:
-    if room.state == "waiting" and room.gap is not None and room.gap.seconds > ABSENT:
+    if room.state == "waiting" and room.gap is not None and room.gap.seconds > ABSENT_AFTER_S:
         reason = f": {room.gap.reason}" if room.gap.reason else ""
         yield f"room {room.name}: no samples for {room.gap.seconds:.0f} s ({room.gap.cause}){reason}"
     if room.state == "recording" and room.session is None and room.session_error is not None:
@@ -32,7 +32,7 @@ def _room(room: RoomReport) -> Iterator[str]:
 def _sink(sink: SinkStatus) -> Iterator[str]:
     if sink.state in {"failing", "stuck", "configuration error"}:
         yield f"sink {sink.name}: {sink.state}, {sink.behind} events behind{f': {sink.error}' if sink.error else ''}"
-    elif sink.state != "paused" and sink.behind > BEHIND:
+    elif sink.state != "paused" and sink.behind > MAX_BEHIND_EVENTS:
         yield f"sink {sink.name}: {sink.behind} events behind"
     if sink.refused:
         yield f"sink {sink.name}: refused {sink.refused} events; see `roomtone sinks replay --refused {sink.name}`"

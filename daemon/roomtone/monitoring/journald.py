@@ -21,7 +21,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 SOCKET = Path("/run/systemd/journal/socket")
 IDENTIFIER = "roomtone"
-PATIENCE = 0.2
+SEND_TIMEOUT_S = 0.2
 """Seconds that a line waits for a journal that does not take it; the lines after it do not wait, and are counted."""
 
 MESSAGE_IDS: Mapping[str, str] = {
@@ -142,7 +142,7 @@ class Entries:
             entry += _encode("ROOMTONE_LOST_BEFORE", str(self.lost))
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-                channel.settimeout(0 if self.lost else PATIENCE)
+                channel.settimeout(0 if self.lost else SEND_TIMEOUT_S)
                 self._send(channel, entry)
         except OSError:
             self.lost += 1

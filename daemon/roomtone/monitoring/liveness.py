@@ -14,9 +14,9 @@ import msgspec
 
 from roomtone.events import Cause
 
-SAMPLED_WITHIN = 10.0
+SAMPLE_TIMEOUT_S = 10.0
 """Seconds in which an open source must have brought samples to the disk. The recorder replaces a silent one after 6."""
-TRIED_WITHIN = 35.0
+RETRY_TIMEOUT_S = 35.0
 """Seconds in which the source of an open gap must have been tried: the longest back-off, or the longest opening, is 30;
 the rest is for a slow machine.
 """
@@ -46,7 +46,7 @@ class RoomHealth(msgspec.Struct, frozen=True, kw_only=True):
         return self.lasting if self.cause else self.tried
 
 
-class Health:
+class Liveness:
     """The rooms that are to be, from `now` on; until its first samples, each has the gap with which every start begins.
 
     Told by the recorder: `tried` before each opening of the source; `samples` when they are written; `gap` whenever
@@ -131,4 +131,4 @@ class _Room(msgspec.Struct, frozen=True, kw_only=True):
         # A muted room has no source on purpose: there is nothing to try.
         if self.ended or self.cause == "muted":
             return True
-        return now - self.tried <= (TRIED_WITHIN if self.cause else SAMPLED_WITHIN)
+        return now - self.tried <= (RETRY_TIMEOUT_S if self.cause else SAMPLE_TIMEOUT_S)

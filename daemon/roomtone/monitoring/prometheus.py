@@ -16,7 +16,7 @@ import trio
 
 from roomtone.admission import Door, is_local, is_same_origin
 from roomtone.backoff import is_worth_saying
-from roomtone.config.model import Service, address_of
+from roomtone.config.model import ServiceConfig, address_of
 from roomtone.delivery.health import SinkStatus
 from roomtone.descriptors import kept_from_forks
 from roomtone.durable import replace
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 Reporting = Callable[[], Awaitable[Report]]
 
-PERIOD = 15.0
+WRITE_INTERVAL_S = 15.0
 """Seconds between two writings of the file: the usual interval of a scrape."""
-PATIENCE = 10.0
+CLIENT_TIMEOUT_S = 10.0
 """Seconds that a client may take."""
-CLIENTS = 8
+MAX_CLIENTS = 8
 """Reports that are made at a time."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-async def expose(service: Service, folder: Path, report: Reporting) -> None:
+async def expose(service: ServiceConfig, folder: Path, report: Reporting) -> None:
     """Give the metrics to whoever is configured, until cancelled; nobody by default. Relative paths begin in `folder`.
 
     Contained here: OSError, of a port that is taken or a file that cannot be written; recording goes on.
@@ -52,7 +52,7 @@ async def expose(service: Service, folder: Path, report: Reporting) -> None:
             nursery.start_soon(_write, folder, service.metrics_textfile, report)
 
 
-def lacking(service: Service) -> str | None:
+def lacking(service: ServiceConfig) -> str | None:
     """Why there can be no metrics, where somebody wants them: recording and all else goes on without."""
     if (service.metrics or service.metrics_textfile) and find_spec("prometheus_client") is None:
         return "the package prometheus-client is missing; pip install 'roomtone[metrics]', then restart"
@@ -72,7 +72,7 @@ async def _write(folder: Path, name: str, report: Reporting) -> NoReturn:
                 log.error("metrics.unwritten", path=str(path), error=str(error), failures=failures)  # noqa: TRY400 - the error's text says it all
         else:
             failures = 0
-        await trio.sleep(PERIOD)
+        await trio.sleep(WRITE_INTERVAL_S)
 
 
 async def _serve(address: str, is_public: bool, report: Reporting) -> None:
@@ -82,7 +82,7 @@ async def _serve(address: str, is_public: bool, report: Reporting) -> None:
     except OSError as error:
         log.error("metrics.unavailable", address=join(host, port), error=str(error))  # noqa: TRY400 - the error's text says it all
         return
-    door, places = Door(), trio.CapacityLimiter(CLIENTS)
+    door, places = Door(), trio.CapacityLimiter(MAX_CLIENTS)
 
     async def answer(stream: trio.abc.Stream) -> None:
         with door.enter():
@@ -99,7 +99,7 @@ async def _answer(
     """One request of one client; whatever it does ends here."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16_384)
     try:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(CLIENT_TIMEOUT_S):
             async with stream:
                 request = await _request(stream, connection)
                 async with places:

@@ -9,10 +9,10 @@ from roomtone.budget.ledger import Cost
 from roomtone.budget.limits import CapAction
 from roomtone.delivery.health import SinkStatus
 from roomtone.events import Cause
-from roomtone.monitoring.counters import Figures
+from roomtone.monitoring.counters import RoomCounters
 
 
-class Session(msgspec.Struct, frozen=True):
+class SessionReport(msgspec.Struct, frozen=True):
     """A streaming session that is up. `since` is the time of its first audio."""
 
     id: str
@@ -28,7 +28,7 @@ class OpenGap(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-class Coverage(msgspec.Struct, frozen=True):
+class DayCoverage(msgspec.Struct, frozen=True):
     """Of the last day: the share of the time that was recorded, and seconds by cause that were not."""
 
     ratio: float
@@ -51,16 +51,16 @@ class RoomReport(msgspec.Struct, frozen=True, kw_only=True):
     gap: OpenGap | None = None
     rms: float | None = None
     peak: float | None = None
-    session: Session | None = None
+    session: SessionReport | None = None
     session_error: str | None = None
     quiet: float | None = None
     drift: float | None = None
-    figures: Figures = Figures()
-    coverage: Coverage | None = None
+    figures: RoomCounters = RoomCounters()
+    coverage: DayCoverage | None = None
     cost: Cost | None = None
 
 
-class Disk(msgspec.Struct, frozen=True):
+class DiskUsage(msgspec.Struct, frozen=True):
     """Bytes of the spools and the journal, and what is free where they lie."""
 
     spool: int
@@ -91,6 +91,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="answer", tag=
     state: str
     rooms: tuple[RoomReport, ...]
     sinks: tuple[SinkStatus, ...]
-    disk: Disk
+    disk: DiskUsage
     cost: CostReport | None = None
     stopping: bool = False

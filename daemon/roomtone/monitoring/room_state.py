@@ -10,7 +10,7 @@ from roomtone.journal.journal import Journal
 from roomtone.live import Live, LiveEvent
 
 
-class Sight(msgspec.Struct, frozen=True, kw_only=True):
+class RoomState(msgspec.Struct, frozen=True, kw_only=True):
     """What was seen of one room. `recording`: since when; `sessions`: those that are up, the newest last."""
 
     recording: datetime | None = None
@@ -19,15 +19,15 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     session_error: str | None = None
 
 
-class Glance:
+class RoomStates:
     """The rooms by name, as far as something was seen of them."""
 
     def __init__(self) -> None:
-        self._rooms: dict[str, Sight] = {}
+        self._rooms: dict[str, RoomState] = {}
 
-    def at(self, room: str) -> Sight:
+    def at(self, room: str) -> RoomState:
         """What was seen of this room so far."""
-        return self._rooms.get(room) or Sight()
+        return self._rooms.get(room) or RoomState()
 
     def unheard(self) -> dict[str, str]:
         """The rooms that record and have no session, for this reason."""
@@ -63,14 +63,14 @@ class Glance:
         self._rooms[room] = msgspec.structs.replace(self.at(room), **changes)
 
 
-class Watcher(Protocol):
+class EventObserver(Protocol):
     """Who looks at events."""
 
     def see(self, event: Durable) -> None:
         """One more event."""
 
 
-async def watch_events(watcher: Watcher, journal: Journal) -> None:
+async def watch_events(watcher: EventObserver, journal: Journal) -> None:
     """Look at every event from now on; until cancelled."""
     seq = journal.tip
     while True:
@@ -82,7 +82,7 @@ async def watch_events(watcher: Watcher, journal: Journal) -> None:
         seq = seen[-1].seq if seen else tip  # rows that cannot be read are left out
 
 
-async def watch_levels(glance: Glance, live: Live) -> None:
+async def watch_levels(glance: RoomStates, live: Live) -> None:
     """Look at every level from now on; until cancelled."""
     with live.subscribe(wanted=_is_level) as feed:
         async for event in feed:

@@ -17,24 +17,24 @@ import structlog
 import trio
 
 from roomtone.legible import legible
-from roomtone.monitoring.liveness import Health, RoomHealth
+from roomtone.monitoring.liveness import Liveness, RoomHealth
 from roomtone.monitoring.stall import watch_stalls
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-PERIOD = 5.0
+REPORT_INTERVAL_S = 5.0
 """Seconds between two reports, unless the watchdog asks for more."""
-UNWATCHED = 60.0
+DEFAULT_WATCHDOG_S = 60.0
 """Seconds of a watchdog that there is not: a stall is worth a look in a terminal too."""
-STARTING = 0.2
+STARTING_INTERVAL_S = 0.2
 """Seconds between two reports until the start is over: who waits for it should not wait for us."""
-PERIODS = 6
+REPORTS_PER_WATCHDOG = 6
 """Reports in one period of the watchdog: so many may be late or lost."""
-EXTENSION = 20.0
+EXTEND_TIMEOUT_S = 20.0
 """Seconds that are asked for, again and again, while starting or stopping: a loop that hangs gets no more than this."""
-LONGEST_LINE = 300
+MAX_STATUS_CHARS = 300
 """Characters of the status line; `systemctl status` shows one line."""
-LONGEST_REASON = 120
+MAX_REASON_CHARS = 120
 
 
 class Notifier:
@@ -70,11 +70,11 @@ class Notifier:
 
     def stopping(self, status: str) -> bool:
         """The end has begun, and may take `EXTENSION` seconds from now, whatever the unit's limit is."""
-        return self.tell(STOPPING=1, EXTEND_TIMEOUT_USEC=_microseconds(EXTENSION), WATCHDOG=1, STATUS=status)
+        return self.tell(STOPPING=1, EXTEND_TIMEOUT_USEC=_microseconds(EXTEND_TIMEOUT_S), WATCHDOG=1, STATUS=status)
 
     def starting(self, status: str) -> bool:
         """The start goes on, and may take `EXTENSION` seconds from now, whatever the unit's limit is."""
-        return self.tell(EXTEND_TIMEOUT_USEC=_microseconds(EXTENSION), WATCHDOG=1, STATUS=status)
+        return self.tell(EXTEND_TIMEOUT_USEC=_microseconds(EXTEND_TIMEOUT_S), WATCHDOG=1, STATUS=status)
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def watchdog_seconds(environ: Mapping[str, str]) -> float | None:
     return int(given) / 1e6
 
 
-class Progress(msgspec.Struct, frozen=True):
+class DeliveryProgress(msgspec.Struct, frozen=True):
     """What beside the rooms' audio is worth a word: events that wait for each sink that is behind, and why a room that
     records has no session.
     """
@@ -111,22 +111,22 @@ class Supervision(NamedTuple):
     A reload speaks to the `notifier` itself.
     """
 
-    health: Health
+    health: Liveness
     stopping: trio.Event
     notifier: Notifier
 
 
 @asynccontextmanager
 async def open_supervision(
-    environ: Mapping[str, str], rooms: Iterable[str], progress: Callable[[], Progress]
+    environ: Mapping[str, str], rooms: Iterable[str], progress: Callable[[], DeliveryProgress]
 ) -> AsyncIterator[Supervision]:
     """Keep the service manager informed, and watch for stalls of the loop, as long as this lasts.
 
     Stalls are noticed at half of the watchdog's time; without a watchdog, as if it had a minute.
     """
     watchdog = watchdog_seconds(environ)
-    with open_notifier(environ) as notifier, watch_stalls((watchdog or UNWATCHED) / 2, sys.stderr) as beat:
-        supervision = Supervision(Health(rooms, trio.current_time()), trio.Event(), notifier)
+    with open_notifier(environ) as notifier, watch_stalls((watchdog or DEFAULT_WATCHDOG_S) / 2, sys.stderr) as beat:
+        supervision = Supervision(Liveness(rooms, trio.current_time()), trio.Event(), notifier)
         async with trio.open_nursery() as nursery:
             reports = partial(keep_informed, period=choose_period(watchdog), beat=beat, progress=progress)
             nursery.start_soon(partial(reports, notifier, supervision.health, stopping=supervision.stopping))
@@ -136,12 +136,12 @@ async def open_supervision(
 
 async def keep_informed(
     notifier: Notifier,
-    health: Health,
+    health: Liveness,
     *,
     period: float,
     stopping: trio.Event,
     beat: Callable[[], None],
-    progress: Callable[[], Progress],
+    progress: Callable[[], DeliveryProgress],
 ) -> None:
     """Tell the truth once in `period` seconds, and at once when `stopping` is set. Runs until it is cancelled.
 
@@ -171,7 +171,7 @@ async def keep_informed(
             notifier.starting(status)
         if missing != before:
             _log_missing(missing)
-        due = trio.current_time() + (period if is_started else STARTING)
+        due = trio.current_time() + (period if is_started else STARTING_INTERVAL_S)
         if stopping.is_set():
             await trio.sleep_until(due)
         else:
@@ -193,10 +193,10 @@ def _log_missing(rooms: Sequence[str]) -> None:
 
 def choose_period(watchdog: float | None) -> float:
     """Seconds between two reports under a watchdog of so many seconds."""
-    return PERIOD if watchdog is None else min(PERIOD, watchdog / PERIODS)
+    return REPORT_INTERVAL_S if watchdog is None else min(REPORT_INTERVAL_S, watchdog / REPORTS_PER_WATCHDOG)
 
 
-def compose_status(rooms: Sequence[RoomHealth], progress: Progress, *, stopping: bool = False) -> str:
+def compose_status(rooms: Sequence[RoomHealth], progress: DeliveryProgress, *, stopping: bool = False) -> str:
     """The truth in one line: what records, what does not and why, what is not transcribed, and which sinks are behind.
     Pure.
     """
@@ -207,7 +207,7 @@ def compose_status(rooms: Sequence[RoomHealth], progress: Progress, *, stopping:
     waiting = {name: count for name, count in progress.behind.items() if count}
     parts += [f"{count} event{'s' * (count != 1)} behind: {name}" for name, count in sorted(waiting.items())]
     line = "; ".join(part for part in parts if part)
-    return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"
+    return line if len(line) <= MAX_STATUS_CHARS else line[: MAX_STATUS_CHARS - 1] + "…"
 
 
 def _recording(rooms: Sequence[RoomHealth]) -> str:
@@ -234,7 +234,7 @@ def _unheard(reasons: Mapping[str, str]) -> Iterator[str]:
     """Rooms that wait for the same thing, together."""
     for reason in sorted(set(reasons.values())):
         names = sorted(name for name, why in reasons.items() if why == reason)
-        shown = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
+        shown = reason if len(reason) <= MAX_REASON_CHARS else reason[: MAX_REASON_CHARS - 1] + "…"
         yield f"no session for {', '.join(names)}: {' '.join(shown.split())}"
 
 

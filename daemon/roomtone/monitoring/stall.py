@@ -24,9 +24,9 @@ from roomtone import descriptors
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-LOOKS = 8
+CHECKS_PER_LIMIT = 8
 """Looks in one limit."""
-NATIVE = 1.5
+NATIVE_DUMP_FACTOR = 1.5
 """The native dump comes after so many limits, and so only when the thread did not get to speak."""
 
 
@@ -63,7 +63,7 @@ class _Watch:
     def beat(self) -> None:
         self._beaten = time.monotonic()
         if self._descriptor is not None:
-            faulthandler.dump_traceback_later(self._limit * NATIVE, file=self._descriptor)
+            faulthandler.dump_traceback_later(self._limit * NATIVE_DUMP_FACTOR, file=self._descriptor)
 
     def end(self) -> None:
         self._ending.set()
@@ -74,7 +74,7 @@ class _Watch:
         told: float | None = None
         looked = time.monotonic()
         forgiven = 0.0
-        while not self._ending.wait(self._limit / LOOKS):
+        while not self._ending.wait(self._limit / CHECKS_PER_LIMIT):
             now, beaten = time.monotonic(), self._beaten
             # A process that was stopped as a whole, by a debugger or the kernel, is no stalled loop.
             if now - looked > self._limit / 2:

@@ -11,7 +11,7 @@ from roomtone.cli.exit_codes import Exit
 from roomtone.cli.output import say, say_json
 from roomtone.control.protocol import Status
 from roomtone.control.unix_socket import ControlError
-from roomtone.monitoring.healthcheck import complaints
+from roomtone.monitoring.healthcheck import problems
 from roomtone.monitoring.report import Report
 
 
@@ -40,7 +40,7 @@ def command(context: click.Context, given: Path | None, *, as_json: bool) -> Non
     except ControlError as error:
         health, code = Health(healthy=False, running=False, problems=[str(error)], report=None), Exit.UNAVAILABLE
     else:
-        problems = list(complaints(report))
+        problems = list(problems(report))
         health, code = (
             Health(healthy=not problems, running=True, problems=problems, report=report),
             Exit.FAILED if problems else Exit.OK,
