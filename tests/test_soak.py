@@ -22,7 +22,7 @@ from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Audio, Durable, SessionEnded, SessionStarted, Turn, Word
 from roomtone.journal.coverage import summarize
 from roomtone.journal.records import CoverageSpan, Mark
-from roomtone.retention.cleanup import Instruments, Rules, keep_room
+from roomtone.retention.cleanup import CleanupPolicy, Instruments, run_cleanup
 from roomtone.sinks import Context, Sink, hookimpl
 from roomtone.speech.transcriber import transcribe
 from roomtone.spool.segment import Segment
@@ -133,9 +133,9 @@ async def live_on(folder: Path, service: Service, sink: Counting, minutes: range
         desk = room.desk._replace(frame=RATE)
         closing = trio.Event()
         delivery = SinkRunner("counting", sink, journal=room.journal, live=desk.live, context=context, closing=closing)
-        rules = Rules(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
+        rules = CleanupPolicy(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
         supporting.start_soon(delivery.run)
-        supporting.start_soon(keep_room, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))
+        supporting.start_soon(run_cleanup, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))
         rooms.start_soon(partial(transcribe, desk, realtime=True, utc=now))
         await record(room, minutes)
         size = measure(folder)
@@ -222,9 +222,9 @@ async def live_a_day(folder: Path, service: Service, sink: Counting, day: int) -
     ):
         live, closing = room.desk.live, trio.Event()
         delivery = SinkRunner("counting", sink, journal=room.journal, live=live, context=context, closing=closing)
-        rules = Rules(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
+        rules = CleanupPolicy(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
         nursery.start_soon(delivery.run)
-        nursery.start_soon(keep_room, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))
+        nursery.start_soon(run_cleanup, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))
         for hour in range(24):
             sink.down.clear()
             sink.down.update({"away"} if day % 7 == 3 and hour in {8, 9} else {})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.trusted_clock import JUMP, PATIENCE, Calendar, Reading, reading_of, shifted
+from roomtone.trusted_clock import MAX_JUMP, TRUST_AFTER, Reading, TrustedClock, reading_of, shifted
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -15,37 +15,37 @@ DAY = timedelta(days=1)
 YEARS = timedelta(days=3_650)
 
 
-def known() -> Calendar:
-    return Calendar(Reading(NOW, NOW))
+def known() -> TrustedClock:
+    return TrustedClock(Reading(NOW, NOW))
 
 
-def again(calendar: Calendar) -> Calendar:
+def again(calendar: TrustedClock) -> TrustedClock:
     """The calendar of the next run."""
     assert calendar.last is not None
-    return Calendar(reading_of(msgspec.json.decode(msgspec.json.encode(calendar.last.to_builtins()))))
+    return TrustedClock(reading_of(msgspec.json.decode(msgspec.json.encode(calendar.last.to_builtins()))))
 
 
 def test_time_that_goes_by() -> None:
     """A clock that goes as time does is believed, over changes that are no jump."""
-    calendar = Calendar(reading_of(None))
+    calendar = TrustedClock(reading_of(None))
 
     assert calendar.read(NOW, 0.0) == NOW
     assert calendar.read(NOW + HOUR, 3600.0) == NOW + HOUR
-    assert calendar.read(NOW + HOUR + JUMP, 3600.0) == NOW + HOUR + JUMP
+    assert calendar.read(NOW + HOUR + MAX_JUMP, 3600.0) == NOW + HOUR + MAX_JUMP
     assert not calendar.is_doubting
 
 
 def test_a_jump_is_believed_after_a_day() -> None:
     """Until then the time that has gone by counts, and no more."""
     calendar = known()
-    day = PATIENCE.total_seconds()
+    day = TRUST_AFTER.total_seconds()
 
     assert calendar.read(NOW + YEARS, 0.0) == NOW
     assert calendar.is_doubting
     assert calendar.read(NOW + YEARS + HOUR, 3600.0) == NOW + HOUR
-    assert calendar.read(NOW + YEARS + PATIENCE - HOUR, day - 3600.0) == NOW + PATIENCE - HOUR
+    assert calendar.read(NOW + YEARS + TRUST_AFTER - HOUR, day - 3600.0) == NOW + TRUST_AFTER - HOUR
 
-    assert calendar.read(NOW + YEARS + PATIENCE, day) == NOW + YEARS + PATIENCE
+    assert calendar.read(NOW + YEARS + TRUST_AFTER, day) == NOW + YEARS + TRUST_AFTER
     assert not calendar.is_doubting
 
 
@@ -56,9 +56,9 @@ def test_a_jump_that_is_taken_back() -> None:
     assert calendar.read(NOW + HOUR, 3600.0) == NOW + HOUR
     assert not calendar.is_doubting
 
-    day = PATIENCE.total_seconds()
+    day = TRUST_AFTER.total_seconds()
     assert calendar.read(NOW + YEARS + 2 * HOUR, 7200.0) == NOW + 2 * HOUR
-    assert calendar.read(NOW + YEARS + PATIENCE + HOUR, day + 3600.0) == NOW + PATIENCE + HOUR
+    assert calendar.read(NOW + YEARS + TRUST_AFTER + HOUR, day + 3600.0) == NOW + TRUST_AFTER + HOUR
 
 
 def test_another_year_begins_the_doubt_anew() -> None:
@@ -110,7 +110,7 @@ def test_it_is_never_later_than_the_clock(steps: list[tuple[float, int]]) -> Non
         was_doubting = calendar.is_doubting
         read = calendar.read(clock, uptime)
         assert read <= clock
-        assert was_doubting or read <= before + timedelta(seconds=seconds) + JUMP
+        assert was_doubting or read <= before + timedelta(seconds=seconds) + MAX_JUMP
         before = read
 
 
@@ -128,7 +128,7 @@ def test_a_reading_that_is_none(kept: object) -> None:
 )
 def test_it_is_total(believed: datetime, clock: datetime, now: datetime, gone: float) -> None:
     """No two times that a clock can say are too far from each other, or too near to the end of the calendar."""
-    calendar = Calendar(Reading(believed, clock, 1.0))
+    calendar = TrustedClock(Reading(believed, clock, 1.0))
     calendar.read(now, 0.0)
     calendar.read(now, gone)
 

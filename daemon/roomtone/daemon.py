@@ -28,8 +28,8 @@ from roomtone.control.handlers import Commands
 from roomtone.control.reload import InForce, Reloading, lacking, tell_lacking, tell_unloaded
 from roomtone.control.server import serve
 from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
-from roomtone.forget.eraser import Erasure
-from roomtone.forget.room import Premises, closed, resume
+from roomtone.forget.eraser import Eraser
+from roomtone.forget.room import ForgetScope, closed, resume
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
 from roomtone.llm.analyst import Analyst, open_analyst
@@ -38,7 +38,7 @@ from roomtone.monitoring.exit_deadline import open_deadline
 from roomtone.monitoring.prometheus import expose
 from roomtone.monitoring.room_state import RoomStates, watch_events, watch_levels
 from roomtone.monitoring.sd_notify import DeliveryProgress, open_supervision
-from roomtone.retention.cleanup import Rules, keep_room, use_reserve
+from roomtone.retention.cleanup import CleanupPolicy, run_cleanup, use_reserve
 from roomtone.rooms import Rooms, Surroundings
 from roomtone.speech.endpoint import open_endpoints
 from roomtone.spool.segment import SPOOL_FOLDER
@@ -73,7 +73,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
             trio.open_nursery() as watching,
         ):
             await _check_rates(config, journal)
-            await resume(Premises(journal, live, closed(state / SPOOL_FOLDER)))
+            await resume(ForgetScope(journal, live, closed(state / SPOOL_FOLDER)))
             watching.start_soon(watch_events, glance, journal)
             watching.start_soon(watch_levels, glance, live)
             watching.start_soon(watch_events, figures, journal)
@@ -106,13 +106,13 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         governor,
                         analyst,
                     )
-                    rules = Rules(
+                    rules = CleanupPolicy(
                         lambda: force.config.storage,
                         lambda: surroundings.spools,
                         lambda: force.config.sinks,
                         lambda: force.config.unloaded,
                     )
-                    upkeep.start_soon(supervise, "Housekeeping", partial(keep_room, state, rules, journal), journal)
+                    upkeep.start_soon(supervise, "Housekeeping", partial(run_cleanup, state, rules, journal), journal)
                     async with trio.open_nursery() as streaming_and_capture:
                         rooms = Rooms(streaming_and_capture, surroundings)
                         for name, table in config.rooms.items():
@@ -120,9 +120,9 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         reloading = Reloading(
                             force, reread, environ, journal=journal, rooms=rooms, outlets=outlets, analyst=analyst
                         )
-                        erasure = Erasure(
+                        erasure = Eraser(
                             state,
-                            Premises(journal, live, rooms.quiet),
+                            ForgetScope(journal, live, rooms.quiet),
                             outlets=outlets,
                             sinks=lambda: force.config.sinks | force.config.disabled,
                             unloaded=lambda: force.config.unloaded,

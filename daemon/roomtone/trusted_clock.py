@@ -10,11 +10,11 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-JUMP = timedelta(days=7)
+MAX_JUMP = timedelta(days=7)
 """More than this, ahead of the time that has gone by, is a jump. A weekend is none, nor is a holiday of a week: what a
 clock that is wrong by less removes too soon was nearly old enough.
 """
-PATIENCE = timedelta(days=1)
+TRUST_AFTER = timedelta(days=1)
 """How long a clock has to go on after a jump until it is believed."""
 
 
@@ -55,7 +55,7 @@ def shifted(at: datetime, by: timedelta) -> datetime:
         return datetime.min.replace(tzinfo=UTC) if by < timedelta() else datetime.max.replace(tzinfo=UTC)
 
 
-class Calendar:
+class TrustedClock:
     """The time to judge ages by. `last` is the last reading, of this run or of the one before."""
 
     def __init__(self, last: Reading | None) -> None:
@@ -80,11 +80,11 @@ class Calendar:
 
 def _next(last: Reading, now: datetime, gone: timedelta) -> Reading:
     expected = shifted(last.believed, gone)
-    if now <= shifted(expected, JUMP):
+    if now <= shifted(expected, MAX_JUMP):
         return Reading(now, now)
     # Between two runs the machine may have been off: a clock that has only gone on is the same one.
-    goes_on = last.confirmed is not None and now >= shifted(last.clock, gone - JUMP)
+    goes_on = last.confirmed is not None and now >= shifted(last.clock, gone - MAX_JUMP)
     confirmed = (last.confirmed or 0.0) + gone.total_seconds() if goes_on else 0.0
-    if confirmed >= PATIENCE.total_seconds():
+    if confirmed >= TRUST_AFTER.total_seconds():
         return Reading(now, now)
     return Reading(expected, now, confirmed)

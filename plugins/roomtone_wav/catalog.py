@@ -16,7 +16,7 @@ import msgspec
 
 from roomtone import Turn, encode
 from roomtone.durable import open_sqlite, scrub
-from roomtone.trusted_clock import Calendar, reading_of
+from roomtone.trusted_clock import TrustedClock, reading_of
 from roomtone_wav.recording import LONGEST_TURN, Recording, Stretch, part_of
 
 CATALOG = "recordings.sqlite"
@@ -150,12 +150,12 @@ class Catalog:
         where = f"until < ? AND NOT (era = 0 AND (room, first) IN ({newest})) ORDER BY until"
         return self._kept(where, before.isoformat())
 
-    def calendar(self) -> Calendar:
+    def calendar(self) -> TrustedClock:
         """The time that ages are judged by, as it is known from before."""
         found = self._database.execute("SELECT reading FROM calendar").fetchone()
-        return Calendar(reading_of(msgspec.json.decode(found[0])) if found else None)
+        return TrustedClock(reading_of(msgspec.json.decode(found[0])) if found else None)
 
-    def note(self, calendar: Calendar) -> None:
+    def note(self, calendar: TrustedClock) -> None:
         """Keep the last reading for the next life."""
         if calendar.last is not None:
             reading = msgspec.json.encode(calendar.last.to_builtins())

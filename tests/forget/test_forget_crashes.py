@@ -12,7 +12,7 @@ import trio
 
 from roomtone.capture.records import audio_entry
 from roomtone.events import Forgotten, Interim, Level, Turn, Word
-from roomtone.forget.room import Heard, Premises, Stretch, closed, forget, locate, resume
+from roomtone.forget.room import ForgetRange, ForgetScope, RecordedSpan, closed, forget, locate, resume
 from roomtone.journal.coverage import summarize
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.journal.records import Mark, Record
@@ -67,8 +67,8 @@ def turn(second: int) -> Turn:
     )
 
 
-def premises(folder: Path, journal: Journal) -> Premises:
-    return Premises(journal, Live(), closed(folder / "spool"))
+def premises(folder: Path, journal: Journal) -> ForgetScope:
+    return ForgetScope(journal, Live(), closed(folder / "spool"))
 
 
 def left(folder: Path) -> tuple[set[int], set[int]]:
@@ -188,7 +188,7 @@ async def test_sound_that_is_on_its_way_is_waited_for(tmp_path: Path) -> None:
             await spool.append(sound(1), at(1))
 
         nursery.start_soon(arrive)
-        here = Premises(journal, Live(), lambda *_: _Open(spool))
+        here = ForgetScope(journal, Live(), lambda *_: _Open(spool))
         done = await forget("desk", RATE, at(0), at(1.8), here)
         assert done is not None
         assert (done.stretch.start, done.stretch.end, done.is_late) == (0, 1800, False)
@@ -217,10 +217,10 @@ def _files(folder: Path) -> Iterator[bytes]:
 
 def test_times_are_positions_rounded_outward() -> None:
     """A stretch reaches from the first to the last sample that was heard in it; one that nobody heard is none."""
-    heard = [Heard(0, 1000, at(0)), Heard(1000, 1000, at(3600))]
-    assert locate(heard, RATE, at(-5), at(7200)) == Stretch(0, 2000, at(0), at(3601))
-    assert locate(heard, RATE, at(0.1), at(0.3001)) == Stretch(100, 301, at(0.1), at(0.301))
-    assert locate(heard, RATE, at(0.5), at(3600.5)) == Stretch(500, 1500, at(0.5), at(3600.5))
+    heard = [RecordedSpan(0, 1000, at(0)), RecordedSpan(1000, 1000, at(3600))]
+    assert locate(heard, RATE, at(-5), at(7200)) == ForgetRange(0, 2000, at(0), at(3601))
+    assert locate(heard, RATE, at(0.1), at(0.3001)) == ForgetRange(100, 301, at(0.1), at(0.301))
+    assert locate(heard, RATE, at(0.5), at(3600.5)) == ForgetRange(500, 1500, at(0.5), at(3600.5))
     assert locate(heard, RATE, at(2), at(3)) is None
 
 

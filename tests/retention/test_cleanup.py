@@ -19,8 +19,15 @@ from roomtone.events import Notice
 from roomtone.journal.coverage import summarize
 from roomtone.journal.journal import Journal, JournalError, open_journal
 from roomtone.journal.records import CoverageSpan, Mark
-from roomtone.retention.cleanup import INTERVAL, PRUNING, Instruments, Rules, Space, keep_room
-from roomtone.retention.policy import MARGIN
+from roomtone.retention.cleanup import (
+    CHECK_INTERVAL_S,
+    PRUNE_INTERVAL_S,
+    CleanupPolicy,
+    Instruments,
+    Space,
+    run_cleanup,
+)
+from roomtone.retention.policy import SETTLED_MARGIN_S
 from roomtone.spool.segment import list_segments, name_segment
 from roomtone.spool.spool import Spool, open_spool
 
@@ -68,14 +75,14 @@ async def open_desk(state: Path, storage: Storage, *, utc: Callable[[], float] =
     unloaded: set[str] = set()
     space = [Space(10**12, 10**12)]
     instruments = Instruments(lambda _: space[0], utc, trio.current_time)
-    rules = Rules(lambda: storage, lambda: spools, lambda: sinks, lambda: unloaded)
+    rules = CleanupPolicy(lambda: storage, lambda: spools, lambda: sinks, lambda: unloaded)
     async with (
         open_journal(state / "journal.sqlite", inline=True) as journal,
         open_spool(state / "spool" / "desk", rate=RATE, inline=True) as spool,
         trio.open_nursery() as nursery,
     ):
         spools["desk"] = spool
-        nursery.start_soon(lambda: keep_room(state, rules, journal, instruments))
+        nursery.start_soon(lambda: run_cleanup(state, rules, journal, instruments))
         yield Desk(state, spool, journal, spools, sinks, unloaded, space)
         nursery.cancel_scope.cancel()
 
@@ -84,13 +91,13 @@ async def test_settled_audio_goes_at_its_age(tmp_path: Path, autojump_clock: tri
     """Audio that is transcribed goes when it is old; what is not transcribed stays, and so does the newest segment."""
     async with open_desk(tmp_path, Storage(spool_days=1)) as desk:
         await desk.record(10, at=LONG_AGO)
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         assert desk.files() == 10
         await desk.transcribe(5 * SEGMENT * RATE)
-        await trio.sleep(2 * INTERVAL)
-        assert desk.spool.first == (5 * SEGMENT - MARGIN) * RATE
+        await trio.sleep(2 * CHECK_INTERVAL_S)
+        assert desk.spool.first == (5 * SEGMENT - SETTLED_MARGIN_S) * RATE
         await desk.transcribe(100 * SEGMENT * RATE)
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         assert desk.files() == 1
         assert desk.spool.first == desk.spool.end - SEGMENT * RATE
         assert not await desk.notices()
@@ -112,7 +119,7 @@ async def test_a_clock_that_jumps_ahead_makes_nothing_old(
     async with open_desk(tmp_path, storage, utc=utc) as desk:
         await desk.record(10, at=datetime.fromtimestamp(utc(), UTC))
         await desk.transcribe(100 * SEGMENT * RATE)
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         assert desk.files() == 10
         ahead = 10 * 365 * 86_400.0
         await trio.sleep(300)
@@ -139,13 +146,13 @@ async def test_a_sink_pins_what_it_has_not_acknowledged(tmp_path: Path, autojump
         await desk.journal.advance("gone", 0)
         await desk.record(10, at=LONG_AGO)
         await desk.transcribe(100 * SEGMENT * RATE)
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         assert desk.files() == 10
         await desk.journal.advance("archive", 4)
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         assert desk.files() == 6
         del desk.sinks["archive"]
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         assert desk.files() == 1
 
 
@@ -159,13 +166,13 @@ async def test_audio_waits_for_a_sink_whose_plugin_does_not_load(
             await desk.journal.advance(name, 0, pins_mark(name, sink))
         await desk.record(10, at=LONG_AGO)
         await desk.transcribe(100 * SEGMENT * RATE)
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         assert desk.files() == 10
         await desk.journal.advance("archive", 4)
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         assert desk.files() == 6
         desk.unloaded.clear()
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         assert desk.files() == 1
 
 
@@ -176,7 +183,7 @@ async def test_the_quota_outranks_what_waits(tmp_path: Path, autojump_clock: tri
     async with open_desk(tmp_path, Storage(spool_gb=4 * SIZE / 1e9)) as desk:
         desk.sinks["archive"] = Archive()
         await desk.record(10)
-        await trio.sleep(1.5 * INTERVAL)
+        await trio.sleep(1.5 * CHECK_INTERVAL_S)
         assert desk.spool.size == 4 * SIZE
         notices = {notice.code: notice.text for notice in await desk.notices()}
         assert set(notices) == {"audio.removed", "transcript.missing"}
@@ -186,7 +193,7 @@ async def test_the_quota_outranks_what_waits(tmp_path: Path, autojump_clock: tri
         assert summary is not None
         assert summary.removed == 6 * SEGMENT * RATE
         await desk.record(3)
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         assert desk.spool.size == 4 * SIZE
         assert len(await desk.notices()) == 2
 
@@ -200,10 +207,10 @@ async def test_files_that_somebody_removes_are_told(tmp_path: Path, autojump_clo
         await desk.transcribe(4 * SEGMENT * RATE)
         for segment in desk.spool.segments()[3:6]:
             segment.path.unlink()
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         removed = [cover for cover in await desk.journal.covered("desk") if cover.state == "removed"]
         notices = await desk.notices()
-        await trio.sleep(10 * INTERVAL)
+        await trio.sleep(10 * CHECK_INTERVAL_S)
         assert await desk.notices() == notices
     assert [(cover.start, cover.end) for cover in removed] == [(4 * SEGMENT * RATE, 6 * SEGMENT * RATE)]
     gone = "Files are gone from the spool, or cannot be read, and with them"
@@ -219,7 +226,7 @@ async def test_settled_audio_goes_before_older_audio_that_waits(tmp_path: Path, 
         await desk.journal.commit(Mark("room/desk/holes", [[0, SEGMENT * RATE]]))
         await desk.transcribe(100 * SEGMENT * RATE)
         await desk.record(10)
-        await trio.sleep(2 * INTERVAL)
+        await trio.sleep(2 * CHECK_INTERVAL_S)
         assert desk.spool.size == 8 * SIZE
         assert desk.spool.first == 0
         assert not await desk.notices()
@@ -233,14 +240,14 @@ async def test_a_low_disk_takes_settled_audio_only(tmp_path: Path, autojump_cloc
         await desk.record(10)
         await desk.transcribe(6 * SEGMENT * RATE)
         desk.space[0] = Space(10**8, 10**12)
-        await trio.sleep(5 * INTERVAL)
+        await trio.sleep(5 * CHECK_INTERVAL_S)
         assert desk.files() == 6
         assert [notice.code for notice in await desk.notices()] == ["disk.low"]
         desk.space[0] = Space(10**10, 10**12)
-        await trio.sleep(5 * INTERVAL)
+        await trio.sleep(5 * CHECK_INTERVAL_S)
         assert [notice.code for notice in await desk.notices()] == ["disk.low", "disk.recovered"]
         desk.space[0] = Space(10**8, 5 * 10**8)
-        await trio.sleep(5 * INTERVAL)
+        await trio.sleep(5 * CHECK_INTERVAL_S)
         assert len(await desk.notices()) == 2, "of a small disk a tenth is enough"
 
 
@@ -263,9 +270,9 @@ async def test_a_journal_that_was_taken_away_ends_the_daemon(tmp_path: Path, aut
 
     async def take_away() -> None:
         async with open_desk(tmp_path, Storage()):
-            await trio.sleep(2 * INTERVAL)
+            await trio.sleep(2 * CHECK_INTERVAL_S)
             (tmp_path / "journal.sqlite").unlink()
-            await trio.sleep(2 * INTERVAL)
+            await trio.sleep(2 * CHECK_INTERVAL_S)
 
     with pytest.raises(ExceptionGroup) as caught:
         await take_away()
@@ -284,11 +291,11 @@ async def test_events_go_when_they_are_old_and_acknowledged(tmp_path: Path, auto
             notice = Notice(room="", position=0, at=BEGAN, severity="info", code="test.filler", text=text)
             await desk.journal.commit(notice)
         await desk.journal.advance("log", 300)
-        await trio.sleep(PRUNING + INTERVAL)
+        await trio.sleep(PRUNE_INTERVAL_S + CHECK_INTERVAL_S)
         assert (await desk.journal.read(0, 1))[0].seq == 301
         await desk.journal.advance("log", 500)
         for _ in range(3):
-            await trio.sleep(PRUNING + INTERVAL)
+            await trio.sleep(PRUNE_INTERVAL_S + CHECK_INTERVAL_S)
         oldest, size = await desk.journal.extent()
         assert size < 200_000
         assert oldest > 400
@@ -305,11 +312,11 @@ async def test_whatever_the_clock_says(
         await desk.record(3, at=datetime.fromtimestamp(clock, UTC))
         await desk.transcribe(100 * SEGMENT * RATE)
         await desk.journal.commit(Mark("calendar", ["9999-12-31T23:00:00+00:00", "0001-01-01T00:00:00+00:00", 5]))
-        await trio.sleep(2 * PRUNING)
+        await trio.sleep(2 * PRUNE_INTERVAL_S)
         assert desk.files() == 3
         assert await desk.journal.read(0)
     async with open_desk(tmp_path, storage, utc=lambda: clock) as desk:
-        await trio.sleep(2 * PRUNING)
+        await trio.sleep(2 * PRUNE_INTERVAL_S)
         assert desk.files() == 3
 
 
@@ -326,7 +333,7 @@ async def test_damaged_databases_go_at_the_age_of_events(tmp_path: Path, autojum
     async with open_desk(tmp_path, Storage(journal_days=0.25), utc=utc):
         await trio.sleep(0.2 * 86_400)
         assert all(path.exists() for path in asides)
-        await trio.sleep(0.05 * 86_400 + PRUNING + INTERVAL)
+        await trio.sleep(0.05 * 86_400 + PRUNE_INTERVAL_S + CHECK_INTERVAL_S)
         assert not any(path.exists() for path in asides)
         assert other.exists()
 
@@ -341,7 +348,7 @@ async def test_events_wait_for_a_sink_whose_plugin_does_not_load(
         for _ in range(500):
             notice = Notice(room="", position=0, at=BEGAN, severity="info", code="test.filler", text="x" * 1000)
             await desk.journal.commit(notice)
-        await trio.sleep(PRUNING + INTERVAL)
+        await trio.sleep(PRUNE_INTERVAL_S + CHECK_INTERVAL_S)
         assert (await desk.journal.read(0, 1))[0].seq == 301
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.retention.policy import MARGIN, Gauge, Removal, Shelf, Toll, choose
+from roomtone.retention.policy import SETTLED_MARGIN_S, DroppedAudio, LowWatermark, Removal, RoomAudio, choose
 from roomtone.spans import Spans
 from roomtone.spool.segment import Segment
 
@@ -22,13 +22,13 @@ LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 MINUTE = 60 * RATE
 
 
-def shelf(room: str, held: list[Segment], heard: Spans, delivered: dict[str, int]) -> Shelf:
+def shelf(room: str, held: list[Segment], heard: Spans, delivered: dict[str, int]) -> RoomAudio:
     """A room's audio, and all of it may go."""
 
     def since(start: int) -> Iterator[Segment]:
         return (one for one in held if one.position >= start)
 
-    return Shelf(room, RATE, sum(one.samples for one in held) * 2, since, heard, delivered)
+    return RoomAudio(room, RATE, sum(one.samples for one in held) * 2, since, heard, delivered)
 
 
 def segments(count: int, *, offset: int = 0) -> list[Segment]:
@@ -58,7 +58,7 @@ Shelves = st.lists(
 
 
 @given(Shelves, st.integers(0, 40 * SIZE), st.integers(-SIZE, 40 * SIZE), st.integers(-1, 900))
-def test_what_goes(shelves: list[Shelf], quota: int, lacking: int, age: int) -> None:
+def test_what_goes(shelves: list[RoomAudio], quota: int, lacking: int, age: int) -> None:
     """Settled audio goes first and oldest first, no more than is asked for; what somebody waits for goes for the quota
     alone, the oldest first, and only when nothing settled is left.
     """
@@ -91,14 +91,14 @@ def test_what_goes(shelves: list[Shelf], quota: int, lacking: int, age: int) -> 
         assert held - freed - SIZE * len(forced) <= quota
 
 
-def removals_of(shelf: Shelf) -> list[Removal]:
+def removals_of(shelf: RoomAudio) -> list[Removal]:
     return [Removal(shelf.room, shelf.rate, one, (), Spans()) for one in shelf.segments(0)]
 
 
-def is_settled(removal: Removal, shelves: list[Shelf]) -> bool:
+def is_settled(removal: Removal, shelves: list[RoomAudio]) -> bool:
     (shelf,) = [one for one in shelves if one.room == removal.room]
     segment = removal.segment
-    near = Spans([(max(0, segment.position - MARGIN * RATE), segment.end + MARGIN * RATE)])
+    near = Spans([(max(0, segment.position - SETTLED_MARGIN_S * RATE), segment.end + SETTLED_MARGIN_S * RATE)])
     return not near - shelf.heard and all(position >= segment.end for position in shelf.delivered.values())
 
 
@@ -114,7 +114,7 @@ def test_what_waits_is_not_looked_at(heard: int) -> None:
             at = BEGAN + place * timedelta(seconds=SEGMENT)
             yield Segment(place * SEGMENT * RATE, SEGMENT * RATE, at, False, Path("x"))
 
-    year = Shelf("desk", RATE, 10**6 * SIZE, since, Spans([(0, heard)]), {"archive": 5 * MINUTE})
+    year = RoomAudio("desk", RATE, 10**6 * SIZE, since, Spans([(0, heard)]), {"archive": 5 * MINUTE})
     settled, forced = choose([year], quota=10**6 * SIZE, lacking=10**9, before=LONG_AGO)
     assert len(settled) == (10 if heard else 0)
     assert not forced
@@ -126,7 +126,7 @@ def test_what_waits_is_not_looked_at(heard: int) -> None:
 
 def test_a_disk_is_called_low_once() -> None:
     """A disk that hovers about its mark is told once, and once when it is clearly better."""
-    gauge = Gauge()
+    gauge = LowWatermark()
     told = [gauge.read(free, 100) for free in (500, 99, 80, 101, 99, 109, 111, 105, 99)]
     assert told == [None, "disk.low", None, None, None, None, "disk.recovered", None, "disk.low"]
 
@@ -135,7 +135,7 @@ def test_the_toll_is_told_at_once_and_then_hourly() -> None:
     """The first segment that somebody loses is told at once, the others together once in an hour, and none is left
     out.
     """
-    toll, now, told = Toll(), BEGAN, []
+    toll, now, told = DroppedAudio(), BEGAN, []
     for _ in range(500):
         toll.take(timedelta(seconds=30))
         told += [taken] if (taken := toll.due(now)) else []

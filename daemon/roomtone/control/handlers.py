@@ -21,7 +21,7 @@ from roomtone.control import protocol
 from roomtone.control.protocol import Answer, Done, Forgot, Refused, Request
 from roomtone.control.reload import InForce, Reloading
 from roomtone.delivery.manager import SinkManager
-from roomtone.forget.eraser import Erasure
+from roomtone.forget.eraser import Eraser
 from roomtone.journal.coverage import summarize
 from roomtone.journal.journal import Journal
 from roomtone.monitoring.counters import Counters
@@ -48,7 +48,7 @@ class Commands:
         force: InForce,
         *,
         reloading: Reloading,
-        erasure: Erasure,
+        erasure: Eraser,
         rooms: Rooms,
         spools: Mapping[str, Spool],
         outlets: SinkManager,

@@ -15,17 +15,17 @@ import trio
 from roomtone.delivery.manager import SinkManager
 from roomtone.durable import remove
 from roomtone.events import Durable
-from roomtone.forget.room import Premises, Removed, clamp, forget, rooms_known
-from roomtone.forget.search import SLACK, Order, Search, ids_of, long_texts
+from roomtone.forget.room import ForgetScope, Removed, clamp, forget, rooms_known
+from roomtone.forget.search import MTIME_TOLERANCE, Order, Search, ids_of, long_texts
 from roomtone.journal.schema import find_asides
 from roomtone.journal.words import program_words, telling_words, tokens
 from roomtone.sinks import Module, Sink
 from roomtone.spool.segment import SPOOL_FOLDER
 
-HEARING = 60.0
+SINKS_TIMEOUT_S = 60.0
 """Seconds that the sinks have to remove what they have of it, until the answer says that they still do."""
-LOOK = 0.05
-SEARCHING = 480.0
+CHECK_INTERVAL_S = 0.05
+SEARCH_TIMEOUT_S = 480.0
 """Seconds that searching the files may take."""
 STARTING = 30.0
 """Seconds more that the program which does it has for its start and its answer."""
@@ -43,7 +43,7 @@ class Erased(NamedTuple):
     refused: tuple[str, ...] = ()
 
 
-class Erasure:
+class Eraser:
     """Forgets, one wish at a time. `sinks` are all that are configured, also those that are not at work, `unloaded` the
     names of those whose plugin does not load.
     """
@@ -51,7 +51,7 @@ class Erasure:
     def __init__(
         self,
         state: Path,
-        premises: Premises,
+        premises: ForgetScope,
         *,
         outlets: SinkManager,
         sinks: Callable[[], Mapping[str, Sink]],
@@ -122,11 +122,11 @@ class Erasure:
     async def _wait_for_sinks(self) -> list[str]:
         """Who has not heard of it within the time."""
         seq = self._premises.journal.tip
-        with trio.move_on_after(HEARING):
+        with trio.move_on_after(SINKS_TIMEOUT_S):
             while any(  # noqa: ASYNC110 - a cursor tells nobody
                 not outlet.has(seq) and _may_hear(outlet.status().state) for outlet in self._outlets
             ):
-                await trio.sleep(LOOK)
+                await trio.sleep(CHECK_INTERVAL_S)
         late = [outlet.status() for outlet in self._outlets if not outlet.has(seq)]
         return [
             f"sink {one.name} has not heard of it yet ({one.state}{f': {one.error}' if one.error else ''})"
@@ -166,7 +166,7 @@ class Erasure:
         return Order(
             places=tuple(str(place.absolute()) for place in places),
             since=since,
-            seconds=SEARCHING,
+            seconds=SEARCH_TIMEOUT_S,
             ids=ids_of(events),
             texts=long_texts(events),
             words=tuple(telling_words(events, known | named)),
@@ -215,7 +215,7 @@ def _remove_asides(state: Path, since: datetime) -> tuple[list[Path], list[str]]
     """
     gone, stuck = list[Path](), list[str]()
     for path, at in find_asides(state):
-        if at >= since - SLACK:
+        if at >= since - MTIME_TOLERANCE:
             try:
                 remove(path)
                 gone.append(path)

@@ -8,8 +8,8 @@ import trio
 from roomtone import paths
 from roomtone.config.model import Config
 from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
-from roomtone.forget.eraser import Erased, Erasure
-from roomtone.forget.room import Premises, closed
+from roomtone.forget.eraser import Erased, Eraser
+from roomtone.forget.room import ForgetScope, closed
 from roomtone.journal.journal import open_journal
 from roomtone.live import Live
 from roomtone.spool.segment import SPOOL_FOLDER
@@ -30,8 +30,8 @@ async def forget(
             outlets = SinkManager(delivery, journal=journal, live=live, grounds=grounds, rates=rates, at_work=at_work)
             for name, sink in config.sinks.items():
                 outlets.begin(name, sink)
-            premises = Premises(journal, live, closed(state / SPOOL_FOLDER))
-            erasure = Erasure(
+            premises = ForgetScope(journal, live, closed(state / SPOOL_FOLDER))
+            erasure = Eraser(
                 state,
                 premises,
                 outlets=outlets,

@@ -28,22 +28,22 @@ from roomtone.live import Live
 from roomtone.spans import Spans
 from roomtone.spool.spool import Spool, open_closed_spool
 
-LONGEST_TURN = 600
+MAX_TURN_S = 600
 """Seconds of the longest turn that is looked for across an edge."""
-LONGEST_SEGMENT = timedelta(hours=1)
+MAX_SEGMENT = timedelta(hours=1)
 """How long before the stretch a segment may begin that reaches into it."""
 EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
 """Before any clock of a recorder: one without a battery begins in 1970."""
-ON_ITS_WAY = 10.0
+ARRIVAL_TIMEOUT_S = 10.0
 """Seconds in which audio that was heard before the wish must have come to the spool."""
-AGAIN = 1.0
+COMPACT_RETRY_S = 1.0
 """Seconds between two attempts to compact the journal while somebody reads it."""
-ATTEMPTS = 5
+COMPACT_ATTEMPTS = 5
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-class Stretch(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+class ForgetRange(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """What is being forgotten: positions and times (UTC). `told`: the events are gone, and the tombstone is there."""
 
     start: int
@@ -53,7 +53,7 @@ class Stretch(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     told: bool = False
 
 
-class Premises(NamedTuple):
+class ForgetScope(NamedTuple):
     """Where to forget. `quiet` gives a room's spool, with none of its sessions open as long as the context lasts."""
 
     journal: Journal
@@ -68,14 +68,14 @@ class Removed(NamedTuple):
     """
 
     room: str
-    stretch: Stretch
+    stretch: ForgetRange
     events: Sequence[Durable]
     sound: Sequence[bytes]
     is_late: bool
     is_compact: bool
 
 
-class Heard(NamedTuple):
+class RecordedSpan(NamedTuple):
     """Recorded audio by position, of which the first sample was taken `at` (UTC)."""
 
     position: int
@@ -83,7 +83,7 @@ class Heard(NamedTuple):
     at: datetime
 
 
-def locate(heard: Sequence[Heard], rate: int, since: datetime, until: datetime) -> Stretch | None:
+def locate(heard: Sequence[RecordedSpan], rate: int, since: datetime, until: datetime) -> ForgetRange | None:
     """From the first to the last sample heard between these times, rounded outward; None: nothing was heard. Pure."""
     found = []
     for one in heard:
@@ -95,7 +95,7 @@ def locate(heard: Sequence[Heard], rate: int, since: datetime, until: datetime) 
     if not found:
         return None
     starts, ends, begins, finishes = zip(*found, strict=True)
-    return Stretch(min(starts), max(ends), min(begins), max(finishes))
+    return ForgetRange(min(starts), max(ends), min(begins), max(finishes))
 
 
 def clamp(since: datetime, until: datetime, now: datetime) -> tuple[datetime, datetime]:
@@ -114,7 +114,7 @@ def closed(folder: Path) -> Callable[[str, int], AbstractAsyncContextManager[Spo
     return lambda room, rate: open_closed_spool(folder / room, rate)
 
 
-async def forget(room: str, rate: int, since: datetime, until: datetime, premises: Premises) -> Removed | None:
+async def forget(room: str, rate: int, since: datetime, until: datetime, premises: ForgetScope) -> Removed | None:
     """Forget what the room heard between these times (UTC). None where nothing was recorded then.
 
     Errors: OSError of the spool, after which the mark is there and `resume` goes on; those of the journal.
@@ -122,8 +122,8 @@ async def forget(room: str, rate: int, since: datetime, until: datetime, premise
     async with premises.quiet(room, rate) as spool:
         await _finish(room, rate, spool, premises)  # what was left before
         is_late = not await _wait_for(until, spool)
-        heard = [Heard(one.position, one.samples, one.at) for one in spool.recorded()]
-        segments = await premises.journal.audio_between(room, since - LONGEST_SEGMENT, until)
+        heard = [RecordedSpan(one.position, one.samples, one.at) for one in spool.recorded()]
+        segments = await premises.journal.audio_between(room, since - MAX_SEGMENT, until)
         stretch = locate([*heard, *map(_heard, segments)], rate, since, until)
         if stretch is None:
             return None
@@ -134,7 +134,7 @@ async def forget(room: str, rate: int, since: datetime, until: datetime, premise
     return Removed(room, stretch, removed, sound, is_late, is_compact)
 
 
-async def resume(premises: Premises) -> None:
+async def resume(premises: ForgetScope) -> None:
     """Finish what a crash has left half forgotten. Errors: those of the journal.
 
     Contained here: OSError of a spool, for recording goes on whatever else fails; it is tried again at the next start.
@@ -149,25 +149,25 @@ async def resume(premises: Premises) -> None:
             log.error("room.unforgotten", room=room, error=str(group.exceptions[0]))  # noqa: TRY400 - it says it all
 
 
-async def _finish(room: str, rate: int, spool: Spool, premises: Premises) -> tuple[Sequence[Durable], bool]:
+async def _finish(room: str, rate: int, spool: Spool, premises: ForgetScope) -> tuple[Sequence[Durable], bool]:
     """Do what the room's mark says, if there is one: the events that went, and whether it is all done."""
     mark = await premises.journal.mark(key(room, "forgetting"))
     if mark is None:
         return (), True
-    stretch = msgspec.convert(mark, Stretch)
+    stretch = msgspec.convert(mark, ForgetRange)
     removed = await _carry_out(room, rate, stretch, spool, premises)
     is_done = await _compact(room, premises.journal)
     log.info("room.forgotten", room=room, start=stretch.start, end=stretch.end, events=len(removed), done=is_done)
     return removed, is_done
 
 
-def _heard(event: Audio) -> Heard:
-    return Heard(event.position, event.samples, event.at)
+def _heard(event: Audio) -> RecordedSpan:
+    return RecordedSpan(event.position, event.samples, event.at)
 
 
 async def _wait_for(until: datetime, spool: Spool) -> bool:
     """Wait for audio that was heard by then, and is still on its way from the source. False: it has not come."""
-    with trio.move_on_after(ON_ITS_WAY):
+    with trio.move_on_after(ARRIVAL_TIMEOUT_S):
         while spool.recorded() and spool.at(spool.end) < until:
             if not await spool.wait_past(spool.end, through_rest=False):
                 return True
@@ -175,7 +175,7 @@ async def _wait_for(until: datetime, spool: Spool) -> bool:
     return False
 
 
-async def _sample(spool: Spool, stretch: Stretch, pieces: int = 12, seconds: float = 0.1) -> list[bytes]:
+async def _sample(spool: Spool, stretch: ForgetRange, pieces: int = 12, seconds: float = 0.1) -> list[bytes]:
     """Some of the audio that is about to go, by which it would be known again: nothing silent, and no tone."""
     found = []
     for place in range(stretch.start, stretch.end, max(1, (stretch.end - stretch.start) // pieces)):
@@ -189,7 +189,9 @@ async def _sample(spool: Spool, stretch: Stretch, pieces: int = 12, seconds: flo
     return found
 
 
-async def _carry_out(room: str, rate: int, stretch: Stretch, spool: Spool, premises: Premises) -> Sequence[Durable]:
+async def _carry_out(
+    room: str, rate: int, stretch: ForgetRange, spool: Spool, premises: ForgetScope
+) -> Sequence[Durable]:
     journal = premises.journal
     marks = await journal.marks(f"room/{room}/")
     await spool.erase(stretch.start, stretch.end, journalled=marks.get(key(room, "audio")) or 0)
@@ -207,10 +209,10 @@ async def _carry_out(room: str, rate: int, stretch: Stretch, spool: Spool, premi
     cover = CoverageSpan(room, stretch.start, stretch.end, "forgotten", None, stretch.from_, stretch.until)
     facts += [cover, *_settled(room, stretch, marks), _mark(room, msgspec.structs.replace(stretch, told=True))]
     known = await trio.to_thread.run_sync(program_words)
-    return await journal.forget(forgotten, LONGEST_TURN * rate, *facts, known=known)
+    return await journal.forget(forgotten, MAX_TURN_S * rate, *facts, known=known)
 
 
-def _settled(room: str, stretch: Stretch, marks: dict[str, object]) -> list[Mark]:
+def _settled(room: str, stretch: ForgetRange, marks: dict[str, object]) -> list[Mark]:
     """Nobody is to transcribe what is gone: where the transcript stands, and the holes that it has left."""
     holes = Spans(msgspec.convert(marks.get(key(room, "holes")) or [], list[tuple[int, int]]))
     acknowledged = msgspec.convert(marks.get(key(room, "acknowledged")) or 0, int)
@@ -223,14 +225,14 @@ def _settled(room: str, stretch: Stretch, marks: dict[str, object]) -> list[Mark
 
 async def _compact(room: str, journal: Journal) -> bool:
     """Have the journal's files hold nothing of it, and only then say that it is done."""
-    for _ in range(ATTEMPTS):
+    for _ in range(COMPACT_ATTEMPTS):
         if await journal.compact():
             await journal.commit(Mark(key(room, "forgetting"), None))
             return True
-        await trio.sleep(AGAIN)
+        await trio.sleep(COMPACT_RETRY_S)
     log.error("journal.uncompacted", room=room)
     return False
 
 
-def _mark(room: str, stretch: Stretch) -> Mark:
+def _mark(room: str, stretch: ForgetRange) -> Mark:
     return Mark(key(room, "forgetting"), msgspec.to_builtins(stretch))

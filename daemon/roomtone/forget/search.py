@@ -33,9 +33,9 @@ from roomtone.spool.segment import SAMPLE_BYTES, parse_segment
 
 T = TypeVar("T")
 
-TEXTS = 12
+MAX_TEXTS = 12
 """So many are looked for, spread over the stretch: each of them costs a reading of every file, all words one."""
-SLACK = timedelta(hours=1)
+MTIME_TOLERANCE = timedelta(hours=1)
 """How much older than the stretch a file's time may be: clocks are set."""
 PART_BYTES = 2**22
 SEALED = (".flac", ".opus")
@@ -94,7 +94,7 @@ def ids_of(events: Iterable[Durable]) -> tuple[str, ...]:
 def long_texts(events: Sequence[Durable]) -> tuple[str, ...]:
     """Texts that are long enough to be said only once, as they stand in JSON. Pure."""
     plain = [json.dumps(text, ensure_ascii=False)[1:-1] for text in texts_in(events)]
-    return tuple(_spread([text for text in plain if len(text) >= MIN_TEXT_CHARS], TEXTS))
+    return tuple(_spread([text for text in plain if len(text) >= MIN_TEXT_CHARS], MAX_TEXTS))
 
 
 def _spread(things: Sequence[T], most: int) -> Sequence[T]:
@@ -127,7 +127,7 @@ class _Searcher:
             try:
                 status = path.stat()
                 # A database is written through its log, or by way of memory: its time tells nothing.
-                if status.st_mtime < (self._order.since - SLACK).timestamp() and ".sqlite" not in path.name:
+                if status.st_mtime < (self._order.since - MTIME_TOLERANCE).timestamp() and ".sqlite" not in path.name:
                     continue
                 if path.suffix in SEALED:
                     sealed += 1

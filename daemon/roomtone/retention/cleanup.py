@@ -24,31 +24,31 @@ from roomtone.events import Notice
 from roomtone.journal.journal import Journal
 from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.journal.schema import find_asides
-from roomtone.retention.policy import Gauge, Removal, Shelf, Toll, choose, first_lacking, lacking
+from roomtone.retention.policy import DroppedAudio, LowWatermark, Removal, RoomAudio, choose, first_lacking, lacking
 from roomtone.sinks import Sink
 from roomtone.spans import Spans
 from roomtone.spool.segment import SAMPLE_BYTES, SPOOL_FOLDER, Segment, list_segments
 from roomtone.spool.spool import Spool
-from roomtone.trusted_clock import Calendar, reading_of, shifted, uptime
+from roomtone.trusted_clock import TrustedClock, reading_of, shifted, uptime
 
-INTERVAL = 10.0
+CHECK_INTERVAL_S = 10.0
 """Seconds between two looks."""
-SOON = 1.0
+LOW_DISK_CHECK_INTERVAL_S = 1.0
 """Seconds between two looks while the disk is low: what is settled makes room at once."""
-PRUNING = 3600.0
+PRUNE_INTERVAL_S = 3600.0
 """Seconds between two prunings of the journal."""
-PATIENCE = 2.0
+COMMIT_TIMEOUT_S = 2.0
 """Seconds that a fact or a pruning may wait for a journal on a full disk; it is tried again at the next look."""
 LOOKED_AT = 100
 """Segments of a room whose files are looked for at each look: those that are wanted next."""
-SLACK = 0.95
+PRUNED_QUOTA_SHARE = 0.95
 """The share of its quota that the journal is pruned to."""
-RESERVE = 4 << 20
+RESERVE_BYTES = 4 << 20
 """Bytes that are kept for the next start. On a disk without any room SQLite opens no journal, and a daemon that cannot
 start cannot make room either.
 """
 
-CALENDAR = "calendar"
+CLOCK_MARK = "calendar"
 """The mark with the last reading of the calendar, noted once an hour."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -71,7 +71,7 @@ def use_reserve(state: Path) -> None:
     """Before the journal is opened: give it the reserve, where the disk has no room. Contained: OSError."""
     reserve = _reserve(state)
     with suppress(OSError):
-        if reserve.exists() and measure(state).free < RESERVE:
+        if reserve.exists() and measure(state).free < RESERVE_BYTES:
             reserve.unlink()
             log.warning("disk.reserve_used", folder=str(state))
 
@@ -83,7 +83,7 @@ def keep_reserve(state: Path) -> None:
         if not reserve.exists():
             file = os.open(reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(file, 0, RESERVE)
+                os.posix_fallocate(file, 0, RESERVE_BYTES)
             finally:
                 os.close(file)
 
@@ -92,7 +92,7 @@ def _reserve(state: Path) -> Path:
     return state / "reserve"
 
 
-class Rules(NamedTuple):
+class CleanupPolicy(NamedTuple):
     """What to go by, as it is at the moment of asking: a new configuration may have changed it.
 
     `spools` has the spool of each open room; `sinks` are those that are configured, `unloaded` the names of those whose
@@ -118,31 +118,33 @@ class Instruments(NamedTuple):
 INSTRUMENTS = Instruments()
 
 
-async def keep_room(state: Path, rules: Rules, journal: Journal, instruments: Instruments = INSTRUMENTS) -> None:
+async def run_cleanup(
+    state: Path, rules: CleanupPolicy, journal: Journal, instruments: Instruments = INSTRUMENTS
+) -> None:
     """Look after the disk of the state folder, for ever.
 
     Errors: those of the journal, also when its file is gone: a daemon that ends is started again, and finds a new one.
     Contained here: OSError of the file system, which is logged and tried again.
     """
-    calendar = Calendar(reading_of(await journal.mark(CALENDAR)))
-    keeper = _Keeper(state, rules, journal, instruments, calendar)
+    calendar = TrustedClock(reading_of(await journal.mark(CLOCK_MARK)))
+    keeper = _Cleaner(state, rules, journal, instruments, calendar)
     pruned = -math.inf
     while True:
         await keeper.look()
-        if trio.current_time() >= pruned + PRUNING:
+        if trio.current_time() >= pruned + PRUNE_INTERVAL_S:
             pruned = trio.current_time()
             await keeper.prune()
-        await trio.sleep(SOON if keeper.is_low else INTERVAL)
+        await trio.sleep(LOW_DISK_CHECK_INTERVAL_S if keeper.is_low else CHECK_INTERVAL_S)
 
 
-class _Keeper:
+class _Cleaner:
     def __init__(
         self,
         state: Path,
-        rules: Rules,
+        rules: CleanupPolicy,
         journal: Journal,
         instruments: Instruments,
-        calendar: Calendar,
+        calendar: TrustedClock,
     ) -> None:
         self._state = state
         self._rules = rules
@@ -150,8 +152,8 @@ class _Keeper:
         self._instruments = instruments
         self._calendar = calendar
         self._is_at_start = True
-        self._gauge = Gauge()
-        self._tolls: dict[tuple[str, str, str], Toll] = {}
+        self._gauge = LowWatermark()
+        self._tolls: dict[tuple[str, str, str], DroppedAudio] = {}
         self._pending: list[Record] = []
 
     def _now(self) -> datetime:
@@ -194,13 +196,13 @@ class _Keeper:
             lacking=mark - space.free,
             before=shifted(self._today(), -timedelta(days=storage.spool_days)),
         )
-        self._say_taken(forced, f"The quota of the spool ({show(storage.spool_quota)}) took", now)
+        self._say_taken(forced, f"The quota of the spool ({show_bytes(storage.spool_quota)}) took", now)
         await self._commit()
         for removal in [*settled, *forced]:
             await self._remove(removal)
         space = self._space() if settled or forced else space
         self._watch(space, mark, now)
-        if space.free >= mark + RESERVE:
+        if space.free >= mark + RESERVE_BYTES:
             keep_reserve(self._state)
         await self._commit()
 
@@ -213,14 +215,14 @@ class _Keeper:
         seq = await self._journal.first_since(before)
         oldest, size = await self._journal.extent()
         if size > storage.journal_quota:
-            share = 1 - SLACK * storage.journal_quota / size
+            share = 1 - PRUNED_QUOTA_SHARE * storage.journal_quota / size
             seq = max(seq, oldest + math.ceil((self._journal.tip - oldest) * share))
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(COMMIT_TIMEOUT_S):
             if removed := await self._journal.prune(seq, await self._waiting()):
                 log.info("journal.pruned", events=removed)
             await self._journal.prune_coverage(before)
             if self._calendar.last is not None:
-                await self._journal.commit(Mark(CALENDAR, self._calendar.last.to_builtins()))
+                await self._journal.commit(Mark(CLOCK_MARK, self._calendar.last.to_builtins()))
 
     async def _waiting(self) -> list[str]:
         """The sinks that events wait for. One that has never run, for its plugin did not load, begins when it does."""
@@ -240,7 +242,7 @@ class _Keeper:
             rooms.update(place.name for place in (self._state / SPOOL_FOLDER).iterdir() if place.is_dir())
         return sorted(rooms)
 
-    async def _shelves(self) -> list[Shelf]:
+    async def _shelves(self) -> list[RoomAudio]:
         standings = [await self._standing(room) for room in self._rooms()]
         # From here on nothing is waited for: what an open room has recorded does not change meanwhile.
         spools = self._rules.spools()
@@ -249,7 +251,7 @@ class _Keeper:
             for one in standings
         ]
 
-    async def _standing(self, room: str) -> Shelf:
+    async def _standing(self, room: str) -> RoomAudio:
         """How far the room's audio is settled; and what there is of it, unless the room is open."""
         marks = await self._journal.marks(f"room/{room}/")
         journalled: int = marks.get(f"room/{room}/audio") or 0
@@ -264,7 +266,7 @@ class _Keeper:
             lacks = await self._journal.undelivered(room, cursors.get(name, 0), first)
             delivered[name] = journalled if lacks is None else min(lacks, journalled)
         size = sum(segment.samples for segment in segments) * SAMPLE_BYTES
-        return Shelf(room, rate, size, partial(_spare, segments), heard, delivered)
+        return RoomAudio(room, rate, size, partial(_spare, segments), heard, delivered)
 
     async def _remove(self, removal: Removal) -> None:
         spool = self._rules.spools().get(removal.room)
@@ -304,17 +306,17 @@ class _Keeper:
                 first = next((removal.segment for removal in removals if removal.room == room), None)
                 self._pending.append(_missed(room, sink, f"{by} {_duration(taken)}", first, now))
 
-    def _toll(self, room: str, sink: str, by: str) -> Toll:
-        return self._tolls.setdefault((room, sink, by), Toll())
+    def _toll(self, room: str, sink: str, by: str) -> DroppedAudio:
+        return self._tolls.setdefault((room, sink, by), DroppedAudio())
 
     def _watch(self, space: Space, mark: int, now: datetime) -> None:
         code = self._gauge.read(space.free, mark)
         if code is None:
             return
-        free = f"{show(space.free)} are free on the disk of {self._state}"
+        free = f"{show_bytes(space.free)} are free on the disk of {self._state}"
         if code == "disk.low":
             text = (
-                f"Only {free}, less than {show(mark)}, and no audio is left there that is both transcribed and "
+                f"Only {free}, less than {show_bytes(mark)}, and no audio is left there that is both transcribed and "
                 "delivered. Make room, or recording will stop when it is full."
             )
             log.warning(code, folder=str(self._state), free=space.free, mark=mark)
@@ -335,7 +337,7 @@ class _Keeper:
     async def _commit(self) -> None:
         """Commit what is to be said. While the journal has no room it waits here, and removing goes on without it."""
         if self._pending:
-            with trio.move_on_after(PATIENCE) as waiting:
+            with trio.move_on_after(COMMIT_TIMEOUT_S) as waiting:
                 await self._journal.commit(*self._pending)
             if not waiting.cancelled_caught:
                 self._pending.clear()
@@ -371,7 +373,7 @@ def _spare(segments: Sequence[Segment], start: int) -> Iterator[Segment]:
     return (segment for segment in segments[:-1] if segment.position >= start)
 
 
-def show(size: int) -> str:
+def show_bytes(size: int) -> str:
     """A size for people."""
     for unit, bytes_ in (("GB", 10**9), ("MB", 10**6)):
         if size >= bytes_:

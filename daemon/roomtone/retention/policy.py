@@ -15,15 +15,15 @@ from typing import Literal, NamedTuple
 from roomtone.spans import Spans
 from roomtone.spool.segment import SAMPLE_BYTES, Segment
 
-MARGIN = 60
+SETTLED_MARGIN_S = 60
 """Seconds of audio behind what is settled that stay: a session that begins again hears the last ones twice."""
-AGAIN = timedelta(hours=1)
+NOTICE_INTERVAL = timedelta(hours=1)
 """Between two notices of audio that the quota takes from the same sink."""
-RELIEF = 1.1
+RECOVERY_FACTOR = 1.1
 """So many times the low water mark must be free until the disk has recovered: no notice at every segment."""
 
 
-class Shelf(NamedTuple):
+class RoomAudio(NamedTuple):
     """One room's audio on disk: its segments by position, of `size` bytes, and how far they are settled.
 
     `segments` gives those that begin at a position or behind it, without the newest one, which tells where the room
@@ -50,7 +50,7 @@ class Removal(NamedTuple):
 
 
 def choose(
-    shelves: Sequence[Shelf], *, quota: int, lacking: int, before: datetime
+    shelves: Sequence[RoomAudio], *, quota: int, lacking: int, before: datetime
 ) -> tuple[list[Removal], list[Removal]]:
     """What goes because nobody waits for it, and what goes because it must; both oldest first. Pure.
 
@@ -78,9 +78,9 @@ def _age(removal: Removal) -> datetime:
     return removal.segment.at
 
 
-def _settled(shelf: Shelf) -> Iterator[Removal]:
+def _settled(shelf: RoomAudio) -> Iterator[Removal]:
     """What all sinks have, and all of it, and `MARGIN` on either side, is heard."""
-    margin = MARGIN * shelf.rate
+    margin = SETTLED_MARGIN_S * shelf.rate
     delivered = min(shelf.delivered.values(), default=None)
     for start, end in shelf.heard:
         last = end - margin if delivered is None else min(end - margin, delivered)
@@ -90,9 +90,9 @@ def _settled(shelf: Shelf) -> Iterator[Removal]:
             yield Removal(shelf.room, shelf.rate, segment, (), Spans())
 
 
-def _waiting(shelf: Shelf) -> Iterator[Removal]:
+def _waiting(shelf: RoomAudio) -> Iterator[Removal]:
     """What is not settled."""
-    margin = MARGIN * shelf.rate
+    margin = SETTLED_MARGIN_S * shelf.rate
     for segment in shelf.segments(0):
         removal = lacking(shelf, segment)
         near = Spans([(max(0, segment.position - margin), segment.end + margin)])
@@ -103,19 +103,19 @@ def _waiting(shelf: Shelf) -> Iterator[Removal]:
             yield removal
 
 
-def lacking(shelf: Shelf, segment: Segment) -> Removal:
+def lacking(shelf: RoomAudio, segment: Segment) -> Removal:
     """Who has not had the segment yet. Pure."""
     sinks = tuple(name for name, position in shelf.delivered.items() if position < segment.end)
     return Removal(shelf.room, shelf.rate, segment, sinks, Spans([(segment.position, segment.end)]) - shelf.heard)
 
 
-def first_lacking(shelf: Shelf) -> int:
+def first_lacking(shelf: RoomAudio) -> int:
     """A position before which nobody waits for anything. Pure."""
     heard = next(iter(shelf.heard), (0, 0))
     return min([heard[1] if heard[0] == 0 else 0, *shelf.delivered.values()])
 
 
-class Gauge:
+class LowWatermark:
     """Whether a disk is low on space: said once when it becomes so, and once when it is over."""
 
     def __init__(self) -> None:
@@ -123,13 +123,13 @@ class Gauge:
 
     def read(self, free: int, mark: int) -> Literal["disk.low", "disk.recovered"] | None:
         """What is to be said now that so many bytes are free of a disk that should have `mark`."""
-        was_low, self.is_low = self.is_low, free < (mark * RELIEF if self.is_low else mark)
+        was_low, self.is_low = self.is_low, free < (mark * RECOVERY_FACTOR if self.is_low else mark)
         if self.is_low == was_low:
             return None
         return "disk.low" if self.is_low else "disk.recovered"
 
 
-class Toll:
+class DroppedAudio:
     """How much audio the quota has taken from somebody: said at the first segment, and then once in an hour."""
 
     def __init__(self) -> None:
@@ -144,5 +144,5 @@ class Toll:
         """What is to be said now: all that was taken since it was said last."""
         if not self._unsaid or (self._silent_until is not None and now < self._silent_until):
             return None
-        taken, self._unsaid, self._silent_until = self._unsaid, timedelta(), now + AGAIN
+        taken, self._unsaid, self._silent_until = self._unsaid, timedelta(), now + NOTICE_INTERVAL
         return taken
