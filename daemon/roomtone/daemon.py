@@ -24,8 +24,8 @@ from roomtone.budget.governor import open_governor
 from roomtone.capture.recovery import check_rate
 from roomtone.config.model import Config, find_key
 from roomtone.containment import supervise
-from roomtone.control.handlers import Commands
-from roomtone.control.reload import InForce, Reloading, lacking, tell_lacking, tell_unloaded
+from roomtone.control.handlers import RequestHandler
+from roomtone.control.reload import ActiveConfig, Reloader, lacking, tell_lacking, tell_unloaded
 from roomtone.control.server import serve
 from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
 from roomtone.forget.eraser import Eraser
@@ -39,7 +39,7 @@ from roomtone.monitoring.prometheus import expose
 from roomtone.monitoring.room_state import RoomStates, watch_events, watch_levels
 from roomtone.monitoring.sd_notify import DeliveryProgress, open_supervision
 from roomtone.retention.cleanup import CleanupPolicy, run_cleanup, use_reserve
-from roomtone.rooms import Rooms, Surroundings
+from roomtone.rooms import Rooms, RoomServices
 from roomtone.speech.endpoint import open_endpoints
 from roomtone.spool.segment import SPOOL_FOLDER
 from roomtone.spool.spool import Spool
@@ -62,7 +62,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
     for a person, and nothing is recorded yet. Whatever comes later is contained where it happens.
     """
     state, key = config.state(environ), find_key(config, environ)
-    force = InForce(config, key)
+    force = ActiveConfig(config, key)
     grounds = SinkPaths(config.sinks_folder(environ), state / "sinks")
     live, glance, figures, sinks = Live(), RoomStates(), Counters(), dict[str, Outlet]()
     with open_deadline() as end_by, trio.CancelScope() as hard, paths.lock(state):
@@ -95,7 +95,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                     open_endpoints() as endpoints,
                     trio.open_nursery() as upkeep,
                 ):
-                    surroundings = Surroundings(
+                    surroundings = RoomServices(
                         state / SPOOL_FOLDER,
                         spools,
                         journal,
@@ -117,7 +117,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         rooms = Rooms(streaming_and_capture, surroundings)
                         for name, table in config.rooms.items():
                             await rooms.begin(name, force.plan(table))
-                        reloading = Reloading(
+                        reloading = Reloader(
                             force, reread, environ, journal=journal, rooms=rooms, outlets=outlets, analyst=analyst
                         )
                         erasure = Eraser(
@@ -127,7 +127,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                             sinks=lambda: force.config.sinks | force.config.disabled,
                             unloaded=lambda: force.config.unloaded,
                         )
-                        commands = Commands(
+                        commands = RequestHandler(
                             state,
                             force,
                             reloading=reloading,
@@ -150,7 +150,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         watching.start_soon(partial(serve, control, commands, journal=journal, live=live))
                         metrics = partial(expose, config.service, config.folder, commands.report)
                         watching.start_soon(supervise, "Serving metrics", metrics, journal)
-                        await rooms.outlast()
+                        await rooms.wait_closed()
                     supervision.stopping.set()
                     await analyst.finish()
                     upkeep.cancel_scope.cancel()
@@ -159,7 +159,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
 
 
 async def _obey_signals(
-    force: InForce,
+    force: ActiveConfig,
     hard: trio.CancelScope,
     stopping: trio.Event,
     rooms: Rooms,
@@ -196,7 +196,7 @@ async def _leave_a_full_disk(journal: Journal, hard: trio.CancelScope, end_by: C
     hard.cancel()
 
 
-async def _obey_reloads(commands: Commands) -> None:
+async def _obey_reloads(commands: RequestHandler) -> None:
     """SIGHUP is `roomtone reload` whose answer is in the log. It stays ignored where `nohup` has asked for that."""
     if _is_in_terminal() or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return

@@ -40,13 +40,13 @@ from roomtone.speech.transcriber import transcribe, withhold
 from roomtone.speech.vad import lacks_detector, open_detector
 from roomtone.spool.spool import Spool, open_closed_spool, open_spool
 
-DRAINING = 15.0
+DRAIN_TIMEOUT_S = 15.0
 """Seconds that a room which is closed, or begun again, has for the transcript of what it has brought."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-class Surroundings(NamedTuple):
+class RoomServices(NamedTuple):
     """What the rooms of a daemon share. `folder` is that of their spools; `spools` has those that are open."""
 
     folder: Path
@@ -60,7 +60,7 @@ class Surroundings(NamedTuple):
     analyst: Analyst
 
 
-class Plan(msgspec.Struct, frozen=True):
+class RoomSettings(msgspec.Struct, frozen=True):
     """What a room is to do. Relative paths of its source begin in `folder`; `sync_interval` is in seconds."""
 
     table: model.Room
@@ -79,14 +79,14 @@ class Plan(msgspec.Struct, frozen=True):
         return self.table.gate, self.key, self.table.frame, self.table.speakers
 
 
-class Again:
+class Restartable:
     """Work that can be begun again from outside: it is cancelled, and called anew."""
 
     def __init__(self) -> None:
         self._scope = trio.CancelScope()
         self._turn = trio.Lock()
 
-    def begin_again(self) -> None:
+    def restart(self) -> None:
         self._scope.cancel()
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -107,19 +107,19 @@ class Again:
             yield
 
 
-class OpenRoom:
+class RunningRoom:
     """One room at work. Making it does nothing; `run` works until the source has ended or `stop` is called."""
 
-    def __init__(self, name: str, plan: Plan, mute: MuteState | None, surroundings: Surroundings) -> None:
+    def __init__(self, name: str, plan: RoomSettings, mute: MuteState | None, surroundings: RoomServices) -> None:
         self.name = name
         self.plan = plan
         self.over = trio.Event()
-        self.listening = CaptureSupervisor(name, mute)
+        self.capture = CaptureSupervisor(name, mute)
         self._around = surroundings
         self._room = trio.CancelScope()
         self._capture = trio.CancelScope()
         self._leaving = trio.Event()
-        self._streaming = Again()
+        self._streaming = Restartable()
         self._terms = SessionParameters(plan.table.streaming)
 
     async def run(self) -> None:
@@ -148,7 +148,7 @@ class OpenRoom:
                 nursery.start_soon(self._streaming.run, streaming)
                 try:
                     with self._capture:
-                        await self.listening.run(
+                        await self.capture.run(
                             partial(self._record, spool), spool=spool, journal=journal, witness=health
                         )
                 finally:
@@ -170,17 +170,17 @@ class OpenRoom:
         async with self._streaming.held():
             yield
 
-    def change(self, plan: Plan) -> str:
+    def change(self, plan: RoomSettings) -> str:
         """Do something else from now on, and say what of it begins again. The rate cannot be changed so."""
         before, self.plan = self.plan, plan
         begun = []
         if before.source != plan.source:
             begun.append("source")
-            self.listening.restart()
+            self.capture.restart()
         if before.speech != plan.speech or not self._terms.change(plan.table.streaming):
             begun.append("streaming")
             self._terms = SessionParameters(plan.table.streaming)
-            self._streaming.begin_again()
+            self._streaming.restart()
         return f"{' and '.join(begun)} begins again" if begun else "goes on"
 
     @asynccontextmanager
@@ -274,42 +274,42 @@ class OpenRoom:
 class Rooms:
     """The rooms at work, by name. Their tasks belong to the nursery."""
 
-    def __init__(self, nursery: trio.Nursery, surroundings: Surroundings) -> None:
+    def __init__(self, nursery: trio.Nursery, surroundings: RoomServices) -> None:
         self.closed = False
         """Whether no room can be begun any more."""
         self._nursery = nursery
         self._around = surroundings
-        self._open: dict[str, OpenRoom] = {}
-        self._last: dict[str, OpenRoom] = {}
+        self._open: dict[str, RunningRoom] = {}
+        self._last: dict[str, RunningRoom] = {}
         self._holds = 0
         self._changed = trio.lowlevel.ParkingLot()
 
-    def __iter__(self) -> Iterator[OpenRoom]:
+    def __iter__(self) -> Iterator[RunningRoom]:
         return iter(self._open.values())
 
-    def __getitem__(self, name: str) -> OpenRoom:
+    def __getitem__(self, name: str) -> RunningRoom:
         return self._open[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._open
 
-    async def begin(self, name: str, plan: Plan) -> None:
+    async def begin(self, name: str, plan: RoomSettings) -> None:
         """Open a room; one that was muted stays so. One of that name is stopped first, and its successor waits for it:
         a spool has one writer.
         """
         mark = await self._around.journal.mark(key(name, "muted"))
         mute = None if mark is None else msgspec.convert(mark, MuteState)
-        room = OpenRoom(name, plan, mute, self._around)
+        room = RunningRoom(name, plan, mute, self._around)
         self._nursery.start_soon(self._run_after, self._last.get(name), room)
         self._last[name] = self._open[name] = room
 
-    async def change(self, name: str, plan: Plan) -> str | None:
+    async def change(self, name: str, plan: RoomSettings) -> str | None:
         """Have a room do something else, and say what of it begins again; None where it is the same."""
         room = self._open[name]
         if room.plan == plan:
             return None
         is_other_source = room.plan.source != plan.source
-        if room.plan.table.rate != plan.table.rate or (room.listening.ended and is_other_source):
+        if room.plan.table.rate != plan.table.rate or (room.capture.ended and is_other_source):
             await self.begin(name, plan)
             return "begins again"
         return room.change(plan)
@@ -328,8 +328,8 @@ class Rooms:
     def end(self, name: str) -> None:
         """Close a room that is no more. What it brought may still be transcribed for a while."""
         room = self._open.pop(name)
-        room.listening.take_out()
-        room.stop(DRAINING)
+        room.capture.take_out()
+        room.stop(DRAIN_TIMEOUT_S)
 
     def stop(self, patience: float) -> None:
         """Stop them all, as `OpenRoom.stop` does."""
@@ -346,16 +346,16 @@ class Rooms:
             self._holds -= 1
             self._changed.unpark_all()
 
-    async def outlast(self) -> None:
+    async def wait_closed(self) -> None:
         """Return when no room is at work any more; then none can be begun."""
         while self._holds or any(not room.over.is_set() for room in self._last.values()):
             await self._changed.park()
         self.closed = True
 
-    async def _run_after(self, before: OpenRoom | None, room: OpenRoom) -> None:
+    async def _run_after(self, before: RunningRoom | None, room: RunningRoom) -> None:
         if before is not None:
-            before.listening.take_out()
-            before.stop(DRAINING)
+            before.capture.take_out()
+            before.stop(DRAIN_TIMEOUT_S)
             await before.over.wait()
         with self._around.health.watch(room.name, trio.current_time()):
             try:

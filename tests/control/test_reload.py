@@ -23,7 +23,7 @@ from roomtone.capture.records import key
 from roomtone.capture.sources import Microphone
 from roomtone.config.model import Config, GateConfig, Room, ServiceConfig, Storage
 from roomtone.config.toml_file import ConfigError
-from roomtone.control.reload import InForce, Reloading
+from roomtone.control.reload import ActiveConfig, Reloader
 from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, Mark, open_journal
@@ -34,7 +34,7 @@ from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.llm.prompt_task import mark_key
 from roomtone.monitoring.liveness import Liveness
 from roomtone.monitoring.room_state import RoomStates
-from roomtone.rooms import Rooms, Surroundings
+from roomtone.rooms import Rooms, RoomServices
 from roomtone.speech.endpoint import open_endpoints
 
 ROOM = Room(source=Microphone())
@@ -44,8 +44,8 @@ SUMMARY = AnalysisPrompt(prompt="{{transcript}}", model="any")
 class Work(NamedTuple):
     """A daemon's parts at work, and the file that the next reload reads: a Config, or what reading it raises."""
 
-    reloading: Reloading
-    force: InForce
+    reloading: Reloader
+    force: ActiveConfig
     journal: Journal
     outlets: SinkManager
     rooms: Rooms
@@ -62,7 +62,7 @@ class Work(NamedTuple):
 
 @asynccontextmanager
 async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterator[Work]:
-    force, live, file = InForce(config, None), Live(), list[Config | ConfigError]()
+    force, live, file = ActiveConfig(config, None), Live(), list[Config | ConfigError]()
 
     def read() -> Config:
         if reread is not None:
@@ -83,7 +83,7 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
         health = Liveness(config.rooms, 0.0)
         rooms = Rooms(
             nursery,
-            Surroundings(folder / "spool", {}, journal, live, endpoints, health, RoomStates(), governor, analyst),
+            RoomServices(folder / "spool", {}, journal, live, endpoints, health, RoomStates(), governor, analyst),
         )
         at_work = dict[str, Outlet]()
         outlets = SinkManager(
@@ -98,7 +98,7 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
             outlets.begin(name, sink)
         for name, room in config.rooms.items():
             await rooms.begin(name, force.plan(room))
-        reloading = Reloading(force, read, {}, journal=journal, rooms=rooms, outlets=outlets, analyst=analyst)
+        reloading = Reloader(force, read, {}, journal=journal, rooms=rooms, outlets=outlets, analyst=analyst)
         yield Work(reloading, force, journal, outlets, rooms, file)
         outlets.finish()
         rooms.stop(0)
@@ -253,7 +253,7 @@ async def test_no_reload_once_the_rooms_are_closed(tmp_path: Path, autojump_cloc
     with structlog.testing.capture_logs():
         async with work(tmp_path, before := configured(tmp_path)) as around:
             around.rooms.stop(0)
-            await around.rooms.outlast()
+            await around.rooms.wait_closed()
             with pytest.raises(ConfigError, match="ending"):
                 await around.reload(configured(tmp_path, sinks={"new": Diary(pages=[], name="new")}))
             assert (around.sinks, around.force.config) == (set(), before)

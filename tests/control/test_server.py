@@ -20,7 +20,7 @@ from roomtone import daemon
 from roomtone.control import protocol, server
 from roomtone.control.client import find_socket, open_client
 from roomtone.control.protocol import Answer, Done, Mute, Refused, Request, Rotate, Tail
-from roomtone.control.server import CLIENTS, GUESTS, LONGEST_REQUEST, Answerer, open_socket, serve
+from roomtone.control.server import GUESTS, MAX_CLIENTS, MAX_REQUEST_BYTES, Answerer, open_socket, serve
 from roomtone.control.unix_socket import ControlError
 from roomtone.events import Interim, Notice
 from roomtone.journal.journal import Journal, open_journal
@@ -261,7 +261,7 @@ async def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
         stream = await trio.open_unix_socket(serving.path)
         async with stream:
             with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
-                await stream.send_all(b"x" * LONGEST_REQUEST * 100)
+                await stream.send_all(b"x" * MAX_REQUEST_BYTES * 100)
         async with open_client(serving.path) as client:
             assert await client.ask(Mute()) == Done((repr(Mute()),))
 
@@ -304,7 +304,7 @@ async def test_a_successor_keeps_its_socket(tmp_path: Path) -> None:
 async def test_clients_are_bounded(tmp_path: Path) -> None:
     """One too many is told so; when one has gone there is room again."""
     async with open_serving(tmp_path) as serving:
-        streams = [await trio.open_unix_socket(serving.path) for _ in range(CLIENTS)]
+        streams = [await trio.open_unix_socket(serving.path) for _ in range(MAX_CLIENTS)]
         for stream in streams:
             await stream.send_all(b'{"ask": "mute"}\n')
             await stream.receive_some(1000)
@@ -366,7 +366,7 @@ async def test_a_client_that_goes_away_is_forgotten(tmp_path: Path) -> None:
     """In the middle of an answer, of a request, or of a tail."""
     async with open_serving(tmp_path) as serving:
         for sent in (b"", b'{"ask"', b'{"ask": "mute"}\n', b'{"ask": "tail"}\n'):
-            for _ in range(CLIENTS):
+            for _ in range(MAX_CLIENTS):
                 stream = await trio.open_unix_socket(serving.path)
                 await stream.send_all(sent)
                 await stream.aclose()

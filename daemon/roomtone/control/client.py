@@ -8,12 +8,12 @@ import msgspec
 import trio
 
 from roomtone.control.protocol import Answer, Done, Forgot, Refused, Request
-from roomtone.control.unix_socket import ControlError, Lines, NoDaemonError, check_peer, connected, short
+from roomtone.control.unix_socket import ControlError, LineReader, NoDaemonError, check_peer, connected, short
 from roomtone.monitoring.report import Report
 
-LONGEST_ANSWER = 16 * 2**20
+MAX_ANSWER_BYTES = 16 * 2**20
 """Bytes of an answer's line."""
-ANSWERING = 60.0
+ANSWER_TIMEOUT_S = 60.0
 """Seconds that a command waits for the answer."""
 
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
@@ -44,7 +44,7 @@ class Client:
     """A connection to a running daemon. Made by `open_client`."""
 
     def __init__(self, stream: trio.SocketStream, patience: float) -> None:
-        self.lines = Lines(stream, LONGEST_ANSWER, patience)
+        self.lines = LineReader(stream, MAX_ANSWER_BYTES, patience)
         """What the daemon says; after a Tail without end."""
         self._stream = stream
 
@@ -65,7 +65,7 @@ class Client:
 
 
 @asynccontextmanager
-async def open_client(path: Path, *, patience: float = ANSWERING) -> AsyncIterator[Client]:
+async def open_client(path: Path, *, patience: float = ANSWER_TIMEOUT_S) -> AsyncIterator[Client]:
     """Ask the daemon at the path, which has so many seconds for each line. Raises ControlError where there is none."""
     try:
         with short(path) as name:
@@ -77,7 +77,7 @@ async def open_client(path: Path, *, patience: float = ANSWERING) -> AsyncIterat
         yield Client(stream, patience)
 
 
-def ask(path: Path, request: Request, *, patience: float = ANSWERING) -> Done | Forgot | Report:
+def ask(path: Path, request: Request, *, patience: float = ANSWER_TIMEOUT_S) -> Done | Forgot | Report:
     """One request to the daemon at the path, which has so many seconds to answer. Raises ControlError."""
 
     async def once() -> Done | Forgot | Report:

@@ -19,7 +19,7 @@ from roomtone.capture.sources import name_of
 from roomtone.config.toml_file import ConfigError
 from roomtone.control import protocol
 from roomtone.control.protocol import Answer, Done, Forgot, Refused, Request
-from roomtone.control.reload import InForce, Reloading
+from roomtone.control.reload import ActiveConfig, Reloader
 from roomtone.delivery.manager import SinkManager
 from roomtone.forget.eraser import Eraser
 from roomtone.journal.coverage import summarize
@@ -29,25 +29,25 @@ from roomtone.monitoring.liveness import RoomHealth
 from roomtone.monitoring.report import CostReport, DayCoverage, DiskUsage, OpenGap, Report, RoomReport, SessionReport
 from roomtone.monitoring.room_state import RoomStates
 from roomtone.monitoring.sd_notify import Supervision
-from roomtone.rooms import OpenRoom, Rooms
+from roomtone.rooms import Rooms, RunningRoom
 from roomtone.spool.spool import Spool
 
-PATIENCE = 30.0
+DEVICE_TIMEOUT_S = 30.0
 """Seconds that a device may take to close, with its facts in the journal, before the answer says that it still does."""
 DAY = timedelta(days=1)
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-class Commands:
+class RequestHandler:
     """Answers requests. `state` is the daemon's folder."""
 
     def __init__(
         self,
         state: Path,
-        force: InForce,
+        force: ActiveConfig,
         *,
-        reloading: Reloading,
+        reloading: Reloader,
         erasure: Eraser,
         rooms: Rooms,
         spools: Mapping[str, Spool],
@@ -119,7 +119,7 @@ class Commands:
         finally:
             notifier.tell(READY=1)
 
-    async def _for_each(self, name: str | None, act: Callable[[OpenRoom], Awaitable[str]]) -> Done | Refused:
+    async def _for_each(self, name: str | None, act: Callable[[RunningRoom], Awaitable[str]]) -> Done | Refused:
         """Do it in the room of that name, or in all of them at once."""
         if name is not None and name not in self._rooms:
             known = ", ".join(sorted(room.name for room in self._rooms))
@@ -127,9 +127,9 @@ class Commands:
         chosen = list(self._rooms) if name is None else [self._rooms[name]]
         lines: dict[str, str] = {}
 
-        async def act_on(room: OpenRoom) -> None:
+        async def act_on(room: RunningRoom) -> None:
             lines[room.name] = "not yet: it still does what was asked"
-            with trio.move_on_after(PATIENCE):
+            with trio.move_on_after(DEVICE_TIMEOUT_S):
                 lines[room.name] = await act(room)
 
         async with trio.open_nursery() as nursery:
@@ -165,20 +165,20 @@ class Commands:
             spent=governor.cap_action,
         )
 
-    async def _room(self, room: OpenRoom, health: RoomHealth | None) -> RoomReport:
+    async def _room(self, room: RunningRoom, health: RoomHealth | None) -> RoomReport:
         seen, table = self._glance.at(room.name), room.plan.table
         spool = self._spools.get(room.name)
-        ended = room.listening.ended or room.over.is_set()
+        ended = room.capture.ended or room.over.is_set()
         cause = None if health is None or ended else health.cause
         session = seen.sessions[-1] if seen.sessions else None
         return RoomReport(
             name=room.name,
-            state="ended" if ended else "muted" if room.listening.mute else "waiting" if cause else "recording",
+            state="ended" if ended else "muted" if room.capture.mute else "waiting" if cause else "recording",
             source=name_of(table.source),
             rate=table.rate,
             position=0 if spool is None else spool.end,
             since=seen.recording,
-            muted_until=room.listening.mute.until if room.listening.mute else None,
+            muted_until=room.capture.mute.until if room.capture.mute else None,
             gap=OpenGap(cause, round(health.lasting, 1), health.reason) if health and cause else None,
             rms=seen.level.rms if seen.level and not cause else None,
             peak=seen.level.peak if seen.level and not cause else None,
@@ -191,7 +191,7 @@ class Commands:
             cost=self._governor.spent(room.name),
         )
 
-    async def _coverage(self, room: OpenRoom, spool: Spool) -> DayCoverage | None:
+    async def _coverage(self, room: RunningRoom, spool: Spool) -> DayCoverage | None:
         """Of the last day. Positions stand still while there is no source, so a day has at most a day of them."""
         rate = room.plan.table.rate
         covers = await self._journal.covered(room.name, max(0, spool.end - round(DAY.total_seconds()) * rate))
@@ -206,23 +206,23 @@ class Commands:
         return DiskUsage(spool=spool, journal=journal, free=shutil.disk_usage(self._state).free)
 
 
-async def _mute(room: OpenRoom, until: datetime | None) -> str:
-    if room.listening.ended:
+async def _mute(room: RunningRoom, until: datetime | None) -> str:
+    if room.capture.ended:
         return "has ended; there is nothing to mute"
-    await room.listening.close(MuteState(until))
+    await room.capture.close(MuteState(until))
     return f"muted until {until.astimezone():%Y-%m-%d %H:%M:%S}" if until else "muted"
 
 
-async def _unmute(room: OpenRoom) -> str:
-    if room.listening.mute is None:
+async def _unmute(room: RunningRoom) -> str:
+    if room.capture.mute is None:
         return "is not muted"
-    await room.listening.open()
+    await room.capture.open()
     return "listens again"
 
 
-async def _rotate(room: OpenRoom) -> str:
+async def _rotate(room: RunningRoom) -> str:
     return (
         "a new recording has begun"
-        if await room.listening.rotate()
+        if await room.capture.rotate()
         else "does not record now; the next recording is a new one"
     )

@@ -19,17 +19,17 @@ from roomtone.journal.journal import Journal
 from roomtone.llm.analyst import Analyst
 from roomtone.llm.settings import LLMSettings, RoomFacts
 from roomtone.monitoring import prometheus
-from roomtone.rooms import Plan, Rooms
+from roomtone.rooms import Rooms, RoomSettings
 from roomtone.secret import Secret
 from roomtone.sinks import Module, Sink
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-AT_ONCE = frozenset({"plugins", "api_key_file", "grace", "sync_interval"})
+RELOADABLE_KEYS = frozenset({"plugins", "api_key_file", "grace", "sync_interval"})
 """The keys of [service] that a reload puts into force; the others hold from the next start on."""
 
 
-class InForce(msgspec.Struct):
+class ActiveConfig(msgspec.Struct):
     """The configuration in force, and the key of the speech service."""
 
     config: Config
@@ -43,9 +43,9 @@ class InForce(msgspec.Struct):
         }
         return LLMSettings(self.config.gateway, self.config.analysis, rooms, self.key, self.config.gateway_key_file)
 
-    def plan(self, room: Room) -> Plan:
+    def plan(self, room: Room) -> RoomSettings:
         """What a room is to do."""
-        return Plan(room, self.config.folder, self.config.service.sync_interval, self.key)
+        return RoomSettings(room, self.config.folder, self.config.service.sync_interval, self.key)
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -82,12 +82,12 @@ def is_same(before: Sink, after: Sink) -> bool:
     return before == after
 
 
-class Reloading:
+class Reloader:
     """Puts what `reread` gives into force, one reload at a time. `reread` raises ConfigError."""
 
     def __init__(
         self,
-        force: InForce,
+        force: ActiveConfig,
         reread: Callable[[], Config],
         environ: Mapping[str, str],
         *,
@@ -123,12 +123,12 @@ class Reloading:
             if self._rooms.closed:
                 raise ConfigError("the daemon is ending")
             with trio.CancelScope(shield=True), self._rooms.held():
-                lines = await self._put_into_force(InForce(config, key))
+                lines = await self._put_into_force(ActiveConfig(config, key))
             log.info("configuration.reloaded", changes=len(lines))
             return lines or ["nothing has changed"]
 
-    async def _put_into_force(self, after: InForce) -> list[str]:
-        before = InForce(self._force.config, self._force.key)
+    async def _put_into_force(self, after: ActiveConfig) -> list[str]:
+        before = ActiveConfig(self._force.config, self._force.key)
         changes = compare(before.config, after.config)
         self._force.config, self._force.key = after.config, after.key
         lines = list(_left_for_later(before.config, after.config))
@@ -194,5 +194,5 @@ async def tell_lacking(found: Iterable[tuple[str, str]], journal: Journal) -> No
 
 def _left_for_later(before: Config, after: Config) -> Iterator[str]:
     for key in after.service.__struct_fields__:
-        if key not in AT_ONCE and getattr(before.service, key) != getattr(after.service, key):
+        if key not in RELOADABLE_KEYS and getattr(before.service, key) != getattr(after.service, key):
             yield f"[service] {key} holds from the next start on"

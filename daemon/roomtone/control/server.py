@@ -25,21 +25,21 @@ import trio
 
 from roomtone import events
 from roomtone.control.protocol import VERSION, Answer, Done, Dropped, Refused, Request, Status, Tail
-from roomtone.control.unix_socket import ControlError, Lines, connected, peer_user, short
+from roomtone.control.unix_socket import ControlError, LineReader, connected, peer_user, short
 from roomtone.descriptors import kept_from_forks
 from roomtone.events import Interim, Level
 from roomtone.journal.journal import Journal
 from roomtone.live import Live
 
-LONGEST_REQUEST = 65_536
+MAX_REQUEST_BYTES = 65_536
 """Bytes of a request's line."""
-CLIENTS = 16
+MAX_CLIENTS = 16
 """Clients at a time; one more is told so and let go."""
 GUESTS = 4
 """Of these, besides, that are of the folder's group."""
-QUIET = 60.0
+IDLE_TIMEOUT_S = 60.0
 """Seconds that a client may say nothing, or not read, before it is let go."""
-CAPTIONS = 64
+MAX_LIVE_EVENTS = 64
 """Live events that wait for a client that does not read; then the oldest go, and are counted."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -72,7 +72,7 @@ def open_socket(path: Path) -> Iterator[trio.SocketListener]:
             path.chmod(0o660)
         ours = path.lstat()
         try:
-            listening.listen(CLIENTS)
+            listening.listen(MAX_CLIENTS)
             with kept_from_forks(listening.fileno()):
                 yield trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         finally:
@@ -128,11 +128,11 @@ class _Server:
                     if is_guest and not self._shared:
                         log.warning("client.refused", user=user)
                         return
-                    count, limit = (self._guests, GUESTS) if is_guest else (self._clients, CLIENTS)
+                    count, limit = (self._guests, GUESTS) if is_guest else (self._clients, MAX_CLIENTS)
                     if count > limit:
                         await _send(stream, Refused((f"{limit} clients are here already; try again later",)))
                         return
-                    async for line in Lines(stream, LONGEST_REQUEST, QUIET):
+                    async for line in LineReader(stream, MAX_REQUEST_BYTES, IDLE_TIMEOUT_S):
                         await self._take(stream, line, is_guest=is_guest)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ControlError) as group:
             log.debug("client.left", reason=str(group.exceptions[0]))
@@ -198,7 +198,7 @@ class _Server:
 
     async def _tail_live(self, stream: trio.SocketStream, turn: trio.Lock, room: str | None) -> None:
         told = 0
-        with self._live.subscribe(CAPTIONS, wanted=partial(_is_of, room)) as feed:
+        with self._live.subscribe(MAX_LIVE_EVENTS, wanted=partial(_is_of, room)) as feed:
             async for event in feed:
                 async with turn:
                     if feed.dropped > told:
@@ -230,5 +230,5 @@ async def _send(stream: trio.SocketStream, answer: Answer) -> None:
 
 
 async def _write(stream: trio.SocketStream, line: bytes) -> None:
-    with trio.fail_after(QUIET):
+    with trio.fail_after(IDLE_TIMEOUT_S):
         await stream.send_all(line + b"\n")

@@ -69,7 +69,7 @@ def short(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-class Lines:
+class LineReader:
     """The lines that come in a stream, each of at most `longest` bytes and within `patience` seconds."""
 
     def __init__(self, stream: trio.abc.ReceiveStream, longest: int, patience: float) -> None:
