@@ -15,7 +15,7 @@ from roomtone.durable import alone, append, replace
 from roomtone.events import encode
 from roomtone.files import PRIVATE, create_file, named, open_file, sync_folder
 from roomtone_jsonl.forgetting import rewrite
-from roomtone_jsonl.line_file import Lines
+from roomtone_jsonl.line_file import LineFile
 from roomtone_wav.files import open_wav
 
 NOON = datetime(2026, 1, 1, tzinfo=UTC)
@@ -168,7 +168,7 @@ def test_no_sink_writes_where_a_link_leads(tmp_path: Path, target: Path) -> None
     link = tmp_path / "events.jsonl"
     link.symlink_to(target)
     with pytest.raises(OSError, match="symbolic link"):
-        Lines(link)
+        LineFile(link)
     with pytest.raises(OSError, match="symbolic link"), open_wav(str(link)):
         pass
     link.unlink()

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from roomtone.cli.commands.coverage import command as coverage
 from roomtone.testing.encoded_speech import numbers_in, quiet, speak
 from roomtone.testing.fake_gateway import FakeGateway, Silent, open_gateway
-from roomtone.testing.fake_service import Service, open_service
+from roomtone.testing.fake_service import FakeService, open_service
 from support.daemon import SINKS, Run, events, run, write_wav
 from support.meeting import Signal, sentences_in
 from support.word_error import RATE, demo_audio
@@ -30,7 +30,7 @@ def talk(numbers: range, sentence: Signal) -> bytes:
     return speak(numbers[:1], RATE, break_=0.2) + voice + quiet(0.2, RATE) + speak(numbers[1:], RATE)
 
 
-def tables(service: Service, gateway: FakeGateway) -> str:
+def tables(service: FakeService, gateway: FakeGateway) -> str:
     return f"""
 [rooms.desk]
 source = {{ kind = "file", path = "day.wav", pace = "realtime" }}

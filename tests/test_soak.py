@@ -27,7 +27,7 @@ from roomtone.sinks import Context, Sink, hookimpl
 from roomtone.speech.transcriber import transcribe
 from roomtone.spool.segment import Segment
 from roomtone.testing.encoded_speech import numbers_in, quiet, speak
-from roomtone.testing.fake_service import Service, open_service
+from roomtone.testing.fake_service import FakeService, open_service
 from roomtone.testing.faults import Drop, Expire, Fault, Refuse
 from support.virtual_room import RATE, Room, open_room, reach
 
@@ -122,7 +122,7 @@ def facts_of(segment: Segment) -> tuple[Audio | CoverageSpan | Mark, ...]:
     )
 
 
-async def live_on(folder: Path, service: Service, sink: Counting, minutes: range) -> Size:
+async def live_on(folder: Path, service: FakeService, sink: Counting, minutes: range) -> Size:
     """One run of the daemon's parts, from start to stop, for so many minutes; what there is at its end."""
     context = Context(name="counting", folder=folder, state=folder, rates={"desk": RATE})
     async with (
@@ -211,7 +211,7 @@ async def test_a_month_of_events(
     assert sizes[-1].disk < 1.3 * sizes[1].disk + 256
 
 
-async def live_a_day(folder: Path, service: Service, sink: Counting, day: int) -> Size:
+async def live_a_day(folder: Path, service: FakeService, sink: Counting, day: int) -> Size:
     """A day's facts, an hour at a time, through the journal, the sink and retention; the daemon starts once a day, and
     most of each hour the device is away.
     """

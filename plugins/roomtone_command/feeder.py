@@ -1,7 +1,7 @@
 """The hooks of the command sink: events become lines, and exit status 0 is the acknowledgement."""
 
 from roomtone import Audio, Durable, Unprocessable, encode, hookimpl
-from roomtone_command.program import Outcome, Program
+from roomtone_command.program import Program, RunResult
 
 DATA_ERROR = 65
 """EX_DATAERR of sysexits.h: the input is wrong, and will be wrong again."""
@@ -63,7 +63,7 @@ class Feeder:
         raise _failed(text, outcome)
 
 
-def _failed(text: str, outcome: Outcome) -> CommandFailed:
+def _failed(text: str, outcome: RunResult) -> CommandFailed:
     error = CommandFailed(text)
     if outcome.said:
         error.add_note(outcome.said)

@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 import trio
 
-_SAID = 4096
+_MAX_STDERR_BYTES = 4096
 """Bytes of the end of the standard error that are kept."""
 SHOWN = 200
 """Characters of it that are shown to a person."""
-_PATIENCE = 1.0
+_REAP_TIMEOUT_S = 1.0
 """Seconds for the end of the standard error after the program's: a child of the program's may hold it open for ever."""
-_MARGIN = 3.0
+_TIMEOUT_MARGIN_S = 3.0
 """Seconds of the hook's timeout that are for ending the program, which has the rest; a tenth of a short one."""
 
 
-class Outcome(NamedTuple):
+class RunResult(NamedTuple):
     """How a run ended: the exit status (None: it took too long; negative: a signal), in words, and what it said."""
 
     status: int | None
@@ -39,11 +39,11 @@ class Program:
         self._argv = argv
         self._folder = folder
         self._environment = dict(environment)
-        self._grace = min(_MARGIN, timeout * 0.1) / 2
+        self._grace = min(_TIMEOUT_MARGIN_S, timeout * 0.1) / 2
         self._limit = timeout - 2 * self._grace
         self.name = Path(argv[0]).name
 
-    async def run(self, data: bytes) -> Outcome:
+    async def run(self, data: bytes) -> RunResult:
         """Run it to its end. Errors: OSError where it cannot be started."""
         process = await trio.lowlevel.open_process(
             self._argv,
@@ -60,8 +60,8 @@ class Program:
                 await _converse(process, data, said)
             if process.returncode is None:
                 await self._end(process)
-                return Outcome(None, f"took longer than {self._limit:g} s and was killed", _shown(said))
-            return Outcome(process.returncode, _describe(process.returncode), _shown(said))
+                return RunResult(None, f"took longer than {self._limit:g} s and was killed", _shown(said))
+            return RunResult(process.returncode, _describe(process.returncode), _shown(said))
         finally:
             await self._end(process)
 
@@ -86,7 +86,7 @@ async def _converse(process: trio.Process, data: bytes, said: bytearray) -> None
         nursery.start_soon(_write, process, data)
         nursery.start_soon(_listen, process, said, listening := trio.Event())
         await process.wait()
-        with trio.move_on_after(_PATIENCE):
+        with trio.move_on_after(_REAP_TIMEOUT_S):
             await listening.wait()
         nursery.cancel_scope.cancel()
 
@@ -103,7 +103,7 @@ async def _listen(process: trio.Process, said: bytearray, ended: trio.Event) -> 
     assert process.stderr is not None  # noqa: S101 - a pipe, as asked for
     async for part in process.stderr:
         said += part
-        del said[:-_SAID]
+        del said[:-_MAX_STDERR_BYTES]
     ended.set()
 
 

@@ -11,7 +11,7 @@ import trio
 from roomtone import Audio, Context, Durable, Forgotten, Sink, encode, hookimpl
 from roomtone.durable import make_writable_folder
 from roomtone_jsonl.forgetting import family
-from roomtone_jsonl.line_file import Lines
+from roomtone_jsonl.line_file import LineFile
 from roomtone_jsonl.packer import Packer
 
 __all__ = ["Jsonl", "register_sinks"]
@@ -38,22 +38,22 @@ class Jsonl(Sink, frozen=True, kw_only=True, tag="jsonl"):
         """Yield the hooks. Errors: OSError that names the path where it cannot be written or is no file of lines."""
         with closing(Packer()) as packer:
             lines = await trio.to_thread.run_sync(self._lines, context, packer)
-            yield Writer(lines, audio="audio" in self.kinds)
+            yield JsonlWriter(lines, audio="audio" in self.kinds)
 
     def holdings(self, context: Context) -> Iterable[Path]:
         """The file, and all that it was before."""
         return family(context.path(self.path))
 
-    def _lines(self, context: Context, packer: Packer) -> Lines:
+    def _lines(self, context: Context, packer: Packer) -> LineFile:
         path = context.path(self.path)
         make_writable_folder(path.parent, "the folder of path")
-        return Lines(path, self.rotate, packer=packer if self.compress else None, sync=self.fsync == "batch")
+        return LineFile(path, self.rotate, packer=packer if self.compress else None, sync=self.fsync == "batch")
 
 
-class Writer:
+class JsonlWriter:
     """Events become lines, and the lines of a batch become durable together."""
 
-    def __init__(self, lines: Lines, *, audio: bool) -> None:
+    def __init__(self, lines: LineFile, *, audio: bool) -> None:
         self._lines = lines
         self._audio = audio
 

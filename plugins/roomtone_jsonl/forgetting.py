@@ -13,9 +13,9 @@ import msgspec
 from roomtone import Durable, Forgotten
 from roomtone.durable import create_file, named, put_in_place, remove
 from roomtone.events import decode, spoken_in, turn_of
-from roomtone_jsonl.rotation import Line
+from roomtone_jsonl.rotation import JsonLine
 
-_SLACK = timedelta(days=1)
+_MTIME_TOLERANCE = timedelta(days=1)
 """How much older than what is forgotten a file's time may be: clocks are set, and copies keep the time of a file."""
 _TELLING = (b'"turn"', b'"answer"', b'"analysis"', b'"notice"')
 """What a line has in it that may have to go; others are not even parsed."""
@@ -35,12 +35,12 @@ def turns_in(path: Path, forgotten: Forgotten) -> set[tuple[str, int]]:
         return spoken_in(forgotten, (event for line in lines if (event := _event(line)) is not None))
 
 
-def turns_among(lines: Iterable[Line], forgotten: Forgotten) -> set[tuple[str, int]]:
+def turns_among(lines: Iterable[JsonLine], forgotten: Forgotten) -> set[tuple[str, int]]:
     """The turns that go, as far as these lines tell. Pure."""
     return spoken_in(forgotten, (event for line in lines if (event := _event(line.text)) is not None))
 
 
-def kept(lines: Iterable[Line], forgotten: Forgotten, turns: set[tuple[str, int]]) -> list[Line]:
+def kept(lines: Iterable[JsonLine], forgotten: Forgotten, turns: set[tuple[str, int]]) -> list[JsonLine]:
     """The lines that tell nothing of it, nor of these turns. Pure."""
     return [line for line in lines if not _tells(line.text, forgotten, turns)]
 
@@ -68,7 +68,7 @@ def rewrite(path: Path, forgotten: Forgotten, turns: set[tuple[str, int]]) -> No
 
 def _is_older(path: Path, forgotten: Forgotten) -> bool:
     """Whether it was written for the last time before any of it was said."""
-    return path.stat().st_mtime < forgotten.from_.timestamp() - _SLACK.total_seconds()
+    return path.stat().st_mtime < forgotten.from_.timestamp() - _MTIME_TOLERANCE.total_seconds()
 
 
 def _tells(line: bytes, forgotten: Forgotten, turns: set[tuple[str, int]]) -> bool:

@@ -21,13 +21,13 @@ from roomtone.descriptors import kept_from_forks
 from roomtone.durable import make_folder, named, open_file, sync_folder
 from roomtone_jsonl.forgetting import family, kept, rewrite, turns_among, turns_in
 from roomtone_jsonl.packer import Packer
-from roomtone_jsonl.rotation import Line, Rotate, closed_name, fitting, is_closed, time_of
+from roomtone_jsonl.rotation import JsonLine, Rotate, closed_name, fitting, is_closed, time_of
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-TAIL = 8 * 2**20
+MAX_TAIL_BYTES = 8 * 2**20
 """Bytes at the end of the file that are read when it is opened first."""
-KNOWN = 2_000
+MAX_KNOWN_IDS = 2_000
 """Lines of the tail whose ids are remembered: two of the delivery's batches."""
 
 
@@ -35,7 +35,7 @@ class _Id(msgspec.Struct):
     id: str = ""
 
 
-class Lines:
+class LineFile:
     """The growing end of one file, and the files that it was before.
 
     Opening repairs it: a last line that a crash tore was never acknowledged, so it goes, and comes again.
@@ -56,7 +56,7 @@ class Lines:
         self._rotate: Rotate = rotate
         self._packer = packer
         self._sync = sync
-        self._pending: list[Line] = []
+        self._pending: list[JsonLine] = []
         with _opened(path) as file:
             ids = _repair(file)
         sync_folder(path.parent)
@@ -67,7 +67,7 @@ class Lines:
     def add(self, id_: str, line: bytes) -> None:
         """Keep the line for the next `write`, unless the file has it already. A batch of the delivery is the bound."""
         if id_ not in self._written:
-            self._pending.append(Line(id_, line))
+            self._pending.append(JsonLine(id_, line))
 
     def write(self) -> None:
         """Append what was added and wait until it is on the disk. Where that fails, it stays for the next try."""
@@ -137,10 +137,10 @@ def _with_closed(ids: Sequence[str], closed: Iterable[Path]) -> list[str]:
     """The ids of the last lines of all files, as many as can come again."""
     known = list(ids)
     for path in closed:
-        if len(known) >= KNOWN:
+        if len(known) >= MAX_KNOWN_IDS:
             break
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_TAIL_BYTES))
             known.extend(_ids(file.read()))
     return known
 
@@ -179,7 +179,7 @@ def _write(file: io.FileIO, data: bytes, *, sync: bool = True) -> None:
 def _repair(file: io.FileIO) -> list[str]:
     """End the file with its last whole line, make all of it durable, and return the ids of the last lines."""
     size = file.seek(0, os.SEEK_END)
-    begin = max(0, size - TAIL)
+    begin = max(0, size - MAX_TAIL_BYTES)
     file.seek(begin)
     whole, _, torn = file.readall().rpartition(b"\n")
     if _parsed(torn) is not None:  # whole but for its newline: an editor leaves files like this
@@ -196,7 +196,7 @@ def _repair(file: io.FileIO) -> list[str]:
 
 def _ids(whole: bytes) -> list[str]:
     """The ids of the last lines, in order."""
-    lines = map(_parsed, whole.split(b"\n")[-KNOWN:])
+    lines = map(_parsed, whole.split(b"\n")[-MAX_KNOWN_IDS:])
     return [line.id for line in lines if line is not None and line.id]
 
 

@@ -13,9 +13,9 @@ from roomtone_jsonl.rotation import packed_name
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-_SLICE = 0.5
+_SLICE_S = 0.5
 """Seconds of packing after a batch."""
-_PART = 2**18
+_READ_BYTES = 2**18
 
 
 class Packer:
@@ -34,7 +34,7 @@ class Packer:
 
     def advance(self) -> None:
         """Go on for a moment."""
-        until = time.monotonic() + _SLICE
+        until = time.monotonic() + _SLICE_S
         while self._files and time.monotonic() < until:
             self._work = self._work or _pack(self._files[0])
             try:
@@ -77,7 +77,7 @@ def _pack(path: Path) -> Generator[None, None, None]:
         ):
             # With the file's own time and without a level that costs more than it saves, the same file packs the same.
             with gzip.GzipFile(path.name, "wb", 6, file, mtime=os.fstat(source.fileno()).st_mtime) as target:
-                while part := source.read(_PART):
+                while part := source.read(_READ_BYTES):
                     target.write(part)
                     yield
             file.flush()

@@ -17,7 +17,7 @@ MEGABYTE = 1_000_000
 _LABEL = r"-(\d{4}-\d\d-\d\d|\d{8}T\d{6}Z)(_\d+)?"
 
 
-class Line(NamedTuple):
+class JsonLine(NamedTuple):
     """A line without its end, and the id of its event."""
 
     id: str
@@ -37,7 +37,7 @@ def time_of(id_: str) -> datetime | None:
         return None
 
 
-def fitting(lines: Sequence[Line], size: int, last: str | None, rotate: Rotate) -> int:
+def fitting(lines: Sequence[JsonLine], size: int, last: str | None, rotate: Rotate) -> int:
     """How many of the lines, from the first, belong into a file of this size whose last line has the id `last`.
 
     0 where the file is to be closed first. A file gets one line at least, however long that is.
@@ -46,7 +46,7 @@ def fitting(lines: Sequence[Line], size: int, last: str | None, rotate: Rotate) 
         case "never":
             return len(lines)
         case "daily":
-            day = Line(last, b"").day if last and size else None
+            day = JsonLine(last, b"").day if last and size else None
             return next((index for index, line in enumerate(lines) if line.day != (day := day or line.day)), len(lines))
         case megabytes:
             for index, line in enumerate(lines):

@@ -14,7 +14,7 @@ from roomtone.captions import Captions
 from roomtone.durable import make_writable_folder
 from roomtone_transcript.page import Format, Style
 from roomtone_transcript.store import open_store
-from roomtone_transcript.writer import Scribe, Split
+from roomtone_transcript.writer import PageWriter, Split
 
 __all__ = ["TranscriptSink", "register_sinks"]
 
@@ -58,12 +58,12 @@ class TranscriptSink(Sink, frozen=True, kw_only=True, tag="transcript"):
         """The pages."""
         return (context.path(self.directory),)
 
-    def _scribe(self, context: Context, stack: ExitStack) -> Scribe:
+    def _scribe(self, context: Context, stack: ExitStack) -> PageWriter:
         directory = context.path(self.directory)
         make_writable_folder(directory, "directory")
         store = stack.enter_context(open_store(context.state / "transcript.sqlite"))
         style = Style(self.format, ZoneInfo(self.timezone), self.speakers)
-        return Scribe(
+        return PageWriter(
             store, directory, style, split=self.split, captions=self.captions, rates=context.rates, warn=context.warn
         )
 

@@ -12,7 +12,7 @@ from roomtone_transcript import page
 from roomtone_transcript.page import Entry, Place, Style
 
 
-class Sheet:
+class PageFile:
     """A page at this path, and its captions beside it, as far as this life of the sink has written them.
 
     Errors: OSError that names the file. What stands there is then not known, and the page is to be written anew.

@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS pages (
 ) WITHOUT ROWID;
 """
 
-_LONGEST = timedelta(hours=30)
+_MAX_PAGE_AGE = timedelta(hours=30)
 """More than a page is of: the longest day that a change of clocks makes, or the longest session."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -105,7 +105,7 @@ class Store:
         """The pages of the room on which anything of this time may stand."""
         rows = self._database.execute("SELECT page, start FROM pages WHERE room = ?", (room,))
         starts = {Page(room, key): datetime.fromisoformat(start) for key, start in rows}
-        return {page for page, start in starts.items() if since - _LONGEST <= start <= until}
+        return {page for page, start in starts.items() if since - _MAX_PAGE_AGE <= start <= until}
 
     def is_taken(self, path: Path) -> bool:
         found = self._database.execute("SELECT 1 FROM pages WHERE path = ?", (str(path),)).fetchone()

@@ -12,7 +12,7 @@ from roomtone import Analysis, Answer, Forgotten, Gap, SessionStarted, Turn, cap
 from roomtone.captions import Captions, Cue
 from roomtone.durable import remove
 from roomtone_transcript.page import Entry, Style
-from roomtone_transcript.page_file import Sheet
+from roomtone_transcript.page_file import PageFile
 from roomtone_transcript.store import Page, Store
 
 Split: TypeAlias = Literal["day", "session"]
@@ -21,7 +21,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 _NOTEWORTHY = 1.0
 """Seconds from which on a gap stands on the page."""
-_SHEETS = 100
+_MAX_OPEN_PAGES = 100
 """Pages of which it is remembered how they end; the one that was written longest ago is forgotten, and written anew
 when something is said on it.
 """
@@ -29,7 +29,7 @@ _RATE = 16_000
 """Hz of a room that the configuration does not have any more."""
 
 
-class Scribe:
+class PageWriter:
     """Keeps the pages. What they show follows from the entries alone, so writing one again, for whatever reason and
     however often, brings nothing that is doubled or out of order.
 
@@ -56,7 +56,7 @@ class Scribe:
         self._warn = warn
         self._changed: set[Page] = set()
         self._new: dict[Page, dict[str, Entry]] = {}
-        self._sheets: dict[Page, Sheet] = {}
+        self._sheets: dict[Page, PageFile] = {}
         self._is_to_scrub = False
 
     @hookimpl
@@ -152,10 +152,10 @@ class Scribe:
         sheet = self._sheets.pop(page, None)
         if sheet is None or page in self._changed or not sheet.append(new, self._cues(page, start, new)):
             entries = self._store.entries(page)
-            sheet = Sheet(path, self._style, self._captions)
+            sheet = PageFile(path, self._style, self._captions)
             sheet.write(self._title(page, start), entries, self._cues(page, start, entries))
         self._sheets[page] = sheet
-        if len(self._sheets) > _SHEETS:
+        if len(self._sheets) > _MAX_OPEN_PAGES:
             del self._sheets[next(iter(self._sheets))]
 
     def _move(self, page: Page, start: datetime, path: Path) -> None:

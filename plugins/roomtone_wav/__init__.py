@@ -17,17 +17,17 @@ from roomtone_wav import compression
 from roomtone_wav.catalog import CATALOG, open_catalog, read_catalog
 from roomtone_wav.files import described, open_wav, write_sidecar
 from roomtone_wav.place import Place
-from roomtone_wav.recording import HEADER, WIDTH, Format, Gaps, Recording, Split
-from roomtone_wav.retention import Keeper
-from roomtone_wav.writer import TranscribingWriter, Writer
+from roomtone_wav.recording import HEADER_BYTES, SAMPLE_BYTES, Format, Gaps, Recording, Split
+from roomtone_wav.retention import RecordingKeeper
+from roomtone_wav.writer import TranscribingWriter, WavWriter
 
 __all__ = ["Wav", "register_sinks"]
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-_PERIOD = 15.0
+_TEND_INTERVAL_S = 15.0
 """Seconds between two looks at what finished files need."""
-_FAREWELL = 5.0
+_CLOSE_TIMEOUT_S = 5.0
 """Seconds for it at the end."""
 
 
@@ -79,7 +79,7 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
                 nursery.start_soon(_tend, writer)
                 yield writer
                 nursery.cancel_scope.cancel()
-            await _tend_for(writer, min(_FAREWELL, self.timeout / 2))
+            await _tend_for(writer, min(_CLOSE_TIMEOUT_S, self.timeout / 2))
 
     def holdings(self, context: Context) -> Iterable[Path]:
         """The recordings, and what lies beside them."""
@@ -93,9 +93,13 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
             if not recording.is_sealed:
                 first = recording.offset(max(start, recording.first))
                 last = recording.offset(min(end, recording.end) - 1)
-                yield Path(recording.path), HEADER + first * WIDTH, HEADER + (last + 1) * WIDTH
+                yield (
+                    Path(recording.path),
+                    HEADER_BYTES + first * SAMPLE_BYTES,
+                    HEADER_BYTES + (last + 1) * SAMPLE_BYTES,
+                )
 
-    def _writer(self, context: Context, stack: ExitStack) -> Writer:
+    def _writer(self, context: Context, stack: ExitStack) -> WavWriter:
         directory = context.path(self.directory)
         make_writable_folder(directory, "directory")
         chosen = {room: rate for room, rate in context.rates.items() if not self.rooms or room in self.rooms}
@@ -119,25 +123,27 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
             if not place.has(recording) and not recording.is_sealed:
                 with place.forgiving(recording, "finished"), open_wav(recording.path):
                     pass
-        keeper = Keeper(catalog, place, write, keep_days=self.keep_days, keep_gb=self.keep_gb, is_alone=is_alone)
+        keeper = RecordingKeeper(
+            catalog, place, write, keep_days=self.keep_days, keep_gb=self.keep_gb, is_alone=is_alone
+        )
         stack.callback(keeper.close)
-        kind = TranscribingWriter if has_text else Writer
+        kind = TranscribingWriter if has_text else WavWriter
         return kind(catalog, path, place, keeper, write, split=self.split, gaps=self.gaps, format=self.format)
 
 
-async def _tend_for(writer: Writer, seconds: float) -> None:
+async def _tend_for(writer: WavWriter, seconds: float) -> None:
     """Finish what takes no longer: a file that was played to its end would wait for a start that may never come."""
     until = trio.current_time() + seconds
     while trio.current_time() < until and await trio.to_thread.run_sync(writer.tend):
         pass
 
 
-async def _tend(writer: Writer) -> None:
+async def _tend(writer: WavWriter) -> None:
     """Let the writer do, between its hooks and in a thread of its own, what nobody waits for."""
     thread = trio.CapacityLimiter(1)
     while True:
         has_more = await trio.to_thread.run_sync(writer.tend, limiter=thread)
-        await trio.sleep(0 if has_more else _PERIOD)
+        await trio.sleep(0 if has_more else _TEND_INTERVAL_S)
 
 
 def _name(template: str, room: str, start: datetime, position: int, rate: int) -> str:

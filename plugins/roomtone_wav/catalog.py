@@ -17,7 +17,7 @@ import msgspec
 from roomtone import Turn, encode
 from roomtone.durable import open_sqlite, scrub
 from roomtone.trusted_clock import TrustedClock, reading_of
-from roomtone_wav.recording import LONGEST_TURN, Recording, Stretch, part_of
+from roomtone_wav.recording import MAX_TURN_S, PositionSpan, Recording, part_of
 
 CATALOG = "recordings.sqlite"
 """The file's name in the sink's own folder."""
@@ -187,11 +187,11 @@ class Catalog:
         row = (turn.id, turn.room, turn.position, end, encode(turn))
         self._database.execute("INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?)", row)
 
-    def take_turn(self, id_: str) -> Stretch | None:
+    def take_turn(self, id_: str) -> PositionSpan | None:
         """Know nothing of the turn any more. Returns where it was said, if it was known."""
         where = "DELETE FROM turns WHERE id = ? RETURNING position, max(end, position + 1)"
         rows = self._database.execute(where, (id_,)).fetchall()
-        return Stretch(*rows[0]) if rows else None
+        return PositionSpan(*rows[0]) if rows else None
 
     def forget_turns(self, room: str, start: int, end: int) -> None:
         """Know nothing of what was said between these positions, begun before or not."""
@@ -202,20 +202,20 @@ class Catalog:
         """Audio of these positions that is still to come is silent on somebody's wish."""
         self._database.execute("INSERT INTO forgotten VALUES (?, ?, ?)", (room, start, end))
 
-    def forgotten(self, room: str, start: int, end: int) -> list[Stretch]:
+    def forgotten(self, room: str, start: int, end: int) -> list[PositionSpan]:
         """What somebody wished forgotten between these positions."""
         rows = self._database.execute(
             "SELECT DISTINCT max(start, ?), min(end, ?) FROM forgotten WHERE room = ? AND start < ? AND end > ?",
             (start, end, room, end, start),
         )
-        return [Stretch(*row) for row in rows]
+        return [PositionSpan(*row) for row in rows]
 
     def turns(self, recording: Recording) -> Sequence[Turn]:
         """What is said in the recording, by position; of a turn that goes on in another one, what is in this one."""
         rows = self._database.execute(
             "SELECT body FROM turns WHERE room = ? AND position >= ? AND position < ? AND max(end, position + 1) > ? "
             "ORDER BY position, id",
-            (recording.room, recording.first - LONGEST_TURN * recording.rate, recording.end, recording.first),
+            (recording.room, recording.first - MAX_TURN_S * recording.rate, recording.end, recording.first),
         )
         following = self.following(recording.room, recording.first)
         end = None if following is None else following.first

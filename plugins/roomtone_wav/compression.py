@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from roomtone.durable import create_file, named, put_in_place, remove
-from roomtone_wav.recording import HEADER, WIDTH, Format, Recording, header
+from roomtone_wav.recording import HEADER_BYTES, SAMPLE_BYTES, Format, Recording, header
 
 SUFFIXES: tuple[str, ...] = (".wav", ".flac", ".opus")
 
 _SHAPES = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
 _OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
-_PART = 2**15
+_READ_FRAMES = 2**15
 """Samples at once: some tenths of a second of work for Opus on a small computer."""
 
 
@@ -54,10 +54,10 @@ def compress(recording: Recording) -> Generator[None, None, int]:
         # Made by us and filled by the library: so it is private from the first byte on.
         with named(new), os.fdopen(create_file(new), "r+b", buffering=0) as file:
             with Path(recording.path).open("rb") as source, _explained(new):
-                source.seek(HEADER)
+                source.seek(HEADER_BYTES)
                 with _encoding(soundfile, file.fileno(), recording) as target:
-                    left = recording.samples * WIDTH
-                    while audio := source.read(min(left, _PART * WIDTH)):
+                    left = recording.samples * SAMPLE_BYTES
+                    while audio := source.read(min(left, _READ_FRAMES * SAMPLE_BYTES)):
                         target.buffer_write(audio, "int16")
                         left -= len(audio)
                         yield
@@ -90,9 +90,9 @@ def decompress(recording: Recording) -> Path:
     with named(new), os.fdopen(create_file(new), "wb") as target:
         target.write(header(recording.samples, recording.rate))
         with _explained(Path(recording.path)), soundfile.SoundFile(recording.path) as source:
-            while len(audio := source.buffer_read(_PART, "int16")):
+            while len(audio := source.buffer_read(_READ_FRAMES, "int16")):
                 target.write(audio)
-        target.truncate(HEADER + recording.samples * WIDTH)
+        target.truncate(HEADER_BYTES + recording.samples * SAMPLE_BYTES)
         target.flush()
         os.fsync(target.fileno())
     put_in_place(new, path)
@@ -115,8 +115,8 @@ def _read_back(soundfile: Any, path: Path, recording: Recording) -> Generator[No
     with soundfile.SoundFile(path) as written, Path(recording.path).open("rb") as source:
         if written.frames != recording.samples:
             raise CompressionError(f"{path} has {written.frames} samples instead of {recording.samples}")
-        source.seek(HEADER)
-        while recording.format == "flac" and len(audio := written.buffer_read(_PART, "int16")):
+        source.seek(HEADER_BYTES)
+        while recording.format == "flac" and len(audio := written.buffer_read(_READ_FRAMES, "int16")):
             if bytes(audio) != source.read(len(audio)):
                 raise CompressionError(f"{path} does not have the samples of {recording.path}")
             yield

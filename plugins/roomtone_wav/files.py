@@ -17,12 +17,12 @@ import msgspec
 from roomtone import Turn
 from roomtone.captions import Captions, cues, render
 from roomtone.durable import make_folder, named, open_file, remove, replace
-from roomtone_wav.recording import HEADER, WIDTH, Recording, header
+from roomtone_wav.recording import HEADER_BYTES, SAMPLE_BYTES, Recording, header
 
 _CHUNK = 2**20
 
 
-class Wav:
+class WavFile:
     """One open WAV file. Offsets and lengths are in samples."""
 
     def __init__(self, descriptor: int) -> None:
@@ -30,22 +30,22 @@ class Wav:
 
     def write(self, offset: int, audio: bytes) -> None:
         """Put these samples there: again, when they are there already. What lies between stays zero."""
-        rest, place = memoryview(audio), HEADER + offset * WIDTH
+        rest, place = memoryview(audio), HEADER_BYTES + offset * SAMPLE_BYTES
         while rest:
             written = os.pwrite(self._descriptor, rest, place)
             rest, place = rest[written:], place + written
 
     def erase(self, offset: int, end: int) -> None:
         """Make these samples zero. What is zero already is only read: an hour that takes several tries gets done."""
-        for place in range(HEADER + offset * WIDTH, HEADER + end * WIDTH, _CHUNK):
-            audio = os.pread(self._descriptor, min(_CHUNK, HEADER + end * WIDTH - place), place)
+        for place in range(HEADER_BYTES + offset * SAMPLE_BYTES, HEADER_BYTES + end * SAMPLE_BYTES, _CHUNK):
+            audio = os.pread(self._descriptor, min(_CHUNK, HEADER_BYTES + end * SAMPLE_BYTES - place), place)
             if audio.strip(b"\0"):
                 os.pwrite(self._descriptor, bytes(len(audio)), place)
         os.fdatasync(self._descriptor)
 
     def settle(self, samples: int, rate: int) -> None:
         """Make durable what was written, then the header that counts it. What nobody wrote is zeros."""
-        size = HEADER + samples * WIDTH
+        size = HEADER_BYTES + samples * SAMPLE_BYTES
         if os.fstat(self._descriptor).st_size < size:
             os.ftruncate(self._descriptor, size)
         os.fdatasync(self._descriptor)
@@ -54,12 +54,12 @@ class Wav:
 
 
 @contextmanager
-def open_wav(path: str) -> Iterator[Wav]:
+def open_wav(path: str) -> Iterator[WavFile]:
     """The file, to be written at any place. An OSError inside gets its name; it is not made where it is missing."""
     descriptor = open_file(Path(path))
     try:
         with named(Path(path)):
-            yield Wav(descriptor)
+            yield WavFile(descriptor)
     finally:
         os.close(descriptor)
 
@@ -68,7 +68,7 @@ def has_all(recording: Recording) -> bool:
     """True if the recording's file can be read, and shows every sample that is known to be in it."""
     try:
         with Path(recording.path).open("rb") as file:
-            return recording.is_sealed or file.read(HEADER) == header(recording.samples, recording.rate)
+            return recording.is_sealed or file.read(HEADER_BYTES) == header(recording.samples, recording.rate)
     except OSError:
         return False
 

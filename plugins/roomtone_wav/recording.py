@@ -14,14 +14,14 @@ import msgspec
 
 from roomtone import Audio, Gap, Turn
 
-HEADER = 44
+HEADER_BYTES = 44
 """Bytes of a RIFF header with one `fmt ` chunk of 16 bytes, up to the first sample."""
-WIDTH = 2
+SAMPLE_BYTES = 2
 """Bytes of a sample: 16-bit little-endian, mono."""
-LONGEST = (2**32 - 1 - (HEADER - 8)) // WIDTH
+MAX_SAMPLES = (2**32 - 1 - (HEADER_BYTES - 8)) // SAMPLE_BYTES
 """Samples that one file can hold: RIFF counts its bytes, but for the first eight, in 32 bits."""
 
-LONGEST_TURN = 600
+MAX_TURN_S = 600
 """Seconds of the longest turn that may go on in another file than it began in."""
 
 Split: TypeAlias = Literal["recording", "hour"] | Annotated[int, msgspec.Meta(ge=1, le=1440)]
@@ -30,7 +30,7 @@ Format: TypeAlias = Literal["wav", "flac", "opus"]
 Gaps: TypeAlias = Literal["split", "silence"]
 
 
-class Stretch(msgspec.Struct, frozen=True):
+class PositionSpan(msgspec.Struct, frozen=True):
     """Positions from `start` up to `end`."""
 
     start: int
@@ -51,7 +51,7 @@ class Hole(msgspec.Struct, frozen=True, rename={"from_": "from"}):
         return cls(gap.start, gap.end, gap.from_, gap.until, gap.cause)
 
 
-class Silence(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+class FilledSilence(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """Zeros that are in the file and in no count of positions: `samples` of them, before the sample at `position`."""
 
     position: int
@@ -80,9 +80,9 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime
     last: str
     gaps: tuple[Hole, ...] = ()
-    silences: tuple[Silence, ...] = ()
-    missing: tuple[Stretch, ...] = ()
-    forgotten: tuple[Stretch, ...] = ()
+    silences: tuple[FilledSilence, ...] = ()
+    missing: tuple[PositionSpan, ...] = ()
+    forgotten: tuple[PositionSpan, ...] = ()
     format: Format = "wav"
     compressed: int | None = None
     limit: int | None = None
@@ -100,7 +100,7 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return HEADER + self.samples * WIDTH if self.compressed is None else self.compressed
+        return HEADER_BYTES + self.samples * SAMPLE_BYTES if self.compressed is None else self.compressed
 
     def offset(self, position: int) -> int:
         """Which sample of the file is the one at this position."""
@@ -112,7 +112,7 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
 
     def boundary(self, position: int, at: datetime, split: Split) -> int:
         """The position that this file cannot have any more, given that the sample at `position` was heard `at`."""
-        full = position + LONGEST - self.offset(position)
+        full = position + MAX_SAMPLES - self.offset(position)
         if self.limit is not None:
             full = min(full, self.limit)
         if split == "recording":
@@ -163,7 +163,7 @@ def continued(
         if gaps == "split":
             return None
         if samples := _silence(recording, position, at):
-            silence = Silence(position, samples, recording.until, at)
+            silence = FilledSilence(position, samples, recording.until, at)
             recording = msgspec.structs.replace(recording, silences=(*recording.silences, silence))
     return recording if position < recording.boundary(position, at, split) else None
 
@@ -191,7 +191,7 @@ def part_of(turn: Turn, start: int, end: int | None, rate: int) -> Turn | None:
     return msgspec.structs.replace(turn, position=position, at=at, words=words, text=text)
 
 
-def united(stretches: Iterable[Stretch], start: int, end: int) -> tuple[Stretch, ...]:
+def united(stretches: Iterable[PositionSpan], start: int, end: int) -> tuple[PositionSpan, ...]:
     """The stretches and one more, in order, with no two that touch."""
     apart = []
     for each in stretches:
@@ -199,14 +199,14 @@ def united(stretches: Iterable[Stretch], start: int, end: int) -> tuple[Stretch,
             apart.append(each)
         else:
             start, end = min(start, each.start), max(end, each.end)
-    return tuple(sorted((*apart, Stretch(start, end)), key=lambda each: each.start))
+    return tuple(sorted((*apart, PositionSpan(start, end)), key=lambda each: each.start))
 
 
 def header(samples: int, rate: int) -> bytes:
     """The RIFF header of a file with so many samples."""
-    size = samples * WIDTH
-    shape = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, rate * WIDTH, WIDTH, 8 * WIDTH)
-    return struct.pack("<4sI4s", b"RIFF", HEADER - 8 + size, b"WAVE") + shape + struct.pack("<4sI", b"data", size)
+    size = samples * SAMPLE_BYTES
+    shape = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, rate * SAMPLE_BYTES, SAMPLE_BYTES, 8 * SAMPLE_BYTES)
+    return struct.pack("<4sI4s", b"RIFF", HEADER_BYTES - 8 + size, b"WAVE") + shape + struct.pack("<4sI", b"data", size)
 
 
 def duration(samples: int, rate: int) -> timedelta:

@@ -22,17 +22,17 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 BESIDE = (".json", ".srt", ".vtt")
 """What may lie beside a file of audio, under the same name."""
 
-_SLICE = 0.25
+_SLICE_S = 0.25
 """Seconds of work at once, for as long as which the hooks wait."""
-_EVERY = 60.0
+_RETAIN_INTERVAL_S = 60.0
 """Seconds between two looks at age and size."""
-_NOTED_EVERY = 3600.0
+_CLOCK_NOTE_INTERVAL_S = 3600.0
 """Seconds between two notes of the time that ages were judged by: a restart must not take a wrong clock at its word."""
 
 Ended = Literal["age", "size"]
 
 
-class Keeper:
+class RecordingKeeper:
     """Compresses and removes, a moment at a time, between the hooks and never beside one.
 
     Nothing that it cannot do stops a recording: what fails is logged, and tried again when the sink is opened anew.
@@ -72,7 +72,7 @@ class Keeper:
         """
         if not self._is_alone:
             return False
-        if time.monotonic() - self._looked >= _EVERY:
+        if time.monotonic() - self._looked >= _RETAIN_INTERVAL_S:
             self._looked = time.monotonic()
             self._retain()
         for kept in self._catalog.todo("remove"):
@@ -91,7 +91,7 @@ class Keeper:
         self._work = self._at_work = None
 
     def _compress(self) -> bool:
-        until = time.monotonic() + _SLICE
+        until = time.monotonic() + _SLICE_S
         while True:
             if self._work is None or self._at_work is None:
                 self._at_work = next((kept for kept in self._catalog.todo("encode") if self._is_possible(kept)), None)
@@ -144,7 +144,7 @@ class Keeper:
         if self._keep_days is not None:
             today = self._calendar.read(self._clock(), self._uptime())
             self._remove(self._catalog.finished(shifted(today, -timedelta(days=self._keep_days))), "age")
-            if time.monotonic() - self._noted >= _NOTED_EVERY:
+            if time.monotonic() - self._noted >= _CLOCK_NOTE_INTERVAL_S:
                 self._noted = time.monotonic()
                 self._catalog.note(self._calendar)
                 self._catalog.commit()

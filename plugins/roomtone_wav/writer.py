@@ -13,24 +13,24 @@ from roomtone_wav import compression, files
 from roomtone_wav.catalog import Catalog
 from roomtone_wav.place import Place
 from roomtone_wav.recording import (
-    LONGEST_TURN,
-    WIDTH,
+    MAX_TURN_S,
+    SAMPLE_BYTES,
     Format,
     Gaps,
     Hole,
+    PositionSpan,
     Recording,
     Split,
-    Stretch,
     continued,
     duration,
     united,
 )
-from roomtone_wav.retention import Keeper
+from roomtone_wav.retention import RecordingKeeper
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-class Writer:
+class WavWriter:
     """Writes each segment by its position, so that one delivered again lands on itself, bit for bit.
 
     `name` gives the path for a recording that is about to begin. No file stays open between two calls, so one that
@@ -43,7 +43,7 @@ class Writer:
         catalog: Catalog,
         name: Callable[[Recording], Path],
         place: Place,
-        keeper: Keeper,
+        keeper: RecordingKeeper,
         write_sidecar: Callable[[Recording], None],
         *,
         split: Split,
@@ -80,7 +80,7 @@ class Writer:
                 at = event.at + duration(position - event.position, event.rate)
                 recording, end = self._place(event, position, at)
                 end = min(stop, end)
-                part = audio[(position - event.position) * WIDTH : (end - event.position) * WIDTH]
+                part = audio[(position - event.position) * SAMPLE_BYTES : (end - event.position) * SAMPLE_BYTES]
                 self._write(recording, event, position, end, part)
                 position = end
 
@@ -114,7 +114,7 @@ class Writer:
             if (newest := self._catalog.newest(event.room)) is not None:
                 # A turn that goes may have begun in a file before, or gone on in one behind: what is said there is
                 # written anew.
-                around = LONGEST_TURN * newest.rate
+                around = MAX_TURN_S * newest.rate
                 for near in self._catalog.overlapping(event.room, event.start - around, event.end + around):
                     if self._here.is_there(near):
                         self._save(near)
@@ -206,7 +206,7 @@ class Writer:
         if end > recording.end:
             until = event.at + duration(end - event.position, event.rate)
             recording = msgspec.structs.replace(recording, end=end, until=until)
-        if (there := start + len(audio) // WIDTH) < end:
+        if (there := start + len(audio) // SAMPLE_BYTES) < end:
             log.warning("audio.missing", room=event.room, path=recording.path, start=there, end=end)
             recording = msgspec.structs.replace(recording, missing=united(recording.missing, there, end))
         for gone in self._catalog.forgotten(event.room, start, end):
@@ -251,7 +251,7 @@ def _read(event: Audio) -> bytes:
         audio = Path(event.file).read_bytes()
     except FileNotFoundError:  # removed since: waiting would bring nothing back, and would stop all that follows
         return b""
-    return audio[: min(event.samples, len(audio) // WIDTH) * WIDTH]
+    return audio[: min(event.samples, len(audio) // SAMPLE_BYTES) * SAMPLE_BYTES]
 
 
 def _unused(path: Path) -> Path:
@@ -262,7 +262,7 @@ def _unused(path: Path) -> Path:
     return free
 
 
-class TranscribingWriter(Writer):
+class TranscribingWriter(WavWriter):
     """A writer whose sidecars have what is said in the file, with corrections in the place of what they correct.
 
     A turn comes before the audio that it was said in as often as after it: it is kept, and stands beside the file as
@@ -279,9 +279,9 @@ class TranscribingWriter(Writer):
                 self._touch(event.room, corrected)
             end = max((word.end for word in event.words), default=event.position)
             self._catalog.put_turn(event, end)
-            self._touch(event.room, Stretch(event.position, max(end, event.position + 1)))
+            self._touch(event.room, PositionSpan(event.position, max(end, event.position + 1)))
 
-    def _touch(self, room: str, said: Stretch) -> None:
+    def _touch(self, room: str, said: PositionSpan) -> None:
         for recording in self._catalog.overlapping(room, said.start, said.end):
             if self._here.is_there(recording):
                 self._changed[recording.room, recording.first] = recording

@@ -14,7 +14,7 @@ import trio
 from roomtone import Context, Sink, hookimpl
 from roomtone.network import open_client, read_certificates
 from roomtone.sinks import Seconds
-from roomtone_webhook.accepted import Receipts
+from roomtone_webhook.accepted import AcceptedIds
 from roomtone_webhook.address import Address
 from roomtone_webhook.poster import Poster
 from roomtone_webhook.signature import Signer, read_line, read_signing_secret
@@ -74,7 +74,7 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
             trust=files.trust,
         ) as client:
             audio = "audio" in self.kinds
-            receipts = Receipts(context.state / "accepted.json")
+            receipts = AcceptedIds(context.state / "accepted.json")
             yield Poster(client, files.address, files.signer, receipts, batch=self.batch, audio=audio)
 
     def _read(self, context: Context) -> "_Files":

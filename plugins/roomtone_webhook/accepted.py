@@ -12,7 +12,7 @@ import trio
 from roomtone.durable import remove, replace
 
 
-class Receipts:
+class AcceptedIds:
     """The ids of accepted events, in a file of the sink's own from a failure until everything in it is past."""
 
     def __init__(self, path: Path) -> None:

@@ -7,14 +7,14 @@ import httpx2
 
 from roomtone import Audio, Durable, Unprocessable, encode, hookimpl
 from roomtone.network import read_content
-from roomtone_webhook.accepted import Receipts
+from roomtone_webhook.accepted import AcceptedIds
 from roomtone_webhook.address import Address
 from roomtone_webhook.response import ABOUT_THE_EVENT, describe, excerpt, is_accepted, retry_after
 from roomtone_webhook.signature import Signer
 
-_BODY = 64 * 1024
+_MAX_RESPONSE_BYTES = 64 * 1024
 """Bytes of an answer that are read so that the connection can be used again; a longer answer closes it."""
-_PATIENCE = 2.0
+_CLOSE_TIMEOUT_S = 2.0
 """Seconds for an answer's body after its status, which has said everything already."""
 
 
@@ -41,7 +41,7 @@ class Poster:
         client: httpx2.AsyncClient,
         address: Address,
         signer: Signer,
-        receipts: Receipts,
+        receipts: AcceptedIds,
         *,
         batch: int,
         audio: bool,
@@ -133,7 +133,7 @@ def _undelivered(text: str, said: str, wait: float) -> Undelivered:
 async def _beginning(response: httpx2.Response) -> bytes:
     """The beginning of an answer's body. It cannot fail: whatever happens to it, the status has come."""
     with contextlib.suppress(httpx2.HTTPError):
-        return await read_content(response, _BODY, _PATIENCE)
+        return await read_content(response, _MAX_RESPONSE_BYTES, _CLOSE_TIMEOUT_S)
     return b""
 
 

@@ -24,10 +24,10 @@ from rich.live import Live
 
 from roomtone import cli, paths
 from roomtone.capture.recovery import RateChanged
-from roomtone.cli.commands.init import Answers, compose
+from roomtone.cli.commands.init import InitAnswers, compose
 from roomtone.cli.demo_receiver import open_receiver
-from roomtone.cli.display import QUIET, WIDTH, Captions, Lines, bar_of, describe
-from roomtone.cli.exit_codes import Exit, Failure, contained
+from roomtone.cli.display import QUIET_DB, WIDTH, Captions, LineDisplay, bar_of, describe
+from roomtone.cli.exit_codes import CommandFailure, Exit, contained
 from roomtone.cli.recording_summary import Tally, coverage_of
 from roomtone.config.toml_file import ConfigError
 from roomtone.events import Audio, Gap, Level, Notice, RecordingStarted, Turn, Word
@@ -214,7 +214,7 @@ def test_state_not_writable(home: Path) -> None:
 )
 def test_errors_of_users(error: Exception, code: Exit) -> None:
     """What a user can cause becomes its text and an exit code, however deep in groups it is."""
-    with pytest.raises(Failure) as caught, contained():
+    with pytest.raises(CommandFailure) as caught, contained():
         raise error
 
     assert caught.value.exit_code == code
@@ -370,7 +370,7 @@ def test_init_refuses(home: Path) -> None:
 
 def test_compose_is_valid() -> None:
     """What the answers make is a configuration, the rarest of them included."""
-    answers = Answers(room="a", source={"kind": "microphone"}, endpoint=None, directory="x", webhook=None)
+    answers = InitAnswers(room="a", source={"kind": "microphone"}, endpoint=None, directory="x", webhook=None)
 
     assert "streaming" not in compose(answers)["rooms"]["a"]
 
@@ -608,7 +608,9 @@ def test_tally() -> None:
     assert tally.causes == ["overrun"]
 
 
-@pytest.mark.parametrize(("rms", "peak"), [(QUIET, QUIET), (0.0, 0.0), (-96.3, -96.3), (-30.0, -20.0), (-30.0, 0.0)])
+@pytest.mark.parametrize(
+    ("rms", "peak"), [(QUIET_DB, QUIET_DB), (0.0, 0.0), (-96.3, -96.3), (-30.0, -20.0), (-30.0, 0.0)]
+)
 def test_bar(rms: float, peak: float) -> None:
     """The meter has the same width at every level."""
     assert len(bar_of(Level(room="a", position=0, at=AT, rms=rms, peak=peak))) == 40
@@ -619,7 +621,7 @@ def test_lines() -> None:
     lines: list[str] = []
     gap = Gap(room="a", position=0, at=AT, start=0, end=8, from_=AT, until=AT, cause="device")
 
-    Lines(lines.append).show(gap)
+    LineDisplay(lines.append).show(gap)
 
     assert len(lines) == 1
     assert "gap" in lines[0]

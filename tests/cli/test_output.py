@@ -30,7 +30,7 @@ from roomtone.cli import display as screen
 from roomtone.cli import output, print_sink
 from roomtone.cli.commands import devices
 from roomtone.cli.commands.analyze import _tell as tell_of_analysis
-from roomtone.cli.exit_codes import Failure
+from roomtone.cli.exit_codes import CommandFailure
 from roomtone.control.protocol import Done, Forgot, Refused
 from roomtone.delivery.health import SinkStatus
 from roomtone.events import (
@@ -283,7 +283,7 @@ def test_names_of_files(folder: Path) -> None:
 def test_devices_and_failures(capsys: pytest.CaptureFixture[str]) -> None:
     """Labels of devices, failures of several lines, what is said of analyses: each line keeps its beginning."""
     output.say(*devices.table(Listing(((EVIL, EVIL),), (EVIL,))))
-    Failure(EVIL).show()
+    CommandFailure(EVIL).show()
     tell_of_analysis(EVIL)
     output.say_json({"name": EVIL + "\ud800"})
     shown = capsys.readouterr()

@@ -27,7 +27,16 @@ from roomtone.llm.request_pool import FINISH_TIMEOUT_S, RequestPool
 from roomtone.llm.room_answers import Question
 from roomtone.llm.settings import LLMSettings, RoomFacts
 from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming
-from roomtone.testing.fake_gateway import BODIES, FakeGateway, Garbled, Limited, Mishap, Silent, Status, open_gateway
+from roomtone.testing.fake_gateway import (
+    BODIES,
+    FakeGateway,
+    Garbled,
+    Limited,
+    Mishap,
+    Silent,
+    StatusReply,
+    open_gateway,
+)
 
 RATE = 100
 DAY = 86_400
@@ -202,10 +211,10 @@ async def test_a_hole_is_waited_for(tmp_path: Path, autojump_clock: MockClock) -
 MISHAPS: dict[str, Sequence[Mishap]] = {
     "429": [Limited("30")],
     "429 without a time": [Limited(None)] * 3,
-    "500": [Status(500)] * 6,
-    "503, then 429": [Status(503), Limited("7")],
-    "401": [Status(401)],
-    "404": [Status(404, b'{"error":"no such model","status":404}')],
+    "500": [StatusReply(500)] * 6,
+    "503, then 429": [StatusReply(503), Limited("7")],
+    "401": [StatusReply(401)],
+    "404": [StatusReply(404, b'{"error":"no such model","status":404}')],
     "time-out": [Silent(), Silent()],
     **{f"garbled: {name}": [Garbled(name)] * (MAX_UNUSABLE_ANSWERS - 1) for name in BODIES},
 }
@@ -228,7 +237,7 @@ async def test_a_mishap(name: str, tmp_path: Path, autojump_clock: MockClock) ->
 
 async def test_a_person_is_asked_once(tmp_path: Path, autojump_clock: MockClock) -> None:
     """A wrong key is one notice, however often it is tried, and one when it works again."""
-    async with talk(tmp_path, *[Status(401)] * 5) as room:
+    async with talk(tmp_path, *[StatusReply(401)] * 5) as room:
         await room.say("hello there")
         await room.be_quiet(6)
         await trio.sleep(7200)
@@ -253,7 +262,7 @@ async def test_a_refusal_ends_with_another_configuration(tmp_path: Path, autojum
 
 
 @pytest.mark.parametrize(
-    "mishaps", [[Status(413)], [Garbled("empty")] * MAX_UNUSABLE_ANSWERS], ids=["refused", "unusable"]
+    "mishaps", [[StatusReply(413)], [Garbled("empty")] * MAX_UNUSABLE_ANSWERS], ids=["refused", "unusable"]
 )
 async def test_no_conversation_blocks_the_next(
     mishaps: list[Mishap], tmp_path: Path, autojump_clock: MockClock
@@ -287,7 +296,7 @@ async def test_a_wish_to_be_left_alone_is_granted(tmp_path: Path, autojump_clock
 async def test_fallbacks(tmp_path: Path, autojump_clock: MockClock) -> None:
     """A model that fails is followed at once by the next one, and the event says which has answered."""
     prompt = msgspec.structs.replace(SUMMARY, fallbacks=("two", "three"))
-    async with talk(tmp_path, Limited("600"), Status(500), prompts={"summary": prompt}) as room:
+    async with talk(tmp_path, Limited("600"), StatusReply(500), prompts={"summary": prompt}) as room:
         await room.say("hello there")
         await room.be_quiet(6)
         (analysis,) = await room.analyses()
@@ -300,7 +309,7 @@ async def test_a_long_conversation_is_asked_about_in_parts(tmp_path: Path, autoj
     """Parts that fit, cut at turns, then one answer of their answers; a mishap does not ask for all of them again."""
     prompt = msgspec.structs.replace(SUMMARY, context=500, max_tokens=20)
     words = " ".join(["word"] * 40)
-    async with talk(tmp_path, None, Status(500), prompts={"summary": prompt}) as room:
+    async with talk(tmp_path, None, StatusReply(500), prompts={"summary": prompt}) as room:
         for _ in range(12):
             await room.say(words)
         await room.be_quiet(6)
@@ -333,7 +342,7 @@ async def test_a_transcript_that_a_request_holds_twice(tmp_path: Path, autojump_
 
 async def test_what_is_pending_survives(tmp_path: Path, autojump_clock: MockClock) -> None:
     """A daemon that stops while the endpoint is down asks at its next start, once."""
-    async with talk(tmp_path, *[Status(500)] * 1000) as room:
+    async with talk(tmp_path, *[StatusReply(500)] * 1000) as room:
         await room.say("hello there")
         await room.stop()
         begun = trio.current_time()
@@ -577,7 +586,7 @@ async def test_no_answer_is_asked_for_without_a_budget(tmp_path: Path, autojump_
 async def test_an_account_without_access(tmp_path: Path, autojump_clock: MockClock) -> None:
     """A refusal is not asked for again: one request for each turn, and one notice for all."""
     await leave(tmp_path, ["hello there", "good bye"])
-    async with talk(tmp_path, Status(403), Status(403), prompts={}, ask_again=True) as room:
+    async with talk(tmp_path, StatusReply(403), StatusReply(403), prompts={}, ask_again=True) as room:
         await trio.sleep(60)
         (notice,) = await room.notices()
         assert "answered 403" in notice.text

@@ -10,7 +10,7 @@ from roomtone.llm.client import LLMClient, RequestFailed, Retryability, Route, r
 from roomtone.llm.completion import InvalidCompletion, Usage
 from roomtone.secret import Secret
 from roomtone.testing import fake_gateway as fake
-from roomtone.testing.fake_gateway import BODIES, Cut, Garbled, Limited, Mishap, Silent, Status
+from roomtone.testing.fake_gateway import BODIES, CutOff, Garbled, Limited, Mishap, Silent, StatusReply
 
 REQUEST = {"model": "one", "messages": [{"role": "user", "content": "Say this."}], "max_tokens": 10}
 
@@ -45,18 +45,18 @@ async def test_a_body_that_is_no_answer(name: str) -> None:
 @pytest.mark.parametrize(
     ("mishap", "verdict"),
     [
-        (Status(500), Retryability.PASSING),
-        (Status(503), Retryability.PASSING),
-        (Status(408), Retryability.PASSING),
+        (StatusReply(500), Retryability.PASSING),
+        (StatusReply(503), Retryability.PASSING),
+        (StatusReply(408), Retryability.PASSING),
         (Limited(None), Retryability.PASSING),
-        (Status(400), Retryability.REFUSED),
-        (Status(413), Retryability.REFUSED),
-        (Status(422), Retryability.REFUSED),
-        (Status(401), Retryability.FATAL),
-        (Status(403), Retryability.FATAL),
-        (Status(404), Retryability.FATAL),
-        (Status(302), Retryability.FATAL),
-        (Cut(), Retryability.PASSING),
+        (StatusReply(400), Retryability.REFUSED),
+        (StatusReply(413), Retryability.REFUSED),
+        (StatusReply(422), Retryability.REFUSED),
+        (StatusReply(401), Retryability.FATAL),
+        (StatusReply(403), Retryability.FATAL),
+        (StatusReply(404), Retryability.FATAL),
+        (StatusReply(302), Retryability.FATAL),
+        (CutOff(), Retryability.PASSING),
     ],
 )
 async def test_a_status(mishap: Mishap, verdict: Retryability) -> None:
@@ -78,7 +78,7 @@ async def test_retry_after() -> None:
 async def test_an_error_is_shown_without_the_key() -> None:
     """What the provider says stands beside the text, and nothing of the key, even where the provider repeats it."""
     body = msgspec.json.encode({"error": {"message": "bad key topsecret", "code": 401}})
-    failed = await ask(Status(401, body))
+    failed = await ask(StatusReply(401, body))
 
     assert str(failed).endswith("answered 401: an error is reported (401) (check the key)")
     assert isinstance(failed, RequestFailed)
@@ -99,7 +99,7 @@ async def test_an_error_is_shown_without_the_key() -> None:
 )
 async def test_an_error_quotes_nothing(status: int, body: object) -> None:
     """An endpoint that quotes the prompt in what it says of a failure gets none of it into a text for the log."""
-    failed = await ask(Status(status, msgspec.json.encode(body)))
+    failed = await ask(StatusReply(status, msgspec.json.encode(body)))
 
     assert not {"secret", "words"} & set(str(failed).split())
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from roomtone import Audio, Durable, Gap, Notice, Turn, encode
 from roomtone_jsonl import Jsonl, line_file
-from roomtone_jsonl.line_file import Lines
+from roomtone_jsonl.line_file import LineFile
 from support.journal import Numbering, accept, context, deliver_all
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -130,7 +130,7 @@ async def test_opened_while_another_writes_it_waits(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(b'{"id":"1","te')
         with ThreadPoolExecutor() as other:
-            opening = other.submit(Lines, path)
+            opening = other.submit(LineFile, path)
             with pytest.raises(TimeoutError):
                 opening.result(0.2)
             file.write(b'xt":"whole"}\n')
@@ -242,7 +242,7 @@ async def test_a_long_file_costs_only_its_tail(tmp_path: Path) -> None:
     path, events = tmp_path / "events.jsonl", turns(3)
     filler = encode(turns(1, era=9)[0]) + b"\n"
     path.write_bytes(
-        filler * (line_file.TAIL // len(filler) + 10) + b"".join(encode(event) + b"\n" for event in events)
+        filler * (line_file.MAX_TAIL_BYTES // len(filler) + 10) + b"".join(encode(event) + b"\n" for event in events)
     )
     size = path.stat().st_size
     await deliver(Jsonl(path="events.jsonl"), tmp_path, events)

@@ -136,7 +136,7 @@ def test_packing_that_is_left_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     """The end of the sink in the middle of a file leaves the file and no half of another."""
     monkeypatch.setattr(packer, "_SLICE", 0.0)
     path = tmp_path / "events-2025-03-01.jsonl"
-    path.write_bytes(bytes(packer._PART * 3))
+    path.write_bytes(bytes(packer._READ_BYTES * 3))
     with contextlib.closing(packer.Packer()) as packing:
         packing.add([path])
         packing._work = packer._pack(path)

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from roomtone import Answer as AnswerEvent
 from roomtone import Audio, Durable, Forgotten, Interim, Level, Sink, Turn, Word, cli, encode
 from roomtone.cli.commands.sinks import command as sinks_command
-from roomtone.cli.exit_codes import Exit, Failure
+from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.config.loader import load
 from roomtone.delivery.hooks import validate_hooks
 from roomtone.delivery.plugins import Plugins, load_plugins
@@ -132,7 +132,7 @@ def test_the_commands_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for line in lines:
         result = CliRunner().invoke(cli.group, line[1:])
         assert result.exit_code != Exit.USAGE, (line, result.output)
-        assert result.exception is None or isinstance(result.exception, SystemExit | Failure), line
+        assert result.exception is None or isinstance(result.exception, SystemExit | CommandFailure), line
 
 
 async def test_spoken(plugins: Plugins, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from roomtone import Analysis, Answer, Durable, Forgotten, Gap, SessionStarted, 
 from roomtone.captions import Cue, render
 from roomtone_transcript import TranscriptSink
 from roomtone_transcript import writer as scribe
-from roomtone_transcript.writer import Scribe
+from roomtone_transcript.writer import PageWriter
 from support.journal import Numbering, accept, context, deliver_all
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -228,7 +228,7 @@ async def test_only_so_many_ends_are_remembered(tmp_path: Path, monkeypatch: pyt
     sink = TranscriptSink(directory="pages", format="text")
     days = [said(0, "One."), said(86_400, "Two.", order=1), said(5, "Three.", order=2)]
     async with sink.open(context(tmp_path)) as plugin:
-        assert isinstance(plugin, Scribe)
+        assert isinstance(plugin, PageWriter)
         for event in committed(*days):
             assert isinstance(event, Turn)
             plugin.turn(event)
@@ -373,15 +373,15 @@ async def test_what_is_forgotten_is_gone_over_a_crash(tmp_path: Path, monkeypatc
     await deliver(sink, tmp_path, committed(said(1, "Keep."), said(5, "Secret word.", order=1)))
     position, end = RATE * 5, RATE * 9
     gone = Forgotten(room="desk", position=position, at=NOON, start=position, end=end, from_=NOON, until=NOON)
-    writing = Scribe._write
+    writing = PageWriter._write
 
     def die(*_: object) -> None:
         raise OSError(5, "died")
 
-    monkeypatch.setattr(Scribe, "_write", die)
+    monkeypatch.setattr(PageWriter, "_write", die)
     with pytest.raises(OSError, match="died"):
         await deliver(sink, tmp_path, [gone])
-    monkeypatch.setattr(Scribe, "_write", writing)
+    monkeypatch.setattr(PageWriter, "_write", writing)
     assert "Secret" in pages(tmp_path / "pages")["desk/desk_2025-03-01.txt"]
     async with sink.open(context(tmp_path)) as plugin:
         scribe: Any = plugin

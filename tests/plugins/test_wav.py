@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from roomtone import Audio, Durable, Forgotten, Gap, RecordingStopped
 from roomtone_wav import Wav
-from roomtone_wav.recording import HEADER, LONGEST, Recording, Stretch, header, united
+from roomtone_wav.recording import HEADER_BYTES, MAX_SAMPLES, PositionSpan, Recording, header, united
 from support.journal import Numbering, accept, context, deliver_all
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -289,16 +289,16 @@ async def test_a_full_file_is_followed_by_another(tmp_path: Path) -> None:
     """Before 4 GB, the most that RIFF can count, a new file begins with the very next sample."""
     room = Room(tmp_path)
     room.says(100)
-    room.loses(LONGEST - 150)  # zeros that nobody wrote take no room on the disk
+    room.loses(MAX_SAMPLES - 150)  # zeros that nobody wrote take no room on the disk
     room.says(100)
     await deliver(Wav(directory="wav"), tmp_path, room.events)
     full, following = sorted((tmp_path / "wav").rglob("*.wav"))
-    assert full.stat().st_size == HEADER + 2 * LONGEST <= 2**32 + 7
+    assert full.stat().st_size == HEADER_BYTES + 2 * MAX_SAMPLES <= 2**32 + 7
     with wave.open(str(full)) as file:
-        assert file.getnframes() == LONGEST
-        file.setpos(LONGEST - 50)
-        assert file.readframes(60) == audio(LONGEST - 50, LONGEST)
-    assert following.read_bytes()[HEADER:] == audio(LONGEST, LONGEST + 50)
+        assert file.getnframes() == MAX_SAMPLES
+        file.setpos(MAX_SAMPLES - 50)
+        assert file.readframes(60) == audio(MAX_SAMPLES - 50, MAX_SAMPLES)
+    assert following.read_bytes()[HEADER_BYTES:] == audio(MAX_SAMPLES, MAX_SAMPLES + 50)
 
 
 async def test_rooms_do_not_mix(tmp_path: Path) -> None:
@@ -491,7 +491,7 @@ async def test_a_full_disk_costs_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     write = os.pwrite
 
     def refuse(descriptor: int, data: Any, offset: int) -> int:
-        if offset > HEADER:
+        if offset > HEADER_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(descriptor, data, offset)
 
@@ -696,17 +696,17 @@ def _without_zeros(samples: bytes) -> bytes:
 
 def test_stretches_unite() -> None:
     """Stretches stay in order, and those that touch are one, however often one comes."""
-    stretches: tuple[Stretch, ...] = ()
+    stretches: tuple[PositionSpan, ...] = ()
     for start, end in [(10, 20), (30, 40), (20, 30), (0, 5), (12, 18), (0, 5)]:
         stretches = united(stretches, start, end)
-    assert stretches == (Stretch(0, 5), Stretch(10, 40))
+    assert stretches == (PositionSpan(0, 5), PositionSpan(10, 40))
 
 
 def test_the_largest_header_fits() -> None:
     """The longest file's sizes fit into RIFF's 32 bits, with one sample to spare for nothing."""
-    assert len(header(LONGEST, 48_000)) == HEADER
+    assert len(header(MAX_SAMPLES, 48_000)) == HEADER_BYTES
     with pytest.raises(Exception, match="format requires"):
-        header(LONGEST + 1, 48_000)
+        header(MAX_SAMPLES + 1, 48_000)
 
 
 def test_an_hour_ends_at_the_first_sample_in_the_next() -> None:

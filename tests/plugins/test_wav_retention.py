@@ -21,7 +21,7 @@ from roomtone.durable import alone, remove
 from roomtone_wav import Wav, compression, retention
 from roomtone_wav.catalog import CATALOG, Catalog, open_catalog
 from roomtone_wav.place import Place
-from roomtone_wav.retention import Keeper
+from roomtone_wav.retention import RecordingKeeper
 from support.journal import accept, context, deliver_all
 
 RATE = 8000
@@ -423,7 +423,7 @@ async def test_a_clock_that_jumps_ahead_removes_nothing(tmp_path: Path, monkeypa
         left = []
         with open_catalog(context(tmp_path).state / CATALOG) as catalog:
             at = [0.0, 0.0]
-            keeper = Keeper(
+            keeper = RecordingKeeper(
                 catalog,
                 Place(tmp_path / "wav", print),
                 lambda _: None,

@@ -16,7 +16,7 @@ from roomtone.protocol.session_parameters import SessionParameters, live_changes
 from roomtone.speech.speakers import Speakers
 from roomtone.speech.transcriber import transcribe
 from roomtone.testing.encoded_speech import speak
-from roomtone.testing.fake_service import Service, open_service
+from roomtone.testing.fake_service import FakeService, open_service
 from roomtone.testing.fake_session import Manner
 from roomtone.testing.faults import Drop, script
 from support.virtual_room import RATE, Room, open_room, reach
@@ -57,7 +57,7 @@ def test_who_is_told() -> None:
         assert told[1:] == [{"prompt": "A walk."}]
 
 
-def reach_by(service: Service, terms: SessionParameters) -> Any:
+def reach_by(service: FakeService, terms: SessionParameters) -> Any:
     """An endpoint whose sessions are opened under the terms that then hold."""
     fixed = reach(service)
     return msgspec.structs.replace(fixed, open=lambda: reach(service, streaming=terms.streaming).open())

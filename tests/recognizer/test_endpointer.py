@@ -3,14 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.recognizer.endpointer import LONGEST, ONSET_SPEECH, Endpointer, Step
-from roomtone.recognizer.engine import Settings
+from roomtone.recognizer.endpointer import MAX_TURN_MS, ONSET_SPEECH, Endpointer, Step
+from roomtone.recognizer.engine import TurnSettings
 
 WINDOW = 32.0
-SETTINGS = Settings(silence=320, threshold=0.5)
+SETTINGS = TurnSettings(silence=320, threshold=0.5)
 
 
-def follow(probabilities: list[float], settings: Settings = SETTINGS) -> list[Step]:
+def follow(probabilities: list[float], settings: TurnSettings = SETTINGS) -> list[Step]:
     endpointer = Endpointer(WINDOW)
     return [endpointer.hear(probability, settings) for probability in probabilities]
 
@@ -37,25 +37,25 @@ def test_soft_speech_does_not_end_a_turn() -> None:
 
 def test_a_long_turn_ends_in_a_shorter_pause() -> None:
     """From half of the longest turn on, ever shorter pauses are enough."""
-    long = [0.9] * int(0.9 * LONGEST / WINDOW)
+    long = [0.9] * int(0.9 * MAX_TURN_MS / WINDOW)
     assert Step.END in follow([*long, *[0.0] * 5])
 
 
 def test_a_turn_without_any_pause_is_cut() -> None:
     """A television that never pauses is cut at the longest turn, and the next turn goes on without an onset."""
-    steps = follow([0.9] * int(2.5 * LONGEST / WINDOW))
+    steps = follow([0.9] * int(2.5 * MAX_TURN_MS / WINDOW))
     assert steps.count(Step.CUT) == 2
     assert steps.count(Step.BEGIN) == 1
     cut = steps.index(Step.CUT)
     assert steps[cut + 1] is Step.SPEECH
-    assert cut * WINDOW <= LONGEST
+    assert cut * WINDOW <= MAX_TURN_MS
 
 
 @given(
     st.lists(st.floats(0, 1), max_size=3000),
-    st.builds(Settings, silence=st.integers(50, 10_000), threshold=st.floats(0, 1)),
+    st.builds(TurnSettings, silence=st.integers(50, 10_000), threshold=st.floats(0, 1)),
 )
-def test_every_turn_that_begins_is_bounded(probabilities: list[float], settings: Settings) -> None:
+def test_every_turn_that_begins_is_bounded(probabilities: list[float], settings: TurnSettings) -> None:
     """Whatever is heard, begin and end alternate, and no turn is longer than the longest."""
     speaking, length = False, 0
     for step in follow(probabilities, settings):
@@ -74,4 +74,4 @@ def test_every_turn_that_begins_is_bounded(probabilities: list[float], settings:
             case Step.END:
                 assert speaking
                 speaking = False
-        assert not speaking or length * WINDOW <= LONGEST + 2 * WINDOW
+        assert not speaking or length * WINDOW <= MAX_TURN_MS + 2 * WINDOW

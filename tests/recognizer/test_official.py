@@ -18,8 +18,8 @@ from assemblyai.streaming.v3 import (
 from trio.testing import MockClock, lockstep_stream_pair
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from roomtone.recognizer.engine import Hypothesis, Settings, Spoken
-from roomtone.recognizer.server import HANDSHAKE, SENDING, Options, Server, Unusable, open_server
+from roomtone.recognizer.engine import Hypothesis, Spoken, TurnSettings
+from roomtone.recognizer.server import HANDSHAKE_TIMEOUT_S, SEND_TIMEOUT_S, CannotServe, Options, Server, open_server
 from support.word_error import RATE, client
 
 # The SDK reads how a connection closed in a way that the newest websockets advises against.
@@ -35,12 +35,12 @@ class Counter:
     rate = RATE
 
     @contextmanager
-    def open(self, settings: Settings) -> Iterator["CounterStream"]:
+    def open(self, settings: TurnSettings) -> Iterator["CounterStream"]:
         yield CounterStream(settings)
 
 
 class CounterStream:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TurnSettings) -> None:
         self._settings = settings
         self._words: tuple[Spoken, ...] = ()
         self._position = 0
@@ -49,7 +49,7 @@ class CounterStream:
     def speaking(self) -> bool:
         return bool(self._words)
 
-    def configure(self, settings: Settings) -> None:
+    def configure(self, settings: TurnSettings) -> None:
         self._settings = settings
 
     def feed(self, audio: bytes) -> list[Hypothesis]:
@@ -177,7 +177,7 @@ async def test_a_port_in_use_is_said() -> None:
     """In one line that names it, for a person."""
     async with open_server(Counter(), Options()) as server:
         port = int(server.url.removesuffix("/v3/ws").rpartition(":")[2])
-        with pytest.raises(Unusable, match=f"127.0.0.1:{port}.*choose another port"):
+        with pytest.raises(CannotServe, match=f"127.0.0.1:{port}.*choose another port"):
             await open_server(Counter(), Options(port=port)).__aenter__()
 
 
@@ -199,7 +199,7 @@ async def test_a_client_that_does_nothing_is_left(request_: bytes, autojump_cloc
         answer = b""
         while request_ == UPGRADE and b"\r\n\r\n" not in answer:
             answer += await ours.receive_some(1)
-        with trio.fail_after(SENDING + HANDSHAKE):
+        with trio.fail_after(SEND_TIMEOUT_S + HANDSHAKE_TIMEOUT_S):
             await trio.sleep(1)
             await server.drained()
     assert server.sessions == 0

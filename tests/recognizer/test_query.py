@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.recognizer.query import Parameters, Refused, parse_query, update
+from roomtone.recognizer.query import Parameters, SessionRefused, parse_query, update
 
 
 @pytest.mark.parametrize("text", ["true", "True", "TRUE", "1"])
@@ -45,7 +45,7 @@ def test_unknown_names_are_ignored() -> None:
 )
 def test_bad_values_are_refused_by_name(query: str, name: str) -> None:
     """A known name with a bad value ends the session with 3006, and the text names the parameter."""
-    with pytest.raises(Refused, match=f"Invalid '{name}': ") as refused:
+    with pytest.raises(SessionRefused, match=f"Invalid '{name}': ") as refused:
         parse_query(query)
     assert refused.value.code == 3006
 
@@ -106,9 +106,9 @@ def test_an_update_changes_what_it_names_and_nothing_else() -> None:
 
 def test_a_bad_update_is_refused() -> None:
     """A bad value ends a running session as it does a new one."""
-    with pytest.raises(Refused, match="Invalid 'agent_context'"):
+    with pytest.raises(SessionRefused, match="Invalid 'agent_context'"):
         update(Parameters(), {"agent_context": "x" * 1751})
-    with pytest.raises(Refused, match="Invalid 'min_turn_silence'"):
+    with pytest.raises(SessionRefused, match="Invalid 'min_turn_silence'"):
         update(Parameters(), {"min_turn_silence": "soon"})
 
 
@@ -125,7 +125,7 @@ def test_no_query_does_more_than_be_refused(values: dict[str, str]) -> None:
     """Whatever stands in the address, it is taken or refused, and what is taken gives settings within bounds."""
     try:
         settings = parse_query(urlencode(values, errors="replace")).settings
-    except Refused:
+    except SessionRefused:
         return
     assert 50 <= settings.silence <= 10_000
     assert 0 <= settings.threshold <= 1

@@ -39,8 +39,8 @@ from trio_websocket import (
 )
 
 from roomtone.admission import MAX_STRANGERS
-from roomtone.recognizer.engine import Engine, Hypothesis, Settings, Spoken
-from roomtone.recognizer.server import HANDSHAKE, Options, Server, open_server
+from roomtone.recognizer.engine import Engine, Hypothesis, Spoken, TurnSettings
+from roomtone.recognizer.server import HANDSHAKE_TIMEOUT_S, Options, Server, open_server
 from roomtone.recognizer.sphinx import open_sphinx
 from roomtone.speech.recognizer_process import open_recognizer
 from support.word_error import RATE, THREE_LINES, client, demo_audio, demo_lines, frames, noise, word_error_rate
@@ -55,7 +55,7 @@ class Parrot:
     name = "parrot"
     rate = RATE
 
-    def open(self, settings: Settings) -> AbstractContextManager["ParrotStream"]:
+    def open(self, settings: TurnSettings) -> AbstractContextManager["ParrotStream"]:
         return self._open()
 
     @contextmanager
@@ -69,7 +69,7 @@ class ParrotStream:
     def __init__(self) -> None:
         self.count = 0
 
-    def configure(self, settings: Settings) -> None:
+    def configure(self, settings: TurnSettings) -> None:
         pass
 
     def feed(self, audio: bytes) -> list[Hypothesis]:
@@ -391,7 +391,7 @@ async def test_strangers_keep_no_session_out() -> None:
                 stream = await idle.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
                 if count % 2:
                     await stream.send_all(request)
-            with trio.fail_after(HANDSHAKE / 2):
+            with trio.fail_after(HANDSHAKE_TIMEOUT_S / 2):
                 async with session(server, headers={"Authorization": "secret"}) as late:
                     assert (await receive(late))["type"] == "Begin"
                     await late.send_message(TERMINATE)

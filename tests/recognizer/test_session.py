@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import pytest
 
 from roomtone.protocol.messages import ClientCommand, Message, Silence, SpeechStarted, TurnMessage
-from roomtone.recognizer.engine import Hypothesis, Settings, Spoken
-from roomtone.recognizer.query import Parameters, Refused
-from roomtone.recognizer.session import SHORT_FRAMES, Session
+from roomtone.recognizer.engine import Hypothesis, Spoken, TurnSettings
+from roomtone.recognizer.query import Parameters, SessionRefused
+from roomtone.recognizer.session import SHORT_FRAMES, RecognizerSession
 
 RATE = 16_000
 FRAME = bytes(2 * RATE // 10)  # 100 ms
@@ -19,7 +19,7 @@ class Script:
     def __init__(self, *steps: Iterable[Hypothesis]) -> None:
         self.steps = [list(step) for step in steps]
         self.fed = b""
-        self.settings: list[Settings] = []
+        self.settings: list[TurnSettings] = []
         self.speaking = False
 
     def feed(self, audio: bytes) -> list[Hypothesis]:
@@ -29,7 +29,7 @@ class Script:
     def endpoint(self) -> list[Hypothesis]:
         return [said("cut off", final=True)]
 
-    def configure(self, settings: Settings) -> None:
+    def configure(self, settings: TurnSettings) -> None:
         self.settings.append(settings)
 
 
@@ -44,7 +44,7 @@ def turns(messages: Iterable[Message]) -> list[TurnMessage]:
 
 
 def heard(script: Script, parameters: Parameters | None = None) -> list[Message]:
-    session = Session(parameters or Parameters(), script, RATE)
+    session = RecognizerSession(parameters or Parameters(), script, RATE)
     return [message for _ in range(len(script.steps)) for message in session.hear(FRAME)]
 
 
@@ -100,29 +100,29 @@ def test_partials_can_be_left_out() -> None:
 
 def test_frames_outside_50_to_1000_ms_end_the_session() -> None:
     """Too long ends it at once; too short only as a habit, for a client's last frame is often short."""
-    session = Session(Parameters(), Script(), RATE)
+    session = RecognizerSession(Parameters(), Script(), RATE)
     session.hear(bytes(2 * RATE))
     session.hear(bytes(2 * RATE // 20))
-    with pytest.raises(Refused, match=r"Input Duration Violation: 1200\.0 ms") as refused:
+    with pytest.raises(SessionRefused, match=r"Input Duration Violation: 1200\.0 ms") as refused:
         session.hear(bytes(2 * RATE * 12 // 10))
     assert refused.value.code == 3007
     short = bytes(2 * RATE // 50)
     for _ in range(SHORT_FRAMES - 1):
         session.hear(short)
-    with pytest.raises(Refused, match=r"Input Duration Violation: 20\.0 ms"):
+    with pytest.raises(SessionRefused, match=r"Input Duration Violation: 20\.0 ms"):
         session.hear(short)
 
 
 def test_half_a_sample_ends_the_session() -> None:
     """It would shift every sample after it."""
-    with pytest.raises(Refused, match="half a sample"):
-        Session(Parameters(), Script(), RATE).hear(FRAME + b"\0")
+    with pytest.raises(SessionRefused, match="half a sample"):
+        RecognizerSession(Parameters(), Script(), RATE).hear(FRAME + b"\0")
 
 
 def test_another_rate_is_resampled_without_losing_a_sample() -> None:
     """The engine gets all of the audio at its own rate; frames are measured at the rate of the client."""
     script = Script()
-    session = Session(Parameters(sample_rate=48_000), script, RATE)
+    session = RecognizerSession(Parameters(sample_rate=48_000), script, RATE)
     for _ in range(20):
         session.hear(bytes(2 * 48_000 // 20))
     session.finish()
@@ -131,7 +131,7 @@ def test_another_rate_is_resampled_without_losing_a_sample() -> None:
 
 def test_the_end_ends_the_open_turn() -> None:
     """ForceEndpoint and Terminate both give the turn that is open as a final."""
-    session = Session(Parameters(), Script(), RATE)
+    session = RecognizerSession(Parameters(), Script(), RATE)
     assert [turn.transcript for turn in turns(session.obey(ClientCommand("ForceEndpoint")))] == ["Cut off."]
     assert [turn.turn_order for turn in turns(session.finish())] == [1]
 
@@ -139,15 +139,15 @@ def test_the_end_ends_the_open_turn() -> None:
 def test_an_update_reaches_the_engine() -> None:
     """UpdateConfiguration takes effect in the running session and is not answered."""
     script = Script()
-    session = Session(Parameters(), script, RATE)
+    session = RecognizerSession(Parameters(), script, RATE)
     assert session.obey(ClientCommand("UpdateConfiguration", {"min_turn_silence": 3000, "vad_threshold": 0.9})) == []
-    assert script.settings == [Settings(silence=3000, threshold=0.9)]
+    assert script.settings == [TurnSettings(silence=3000, threshold=0.9)]
 
 
 def test_silence_is_acknowledged_on_wish() -> None:
     """About once a second while no turn is open, without a hole between two of them."""
     script = Script()
-    session = Session(Parameters(acknowledge_silence=True), script, RATE)
+    session = RecognizerSession(Parameters(acknowledge_silence=True), script, RATE)
     spans = [message for _ in range(25) for message in session.hear(FRAME)]
     assert spans == [Silence(0, 1000), Silence(1000, 2000)]
     script.speaking = True

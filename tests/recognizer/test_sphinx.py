@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from roomtone.recognizer.engine import Hypothesis, Settings
+from roomtone.recognizer.engine import Hypothesis, TurnSettings
 from roomtone.recognizer.sphinx import SPARE, Sphinx, open_sphinx
 from support.word_error import RATE, demo_audio, demo_lines, frames, noise, word_error_rate
 
@@ -17,9 +17,9 @@ def engine() -> Sphinx:
     return open_sphinx()
 
 
-def hear(engine: Sphinx, audio: bytes, settings: Settings | None = None) -> list[Hypothesis]:
+def hear(engine: Sphinx, audio: bytes, settings: TurnSettings | None = None) -> list[Hypothesis]:
     """Everything that the engine makes of the audio, the open turn ended."""
-    with engine.open(settings or Settings()) as stream:
+    with engine.open(settings or TurnSettings()) as stream:
         return [
             *(hypothesis for frame in frames(audio) for hypothesis in stream.feed(frame)),
             *stream.endpoint(),
@@ -87,7 +87,7 @@ def test_a_turn_can_be_ended_by_force(engine: Sphinx) -> None:
     """The end comes at once with the words so far; the rest of the sentence is the next turn."""
     audio = demo_audio()[: 2 * RATE * 5] + noise(1, 30)
     middle = 2 * RATE * 2
-    with engine.open(Settings()) as stream:
+    with engine.open(TurnSettings()) as stream:
         stream.feed(audio[:middle])
         assert stream.speaking
         [first] = stream.endpoint()
@@ -103,7 +103,7 @@ def test_a_turn_can_be_ended_by_force(engine: Sphinx) -> None:
 
 def test_speech_without_a_pause_is_cut(engine: Sphinx) -> None:
     """What would be one turn of more than half a minute is cut, and hardly a word is lost at the cut."""
-    finals = [h for h in hear(engine, demo_audio(), Settings(silence=10_000)) if h.final]
+    finals = [h for h in hear(engine, demo_audio(), TurnSettings(silence=10_000)) if h.final]
     assert len(finals) == 2
     assert word_error_rate(" ".join(demo_lines()), " ".join(map(text_of, finals))) < 0.4
 
@@ -111,7 +111,7 @@ def test_speech_without_a_pause_is_cut(engine: Sphinx) -> None:
 def test_decoders_are_shared_by_turns_and_not_kept(engine: Sphinx) -> None:
     """As many as turns are open at a time; when all are over, few stay. Each session hears only its own audio."""
     audio = demo_audio()[: 2 * RATE * 3]
-    opened = [engine.open(Settings()) for _ in range(SPARE + 2)]
+    opened = [engine.open(TurnSettings()) for _ in range(SPARE + 2)]
     streams = [context.__enter__() for context in opened]
     for stream in streams:
         stream.feed(audio)
@@ -124,7 +124,7 @@ def test_decoders_are_shared_by_turns_and_not_kept(engine: Sphinx) -> None:
 
 def test_a_session_that_is_left_within_a_turn_leaves_a_clean_decoder(engine: Sphinx) -> None:
     """The next session hears nothing of it."""
-    with engine.open(Settings()) as stream:
+    with engine.open(TurnSettings()) as stream:
         stream.feed(demo_audio()[: 2 * RATE * 3])
         assert stream.speaking
     [final] = [h for h in hear(engine, demo_audio()[: 2 * RATE * 5]) if h.final]

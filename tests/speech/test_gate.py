@@ -18,7 +18,7 @@ from roomtone.speech.backfill import wish_mark
 from roomtone.speech.gate import HANGOVER_S, GateDecisions
 from roomtone.speech.transcriber import repair, transcribe
 from roomtone.testing.encoded_speech import quiet, speak
-from roomtone.testing.fake_service import Service, open_service
+from roomtone.testing.fake_service import FakeService, open_service
 from roomtone.testing.faults import Drop, Expire, Fault, Faults, NoBegin, NoTermination, Refuse, Stall, script
 from support.gates import gating
 from support.virtual_room import RATE, Room, open_room, reach
@@ -86,7 +86,7 @@ def day(pauses: Sequence[float] = (25, 50, 18, 90, 25)) -> bytes:
     return b"".join(parts)
 
 
-async def listen(folder: Path, faults: Faults, audio: bytes, *, live: bool = True) -> Service:
+async def listen(folder: Path, faults: Faults, audio: bytes, *, live: bool = True) -> FakeService:
     """Speak in a room with a gate, whose service commits these faults, until everything is settled."""
     async with (
         open_service(faults=faults, port=None, utc=trio.current_time) as service,

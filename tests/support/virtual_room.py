@@ -20,7 +20,7 @@ from roomtone.speech.endpoint import Endpoint
 from roomtone.speech.session_journal import SessionContext
 from roomtone.spool.spool import Spool, open_spool
 from roomtone.testing.encoded_speech import numbers_in
-from roomtone.testing.fake_service import Service
+from roomtone.testing.fake_service import FakeService
 
 RATE = 8_000
 FRAME = RATE // 5
@@ -69,7 +69,7 @@ class Room(NamedTuple):
         return await self.journal.covered("desk")
 
 
-def reach(service: Service, *, remote: bool = True, streaming: Streaming | None = None) -> Endpoint:
+def reach(service: FakeService, *, remote: bool = True, streaming: Streaming | None = None) -> Endpoint:
     """The service, through streams in memory or on its socket."""
     query = parameters.query(streaming or Streaming(), RATE)
     in_memory = service.url.startswith("ws://service.test")

@@ -34,8 +34,8 @@ from roomtone.protocol.messages import (
 from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming, query
 from roomtone.speech.connection import open_connection
 from roomtone.speech.session_errors import SessionClosed
-from roomtone.testing.encoded_speech import LARGEST, WORD, Ear, numbers_in, quiet, speak
-from roomtone.testing.fake_service import Service, open_service
+from roomtone.testing.encoded_speech import MAX_NUMBER, WORD, Ear, numbers_in, quiet, speak
+from roomtone.testing.fake_service import FakeService, open_service
 from roomtone.testing.fake_session import Manner
 from roomtone.testing.faults import (
     GARBLED,
@@ -60,7 +60,7 @@ NUMBERS = list(range(100, 116))
 
 
 async def listen(
-    service: Service,
+    service: FakeService,
     audio: bytes,
     streaming: Streaming | None = None,
     *,
@@ -105,7 +105,7 @@ def finals(messages: Sequence[Message]) -> list[TurnMessage]:
 
 @settings(deadline=None)
 @given(
-    st.lists(st.integers(0, LARGEST), max_size=12),
+    st.lists(st.integers(0, MAX_NUMBER), max_size=12),
     st.sampled_from([8000, 16_000, 44_100]),
     st.integers(1, 30_000),
     st.integers(0, 5),

@@ -34,7 +34,7 @@ COMMANDS = (
 )
 
 
-class Commands(click.Group):
+class CommandGroup(click.Group):
     """The commands in the order in which a person needs them, each `command` of its module in this package."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -68,7 +68,7 @@ class Commands(click.Group):
 
 
 @click.command(
-    "roomtone", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    "roomtone", cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 @click.version_option(package_name="roomtone", prog_name="roomtone")
 def group() -> None:

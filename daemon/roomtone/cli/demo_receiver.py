@@ -7,9 +7,9 @@ from typing import Final
 import h11
 import trio
 
-LARGEST: Final = 16 * 1024 * 1024
+MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """Bytes of one request. Nothing but the daemon's own sink comes here; this is for whatever else is on the machine."""
-IDLE: Final = 60.0
+IDLE_TIMEOUT_S: Final = 60.0
 """Seconds after which a connection that says nothing is left."""
 
 
@@ -40,14 +40,14 @@ class Receiver:
                     method = event.method
                 case h11.Data():
                     size += len(event.data)
-                    if size > LARGEST:
+                    if size > MAX_BODY_BYTES:
                         return False
                 case h11.EndOfMessage():
                     break
                 case h11.ConnectionClosed():
                     return False
                 case _:
-                    with trio.fail_after(IDLE):
+                    with trio.fail_after(IDLE_TIMEOUT_S):
                         connection.receive_data(await stream.receive_some())
         is_post = method == b"POST"
         self.posts += is_post

@@ -25,7 +25,7 @@ from roomtone.legible import legible
 from roomtone.protocol import parameters
 from roomtone.sinks import Context, Sink, hookimpl
 
-QUIET = -60.0
+QUIET_DB = -60.0
 """dB below full scale where the meter begins."""
 WIDTH = 40
 NARROW = 24
@@ -48,10 +48,10 @@ class Screen(Sink, frozen=True, kw_only=True, tag="screen"):
 
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[object]:
-        yield Watcher(self.display, self.tally)
+        yield DisplayHooks(self.display, self.tally)
 
 
-class Watcher:
+class DisplayHooks:
     """Asynchronous hooks: they take microseconds, and run in the loop where the display lives."""
 
     def __init__(self, display: Display, tally: Tally) -> None:
@@ -72,7 +72,7 @@ class Watcher:
         self._display.meter(event)
 
 
-class Lines:
+class LineDisplay:
     """A line for each event and nothing that moves: for a pipe, a file, a test."""
 
     def __init__(self, write: Callable[[str], None] = say) -> None:
@@ -146,7 +146,7 @@ _STYLES = {
 def open_display(*, terminal: bool) -> Iterator[Display]:
     """Captions on a terminal, else lines."""
     if not terminal:
-        yield Lines()
+        yield LineDisplay()
         return
     from rich.live import Live  # noqa: PLC0415 - late: only who looks at a terminal pays for it
 
@@ -182,7 +182,7 @@ def describe(event: Durable) -> str:  # noqa: PLR0911 - one line for each kind
 def bar_of(level: Level) -> str:
     """The level as a bar: filled to the mean, a mark at the peak."""
     filled, peak = (
-        round(max(0.0, min(1.0, (decibels - QUIET) / -QUIET)) * WIDTH) for decibels in (level.rms, level.peak)
+        round(max(0.0, min(1.0, (decibels - QUIET_DB) / -QUIET_DB)) * WIDTH) for decibels in (level.rms, level.peak)
     )
     bar = "█" * filled + "░" * (WIDTH - filled)
     return bar[: peak - 1] + "▌" + bar[peak:] if peak > filled else bar

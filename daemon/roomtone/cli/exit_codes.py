@@ -37,7 +37,7 @@ MEANINGS = {
 }
 
 
-class Failure(click.ClickException):
+class CommandFailure(click.ClickException):
     """Ends the command with this code, after these lines on stderr."""
 
     def __init__(self, text: str, code: Exit = Exit.FAILED) -> None:
@@ -69,17 +69,17 @@ def contained() -> Iterator[None]:
 _KNOWN = (ConfigError, ControlError, RateChanged, StateError, JournalError, OSError)
 
 
-def _failure(errors: list[BaseException]) -> Failure:
+def _failure(errors: list[BaseException]) -> CommandFailure:
     text = "\n".join(dict.fromkeys(str(error) or type(error).__name__ for error in errors))
     match errors[0]:
         case ConfigError() | RateChanged():
-            return Failure(text, Exit.CONFIG)
+            return CommandFailure(text, Exit.CONFIG)
         case ControlError():
-            return Failure(text, Exit.UNAVAILABLE)
+            return CommandFailure(text, Exit.UNAVAILABLE)
         case StateError() | JournalError():
-            return Failure(text, Exit.CANTCREAT)
+            return CommandFailure(text, Exit.CANTCREAT)
         case _:
-            return Failure(text)
+            return CommandFailure(text)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

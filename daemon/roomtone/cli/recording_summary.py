@@ -36,7 +36,7 @@ class Tally:
                 self.causes.append(event.cause)
 
 
-class Coverage(msgspec.Struct, frozen=True):
+class RecordingCoverage(msgspec.Struct, frozen=True):
     """What became of the samples from `start` to `end`: how many were recorded, lost, transcribed, and silent."""
 
     start: int
@@ -56,7 +56,7 @@ class Coverage(msgspec.Struct, frozen=True):
         return f"{percent if samples == self.samples else min(percent, 99.9):.1f} %"
 
 
-def coverage_of(covers: Iterable[CoverageSpan], start: int, end: int) -> Coverage:
+def coverage_of(covers: Iterable[CoverageSpan], start: int, end: int) -> RecordingCoverage:
     """The account of the positions [start, end), from the journal's stretches."""
     stretches = list(covers)
 
@@ -64,7 +64,7 @@ def coverage_of(covers: Iterable[CoverageSpan], start: int, end: int) -> Coverag
         return _union((max(cover.start, start), min(cover.end, end)) for cover in stretches if cover.state in states)
 
     transcribed = count("transcribed")
-    return Coverage(
+    return RecordingCoverage(
         start=start,
         end=end,
         captured=count("captured"),

@@ -21,7 +21,7 @@ from types import FrameType
 import msgspec
 
 from roomtone.cli.config_option import INSIDE, find
-from roomtone.cli.exit_codes import MEANINGS, Exit, Failure
+from roomtone.cli.exit_codes import MEANINGS, CommandFailure, Exit
 from roomtone.cli.systemd_install import UNIT
 
 FIRST_OF_SYSTEMD = 200
@@ -140,7 +140,9 @@ def enter(given: Path | None, environ: Mapping[str, str] = os.environ) -> None:
         return
     if not unit.user and os.geteuid() != 0:
         again = shlex.join([str(unit.program), *sys.argv[1:]])
-        raise Failure(f"{path}: {unit.name} runs with it, and only its own user and root see what it has: sudo {again}")
+        raise CommandFailure(
+            f"{path}: {unit.name} runs with it, and only its own user and root see what it has: sudo {again}"
+        )
     sys.exit(_run_inside(unit, path.absolute(), sys.argv[1:], environ))
 
 
@@ -159,7 +161,7 @@ def _run_inside(unit: Unit, path: Path, arguments: Sequence[str], environ: Mappi
         code = process.wait()
     if code >= FIRST_OF_SYSTEMD:
         why = TROUBLES.get(code, f"exit code {code} of systemd")
-        raise Failure(f"this cannot be run as {unit.name} is: {why}; see: journalctl --unit {name}")
+        raise CommandFailure(f"this cannot be run as {unit.name} is: {why}; see: journalctl --unit {name}")
     return Exit.INTERRUPTED if code < 0 else code
 
 

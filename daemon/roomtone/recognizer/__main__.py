@@ -25,13 +25,13 @@ from structlog.typing import EventDict, WrappedLogger
 from roomtone import descriptors
 from roomtone.legible import describe_traceback, legible
 from roomtone.recognizer.engine import Engine, EngineMissing
-from roomtone.recognizer.server import EngineStuck, Options, Server, Unusable, open_server
+from roomtone.recognizer.server import CannotServe, EngineStuck, Options, Server, open_server
 
 ENGINES = {"pocketsphinx": "roomtone.recognizer.sphinx:open_sphinx"}
 """The engines that have a short name; every other is named as `package.module:callable`."""
 
-DRAINING = 60.0  # seconds
-LONGEST_LINE = 65_536
+DRAIN_TIMEOUT_S = 60.0  # seconds
+MAX_LINE_BYTES = 65_536
 
 UNAVAILABLE = 69  # sysexits.h: a person must install or mend something
 FAILED = 70
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = 0
     try:
         trio.run(_run, options)
-    except* (EngineMissing, Unusable) as group:
+    except* (EngineMissing, CannotServe) as group:
         _say(error=str(_first(group)))
         status = UNAVAILABLE
     except* (KeyboardInterrupt, BrokenPipeError):
@@ -97,7 +97,7 @@ async def _wait_signal(server: Server) -> None:
         await anext(signals)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_after, nursery.cancel_scope, partial(anext, signals))
-            with trio.move_on_after(DRAINING):
+            with trio.move_on_after(DRAIN_TIMEOUT_S):
                 await server.drained()
             nursery.cancel_scope.cancel()
 
@@ -123,29 +123,29 @@ async def _watch(patience: float) -> None:
 async def _read_options(stdin: trio.abc.ReceiveStream) -> Options:
     line = b""
     while b"\n" not in line:
-        piece = await stdin.receive_some(LONGEST_LINE)
+        piece = await stdin.receive_some(MAX_LINE_BYTES)
         line += piece
-        if not piece or len(line) > LONGEST_LINE:
-            raise Unusable("the first line of standard input must be a JSON object; by hand, give --port")
+        if not piece or len(line) > MAX_LINE_BYTES:
+            raise CannotServe("the first line of standard input must be a JSON object; by hand, give --port")
     try:
         return msgspec.json.decode(line.partition(b"\n")[0], type=Options)
     except msgspec.DecodeError as error:
-        raise Unusable(f"the first line of standard input is no set of options: {error}") from None
+        raise CannotServe(f"the first line of standard input is no set of options: {error}") from None
 
 
 async def _wait_end(stdin: trio.abc.ReceiveStream) -> None:
-    while await stdin.receive_some(LONGEST_LINE):
+    while await stdin.receive_some(MAX_LINE_BYTES):
         pass
 
 
 def _load(name: str) -> Engine:
     where = ENGINES.get(name, name)
     if ":" not in where:
-        raise Unusable(f"engine {name!r} is not known: use one of {', '.join(ENGINES)}, or package.module:callable")
+        raise CannotServe(f"engine {name!r} is not known: use one of {', '.join(ENGINES)}, or package.module:callable")
     try:
         opening = pkgutil.resolve_name(where)
     except (ImportError, AttributeError, ValueError) as error:
-        raise Unusable(f"engine {name!r} cannot be loaded: {error}") from error
+        raise CannotServe(f"engine {name!r} cannot be loaded: {error}") from error
     engine: Engine = opening()
     return engine
 

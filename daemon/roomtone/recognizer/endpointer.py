@@ -8,10 +8,10 @@ begins none. It ends after `Settings.silence`; from half of `LONGEST` on, less a
 from collections import deque
 from enum import Enum, auto
 
-from roomtone.recognizer.engine import Settings
+from roomtone.recognizer.engine import TurnSettings
 
-LONGEST = 30_000  # ms
-SHORTEST_PAUSE = 100  # ms; shorter ones are inside words
+MAX_TURN_MS = 30_000  # ms
+MIN_PAUSE_MS = 100  # ms; shorter ones are inside words
 ONSET_WINDOW = 6
 ONSET_SPEECH = 5
 HYSTERESIS = 0.15  # in a turn, speech is what is above the threshold less this: soft ends of words belong to it
@@ -41,7 +41,7 @@ class Endpointer:
         self._pause = 0.0  # ms since its last speech
         self.speaking = False
 
-    def hear(self, probability: float, settings: Settings) -> Step:
+    def hear(self, probability: float, settings: TurnSettings) -> Step:
         """The meaning of the next window."""
         if not self.speaking:
             self._recent.append(probability >= settings.threshold)
@@ -52,7 +52,7 @@ class Endpointer:
         if self._pause and self._pause >= self._enough(settings.silence):
             self.reset()
             return Step.END
-        if self._length >= LONGEST:
+        if self._length >= MAX_TURN_MS:
             self._length = 0.0
             return Step.CUT
         return Step.SPEECH
@@ -69,5 +69,5 @@ class Endpointer:
         return Step.BEGIN
 
     def _enough(self, silence: int) -> float:
-        left = 2 * (1 - self._length / LONGEST)  # 1 at half of the longest, 0 at the longest
-        return max(min(silence, silence * left), min(silence, SHORTEST_PAUSE))
+        left = 2 * (1 - self._length / MAX_TURN_MS)  # 1 at half of the longest, 0 at the longest
+        return max(min(silence, silence * left), min(silence, MIN_PAUSE_MS))

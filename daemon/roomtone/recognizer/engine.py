@@ -16,7 +16,7 @@ class EngineMissing(Exception):  # noqa: N818 - it says what is true; the text s
     """The engine cannot run here. The text is one line for a person: what is missing and how to get it."""
 
 
-class Settings(msgspec.Struct, frozen=True):
+class TurnSettings(msgspec.Struct, frozen=True):
     """How a stream is cut into turns. May change while it runs.
 
     `silence` is the pause, in ms, that ends a turn; `threshold` the probability of speech, 0 to 1, above which a sound
@@ -53,7 +53,7 @@ class Stream(Protocol):
     def speaking(self) -> bool:
         """Whether a turn is open."""
 
-    def configure(self, settings: Settings) -> None:
+    def configure(self, settings: TurnSettings) -> None:
         """Use these settings from now on."""
 
     def feed(self, audio: bytes) -> list[Hypothesis]:
@@ -74,5 +74,5 @@ class Engine(Protocol):
     def rate(self) -> int:
         """The rate of the audio that it wants, in Hz."""
 
-    def open(self, settings: Settings) -> AbstractContextManager[Stream]:
+    def open(self, settings: TurnSettings) -> AbstractContextManager[Stream]:
         """A stream from position 0; leaving the context frees what it held. A turn that is open then is dropped."""

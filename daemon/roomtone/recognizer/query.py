@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from roomtone.protocol.messages import UPDATABLE
-from roomtone.recognizer.engine import Settings
+from roomtone.recognizer.engine import TurnSettings
 
 Milliseconds = Annotated[int, Meta(ge=0, le=3_600_000)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -36,7 +36,7 @@ _US_SILENCES: Final = (400, 1280)
 _MODE_SILENCES: Final = {"min_latency": (128, 640), "balanced": (128, 1280), "max_accuracy": (512, 2560)}
 
 
-class Refused(Exception):  # noqa: N818 - the session is
+class SessionRefused(Exception):  # noqa: N818 - the session is
     """The session ends with this close code; the text is for the Error message."""
 
     def __init__(self, code: int, text: str) -> None:
@@ -44,7 +44,7 @@ class Refused(Exception):  # noqa: N818 - the session is
         self.code = code
 
 
-class Gateway(msgspec.Struct, frozen=True):
+class GatewayQuery(msgspec.Struct, frozen=True):
     """The parts of `llm_gateway` that the service asks for."""
 
     model: str
@@ -78,7 +78,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     speaker_labels: bool = False
     filter_profanity: bool = False
     redact_pii: bool = False
-    llm_gateway: Gateway | None = None
+    llm_gateway: GatewayQuery | None = None
 
     @property
     def formatted(self) -> bool:
@@ -91,7 +91,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         return not self._is_us
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> TurnSettings:
         """What this means to the engine.
 
         The engine does not know how sure the end of a sentence is, so that `end_of_turn_confidence_threshold` only
@@ -102,7 +102,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         longest = longest if self.max_turn_silence is None else min(self.max_turn_silence, 10_000)
         longest = max(shortest, longest)
         silence = shortest + (longest - shortest) * self.end_of_turn_confidence_threshold
-        return Settings(silence=round(silence), threshold=self.vad_threshold)
+        return TurnSettings(silence=round(silence), threshold=self.vad_threshold)
 
     @property
     def _is_us(self) -> bool:
@@ -157,5 +157,5 @@ def _decode(name: str, text: str) -> Any:
     return value
 
 
-def _invalid(name: str, reason: str) -> Refused:
-    return Refused(3006, f"User Input Validation Error: Invalid '{name}': {reason}")
+def _invalid(name: str, reason: str) -> SessionRefused:
+    return SessionRefused(3006, f"User Input Validation Error: Invalid '{name}': {reason}")

@@ -37,8 +37,8 @@ from roomtone.protocol.messages import (
     parse_command,
 )
 from roomtone.recognizer.engine import Engine
-from roomtone.recognizer.query import Parameters, Refused, parse_query
-from roomtone.recognizer.session import Session
+from roomtone.recognizer.query import Parameters, SessionRefused, parse_query
+from roomtone.recognizer.session import RecognizerSession
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -46,12 +46,14 @@ T = TypeVar("T")
 
 PATHS = ("/v3/ws", "/")
 API_VERSION = "2025-05-12"
-QUEUE = 2  # frames between the socket and the decoder
-BUFFER = 32_768  # bytes of a session in the kernel; measured: a client at 16 kHz waits after 2.8 s of audio, else 5.4 s
-HANDSHAKE = 5.0  # seconds
-SENDING = 30.0  # seconds that a client may leave its messages unread
-CLOSING = 5.0  # seconds
-HEARTBEAT = 5.0  # seconds
+MAX_QUEUED_FRAMES = 2  # frames between the socket and the decoder
+SOCKET_BUFFER_BYTES = (
+    32_768  # bytes of a session in the kernel; measured: a client at 16 kHz waits after 2.8 s of audio, else 5.4 s
+)
+HANDSHAKE_TIMEOUT_S = 5.0  # seconds
+SEND_TIMEOUT_S = 30.0  # seconds that a client may leave its messages unread
+CLOSE_TIMEOUT_S = 5.0  # seconds
+HEARTBEAT_INTERVAL_S = 5.0  # seconds
 
 _FAULTS = (
     ConnectionClosed,
@@ -69,7 +71,7 @@ class EngineStuck(Exception):  # noqa: N818 - it says what is true
     """A call of the engine does not return. Its thread cannot be ended, so whoever owns this process replaces it."""
 
 
-class Unusable(Exception):  # noqa: N818 - it says what is true of the options
+class CannotServe(Exception):  # noqa: N818 - it says what is true of the options
     """The recognizer cannot start as it was told to. The text is one line for a person."""
 
 
@@ -130,8 +132,8 @@ class Server:
             with self._door.enter() as let_in:
                 async with trio.open_nursery() as nursery:
                     request: WebSocketRequest | None = None
-                    with trio.move_on_after(HANDSHAKE):
-                        request = await wrap_server_stream(nursery, stream, message_queue_size=QUEUE)
+                    with trio.move_on_after(HANDSHAKE_TIMEOUT_S):
+                        request = await wrap_server_stream(nursery, stream, message_queue_size=MAX_QUEUED_FRAMES)
                     if request is not None:
                         await self._answer(request, let_in)
                     nursery.cancel_scope.cancel()
@@ -160,10 +162,10 @@ class Server:
             parameters = parse_query(query)
             let_in()
             await self._run(connection, parameters, headers.get(b"assemblyai-version", API_VERSION))
-        except Refused as refused:
+        except SessionRefused as refused:
             code, reason = refused.code, "See Error message for details"
             await _send(connection, [Error(str(refused), refused.code)])
-        with trio.move_on_after(CLOSING):
+        with trio.move_on_after(CLOSE_TIMEOUT_S):
             await connection.aclose(code, reason)
 
     def _admit(self, header: str | None, query: str) -> None:
@@ -172,11 +174,11 @@ class Server:
         if wanted is not None:
             given = header or next(iter(parse_qs(query).get("token", [])), "")
             if not given:
-                raise Refused(1008, "Unauthorized Connection: Missing Authorization header")
+                raise SessionRefused(1008, "Unauthorized Connection: Missing Authorization header")
             if not secrets.compare_digest(given.encode(), wanted.encode()):
-                raise Refused(1008, "Unauthorized Connection: Invalid API key")
+                raise SessionRefused(1008, "Unauthorized Connection: Invalid API key")
         if self.sessions >= self._options.sessions:
-            raise Refused(3009, "Too many concurrent sessions")
+            raise SessionRefused(3009, "Too many concurrent sessions")
 
     async def _run(self, connection: WebSocketConnection, parameters: Parameters, version: str) -> None:
         self.sessions += 1
@@ -184,7 +186,7 @@ class Server:
             with ExitStack() as stack:
                 opening = self._engine.open(parameters.settings)
                 stream = await self._call(partial(stack.enter_context, opening))
-                session = Session(parameters, stream, self._engine.rate)
+                session = RecognizerSession(parameters, stream, self._engine.rate)
                 await _Conversation(connection, session, self._call, self._options.longest).run(
                     _configuration(self._engine, version)
                 )
@@ -201,11 +203,11 @@ class Server:
                 if self._inline:
                     return function()
                 return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._limiter)
-            except Refused:
+            except SessionRefused:
                 raise
             except Exception as error:
                 log.exception("engine.failed")
-                raise Refused(3005, "Session Cancelled: An error occurred") from error
+                raise SessionRefused(3005, "Session Cancelled: An error occurred") from error
         raise EngineStuck(f"a call of the engine {self._engine.name} does not return")
 
 
@@ -215,7 +217,7 @@ class _Conversation:
     def __init__(
         self,
         connection: WebSocketConnection,
-        session: Session,
+        session: RecognizerSession,
         call: Callable[[Callable[[], list[Message]]], Any],
         longest: int,
     ) -> None:
@@ -250,21 +252,23 @@ class _Conversation:
         silent = waiting + (parameters.inactivity_timeout or math.inf)
         expiry = self._begun + self._longest
         while True:
-            beat = self._beat + HEARTBEAT if self._session.parameters.session_heartbeat else math.inf
+            beat = self._beat + HEARTBEAT_INTERVAL_S if self._session.parameters.session_heartbeat else math.inf
             with trio.move_on_at(min(silent, expiry, beat)):
                 message = await self._connection.get_message()
                 return message if isinstance(message, bytes) else _parse(message)
             now = trio.current_time()
             if now >= expiry:
-                raise Refused(3008, "Session Expired: Maximum session duration exceeded")
+                raise SessionRefused(3008, "Session Expired: Maximum session duration exceeded")
             if now >= silent:
                 seconds = parameters.inactivity_timeout
-                raise Refused(3006, f"Session terminated due to inactivity: No messages received for {seconds} seconds")
+                raise SessionRefused(
+                    3006, f"Session terminated due to inactivity: No messages received for {seconds} seconds"
+                )
             await _send(self._connection, self._heartbeat())
 
     def _heartbeat(self) -> list[Message]:
         now = trio.current_time()
-        if not self._session.parameters.session_heartbeat or now < self._beat + HEARTBEAT:
+        if not self._session.parameters.session_heartbeat or now < self._beat + HEARTBEAT_INTERVAL_S:
             return []
         self._beat = now
         received, lasted = 1000 * self._audio_seconds(), 1000 * (now - self._begun)
@@ -282,15 +286,15 @@ async def _listen(host: str, port: int) -> trio.SocketListener:
     try:
         [listener, *others] = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
-        raise Unusable(f"cannot listen at {host}:{port}: {error}: choose another port, or 0 for any") from error
+        raise CannotServe(f"cannot listen at {host}:{port}: {error}: choose another port, or 0 for any") from error
     for other in others:  # a name with several addresses: one is enough, and has one port
         await other.aclose()
-    listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+    listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
     return listener
 
 
 async def _send(connection: WebSocketConnection, messages: Sequence[Message]) -> None:
-    with trio.fail_after(SENDING):
+    with trio.fail_after(SEND_TIMEOUT_S):
         for message in messages:
             await connection.send_message(encode(message))
 
@@ -299,7 +303,7 @@ def _parse(message: str) -> ClientCommand:
     try:
         return parse_command(message)
     except Malformed as error:
-        raise Refused(3006, f"User Input Validation Error: {error}") from None
+        raise SessionRefused(3006, f"User Input Validation Error: {error}") from None
 
 
 def _configuration(engine: Engine, version: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from roomtone.protocol.messages import (
     TurnMessage,
 )
 from roomtone.recognizer.engine import Hypothesis, Spoken, Stream
-from roomtone.recognizer.query import Parameters, Refused, update
+from roomtone.recognizer.query import Parameters, SessionRefused, update
 
 SHORT_FRAMES = 50
 """Frames below SHORTEST_FRAME that end a session; the service lets some 49 pass, and clients send a short last one."""
@@ -31,7 +31,7 @@ _NAMES = frozenset(
 """Words that always have a capital. March and may are verbs too; other names the engine's dictionary does not tell."""
 
 
-class Session:
+class RecognizerSession:
     """The turns of one session. `parameters` change with UpdateConfiguration."""
 
     def __init__(self, parameters: Parameters, stream: Stream, rate: int) -> None:
@@ -71,11 +71,13 @@ class Session:
     def _check(self, frame: bytes) -> None:
         seconds = len(frame) / 2 / self.parameters.sample_rate
         if len(frame) % 2:
-            raise Refused(3006, "User Input Validation Error: Invalid audio: half a sample at the end of a frame")
+            raise SessionRefused(
+                3006, "User Input Validation Error: Invalid audio: half a sample at the end of a frame"
+            )
         if seconds < MIN_FRAME_S:
             self._short += 1
         if seconds > MAX_FRAME_S or self._short >= SHORT_FRAMES:
-            raise Refused(
+            raise SessionRefused(
                 3007,
                 f"Input Duration Error: Input Duration Violation: {1000 * seconds:.1f} ms. "
                 f"Expected between {1000 * MIN_FRAME_S:.0f} and {1000 * MAX_FRAME_S:.0f} ms",

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from roomtone.recognizer.endpointer import Endpointer, Step
-from roomtone.recognizer.engine import EngineMissing, Hypothesis, Settings, Spoken
+from roomtone.recognizer.engine import EngineMissing, Hypothesis, Spoken, TurnSettings
 
 RATE = 16_000
 WINDOW = 512  # samples; the length that Silero takes
@@ -52,7 +52,7 @@ class Decoders:
                 return self._idle.pop()
         return self._load()
 
-    def give(self, turn: "Turn") -> None:
+    def give(self, turn: "SphinxTurn") -> None:
         """The turn is over; its decoder is the next one's, or its memory the system's."""
         decoder = turn.surrender()
         with self._lock:
@@ -73,7 +73,7 @@ class Decoders:
 class SphinxStream:
     """One session's audio. A turn's decoder is taken at its onset and given back at its end."""
 
-    def __init__(self, decoders: Decoders, vad: Any, settings: Settings) -> None:
+    def __init__(self, decoders: Decoders, vad: Any, settings: TurnSettings) -> None:
         self._decoders = decoders
         self._vad = vad
         self._settings = settings
@@ -81,7 +81,7 @@ class SphinxStream:
         self._rest = b""  # less than one window
         self._position = 0  # samples, at the end of the last whole window
         self._lead: deque[bytes] = deque(maxlen=LEAD)
-        self._turn: Turn | None = None
+        self._turn: SphinxTurn | None = None
         self._mean = decoders.mean
 
     @property
@@ -89,7 +89,7 @@ class SphinxStream:
         """Whether a turn is open."""
         return self._turn is not None
 
-    def configure(self, settings: Settings) -> None:
+    def configure(self, settings: TurnSettings) -> None:
         """Use these settings from now on."""
         self._settings = settings
 
@@ -135,7 +135,7 @@ class SphinxStream:
 
     def _begin(self, audio: bytes) -> None:
         self._lead.clear()
-        self._turn = Turn(self._decoders.take(), self._position - len(audio) // 2, self._mean)
+        self._turn = SphinxTurn(self._decoders.take(), self._position - len(audio) // 2, self._mean)
         self._turn.decode(audio)
 
     def _end(self, window: bytes = b"") -> Hypothesis:
@@ -149,7 +149,7 @@ class SphinxStream:
         return Hypothesis(words, final=True)
 
 
-class Turn:
+class SphinxTurn:
     """One utterance in one decoder. `origin` is the position of its first sample."""
 
     def __init__(self, decoder: Any, origin: int, mean: str) -> None:
@@ -213,7 +213,7 @@ class Sphinx:
         self._vad = vad
 
     @contextmanager
-    def open(self, settings: Settings) -> Iterator[SphinxStream]:
+    def open(self, settings: TurnSettings) -> Iterator[SphinxStream]:
         """A stream of its own, with a detector of its own: that remembers what it heard."""
         stream = SphinxStream(self._decoders, self._vad(), settings)
         try:

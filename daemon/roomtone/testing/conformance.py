@@ -42,7 +42,7 @@ SEGMENT = 16_000
 """Samples in a segment of audio; each of segment n has the value n."""
 STALL = 1.0
 """Seconds for which no step of an asynchronous hook may keep the loop."""
-PATIENCE = 20.0
+LAW_TIMEOUT_S = 20.0
 
 HOSTILE = (
     "emoji 👩‍👩‍👧‍👦🏳️‍🌈 and ﷽",
@@ -211,7 +211,7 @@ class Bench:
         order = Order(
             places=(*map(str, places), str(self.context.state)),
             since=NOON,
-            seconds=PATIENCE,
+            seconds=LAW_TIMEOUT_S,
             ids=ids_of(given),
             texts=long_texts(given),
             sounds=tuple(_samples(event)[:4000] for event in given if isinstance(event, Audio)),
@@ -230,10 +230,10 @@ async def keeps_the_order(bench: Bench) -> None:
     """Everything arrives, in the order of the journal: many at once, and one by one."""
     async with bench.room() as room:
         sent = list(await room.commit(*bench.events(40)))
-        await room.delivered(PATIENCE)
+        await room.delivered(LAW_TIMEOUT_S)
         for _ in range(5):
             sent += await room.commit(*bench.events(1))
-            await room.delivered(PATIENCE)
+            await room.delivered(LAW_TIMEOUT_S)
     bench.expect(sent, "in order")
 
 
@@ -253,7 +253,7 @@ async def has_what_it_acknowledges(bench: Bench) -> None:
             sent += [msgspec.structs.replace(event, seq=first + place) for place, event in enumerate(given)]
             committed = await room.commit(*given)
             sent[-len(committed) :] = committed
-            await room.delivered(PATIENCE)
+            await room.delivered(LAW_TIMEOUT_S)
     if early:
         raise LawBroken(f"acknowledged and not there yet: {len(early)} events, such as {_short(early[0])}")
 
@@ -262,10 +262,10 @@ async def takes_events_again(bench: Bench) -> None:
     """Events that come twice, as after a crash, do no harm, and none after them is lost."""
     async with bench.room() as room:
         sent = list(await room.commit(*bench.events(20)))
-        await room.delivered(PATIENCE)
+        await room.delivered(LAW_TIMEOUT_S)
         await room.replay(NAME, after=sent[4].seq)
         sent += await room.commit(*bench.events(5))
-        await room.delivered(PATIENCE)
+        await room.delivered(LAW_TIMEOUT_S)
     bench.expect(sent, "after a redelivery")
 
 
@@ -288,7 +288,7 @@ async def can_be_opened_again(bench: Bench) -> None:
     for count in (1, 1, 6, 1, 3):
         async with bench.room() as room:
             sent += await room.commit(*bench.events(count))
-            await room.delivered(PATIENCE)
+            await room.delivered(LAW_TIMEOUT_S)
     bench.expect(sent, "over five openings")
 
 
@@ -297,7 +297,7 @@ async def takes_hostile_text(bench: Bench) -> None:
     async with bench.room() as room:
         sent = [event for text in HOSTILE for event in await room.commit(*bench.events(1, text))]
         sent += await room.commit(*bench.events(2))
-        await room.delivered(PATIENCE)
+        await room.delivered(LAW_TIMEOUT_S)
         refused = {refusal.seq for refusal in await room.refused(NAME)}
     bench.expect([event for event in sent if event.seq not in refused], "of hostile texts")
     if {event.seq for event in sent[-2:]} & refused:
@@ -344,7 +344,7 @@ async def ends_when_told(bench: Bench) -> None:
                 scope.cancel()
         while _is_in_hook():  # noqa: ASYNC110 - the process would be gone here, and its thread with it
             await trio.sleep(0.005)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LAW_TIMEOUT_S):
         async with bench.room() as room:
             sent += await room.commit(*bench.events(8))
     bench.expect(sent, "after the end")

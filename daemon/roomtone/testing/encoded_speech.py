@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 WORD: Final = 0.280
 """Seconds that a word takes."""
-LARGEST: Final = (1 << 24) - 1
+MAX_NUMBER: Final = (1 << 24) - 1
 """The largest number that is a word."""
 
 _CELL = 0.005
@@ -25,7 +25,7 @@ _LOUD = re.compile(rb"[^\x00\xff]")
 _CLEAR = 0.010
 
 
-class Heard(NamedTuple):
+class HeardWord(NamedTuple):
     """A word in the audio: its number, and the samples from `start` to `end` since the first that the Ear was given."""
 
     number: int
@@ -78,7 +78,7 @@ class Ear:
         self._kept = bytearray()
         self._noise = False
 
-    def hear(self, audio: bytes) -> list[Heard]:
+    def hear(self, audio: bytes) -> list[HeardWord]:
         """The words that end in this piece: s16le mono, whole samples."""
         piece = audio[1::2]
         before = self.samples
@@ -87,7 +87,7 @@ class Ear:
         if loud:
             self.loud_until = before + loud
         self._kept += piece
-        heard: list[Heard] = []
+        heard: list[HeardWord] = []
         at = 0
         while (start := self._next(at)) is not None:
             if start + self._word > len(self._kept):
@@ -100,7 +100,7 @@ class Ear:
                 continue
             at = start + self._word
             first = self.samples - len(self._kept) + start
-            heard.append(Heard(number, first, first + self._word))
+            heard.append(HeardWord(number, first, first + self._word))
         else:
             # Noise: only so much is kept as may be the beginning of the quiet that ends it.
             at = max(at, len(self._kept) - (round(_CLEAR * self._rate) if self._noise else 0))
@@ -125,15 +125,15 @@ class Ear:
             if level in {0x00, 0xFF}:
                 return None
             value = value << 1 | (level < 0x80)
-        number = value >> 16 & LARGEST
+        number = value >> 16 & MAX_NUMBER
         if value >> 40 != _PREAMBLE or value & 0xFFFF != _checksum(number):
             return None
         return number
 
 
 def _word(number: int, rate: int) -> bytes:
-    if not 0 <= number <= LARGEST:
-        raise ValueError(f"{number} is no word: 0 to {LARGEST} are")
+    if not 0 <= number <= MAX_NUMBER:
+        raise ValueError(f"{number} is no word: 0 to {MAX_NUMBER} are")
     value = _PREAMBLE << 40 | number << 16 | _checksum(number)
     edges = [round(bit * _CELL * rate) for bit in range(_BITS + 1)]
     samples = array("h")

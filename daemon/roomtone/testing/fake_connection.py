@@ -14,13 +14,13 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 
 from roomtone.protocol import messages as protocol
 from roomtone.testing import faults as fault
-from roomtone.testing.fake_session import Conversation, Manner, Refused, Settings, settings_of
+from roomtone.testing.fake_session import FakeSession, FakeSettings, Manner, SessionRejected, settings_of
 from roomtone.testing.faults import CLOSE_TEXTS, GARBLED, Fault, Faults
 
 _CLOSING = 2.0
 
 
-class Rules(msgspec.Struct, frozen=True):
+class ServiceRules(msgspec.Struct, frozen=True):
     """What holds for every connection of one service: the arguments of `open_service`."""
 
     manner: Manner
@@ -62,7 +62,7 @@ class SessionRecord:
         return (trio.current_time() if self.ended_at is None else self.ended_at) - self.began_at
 
 
-class Line(trio.abc.Stream):
+class FaultyStream(trio.abc.Stream):
     """The byte stream of one connection, which can stall and break."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -99,16 +99,16 @@ class Line(trio.abc.Stream):
         await trio.aclose_forcefully(self._stream)
 
 
-class Call:
+class FakeConnection:
     """One accepted connection: what the service does from the upgrade to the close."""
 
     def __init__(
         self,
         record: SessionRecord,
         websocket: WebSocketConnection,
-        line: Line,
+        line: FaultyStream,
         faults: Sequence[Fault],
-        rules: Rules,
+        rules: ServiceRules,
     ) -> None:
         self._record = record
         self._websocket = websocket
@@ -128,10 +128,10 @@ class Call:
         """Serve the session until it has ended. Raises what trio-websocket raises when the line breaks."""
         try:
             settings = self._admit()
-        except Refused as refused:
+        except SessionRejected as refused:
             await self._fail(refused)
             return
-        conversation = Conversation(self._rules.manner, settings, self._record.number)
+        conversation = FakeSession(self._rules.manner, settings, self._record.number)
         if any(isinstance(one, fault.NoBegin) for one in self._faults):
             self._record.ended = "no Begin"
             while True:
@@ -155,47 +155,49 @@ class Call:
                     nursery.start_soon(self._commit, one)
                 await self._read(conversation)
                 nursery.cancel_scope.cancel()
-        except* Refused as group:
+        except* SessionRejected as group:
             await self._fail(_only(group))
 
-    def _admit(self) -> Settings:
+    def _admit(self) -> FakeSettings:
         """The session's settings. Raises Refused for who may not come in, and for bad parameters."""
         given = self._record.headers.get("authorization") or self._record.query.get("token")
         if self._rules.key is not None and given is None:
-            raise Refused(1008, "Unauthorized Connection: Missing Authorization header")
+            raise SessionRejected(1008, "Unauthorized Connection: Missing Authorization header")
         if self._rules.key is not None and given != self._rules.key:
-            raise Refused(1008, "Unauthorized Connection: Invalid API key")
+            raise SessionRejected(1008, "Unauthorized Connection: Invalid API key")
         if self._record.crowded:
-            raise Refused(3009, "Unauthorized Connection: Too many concurrent sessions")
+            raise SessionRejected(3009, "Unauthorized Connection: Too many concurrent sessions")
         return settings_of(self._record.query)
 
     def _check_hurry(self) -> None:
         """Raises Refused for audio that comes faster than anybody speaks."""
         audio, lasted = self._record.audio_seconds, self._record.open_seconds
         if self._rules.rush is not None and audio > 10 + self._rules.rush * lasted:
-            raise Refused(
+            raise SessionRejected(
                 3007,
                 "Input Duration Error: Audio Transmission Rate Exceeded: "
                 f"Received {audio:.1f} sec. audio in {lasted:.1f} sec",
             )
 
-    async def _read(self, conversation: Conversation) -> None:
+    async def _read(self, conversation: FakeSession) -> None:
         settings = conversation.settings
         while True:
             with trio.move_on_after(settings.inactivity_timeout) as patience:
                 message = await self._websocket.get_message()
             if patience.cancelled_caught:
                 seconds = f"{settings.inactivity_timeout:g}"
-                raise Refused(3006, f"Session terminated due to inactivity: No messages received for {seconds} seconds")
+                raise SessionRejected(
+                    3006, f"Session terminated due to inactivity: No messages received for {seconds} seconds"
+                )
             if isinstance(message, bytes):
                 await self._hear(conversation, message)
             elif await self._obey(conversation, message):
                 return
 
-    async def _hear(self, conversation: Conversation, audio: bytes) -> None:
+    async def _hear(self, conversation: FakeSession, audio: bytes) -> None:
         seconds = len(audio) / 2 / conversation.settings.rate
         if not protocol.MIN_FRAME_S <= seconds <= protocol.MAX_FRAME_S:
-            raise Refused(
+            raise SessionRejected(
                 3007,
                 f"Input Duration Error: Input Duration Violation: {seconds * 1000:.1f} ms. "
                 "Expected between 50 and 1000 ms",
@@ -208,12 +210,12 @@ class Call:
             if len(conversation.numbers) >= words:
                 event.set()
 
-    async def _obey(self, conversation: Conversation, text: str) -> bool:
+    async def _obey(self, conversation: FakeSession, text: str) -> bool:
         """Do what the client asks for; True when that was the end."""
         try:
             command = protocol.parse_command(text)
         except protocol.Malformed as malformed:
-            raise Refused(3006, f"User Input Validation Error: {malformed}") from None
+            raise SessionRejected(3006, f"User Input Validation Error: {malformed}") from None
         self._record.commands.append(command.type)
         match command.type:
             case "ForceEndpoint":
@@ -226,7 +228,7 @@ class Call:
                 return True
         return False
 
-    async def _terminate(self, conversation: Conversation) -> None:
+    async def _terminate(self, conversation: FakeSession) -> None:
         fault_ = next((one for one in self._faults if isinstance(one, fault.NoTermination)), None)
         if fault_ is not None and not fault_.close:
             await trio.sleep_forever()
@@ -276,13 +278,13 @@ class Call:
 
     async def _expire(self, lifetime: float) -> None:
         await trio.sleep(lifetime)
-        raise Refused(3008, CLOSE_TEXTS[3008])
+        raise SessionRejected(3008, CLOSE_TEXTS[3008])
 
     async def _commit(self, one: Fault) -> None:
         match one:
             case fault.Close(code=code, text=text):
                 await self._reach(one.seconds, one.words)
-                raise Refused(code, CLOSE_TEXTS.get(code, "") if text is None else text)
+                raise SessionRejected(code, CLOSE_TEXTS.get(code, "") if text is None else text)
             case fault.Drop(how=how):
                 await self._reach(one.seconds, one.words)
                 self._record.ended = how
@@ -315,7 +317,7 @@ class Call:
             self._waiting.append((words, event))
             await event.wait()
 
-    async def _fail(self, refused: Refused) -> None:
+    async def _fail(self, refused: SessionRejected) -> None:
         self._record.ended = str(refused)
         if refused.text:
             await self._websocket.send_message(protocol.encode(protocol.Error(refused.text, refused.code)))
@@ -326,6 +328,6 @@ class Call:
             await self._websocket.aclose(code, reason)
 
 
-def _only(group: BaseExceptionGroup[Refused]) -> Refused:
+def _only(group: BaseExceptionGroup[SessionRejected]) -> SessionRejected:
     first = group.exceptions[0]
     return _only(first) if isinstance(first, BaseExceptionGroup) else first

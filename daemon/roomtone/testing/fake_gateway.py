@@ -27,7 +27,7 @@ class Limited(msgspec.Struct, frozen=True):
     retry_after: str | None = "1"
 
 
-class Status(msgspec.Struct, frozen=True):
+class StatusReply(msgspec.Struct, frozen=True):
     """This HTTP status, with this body."""
 
     status: int = 500
@@ -38,7 +38,7 @@ class Silent(msgspec.Struct, frozen=True):
     """Take the request and never answer."""
 
 
-class Cut(msgspec.Struct, frozen=True):
+class CutOff(msgspec.Struct, frozen=True):
     """Close the connection in the middle of the answer."""
 
 
@@ -48,7 +48,7 @@ class Garbled(msgspec.Struct, frozen=True):
     body: str
 
 
-Mishap: TypeAlias = Limited | Status | Silent | Cut | Garbled | None
+Mishap: TypeAlias = Limited | StatusReply | Silent | CutOff | Garbled | None
 
 BODIES: Final[Mapping[str, bytes]] = {
     "empty": b"",
@@ -93,11 +93,11 @@ class FakeGateway:
         match next(self._mishaps, None):
             case Limited(retry_after=wait):
                 return 429, {} if wait is None else {"retry-after": wait}, b'{"error":"slow down"}'
-            case Status(status=status, body=content):
+            case StatusReply(status=status, body=content):
                 return status, {}, content
             case Silent():
                 await trio.sleep_forever()
-            case Cut():
+            case CutOff():
                 raise httpx2.RemoteProtocolError("the connection is cut")
             case Garbled(body=name):
                 return 200, {}, BODIES[name]

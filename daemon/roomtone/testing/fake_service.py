@@ -24,7 +24,7 @@ from trio_websocket import ConnectionClosed, HandshakeError, WebSocketRequest, w
 from wsproto.utilities import ProtocolError
 
 from roomtone.testing import faults as fault
-from roomtone.testing.fake_connection import Call, Line, Rules, SessionRecord
+from roomtone.testing.fake_connection import FakeConnection, FaultyStream, ServiceRules, SessionRecord
 from roomtone.testing.fake_session import Manner
 from roomtone.testing.faults import Fault, Faults, fair
 
@@ -39,13 +39,13 @@ _BROKEN = (
 )
 
 
-class Service:
+class FakeService:
     """A running fake service. `sessions` has every connection that asked for an upgrade, in order.
 
     `connections` counts those that did not, too.
     """
 
-    def __init__(self, url: str, rules: Rules, nursery: trio.Nursery) -> None:
+    def __init__(self, url: str, rules: ServiceRules, nursery: trio.Nursery) -> None:
         self.url = url
         self.connections = 0
         self.sessions: list[SessionRecord] = []
@@ -63,7 +63,7 @@ class Service:
         """One connection, from its first byte to its last; what breaks it is contained here."""
         number = self.connections
         self.connections += 1
-        line = Line(stream)
+        line = FaultyStream(stream)
         try:
             async with trio.open_nursery() as nursery:
                 await self._answer(nursery, line, number, self._rules.faults(number))
@@ -73,7 +73,7 @@ class Service:
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _answer(self, nursery: trio.Nursery, line: Line, number: int, faults: Sequence[Fault]) -> None:
+    async def _answer(self, nursery: trio.Nursery, line: FaultyStream, number: int, faults: Sequence[Fault]) -> None:
         for one in faults:
             match one:
                 case fault.Deaf():
@@ -90,7 +90,7 @@ class Service:
                 await _refuse(request, line, one)
                 return
         try:
-            await Call(record, await request.accept(), line, faults, self._rules).run()
+            await FakeConnection(record, await request.accept(), line, faults, self._rules).run()
         finally:
             record.ended = record.ended or "broken"
             record.ended_at = trio.current_time()
@@ -113,27 +113,27 @@ async def open_service(
     rush: float | None = None,
     sessions_a_minute: int | None = None,
     utc: Callable[[], float] = time.time,
-) -> AsyncIterator[Service]:
+) -> AsyncIterator[FakeService]:
     """Serve v3 on 127.0.0.1, at `service.url`, until the context is left; sessions that are open break then.
 
     `manner` is how it hears and answers; `key` is the only one that is let in, None lets in everybody. `rush`: more
     audio than so many times real time, after 10 s of grace, ends a session with 3007. `sessions_a_minute`: more new
     ones than that are refused with 3009. `utc` gives the Unix time for `expires_at`.
     """
-    rules = Rules(manner or Manner(), faults, key, rush, sessions_a_minute, utc)
+    rules = ServiceRules(manner or Manner(), faults, key, rush, sessions_a_minute, utc)
     async with trio.open_nursery() as nursery:
         if port is None:
-            service = Service("ws://service.test/v3/ws", rules, nursery)
+            service = FakeService("ws://service.test/v3/ws", rules, nursery)
         else:
             listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
             address = listeners[0].socket.getsockname()
-            service = Service(f"ws://127.0.0.1:{address[1]}/v3/ws", rules, nursery)
+            service = FakeService(f"ws://127.0.0.1:{address[1]}/v3/ws", rules, nursery)
             nursery.start_soon(trio.serve_listeners, service.serve, listeners)
         yield service
         nursery.cancel_scope.cancel()
 
 
-async def _refuse(request: WebSocketRequest, line: Line, one: fault.Refuse) -> None:
+async def _refuse(request: WebSocketRequest, line: FaultyStream, one: fault.Refuse) -> None:
     headers = [] if one.retry_after is None else [(b"Retry-After", one.retry_after.encode())]
     if one.told:
         await request.reject(one.status, extra_headers=headers, body=b"no")

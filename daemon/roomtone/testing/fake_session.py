@@ -11,12 +11,12 @@ import msgspec
 
 from roomtone.protocol import messages, parameters
 from roomtone.protocol.messages import TimedWord, TurnMessage
-from roomtone.testing.encoded_speech import Ear, Heard, spell
+from roomtone.testing.encoded_speech import Ear, HeardWord, spell
 
 _SLICE: Final = 0.050
 
 
-class Refused(Exception):  # noqa: N818 - it is the service's answer
+class SessionRejected(Exception):  # noqa: N818 - it is the service's answer
     """The session ends with this code and, if there is one, this text in an Error message."""
 
     def __init__(self, code: int, text: str) -> None:
@@ -47,7 +47,7 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True):
     failure: dict[str, Any] | None = None
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class FakeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters of a session that make a difference here. Seconds and Hz."""
 
     model: str
@@ -67,7 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.model in parameters.US_MODELS
 
 
-def settings_of(query: Mapping[str, str]) -> Settings:
+def settings_of(query: Mapping[str, str]) -> FakeSettings:
     """Read a session's query as the service does: unknown names are ignored. Raises Refused for a bad value."""
     model = query.get("speech_model", parameters.DEFAULT_MODEL)
     if model not in parameters.MODELS:
@@ -81,7 +81,7 @@ def settings_of(query: Mapping[str, str]) -> Settings:
     for name in ("prompt", "agent_context"):
         if len(query.get(name, "")) > 1750:
             raise _invalid(name, "String should have at most 1750 characters")
-    return Settings(
+    return FakeSettings(
         model=model,
         rate=rate,
         formatted=_flag(query, "format_turns") or model not in parameters.US_MODELS,
@@ -96,10 +96,10 @@ def settings_of(query: Mapping[str, str]) -> Settings:
     )
 
 
-class Conversation:
+class FakeSession:
     """One session's hearing. `numbers` are the words heard so far, as they were said."""
 
-    def __init__(self, manner: Manner, settings: Settings, session: int) -> None:
+    def __init__(self, manner: Manner, settings: FakeSettings, session: int) -> None:
         self.settings = settings
         self.numbers: list[int] = []
         self._manner = manner
@@ -170,7 +170,7 @@ class Conversation:
                 raise _invalid("max_turn_silence", "Input should be a valid integer")
             self._pause = silence / 1000
 
-    def _word(self, heard: Heard) -> Iterator[messages.Message]:
+    def _word(self, heard: HeardWord) -> Iterator[messages.Message]:
         first = not self._turn
         self.numbers.append(heard.number)
         self._turn.append(self._timed(heard, first=first))
@@ -179,7 +179,7 @@ class Conversation:
         if self.settings.partials:
             yield self._message(tuple(self._turn), final=False, formatted=not self.settings.us)
 
-    def _timed(self, heard: Heard, *, first: bool) -> TimedWord:
+    def _timed(self, heard: HeardWord, *, first: bool) -> TimedWord:
         chance = random.Random(f"{self._manner.seed}/{self._session}/{heard.number}")
         misheard = chance.random() < self._manner.misheard
         start, end = (round(1000 * sample / self.settings.rate) for sample in (heard.start, heard.end))
@@ -246,8 +246,8 @@ def _answer(
     return messages.LLMGatewayResponse(final.turn_order, final.transcript, body)
 
 
-def _invalid(name: str, text: str) -> Refused:
-    return Refused(3006, f"User Input Validation Error: Invalid '{name}': {text}")
+def _invalid(name: str, text: str) -> SessionRejected:
+    return SessionRejected(3006, f"User Input Validation Error: Invalid '{name}': {text}")
 
 
 def _flag(query: Mapping[str, str], name: str, *, default: bool = False) -> bool:

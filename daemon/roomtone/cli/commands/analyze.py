@@ -20,7 +20,7 @@ from roomtone.cli.commands.coverage import Since
 from roomtone.cli.commands.sinks import reading
 from roomtone.cli.commands.sinks_control import writing
 from roomtone.cli.config_option import config_option, load
-from roomtone.cli.exit_codes import Exit, Failure
+from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.cli.output import say, say_json, say_text
 from roomtone.cli.unit import enter
 from roomtone.config.model import Config, find_key
@@ -35,9 +35,9 @@ from roomtone.llm.conversations import AnalysisPrompt, Conversation, Progress
 from roomtone.llm.prompt_task import Result, analyze
 from roomtone.llm.settings import LLMSettings, RoomFacts
 
-TRIES = 6
+MAX_ATTEMPTS = 6
 """Requests for one answer, where the failure is a passing one."""
-LONGEST_WAIT = 120.0
+MAX_RETRY_WAIT_S = 120.0
 """Seconds that a person is kept waiting between two of them."""
 
 
@@ -89,7 +89,7 @@ def command(
     journal = config.state(os.environ) / "journal.sqlite"
     jobs = list(jobs_of(config, name, chosen, since, until or datetime.now(UTC)))
     if not jobs:
-        raise Failure("nothing was said there that is in the journal")
+        raise CommandFailure("nothing was said there that is in the journal")
     for job in jobs:
         with _progress(job.room) as progress:
             _tell(expected(job, config.budget.currency))
@@ -119,17 +119,19 @@ def command(
 def jobs_of(config: Config, name: str, chosen: Sequence[str], since: datetime, until: datetime) -> Iterator[Job]:
     """What there is to ask about, room by room. Raises Failure and ConfigError with what is wrong."""
     if name not in config.analysis:
-        raise Failure(f"{config.path}: {unknown(f'prompt [analysis.{name}]', name, config.analysis)}", Exit.USAGE)
+        raise CommandFailure(
+            f"{config.path}: {unknown(f'prompt [analysis.{name}]', name, config.analysis)}", Exit.USAGE
+        )
     if wrong := [room for room in chosen if room not in config.rooms]:
-        raise Failure(f"{config.path}: {unknown(f'room {wrong[0]}', wrong[0], config.rooms)}", Exit.USAGE)
+        raise CommandFailure(f"{config.path}: {unknown(f'room {wrong[0]}', wrong[0], config.rooms)}", Exit.USAGE)
     if since >= until:
-        raise Failure("--from must be before --to", Exit.USAGE)
+        raise CommandFailure("--from must be before --to", Exit.USAGE)
     facts = {room: RoomFacts(table.rate, table.streaming) for room, table in config.rooms.items()}
     key = find_key(config, os.environ)
     setting = LLMSettings(config.gateway, config.analysis, facts, key, config.gateway_key_file)
     path = config.state(os.environ) / "journal.sqlite"
     if not path.exists():
-        raise Failure(f"{path}: nothing was recorded with this configuration yet")
+        raise CommandFailure(f"{path}: nothing was recorded with this configuration yet")
     prompt = config.analysis[name]
     with reading(path) as database:
         for room in chosen or prompt.rooms or config.rooms:
@@ -196,7 +198,7 @@ async def _ask(job: Job, progress: Progress, pay: Callable[[str, Spent], None]) 
         return await analyze(job.prompt, job.room, job.conversation, ask, cost=job.setting.cost, progress=progress)
     except RequestFailed as failed:
         error = f"{failed}: {failed.said}" if failed.said else str(failed)
-    raise Failure(f"no answer: {error}")
+    raise CommandFailure(f"no answer: {error}")
 
 
 async def _ask_patiently(gateway: LLMClient, job: Job, request: Mapping[str, Any]) -> Completion:
@@ -206,7 +208,11 @@ async def _ask_patiently(gateway: LLMClient, job: Job, request: Mapping[str, Any
             return await gateway.ask(await job.setting.route(job.room), request)
         except RequestFailed as failed:
             delay = max(failed.wait, backoff.next())
-            if failed.verdict is not Retryability.PASSING or backoff.failures >= TRIES or delay > LONGEST_WAIT:
+            if (
+                failed.verdict is not Retryability.PASSING
+                or backoff.failures >= MAX_ATTEMPTS
+                or delay > MAX_RETRY_WAIT_S
+            ):
                 raise
             _tell(f"{failed}; again in {delay:.0f} s")
         await trio.sleep(delay)

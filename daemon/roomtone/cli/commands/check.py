@@ -15,7 +15,7 @@ from roomtone import network, paths
 from roomtone.capture.source_process import SourceEnded, SourceFailed, open_source
 from roomtone.capture.sources import Command, File, name_of
 from roomtone.cli.config_option import Loaded, config_option, load
-from roomtone.cli.exit_codes import Failure
+from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say, say_json
 from roomtone.cli.unit import enter
 from roomtone.config import model as configuration
@@ -33,7 +33,7 @@ from roomtone.sinks import Context, Sink
 from roomtone.speech.recognizer_process import RecognizerUnavailable, open_recognizer
 from roomtone.speech.vad import DetectorMissing, open_detector
 
-PATIENCE = 15.0
+CHECK_TIMEOUT_S = 15.0
 """Seconds until a source's first samples: a camera takes ten to answer."""
 
 
@@ -68,7 +68,7 @@ def command(given: Path | None, *, sources: bool, as_json: bool) -> None:
     else:
         say(*map(_line, findings))
     if faults:
-        raise Failure(f"{faults} of these would not run" if faults > 1 else "one of these would not run")
+        raise CommandFailure(f"{faults} of these would not run" if faults > 1 else "one of these would not run")
 
 
 async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) -> list[Finding]:
@@ -173,11 +173,11 @@ async def _room(name: str, room: Room, config: Config, *, sources: bool) -> Find
     if not sources and not isinstance(room.source, File):
         return Finding(f"room {name}", what, note="not opened; --sources opens it")
     try:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(CHECK_TIMEOUT_S):
             async with open_source(room.source, rate=room.rate, frame=room.frame, folder=config.folder) as feed:
                 await feed.receive()
     except trio.TooSlowError:
-        return Finding(f"room {name}", what, fault=f"gave no samples within {PATIENCE:g} s")
+        return Finding(f"room {name}", what, fault=f"gave no samples within {CHECK_TIMEOUT_S:g} s")
     except SourceFailed as error:
         return Finding(f"room {name}", what, fault=str(error))
     except SourceEnded:

@@ -14,7 +14,7 @@ from roomtone.budget.ledger import PAID_PREFIX, SPENT_PREFIX, Cost, CostLedger, 
 from roomtone.cli.commands.sinks import reading
 from roomtone.cli.commands.status import breakdown
 from roomtone.cli.config_option import config_option, load
-from roomtone.cli.exit_codes import Failure
+from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say, say_json
 from roomtone.cli.unit import enter
 from roomtone.journal.coverage import State, Summary, draw, summarize
@@ -41,7 +41,7 @@ MARKS: Mapping[State | None, tuple[str, str]] = {
 """What the timeline shows for a state, and in which color where there are colors."""
 
 
-class Account(NamedTuple):
+class RoomCoverage(NamedTuple):
     """One room's summary and the rows that it was made of."""
 
     summary: Summary
@@ -96,20 +96,20 @@ def command(given: Path | None, *, chosen: tuple[str, ...], since: datetime | No
             for line in _costs(bill, config.budget.currency):
                 say(f"{room}   {line}")
     if faults := [one.summary.room for one in accounts if not one.summary.is_explained]:
-        raise Failure(f"not everything is explained in {', '.join(faults)}: please report this")
+        raise CommandFailure(f"not everything is explained in {', '.join(faults)}: please report this")
 
 
-def _accounts(journal: Path, chosen: Sequence[str], since: datetime | None) -> list[Account]:
+def _accounts(journal: Path, chosen: Sequence[str], since: datetime | None) -> list[RoomCoverage]:
     if not journal.exists():
-        raise Failure(f"{journal}: nothing was recorded with this configuration yet")
+        raise CommandFailure(f"{journal}: nothing was recorded with this configuration yet")
     with reading(journal) as database:
         rates = _rates(database)
         if unknown := [room for room in chosen if room not in rates]:
             known = ", ".join(rates) or "none"
-            raise Failure(f"nothing was recorded of {', '.join(unknown)} yet; rooms with recordings: {known}")
+            raise CommandFailure(f"nothing was recorded of {', '.join(unknown)} yet; rooms with recordings: {known}")
         covers = {room: database.covers(room, 0) for room in (chosen or rates)}
     summaries = {room: summarize(room, rates[room], rows, since=since) for room, rows in covers.items()}
-    return [Account(summary, covers[room]) for room, summary in summaries.items() if summary]
+    return [RoomCoverage(summary, covers[room]) for room, summary in summaries.items() if summary]
 
 
 def _bills(journal: Path, rooms: Sequence[str]) -> dict[str, Cost]:
@@ -132,7 +132,7 @@ def _rates(database: Database) -> dict[str, int]:
     return {key.split("/")[1]: rate for key, rate in marks.items() if key.endswith("/rate")}
 
 
-def _print(accounts: Sequence[Account], since: datetime | None) -> None:
+def _print(accounts: Sequence[RoomCoverage], since: datetime | None) -> None:
     """For people: in color on a terminal, and the same characters without it elsewhere."""
     from rich.console import Console  # noqa: PLC0415 - late: `--json` and other commands want none of it
     from rich.text import Text  # noqa: PLC0415 - late, as above

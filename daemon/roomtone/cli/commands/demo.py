@@ -20,9 +20,9 @@ from roomtone.cli.commands.check import recognizer_fault
 from roomtone.cli.commands.sinks import reading
 from roomtone.cli.demo_receiver import Receiver, open_receiver
 from roomtone.cli.display import Screen, open_display
-from roomtone.cli.exit_codes import Exit, Failure
+from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.cli.output import say
-from roomtone.cli.recording_summary import Coverage, Tally, coverage_of
+from roomtone.cli.recording_summary import RecordingCoverage, Tally, coverage_of
 from roomtone.config import loader
 from roomtone.delivery.plugins import load_plugins
 from roomtone.monitoring import logs
@@ -65,7 +65,7 @@ def command(directory: Path, endpoint: str, *, fast: bool) -> None:
         say(line)
     say("", "next: `roomtone init` writes a configuration for a microphone of yours, `roomtone run` records it")
     if coverage is None or coverage.captured + coverage.lost < coverage.samples:
-        raise Failure(f"not every sample is accounted for; see {directory / 'roomtone.log'}")
+        raise CommandFailure(f"not every sample is accounted for; see {directory / 'roomtone.log'}")
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def _log(directory: Path) -> Iterator[TextIO]:
         file = (directory / "roomtone.log").open("a", encoding="utf-8")
     except OSError as error:
         text = f"{directory}: cannot be written: {error.strerror}; name another folder with --directory"
-        raise Failure(text, Exit.CANTCREAT) from None
+        raise CommandFailure(text, Exit.CANTCREAT) from None
     with file:
         yield file
 
@@ -84,7 +84,7 @@ def _log(directory: Path) -> Iterator[TextIO]:
 async def _play(directory: Path, endpoint: str, *, fast: bool, display: Any, tally: Tally) -> Receiver:
     # The daemon would wait for a recognizer to be installed; who watches a demo should not.
     if endpoint == parameters.LOCAL and (fault := await recognizer_fault()):
-        raise Failure(fault)
+        raise CommandFailure(fault)
     with _recording() as recording:
         async with open_receiver() as receiver:
             tables = tables_of(recording, endpoint, receiver.url, fast=fast)
@@ -115,7 +115,9 @@ def tables_of(recording: Path, endpoint: str, url: str, *, fast: bool) -> dict[s
 HEADER = "# What `roomtone demo` ran last. Its webhook receiver has gone with it.\n\n"
 
 
-def summary(directory: Path, begun: float, tally: Tally, coverage: Coverage | None, posts: int) -> Iterator[str]:
+def summary(
+    directory: Path, begun: float, tally: Tally, coverage: RecordingCoverage | None, posts: int
+) -> Iterator[str]:
     """What came of it, line by line."""
     yield ""
     yield f"written to {directory}"
@@ -143,7 +145,7 @@ def summary(directory: Path, begun: float, tally: Tally, coverage: Coverage | No
     )
 
 
-def _coverage(directory: Path, tally: Tally) -> Coverage | None:
+def _coverage(directory: Path, tally: Tally) -> RecordingCoverage | None:
     if tally.start is None or tally.end <= tally.start:
         return None
     with reading(directory / "state" / "journal.sqlite") as journal:

@@ -6,7 +6,7 @@ import click
 import trio
 
 from roomtone.capture.source_process import Listing, list_devices
-from roomtone.cli.exit_codes import Failure
+from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say, say_json
 
 
@@ -26,7 +26,7 @@ def command(*, as_json: bool) -> None:
     for problem in listing.problems:
         say(f"roomtone: {' '.join(problem.split())}", err=True)
     if not listing.devices:
-        raise Failure("no microphone is visible here; is one connected, and may this user use it (group audio)?")
+        raise CommandFailure("no microphone is visible here; is one connected, and may this user use it (group audio)?")
 
 
 def table(listing: Listing) -> Iterator[str]:

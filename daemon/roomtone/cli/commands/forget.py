@@ -14,7 +14,7 @@ import trio
 from roomtone import paths, secret
 from roomtone.cli.config_option import config_option, find, load
 from roomtone.cli.duration import DURATION
-from roomtone.cli.exit_codes import Failure
+from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say
 from roomtone.cli.unit import enter
 from roomtone.config.model import Config
@@ -24,7 +24,7 @@ from roomtone.control.unix_socket import ControlError, NoDaemonError
 from roomtone.forget.room import clamp
 from roomtone.monitoring.report import Report
 
-PATIENCE = 900.0
+FORGET_TIMEOUT_S = 900.0
 """Seconds for the answer of the daemon: a journal of gigabytes is written anew."""
 
 
@@ -94,7 +94,7 @@ def command(
     for line in answer.lines:
         say(line)
     if answer.left:
-        raise Failure("\n".join(answer.left))
+        raise CommandFailure("\n".join(answer.left))
 
 
 def _forget(given: Path | None, wish: Forget) -> Forgot:
@@ -102,7 +102,9 @@ def _forget(given: Path | None, wish: Forget) -> Forgot:
     state = paths.state_folder(None, Path.cwd(), os.environ)
     answer: Answer
     if find(given) is None:
-        answer = client.ask(client.find_socket(paths.control_sockets(state, os.environ)), wish, patience=PATIENCE)
+        answer = client.ask(
+            client.find_socket(paths.control_sockets(state, os.environ)), wish, patience=FORGET_TIMEOUT_S
+        )
     else:
         answer = _forget_with(load(given).config, wish)
     if isinstance(answer, Refused):
@@ -123,10 +125,10 @@ def _forget_with(config: Config, wish: Forget) -> Answer:
     else:
         report = client.ask(path, Status())
         if not isinstance(report, Report) or _is_its(report, config, state):
-            return client.ask(path, wish, patience=PATIENCE)
+            return client.ask(path, wish, patience=FORGET_TIMEOUT_S)
         other = f"the daemon that answers at {path} runs with {report.configuration}: name that with --config"
     if not _has_journal(state):
-        raise Failure(
+        raise CommandFailure(
             f"nothing was forgotten: nothing was ever recorded in {state}, the state of {config.path}; {other}"
         )
     return _alone(config, wish)

@@ -14,7 +14,7 @@ import trio
 
 from roomtone import paths, secret
 from roomtone.capture.source_process import list_devices
-from roomtone.cli.exit_codes import Exit, Failure
+from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.cli.output import say
 from roomtone.config import loader
 from roomtone.config.toml_file import ConfigError
@@ -27,7 +27,7 @@ HEADER = """\
 """
 
 
-class Answers(msgspec.Struct, frozen=True, kw_only=True):
+class InitAnswers(msgspec.Struct, frozen=True, kw_only=True):
     """What a configuration is made of; the source is a table of its own kind."""
 
     room: str
@@ -37,7 +37,7 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     webhook: str | None
 
 
-DEFAULTS = Answers(
+DEFAULTS = InitAnswers(
     room="desk",
     source={"kind": "microphone", "device": "default"},
     endpoint=None,
@@ -91,10 +91,12 @@ def command(  # noqa: PLR0917 - click passes them by name
     if device is not None and source_file is not None:
         raise click.UsageError("--device and --source-file are two sources; give one")
     if output.exists() and not force:
-        raise Failure(f"{output}: is there already; --force writes over it, --output names another", Exit.CANTCREAT)
+        raise CommandFailure(
+            f"{output}: is there already; --force writes over it, --output names another", Exit.CANTCREAT
+        )
     plugins = load_plugins(())
     ask = _Asking(plugins, quiet=yes or not sys.stdin.isatty())
-    answers = Answers(
+    answers = InitAnswers(
         room=room or ask.text("The room's name", "room", DEFAULTS.room),
         source=_file(source_file, output) if source_file else {"kind": "microphone", "device": device or ask.device()},
         endpoint=endpoint or ask.endpoint(),
@@ -108,7 +110,7 @@ def command(  # noqa: PLR0917 - click passes them by name
     say(f"next: roomtone check{_flag(output)}, then {_next(output)}")
 
 
-def compose(answers: Answers) -> dict[str, Any]:
+def compose(answers: InitAnswers) -> dict[str, Any]:
     """The tables of a configuration with these answers. Pure."""
     streaming = {} if answers.endpoint is None else {"streaming": {"endpoint": answers.endpoint}}
     sinks: dict[str, Any] = {
@@ -187,7 +189,7 @@ def _file(path: Path, output: Path) -> dict[str, Any]:
     at the configuration's folder, and the user's was typed in another.
     """
     if not path.is_file():
-        raise Failure(f"{path}: there is no such file", Exit.FAILED)
+        raise CommandFailure(f"{path}: there is no such file", Exit.FAILED)
     absolute, folder = path.absolute(), output.absolute().parent
     return {"kind": "file", "path": str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)}
 
@@ -211,7 +213,7 @@ def _write(path: Path, text: str, *, force: bool) -> None:
         if force:
             target.replace(path)
     except OSError as error:
-        raise Failure(f"{path}: cannot be written: {error.strerror}", Exit.CANTCREAT) from None
+        raise CommandFailure(f"{path}: cannot be written: {error.strerror}", Exit.CANTCREAT) from None
 
 
 def _next(output: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from roomtone.cli.config_option import config_option, find, load
-from roomtone.cli.exit_codes import Exit, Failure
+from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.cli.output import say
 from roomtone.config.model import Config
 from roomtone.sinks import Sink
@@ -69,7 +69,7 @@ def _refuse_service(given: Path | None) -> None:
     path = find(given)
     found = unit.find_unit(path)
     if found and not found.user:
-        raise Failure(
+        raise CommandFailure(
             f"{path}: {found.name} runs with it; start that: systemctl start {found.short}. To run beside it, name "
             "another configuration with --config",
             Exit.CONFIG,

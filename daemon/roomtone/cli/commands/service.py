@@ -13,7 +13,7 @@ import click
 
 from roomtone import paths
 from roomtone.cli.config_option import load
-from roomtone.cli.exit_codes import Exit, Failure
+from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.cli.output import say
 from roomtone.cli.systemd_install import (
     GROUP,
@@ -157,18 +157,22 @@ def status(*, user: bool) -> None:
 
 def _place(*, user: bool, changes: bool = True) -> Installation:
     if not Path("/run/systemd/system").is_dir() or not shutil.which("systemctl"):
-        raise Failure("this machine was not started by systemd; run the daemon by what it has, as `roomtone run`")
+        raise CommandFailure(
+            "this machine was not started by systemd; run the daemon by what it has, as `roomtone run`"
+        )
     if user:
         return user_installation(os.environ)
     if changes and os.geteuid() != 0:
-        raise Failure("only root changes the machine's services; call it with sudo, or with --user for your session")
+        raise CommandFailure(
+            "only root changes the machine's services; call it with sudo, or with --user for your session"
+        )
     return system_installation()
 
 
 def _refuse_invisible_program(place: Installation) -> None:
     script = find_program()
     if not os.access(script, os.X_OK):
-        raise Failure(f"{script}: the command is not installed there; install Roomtone with pip, then try again")
+        raise CommandFailure(f"{script}: the command is not installed there; install Roomtone with pip, then try again")
     if place.user:
         return
     if lines := invisible(program_parts()):
@@ -178,20 +182,20 @@ def _refuse_invisible_program(place: Installation) -> None:
             "    /opt/roomtone/bin/roomtone service install\n"
             "or for your own session: roomtone service install --user"
         )
-        raise Failure("\n".join(["the service could not see the program:", *lines, remedy]))
+        raise CommandFailure("\n".join(["the service could not see the program:", *lines, remedy]))
 
 
 def _give_access(path: Path, config: Config) -> bool:
     """The service reads the configuration as a member of a group, so that nobody else has to be let in."""
     if config.service.state:
-        raise Failure(
+        raise CommandFailure(
             f'{path}: [service] state = "{config.service.state}": the service may write below /var/lib/roomtone only; '
             "remove the key, systemd gives the folder"
         )
     if path.parent != system_installation().configuration.parent:
         if lines := invisible([path]):
             lines.append(f"move it to {system_installation().configuration}, where `install` gives the service access")
-            raise Failure("\n".join(["the service could not read the configuration:", *lines]))
+            raise CommandFailure("\n".join(["the service could not read the configuration:", *lines]))
         return False
     _run("groupadd", "--system", "--force", GROUP)
     group = grp.getgrnam(GROUP).gr_gid
@@ -223,7 +227,7 @@ def _read_key(key_from: str | None, place: Installation, config: Config) -> str 
     if line := _foreign_source(place):
         if key_from is None:
             return None
-        raise Failure(
+        raise CommandFailure(
             f"the service takes its key by {line}, and would not see another in {place.key}: replace it where that "
             f"line finds it, then: {' '.join(place.manager)} restart roomtone; or remove the line: "
             f"{' '.join(place.manager)} edit roomtone"
@@ -236,7 +240,7 @@ def _read_key(key_from: str | None, place: Installation, config: Config) -> str 
             with paths.expand(named).open("rb") as file:
                 return _checked(file.read(LONGEST_KEY), named)
         except OSError as error:
-            raise Failure(f"{named}: the key cannot be read: {error.strerror}") from None
+            raise CommandFailure(f"{named}: the key cannot be read: {error.strerror}") from None
     endpoints = {room.streaming.endpoint for room in config.rooms.values()}
     if place.key.exists() or not sys.stdin.isatty() or not endpoints & {None, *NEEDS_KEY}:
         return None
@@ -269,7 +273,7 @@ def _is_outdated(place: Installation) -> bool:
 def _checked(text: bytes, origin: str) -> str:
     key = text.strip().decode("ascii", "replace")
     if not key or len(text) == LONGEST_KEY or not (key.isascii() and key.isprintable() and " " not in key):
-        raise Failure(f"{origin} holds no key; it must be one word of printable ASCII, and nothing else")
+        raise CommandFailure(f"{origin} holds no key; it must be one word of printable ASCII, and nothing else")
     return key
 
 
@@ -301,7 +305,7 @@ def _write(path: Path, text: str, *, mode: int = 0o644, is_ours: bool = False) -
 
 def _refuse_foreign(path: Path) -> None:
     if path.exists() and not path.read_text("utf-8").startswith(MARK):
-        raise Failure(
+        raise CommandFailure(
             f"{path} is there and was not written by `roomtone service install`; move it away first",
             Exit.CANTCREAT,
         )
@@ -312,8 +316,8 @@ def _start(place: Installation, *, changed: bool) -> None:
     _run(*place.manager, "reset-failed", UNIT, check=False)
     try:
         _run(*place.manager, "restart" if changed else "start", UNIT)
-    except Failure:
-        raise Failure(f"{UNIT} did not start; why: {logs(user=place.user)}") from None
+    except CommandFailure:
+        raise CommandFailure(f"{UNIT} did not start; why: {logs(user=place.user)}") from None
     text = _run(*place.manager, "show", UNIT, "--property", "StatusText", "--value").strip()
     say(f"started: {text}")
     say(f"see it: {_again('status', user=place.user)}, or {logs(user=place.user)}")
@@ -324,9 +328,9 @@ def _run(*argv: str, check: bool = True) -> str:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603 - our own words only
     except OSError as error:
-        raise Failure(f"{argv[0]}: cannot be run: {error.strerror}") from None
+        raise CommandFailure(f"{argv[0]}: cannot be run: {error.strerror}") from None
     if check and done.returncode:
-        raise Failure(f"{' '.join(argv)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        raise CommandFailure(f"{' '.join(argv)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
     return done.stdout
 
 

@@ -31,7 +31,7 @@ from roomtone.sinks import Sink, wants
 PAGE = 1000
 
 
-class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
+class SinkReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a sink stands: `behind` events wait for it, `refused` were set aside; None where it has not run yet.
 
     `status` is what the running daemon says (*active*, *failing*, *stuck*, ...), else *stopped*; *new* for a sink that
@@ -55,11 +55,11 @@ class Kind(msgspec.Struct, frozen=True):
     module: str
 
 
-class Report(msgspec.Struct, frozen=True):
+class SinksReport(msgspec.Struct, frozen=True):
     """What `--json` gives."""
 
     kinds: list[Kind]
-    sinks: list[Standing]
+    sinks: list[SinkReport]
     problems: tuple[Problem, ...]
 
 
@@ -80,13 +80,13 @@ def command(context: click.Context, given: Path | None, *, as_json: bool) -> Non
     path = find(given)
     tables: dict[str, Any] = {} if path is None else document.read(path)
     plugins = load_plugins(() if path is None else loader.plugin_paths(tables, path))
-    standings: list[Standing] = []
+    standings: list[SinkReport] = []
     if path is not None:
         statuses = working(path)
         standings = [
             _live(each, statuses) for each in standings_of(tables, plugins, sinks_control.state_of(tables, path))
         ]
-    report = Report(list(_kinds(plugins)), standings, plugins.problems)
+    report = SinksReport(list(_kinds(plugins)), standings, plugins.problems)
     if as_json:
         say_json(report)
     else:
@@ -104,7 +104,7 @@ for subcommand in (
     command.add_command(subcommand)
 
 
-def standings_of(tables: dict[str, Any], plugins: Plugins, state: Path) -> Iterator[Standing]:
+def standings_of(tables: dict[str, Any], plugins: Plugins, state: Path) -> Iterator[SinkReport]:
     """How each sink of the file stands, and those that only the journal knows. Raises sqlite3.Error where the journal
     cannot be read.
     """
@@ -121,22 +121,22 @@ def standings_of(tables: dict[str, Any], plugins: Plugins, state: Path) -> Itera
         for name, sink in found.items():
             yield _standing(name, sink, database, "stopped")
         for name in database.cursors().keys() - found.keys():
-            yield Standing(name, "", "removed", None, database.count_refusals(name))
+            yield SinkReport(name, "", "removed", None, database.count_refusals(name))
 
 
-def _standing(name: str, sink: Sink | Broken, database: Database | None, usual: str) -> Standing:
+def _standing(name: str, sink: Sink | Broken, database: Database | None, usual: str) -> SinkReport:
     cursor = database.cursors().get(name) if database else None
     refused = database.count_refusals(name) if database and cursor is not None else None
     if isinstance(sink, Broken):
         waiting = database.tip - cursor if database and cursor is not None else None
-        return Standing(name, "", sink.what, waiting, refused, sink.text)
+        return SinkReport(name, "", sink.what, waiting, refused, sink.text)
     behind = _behind(database, sink, cursor) if database and cursor is not None else None
     orders = controls_of(name, database.marks(prefix(name)) if database else {})
     if sink.disabled:
-        return Standing(name, _kind(sink), "disabled", behind, refused)
+        return SinkReport(name, _kind(sink), "disabled", behind, refused)
     if orders.paused:
-        return Standing(name, _kind(sink), "paused", behind, refused, orders.paused.reason)
-    return Standing(name, _kind(sink), "new" if cursor is None else usual, behind, refused)
+        return SinkReport(name, _kind(sink), "paused", behind, refused, orders.paused.reason)
+    return SinkReport(name, _kind(sink), "new" if cursor is None else usual, behind, refused)
 
 
 @contextmanager
@@ -161,7 +161,7 @@ def working(path: Path | None) -> dict[str, SinkStatus]:
     return {status.name: status for status in answer.sinks} if isinstance(answer, ControlReport) else {}
 
 
-def _live(standing: Standing, statuses: dict[str, SinkStatus]) -> Standing:
+def _live(standing: SinkReport, statuses: dict[str, SinkStatus]) -> SinkReport:
     status = statuses.get(standing.name)
     if status is None:
         return standing
@@ -186,7 +186,7 @@ def _kinds(plugins: Plugins) -> Iterator[Kind]:
         yield Kind(name, purpose, str(getattr(module, "__file__", None) or kind.__module__))
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: SinksReport) -> Iterator[str]:
     yield "kinds"
     yield from (f"  {kind.kind:12} {kind.purpose}" for kind in report.kinds)
     if report.sinks:
@@ -202,7 +202,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield from (f"  {problem.plugin:12} {problem.text}" for problem in left)
 
 
-def _facts(sink: Standing) -> Iterator[str]:
+def _facts(sink: SinkReport) -> Iterator[str]:
     yield "has not run yet" if sink.status == "new" else sink.status
     if sink.status == "removed":
         yield f"forget it with: roomtone sinks forget {sink.name}"

@@ -17,7 +17,7 @@ import click
 
 from roomtone import paths
 from roomtone.cli.config_option import config_option, find, load
-from roomtone.cli.exit_codes import Exit, Failure
+from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.cli.output import say
 from roomtone.cli.unit import enter
 from roomtone.config import loader, validation
@@ -102,7 +102,7 @@ def forget(name: str, given: Path | None) -> None:
     enter(given)
     config, _ = load(given)
     if name in config.sinks or name in config.unloaded or name in config.disabled:
-        raise Failure(
+        raise CommandFailure(
             f"{config.path}: [sinks.{name}] is there; take it out, or the plugin {name}.py, restart the daemon, "
             "then forget it"
         )
@@ -126,12 +126,14 @@ def ordering(name: str, given: Path | None) -> Iterator[tuple[Database, int]]:
     tables = document.read(path)
     journal = state_of(tables, path) / "journal.sqlite"
     if not journal.exists():
-        raise Failure(f"{journal}: there is no journal yet: no sink has run. Start the daemon first", Exit.FAILED)
+        raise CommandFailure(
+            f"{journal}: there is no journal yet: no sink has run. Start the daemon first", Exit.FAILED
+        )
     try:
         with writing(journal) as database:
             cursors = database.cursors()
             if name not in cursors:
-                raise Failure(_unknown(name, cursors, tables, path))
+                raise CommandFailure(_unknown(name, cursors, tables, path))
             yield database, cursors[name]
     except sqlite3.Error as error:
         raise JournalError(

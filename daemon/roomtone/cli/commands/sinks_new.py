@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 import click
 
-from roomtone.cli.exit_codes import Exit, Failure
+from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.cli.output import say
 from roomtone.delivery.hooks import LIVE
 from roomtone.delivery.plugins import RESERVED
@@ -73,6 +73,6 @@ def _write(path: Path, text: str) -> None:
             file.write(text)
         path.chmod(0o644)  # whatever the umask: nobody else may write what the daemon runs
     except FileExistsError:
-        raise Failure(f"{path}: is there already; take another name or --directory", Exit.CANTCREAT) from None
+        raise CommandFailure(f"{path}: is there already; take another name or --directory", Exit.CANTCREAT) from None
     except OSError as error:
-        raise Failure(f"{path}: cannot be written: {error.strerror}", Exit.CANTCREAT) from None
+        raise CommandFailure(f"{path}: cannot be written: {error.strerror}", Exit.CANTCREAT) from None

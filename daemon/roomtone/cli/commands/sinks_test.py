@@ -10,7 +10,7 @@ import trio
 
 from roomtone import paths
 from roomtone.cli.config_option import config_option, load
-from roomtone.cli.exit_codes import Failure
+from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say
 from roomtone.cli.unit import enter
 from roomtone.config.model import Config
@@ -50,7 +50,7 @@ def test(name: str, given: Path | None) -> None:
     )
     outcome = trio.run(probe_sink, sink, context, lambda hooks: test_event(sink, hooks, config))
     if outcome.error is not None:
-        raise Failure(f"sink {name} failed: {outcome.error}")
+        raise CommandFailure(f"sink {name} failed: {outcome.error}")
     say(f"sink {name} {_told(outcome)}")
 
 

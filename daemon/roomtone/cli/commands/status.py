@@ -20,7 +20,7 @@ from roomtone.delivery.health import SinkStatus
 from roomtone.legible import legible
 from roomtone.monitoring.report import CostReport, Report, RoomReport
 
-PERIOD = 1.0
+WATCH_INTERVAL_S = 1.0
 """Seconds between two looks."""
 
 
@@ -64,7 +64,7 @@ async def _look(path: Path, times: float, take: Callable[[Report], None]) -> Non
             if isinstance(answer, Report):
                 take(answer)
             times -= 1
-            await trio.sleep(PERIOD if times > 0 else 0)
+            await trio.sleep(WATCH_INTERVAL_S if times > 0 else 0)
 
 
 def lines(report: Report, now: datetime) -> Iterator[str]:

@@ -17,7 +17,7 @@ from roomtone.cli.commands.coverage import SINCE
 from roomtone.cli.commands.sinks import reading
 from roomtone.cli.commands.sinks_control import writing
 from roomtone.cli.config_option import config_option, load
-from roomtone.cli.exit_codes import Failure
+from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say
 from roomtone.cli.unit import enter
 from roomtone.config.model import Config, Room, find_key
@@ -60,7 +60,7 @@ def command(given: Path | None, *, since: datetime, until: datetime | None, chos
     config, _ = load(given)
     state = config.state(os.environ)
     if unknown := [room for room in chosen if room not in config.rooms]:
-        raise Failure(f"there is no room {', '.join(unknown)}; there is {', '.join(config.rooms)}")
+        raise CommandFailure(f"there is no room {', '.join(unknown)}; there is {', '.join(config.rooms)}")
     rooms = {name: room for name, room in config.rooms.items() if name in (chosen or config.rooms)}
     found = list(_find(state, rooms, since, until or datetime.now(UTC)))
     for one in found:
@@ -78,7 +78,7 @@ def command(given: Path | None, *, since: datetime, until: datetime | None, chos
         say("the daemon transcribes it")
         return
     if not is_done:
-        raise Failure(
+        raise CommandFailure(
             "the budget is spent: what is left is transcribed by the daemon, or by this command, in the next period or "
             "when [budget] has more"
         )
@@ -87,7 +87,7 @@ def command(given: Path | None, *, since: datetime, until: datetime | None, chos
 def _find(state: Path, rooms: Mapping[str, Room], since: datetime, until: datetime) -> Iterator[Unsent]:
     journal = state / "journal.sqlite"
     if not journal.exists():
-        raise Failure(f"{journal}: nothing was recorded with this configuration yet")
+        raise CommandFailure(f"{journal}: nothing was recorded with this configuration yet")
     with reading(journal) as database:
         for name, room in rooms.items():
             unsent = never_sent(database.covers(name, 0), since, until)
