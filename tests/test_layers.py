@@ -11,7 +11,19 @@ DAEMON = Path(__file__).parent.parent / "daemon" / "roomtone"
 
 LAYERS = (
     {
-        *("admission", "backoff", "descriptors", "durable", "events", "files", "legible", "network", "paths", "proxy"),
+        *(
+            "admission",
+            "backoff",
+            "concurrency",
+            "descriptors",
+            "durable",
+            "events",
+            "files",
+            "legible",
+            "network",
+            "paths",
+            "proxy",
+        ),
         *("secret", "spans", "trusted_clock", "protocol.*"),
     },
     {"sinks", "live", "captions"},
@@ -37,6 +49,7 @@ ALONE = {
     "capture.source.main": set[str](),
     "recognizer.*": {
         "admission",
+        "concurrency",
         "descriptors",
         "events",
         "legible",
@@ -101,6 +114,7 @@ def test_the_recognizer_stands_alone() -> None:
     """The recognizer could be a program of its own: it knows the protocol and nothing of the daemon."""
     allowed = {
         "admission",
+        "concurrency",
         "descriptors",
         "events",
         "legible",

@@ -193,7 +193,9 @@ async def test_a_month_of_events(
     """Over thirty days of sessions, turns and segments the journal, the spool and memory stay as large as after two;
     nothing is unexplained, and each turn is delivered once, though the receiver is away for two hours of each week.
     """
-    monkeypatch.setattr("roomtone.retention.cleanup.INTERVAL", 1800.0)  # else most of the month is spent on looking
+    monkeypatch.setattr(
+        "roomtone.retention.cleanup.CHECK_INTERVAL_S", 1800.0
+    )  # else most of the month is spent on looking
     sink = Counting(start="oldest")
     sizes, delivered = [], 0
     async with open_service(port=None) as service:

@@ -2,13 +2,14 @@
 
 import os
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import structlog
 import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
+from roomtone.concurrency import leaves_of
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, JournalError
 
@@ -47,7 +48,7 @@ async def supervise(
         except* JournalError:
             raise
         except* Exception as group:  # noqa: BLE001 - this is the place
-            leaves = list(leaves_of(group))
+            leaves = leaves_of(group)
         if not leaves:
             return
         failures += 1
@@ -64,15 +65,6 @@ async def supervise(
                 await until.wait()
         if until is not None and until.is_set():
             return
-
-
-def leaves_of(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions in nested groups, the first one first; one that is not a group is its own leaf."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from leaves_of(inner)
-    else:
-        yield error
 
 
 def place(error: BaseException) -> str:

@@ -281,3 +281,10 @@ def encode(event: Durable | Live) -> bytes:
 def decode(line: bytes | str) -> Durable:
     """The reverse of `encode` for durable events. Raises msgspec.ValidationError for a kind it does not know."""
     return _decoder.decode(line)
+
+
+def notice(
+    code: str, text: str, *, at: datetime, room: str = "", position: int = 0, severity: Severity = "warning"
+) -> Notice:
+    """A notice for the operator; without a room it speaks of the whole daemon."""
+    return Notice(room=room, position=position, at=at, severity=severity, code=code, text=text)

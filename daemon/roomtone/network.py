@@ -17,6 +17,7 @@ import h11
 import httpx2
 import trio
 
+from roomtone.concurrency import leaves_of
 from roomtone.proxy import NetworkError, Proxy, find_proxy, join, split
 
 ENCRYPTED = frozenset({"https", "wss"})
@@ -204,11 +205,4 @@ def causes(error: BaseException) -> list[str]:
     """The reasons for a failed connection: trio tries each address of a name, and says only that all failed."""
     if error.__cause__ is None:
         return [str(error) or type(error).__name__]
-    return sorted({str(leaf) for leaf in leaves(error.__cause__)})
-
-
-def leaves(error: BaseException) -> list[BaseException]:
-    """The exceptions of nested groups, in their order."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for nested in error.exceptions for leaf in leaves(nested)]
-    return [error]
+    return sorted({str(leaf) for leaf in leaves_of(error.__cause__)})

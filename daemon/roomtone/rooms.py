@@ -5,7 +5,7 @@ ends there, streaming drains what is left in its own time, and the spool is clos
 changes in a room is begun again alone: a new source under the same session, a new session over the same source.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import Reason
 from roomtone.capture.sources import Source
 from roomtone.capture.supervisor import CaptureSupervisor
+from roomtone.concurrency import Restartable
 from roomtone.config import model
 from roomtone.containment import supervise
 from roomtone.journal.journal import Journal
@@ -77,34 +78,6 @@ class RoomSettings(msgspec.Struct, frozen=True):
     def speech(self) -> tuple[model.GateConfig, Secret | None, int, dict[str, str]]:
         """What differs where the streaming must begin again, apart from the terms of its sessions."""
         return self.table.gate, self.key, self.table.frame, self.table.speakers
-
-
-class Restartable:
-    """Work that can be begun again from outside: it is cancelled, and called anew."""
-
-    def __init__(self) -> None:
-        self._scope = trio.CancelScope()
-        self._turn = trio.Lock()
-
-    def restart(self) -> None:
-        self._scope.cancel()
-
-    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do the work until it returns by itself."""
-        while True:
-            async with self._turn:
-                with self._scope as scope:
-                    await work()
-            if not scope.cancel_called:
-                return
-            self._scope = trio.CancelScope()
-
-    @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        """The work is left, and not begun again as long as this lasts."""
-        self._scope.cancel()
-        async with self._turn:
-            yield
 
 
 class RunningRoom:

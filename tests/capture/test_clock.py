@@ -163,7 +163,7 @@ def test_before_the_first_sample_there_is_no_time() -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Years of lines and steps keep a bounded past, and positions before it still have a time."""
-    monkeypatch.setattr(module, "STEP", 0.0001)
+    monkeypatch.setattr(module, "STEP_TOLERANCE_S", 0.0001)
     clock = RoomClock(100)
     for minute in range(60_000):
         step = minute // 10

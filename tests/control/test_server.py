@@ -268,7 +268,7 @@ async def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
 
 async def test_a_silent_client_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who connects and asks nothing keeps nobody's place."""
-    monkeypatch.setattr(server, "QUIET", 0.2)
+    monkeypatch.setattr(server, "IDLE_TIMEOUT_S", 0.2)
     async with open_serving(tmp_path) as serving, await trio.open_unix_socket(str(serving.path)) as stream:
         with trio.fail_after(10):
             assert await stream.receive_some(100) == b""
@@ -276,7 +276,7 @@ async def test_a_silent_client_is_let_go(tmp_path: Path, monkeypatch: pytest.Mon
 
 async def test_a_client_that_does_not_read_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Events wait for it in the journal, and not for ever."""
-    monkeypatch.setattr(server, "QUIET", 0.2)
+    monkeypatch.setattr(server, "IDLE_TIMEOUT_S", 0.2)
     async with open_serving(tmp_path) as serving, await trio.open_unix_socket(str(serving.path)) as stream:
         await stream.send_all(msgspec.json.encode(Tail()) + b"\n")
         with trio.fail_after(10):

@@ -134,7 +134,7 @@ async def test_a_crash_while_packing_costs_nothing(tmp_path: Path) -> None:
 
 def test_packing_that_is_left_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the sink in the middle of a file leaves the file and no half of another."""
-    monkeypatch.setattr(packer, "_SLICE", 0.0)
+    monkeypatch.setattr(packer, "_SLICE_S", 0.0)
     path = tmp_path / "events-2025-03-01.jsonl"
     path.write_bytes(bytes(packer._READ_BYTES * 3))
     with contextlib.closing(packer.Packer()) as packing:

@@ -224,7 +224,7 @@ def test_what_does_not_belong_behind(tmp_path: Path) -> None:
 
 async def test_only_so_many_ends_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that was forgotten meanwhile is written anew, and is whole."""
-    monkeypatch.setattr(scribe, "_SHEETS", 1)
+    monkeypatch.setattr(scribe, "_MAX_OPEN_PAGES", 1)
     sink = TranscriptSink(directory="pages", format="text")
     days = [said(0, "One."), said(86_400, "Two.", order=1), said(5, "Three.", order=2)]
     async with sink.open(context(tmp_path)) as plugin:

@@ -261,7 +261,7 @@ async def test_what_is_forgotten_is_zero_in_a_compressed_file(tmp_path: Path, fo
 
 async def test_forgetting_while_it_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is forgotten while its file is being compressed is not in what comes of that."""
-    monkeypatch.setattr(retention, "_SLICE", 1e-9)
+    monkeypatch.setattr(retention, "_SLICE_S", 1e-9)
     room = speaker(tmp_path)
     for _ in range(20):
         room.says(RATE)
@@ -411,7 +411,7 @@ async def test_old_files_are_removed(tmp_path: Path) -> None:
 
 async def test_a_clock_that_jumps_ahead_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong clock makes no recording old before it has gone on like that for a day, over restarts too."""
-    monkeypatch.setattr(retention, "_EVERY", 0.0)
+    monkeypatch.setattr(retention, "_RETAIN_INTERVAL_S", 0.0)
     room = speaker(tmp_path)
     for _ in range(3):
         room.says(RATE)

@@ -109,7 +109,7 @@ async def test_a_clock_that_jumps_ahead_makes_nothing_old(
     """A year of audio and of events outlives a clock that is wrong for hours, also where the daemon begins anew; a
     notice says so. When it has gone on like that for long enough it is believed.
     """
-    monkeypatch.setattr(trusted_clock, "PATIENCE", timedelta(minutes=10))  # a day of looks would take half a minute
+    monkeypatch.setattr(trusted_clock, "TRUST_AFTER", timedelta(minutes=10))  # a day of looks would take half a minute
     began, ahead = time.time(), 0.0
 
     def utc() -> float:

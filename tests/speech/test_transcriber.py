@@ -160,7 +160,7 @@ async def test_a_silent_socket_is_noticed(tmp_path: Path, autojump_clock: MockCl
 @pytest.fixture
 def short_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Doubts take quarters of a minute, for minutes of speech cost seconds of CPU."""
-    monkeypatch.setattr(session_watchdog, "MINUTE", 15.0)
+    monkeypatch.setattr(session_watchdog, "WINDOW_S", 15.0)
 
 
 @pytest.mark.usefixtures("short_minutes")

@@ -343,8 +343,8 @@ class SampleAccounting:
         elif self.live and not self._is_still and self._still >= STUCK_SIGNAL_AFTER_S * self._rate:
             self._is_still = True
             text = (
-                f"the samples have not changed for {STUCK_SIGNAL_AFTER_S:.0f} s: the microphone is muted by its switch or in the "
-                "mixer, or another input is chosen than the one that is connected"
+                f"the samples have not changed for {STUCK_SIGNAL_AFTER_S:.0f} s: the microphone is muted by its switch "
+                "or in the mixer, or another input is chosen than the one that is connected"
             )
             out.append(self._note("warning", "source.zeros", text, self._at()))
 

@@ -8,6 +8,7 @@ import click
 
 from roomtone.capture.recovery import RateChanged
 from roomtone.cli.output import say
+from roomtone.concurrency import leaves_of
 from roomtone.config.toml_file import ConfigError
 from roomtone.control.unix_socket import ControlError
 from roomtone.journal.schema import JournalError
@@ -63,7 +64,7 @@ def contained() -> Iterator[None]:
         # Not `except*`, which would wrap what is raised here in a group again.
         if group.subgroup(lambda inner: not isinstance(inner, (*_KNOWN, BaseExceptionGroup))):
             raise
-        raise _failure(list(_leaves(group))) from None
+        raise _failure(leaves_of(group)) from None
 
 
 _KNOWN = (ConfigError, ControlError, RateChanged, StateError, JournalError, OSError)
@@ -80,8 +81,3 @@ def _failure(errors: list[BaseException]) -> CommandFailure:
             return CommandFailure(text, Exit.CANTCREAT)
         case _:
             return CommandFailure(text)
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for inner in group.exceptions:
-        yield from _leaves(inner) if isinstance(inner, BaseExceptionGroup) else (inner,)

@@ -37,13 +37,6 @@ def requested_delay(failure: BaseException) -> float:
     return 0.0
 
 
-def innermost(error: BaseException) -> BaseException:
-    """The first error in nested groups. The others are nearly always its consequences."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def is_ours(kind: type[Sink]) -> bool:
     """True if the sink is part of this distribution."""
     return kind.__module__.partition(".")[0] in OURS

@@ -6,12 +6,13 @@ from typing import Any
 
 import trio
 
+from roomtone.concurrency import grace_after_cancel
 from roomtone.delivery.batch import Batch, SinkFailed
 from roomtone.delivery.hooks import Hook, SinkHooks
 from roomtone.events import kind_of
 from roomtone.live import LiveEvent
 
-CANCELED_CALL_TIMEOUT_S = 1.0
+CANCELED_CALL_TIMEOUT_S = 4.0
 """Seconds that a call in a thread is still waited for when everything is cancelled."""
 
 
@@ -92,7 +93,7 @@ class HookExecutor:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, batch)
                 with trio.CancelScope(shield=True) as patience:
-                    nursery.start_soon(_hurry, patience)
+                    nursery.start_soon(grace_after_cancel, patience, CANCELED_CALL_TIMEOUT_S)
                     await trio.to_thread.run_sync(contained, limiter=self._thread, abandon_on_cancel=True)
                 nursery.cancel_scope.cancel()
             if self.is_stuck and batch:
@@ -119,11 +120,3 @@ class HookExecutor:
     @property
     def _overdue(self) -> str:
         return f"a hook takes longer than {self._timeout:g} s"
-
-
-async def _hurry(patience: trio.CancelScope) -> None:
-    """Once this is cancelled, there is only so much patience left."""
-    try:
-        await trio.sleep_forever()
-    finally:
-        patience.deadline = trio.current_time() + CANCELED_CALL_TIMEOUT_S

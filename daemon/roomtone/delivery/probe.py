@@ -5,8 +5,9 @@ from collections.abc import Callable
 import msgspec
 import trio
 
+from roomtone.concurrency import leaves_of
 from roomtone.delivery.batch import Batch, SinkFailed
-from roomtone.delivery.errors import explain, innermost
+from roomtone.delivery.errors import explain
 from roomtone.delivery.executor import HookExecutor
 from roomtone.delivery.hooks import SinkHooks, open_sink, validate_hooks
 from roomtone.events import Durable
@@ -42,7 +43,7 @@ async def probe_sink(sink: Sink, context: Context, choose: Callable[[SinkHooks],
         if patience.cancelled_caught:
             return ProbeResult(error=f"opening or leaving took longer than {sink.timeout:g} s")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary: all of it runs the sink's code
-        return ProbeResult(error=explain(innermost(error)))
+        return ProbeResult(error=explain(leaves_of(error)[0]))
     return outcome
 
 

@@ -7,21 +7,20 @@ journal raises passes through, and so does cancellation.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
 import trio
 
 from roomtone import paths
+from roomtone.concurrency import leaves_of, wait_any
 from roomtone.delivery.audio_pins import pins_mark
 from roomtone.delivery.batch import Batch, SinkFailed
 from roomtone.delivery.controls import Retry, SinkControls, cancel, controls_of, mark_of, prefix
-from roomtone.delivery.errors import innermost
 from roomtone.delivery.executor import HookExecutor
 from roomtone.delivery.health import SinkHealth, SinkStatus
 from roomtone.delivery.hooks import SinkHooks, open_sink, validate_hooks
@@ -170,7 +169,7 @@ class SinkRunner:
             self._standing.on_paused(self._orders.paused.reason)
             if self._closing.is_set():
                 return False
-            await _first_of(self._closing.wait, self._called.wait)
+            await wait_any(self._closing.wait, self._called.wait)
             await self._obey()
         return True
 
@@ -179,7 +178,7 @@ class SinkRunner:
         orders = self._orders
         with trio.move_on_at(until):
             while not self._closing.is_set() and self._orders == orders:
-                await _first_of(self._closing.wait, self._called.wait)
+                await wait_any(self._closing.wait, self._called.wait)
                 if self._called.is_set():
                     await self._obey()
 
@@ -199,7 +198,7 @@ class SinkRunner:
             raise
         except* BaseException as group:  # noqa: BLE001 - the plugin boundary
             await trio.lowlevel.checkpoint_if_cancelled()
-            failure = innermost(group)
+            failure = leaves_of(group)[0]  # the others are nearly always its consequences
         if failure is None and not pumped.is_set():
             return SinkFailed(_CANCELLED)
         return failure
@@ -341,7 +340,7 @@ class SinkRunner:
     async def _wait_for_more(self, until: float) -> None:
         """Return when there is an event after the cursor, `closing` is set, there are orders, or that time has come."""
         with trio.move_on_at(until):
-            await _first_of(self._closing.wait, self._called.wait, partial(self._journal.wait_after, self._cursor))
+            await wait_any(self._closing.wait, self._called.wait, partial(self._journal.wait_after, self._cursor))
 
     async def _follow_live(self, worker: HookExecutor) -> None:
         """Hand on what is happening right now. A failure here costs the one live event and a line in the log."""
@@ -367,18 +366,6 @@ async def run_sink(
 ) -> None:
     """Deliver to one sink without looking at its status; see `Delivery.run`."""
     await SinkRunner(name, sink, journal=journal, live=live, context=context, closing=closing).run()
-
-
-async def _first_of(*waits: Callable[[], Any]) -> None:
-    """Wait for one of them, and for the others no longer."""
-    async with trio.open_nursery() as nursery:
-        for wait in waits:
-            nursery.start_soon(_cancel_after, wait, nursery.cancel_scope)
-
-
-async def _cancel_after(wait: Callable[[], Any], scope: trio.CancelScope) -> None:
-    await wait()
-    scope.cancel()
 
 
 def _present(event: Durable) -> Durable:

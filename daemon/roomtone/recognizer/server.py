@@ -25,6 +25,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 from wsproto.utilities import ProtocolError
 
 from roomtone.admission import Door, is_local
+from roomtone.concurrency import leaves_of
 from roomtone.protocol.messages import (
     Begin,
     ClientCommand,
@@ -138,7 +139,7 @@ class Server:
                         await self._answer(request, let_in)
                     nursery.cancel_scope.cancel()
         except* _FAULTS as group:
-            log.info("client.gone", errors=[type(error).__name__ for error in _leaves(group)])
+            log.info("client.gone", errors=[type(error).__name__ for error in leaves_of(group)])
         finally:
             self._connections -= 1
             self._left.unpark_all()
@@ -318,9 +319,3 @@ def _configuration(engine: Engine, version: str) -> dict[str, Any]:
         "domain": None,
         "voice_focus": None,
     }
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for part in error.exceptions for leaf in _leaves(part)]
-    return [error]

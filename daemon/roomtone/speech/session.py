@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from roomtone.backoff import is_worth_saying
+from roomtone.concurrency import grace_after_cancel
 from roomtone.journal.journal import Mark
 from roomtone.protocol import messages
 from roomtone.protocol.messages import Begin, RetryAdvice
@@ -191,7 +192,7 @@ class StreamingSession:
             # not hold that up: what it does not take is pending, and heard again at the next start.
             async with trio.open_nursery() as nursery:
                 with trio.CancelScope(shield=True) as patience:
-                    nursery.start_soon(_hurry, patience)
+                    nursery.start_soon(grace_after_cancel, patience, JOURNAL_CLOSE_TIMEOUT_S)
                     await self._close(minutes, termination)
                 nursery.cancel_scope.cancel()
 
@@ -342,11 +343,3 @@ async def _report_for_ever(minutes: SessionJournal) -> None:
     while True:
         await trio.sleep(1)
         await minutes.report()
-
-
-async def _hurry(patience: trio.CancelScope) -> None:
-    """Once this is cancelled, there is only so much patience left."""
-    try:
-        await trio.sleep_forever()
-    finally:
-        patience.deadline = trio.current_time() + JOURNAL_CLOSE_TIMEOUT_S

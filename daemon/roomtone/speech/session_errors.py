@@ -19,7 +19,8 @@ from trio_websocket import CloseReason, ConnectionClosed, ConnectionRejected, Ha
 from wsproto.utilities import ProtocolError
 
 from roomtone.backoff import is_worth_saying, wait_of
-from roomtone.network import ProxyFailed, causes, leaves
+from roomtone.concurrency import leaves_of
+from roomtone.network import ProxyFailed, causes
 from roomtone.protocol import messages
 from roomtone.protocol.messages import Error, RetryAdvice
 from roomtone.protocol.parameters import Streaming
@@ -186,7 +187,7 @@ class CloseEvidence:
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """One exception of a group of failures: the one with an HTTP status says most."""
-    failures = leaves(group)
+    failures = leaves_of(group)
     return next((one for one in failures if isinstance(one, ConnectionRejected)), failures[0])
 
 

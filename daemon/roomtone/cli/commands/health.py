@@ -40,10 +40,10 @@ def command(context: click.Context, given: Path | None, *, as_json: bool) -> Non
     except ControlError as error:
         health, code = Health(healthy=False, running=False, problems=[str(error)], report=None), Exit.UNAVAILABLE
     else:
-        problems = list(problems(report))
+        found = list(problems(report))
         health, code = (
-            Health(healthy=not problems, running=True, problems=problems, report=report),
-            Exit.FAILED if problems else Exit.OK,
+            Health(healthy=not found, running=True, problems=found, report=report),
+            Exit.FAILED if found else Exit.OK,
         )
     if as_json:
         say_json(health)
