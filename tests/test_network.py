@@ -413,7 +413,8 @@ async def test_a_way_that_cannot_be_gone_stops_no_recording(
             ):
                 await trio.sleep(0.05)
             daemon.process.send_signal(signal.SIGTERM)
-            assert await trio.to_thread.run_sync(daemon.finish) == 0
+            # It may just have ended by itself, and be past its handlers.
+            assert await trio.to_thread.run_sync(daemon.finish) in {0, -signal.SIGTERM}
             log = daemon.log
     assert notices(tmp_path, subject)
     assert events(tmp_path, "turn")
