@@ -27,7 +27,9 @@ def find_daemon(given: Path | None, environ: Mapping[str, str] = os.environ) -> 
     try:
         path = find(given, environ)
     except ConfigError as error:
-        raise ControlError(str(error)) from None
+        if document.FORBIDDEN in str(error):
+            raise ControlError(str(error)) from None
+        raise
     folder = (path or Path(paths.FILE)).absolute().parent
     state = paths.state_folder(None if path is None else _state_of(path), folder, environ)
     try:
