@@ -112,7 +112,7 @@ async def test_status_of_a_sink_that_waits_is_what_failed_last(tmp_path: Path, a
             delivery = around.deliver(sink(opening))
             await around.commit(1)
             await trio.sleep(10)
-            assert (delivery.status().state, "away" in (delivery.status().error or "")) == ("failing", True)
+            assert (delivery.status().state, "OSError" in (delivery.status().error or "")) == ("failing", True)
             plugin[0] = received
             await trio.sleep(100)
             assert (delivery.status().state, delivery.status().error) == ("active", None)

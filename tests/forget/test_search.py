@@ -56,7 +56,7 @@ def test_files(tmp_path: Path) -> None:
 
 def test_packed_files_and_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In what was packed, also where it lies across two parts of the reading."""
-    monkeypatch.setattr(search, "PART_BYTES", 8)
+    monkeypatch.setattr("roomtone.forget.search.PART_BYTES", 8)
     write(tmp_path / "a.gz", gzip.compress(b"1234 xylophone 1234"))
     write(tmp_path / "b.gz", gzip.compress(b"nothing"))
     write(tmp_path / "c.txt", b"1234 Xylophone, 1234")

@@ -16,6 +16,7 @@ from pathlib import Path
 from roomtone.delivery.batch import SinkFailed
 from roomtone.delivery.hooks import InvalidHook
 from roomtone.legible import text_of, well_formed
+from roomtone.paths import StateError
 from roomtone.sinks import LONGEST_WAIT, Sink, Unprocessable
 
 OURS = frozenset(
@@ -44,7 +45,7 @@ def is_ours(kind: type[Sink]) -> bool:
 
 def describe(error: BaseException, *, of: type[Sink]) -> str:
     """One line for logs, `status` and notices: what a sink of this kind has raised, and where. It quotes nothing."""
-    if isinstance(error, SinkFailed | InvalidHook) or (is_ours(of) and _is_known(error)):
+    if isinstance(error, SinkFailed | InvalidHook | StateError) or (is_ours(of) and _is_known(error)):
         return _summarize(error)
     if isinstance(error, OSError) and isinstance(error.errno, int):
         return f"{type(error).__name__}: {os.strerror(error.errno)}{_place(error)}"
@@ -74,7 +75,7 @@ def _is_known(error: BaseException) -> bool:
 
 def _summarize(error: BaseException) -> str:
     text = " ".join(text_of(error).split())[:MAX_TEXT]
-    if isinstance(error, SinkFailed | InvalidHook):
+    if isinstance(error, SinkFailed | InvalidHook | StateError):
         return text
     place = _place(error)
     if isinstance(error, OSError) and (file := _attribute(error, "filename")) and error.strerror:
