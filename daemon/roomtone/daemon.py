@@ -79,7 +79,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
             watching.start_soon(watch_events, figures, journal)
             async with trio.open_nursery() as delivery:
                 outlets = SinkManager(
-                    delivery, journal=journal, live=live, grounds=grounds, rates=_rates(config), at_work=sinks
+                    delivery, journal=journal, live=live, paths=grounds, rates=_rates(config), at_work=sinks
                 )
                 for name, sink in config.sinks.items():
                     outlets.begin(name, sink)

@@ -57,14 +57,14 @@ class Feeder:
         outcome = await self._program.run(b"".join(encode(event) + b"\n" for event in events))
         if outcome.status == 0:
             return
-        text = f"{self._program.name} {outcome.what}"
+        text = f"{self._program.name} {outcome.description}"
         if outcome.status == DATA_ERROR and len(events) == 1:
-            raise Unprocessable(f"{text}: {outcome.said}" if outcome.said else text)
+            raise Unprocessable(f"{text}: {outcome.stderr}" if outcome.stderr else text)
         raise _failed(text, outcome)
 
 
 def _failed(text: str, outcome: RunResult) -> CommandFailed:
     error = CommandFailed(text)
-    if outcome.said:
-        error.add_note(outcome.said)
+    if outcome.stderr:
+        error.add_note(outcome.stderr)
     return error

@@ -12,7 +12,7 @@ import trio
 
 _MAX_STDERR_BYTES = 4096
 """Bytes of the end of the standard error that are kept."""
-SHOWN = 200
+SHOWN_CHARS = 200
 """Characters of it that are shown to a person."""
 _REAP_TIMEOUT_S = 1.0
 """Seconds for the end of the standard error after the program's: a child of the program's may hold it open for ever."""
@@ -24,8 +24,8 @@ class RunResult(NamedTuple):
     """How a run ended: the exit status (None: it took too long; negative: a signal), in words, and what it said."""
 
     status: int | None
-    what: str
-    said: str
+    description: str
+    stderr: str
 
 
 class Program:
@@ -110,7 +110,7 @@ async def _listen(process: trio.Process, said: bytearray, ended: trio.Event) -> 
 def _shown(said: bytearray) -> str:
     """The last lines in one, without what a terminal would obey."""
     text = " ".join(said.decode("utf-8", "replace").split())
-    return "".join(character for character in text if character.isprintable())[-SHOWN:]
+    return "".join(character for character in text if character.isprintable())[-SHOWN_CHARS:]
 
 
 def _describe(status: int) -> str:

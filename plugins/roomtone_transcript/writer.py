@@ -56,8 +56,8 @@ class PageWriter:
         self._warn = warn
         self._changed: set[Page] = set()
         self._new: dict[Page, dict[str, Entry]] = {}
-        self._sheets: dict[Page, PageFile] = {}
-        self._is_to_scrub = False
+        self._files: dict[Page, PageFile] = {}
+        self._must_scrub = False
 
     @hookimpl
     def session_started(self, event: SessionStarted) -> None:
@@ -100,14 +100,14 @@ class PageWriter:
         self._changed |= self._store.forget(event.room, event.start, event.end)
         # Those too from which it was taken by a batch that never ended: its pages were not written.
         self._changed |= self._store.pages(event.room, event.from_, event.until)
-        self._is_to_scrub = True
+        self._must_scrub = True
 
     @hookimpl
     def flush(self) -> None:
         """First the entries, then the pages: a crash in between costs nothing, for the batch comes again."""
-        if self._is_to_scrub:
+        if self._must_scrub:
             self._store.scrub()
-            self._is_to_scrub = False
+            self._must_scrub = False
         self._store.commit()
         for page in sorted(self._changed | self._new.keys()):
             self._write(page, list(self._new.get(page, {}).values()))
@@ -149,14 +149,14 @@ class PageWriter:
             self._write(page, new)
             self._remove(path)
             return
-        sheet = self._sheets.pop(page, None)
+        sheet = self._files.pop(page, None)
         if sheet is None or page in self._changed or not sheet.append(new, self._cues(page, start, new)):
             entries = self._store.entries(page)
             sheet = PageFile(path, self._style, self._captions)
             sheet.write(self._title(page, start), entries, self._cues(page, start, entries))
-        self._sheets[page] = sheet
-        if len(self._sheets) > _MAX_OPEN_PAGES:
-            del self._sheets[next(iter(self._sheets))]
+        self._files[page] = sheet
+        if len(self._files) > _MAX_OPEN_PAGES:
+            del self._files[next(iter(self._files))]
 
     def _move(self, page: Page, start: datetime, path: Path) -> None:
         """Have the page written where the directory is now, as a whole: over the one that somebody has moved there."""
@@ -164,7 +164,7 @@ class PageWriter:
         is_moved = moved.exists() and _is_gone(path) and not self._store.is_taken(moved)
         self._store.move(page, moved if is_moved else self._free_path(page, start))
         self._store.commit()
-        self._sheets.pop(page, None)
+        self._files.pop(page, None)
 
     def _remove(self, path: Path) -> None:
         """Remove a page that was moved from the directory of before, or say that it stays."""

@@ -16,9 +16,9 @@ from roomtone.durable import SPOILED, alone, make_writable_folder
 from roomtone_wav import compression
 from roomtone_wav.catalog import CATALOG, open_catalog, read_catalog
 from roomtone_wav.files import described, open_wav, write_sidecar
-from roomtone_wav.place import Place
+from roomtone_wav.place import RecordingFolder
 from roomtone_wav.recording import HEADER_BYTES, SAMPLE_BYTES, Format, Gaps, Recording, Split
-from roomtone_wav.retention import RecordingKeeper
+from roomtone_wav.retention import RecordingJanitor
 from roomtone_wav.writer import TranscribingWriter, WavWriter
 
 __all__ = ["Wav", "register_sinks"]
@@ -118,12 +118,12 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
             write_sidecar(recording, catalog.turns(recording) if has_text else None, self.captions)
 
         is_alone = stack.enter_context(alone(context.state / "recordings.lock"))
-        place = Place(directory, context.warn)
+        place = RecordingFolder(directory, context.warn)
         for recording in catalog.newest_of_all():
-            if not place.has(recording) and not recording.is_sealed:
+            if not place.contains(recording) and not recording.is_sealed:
                 with place.forgiving(recording, "finished"), open_wav(recording.path):
                     pass
-        keeper = RecordingKeeper(
+        keeper = RecordingJanitor(
             catalog, place, write, keep_days=self.keep_days, keep_gb=self.keep_gb, is_alone=is_alone
         )
         stack.callback(keeper.close)

@@ -15,24 +15,24 @@ from roomtone_wav.recording import Recording
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-class Place:
+class RecordingFolder:
     """The directory as it is configured. `warn` has a notice made of what cannot be done elsewhere."""
 
     def __init__(self, directory: Path, warn: Callable[[str], None]) -> None:
         self.directory = directory
         self._warn = warn
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
-    def has(self, recording: Recording) -> bool:
+    def contains(self, recording: Recording) -> bool:
         """True if the recording lies below the directory."""
         return self.directory in Path(recording.path).parents
 
-    def is_there(self, recording: Recording) -> bool:
+    def exists(self, recording: Recording) -> bool:
         """True if the recording's file exists. Errors: OSError for one of this directory that cannot be looked at."""
         try:
             return Path(recording.path).exists()
         except OSError:
-            if self.has(recording):
+            if self.contains(recording):
                 raise
             return False
 
@@ -44,15 +44,15 @@ class Place:
         try:
             yield
         except OSError as error:
-            if self.has(recording):
+            if self.contains(recording):
                 raise
-            self.tell(recording, doing, error)
+            self.report(recording, doing, error)
 
-    def tell(self, recording: Recording, doing: str, error: Exception) -> None:
+    def report(self, recording: Recording, doing: str, error: Exception) -> None:
         """Say that something cannot be done with a recording that lies elsewhere."""
         log.warning("recording.out_of_reach", path=recording.path, doing=doing, error=str(error))
-        if doing not in self._told:
-            self._told.add(doing)
+        if doing not in self._reported:
+            self._reported.add(doing)
             reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
             self._warn(
                 f"{recording.path} lies outside of {self.directory} and could not be {doing}: {reason}. It stays as it "

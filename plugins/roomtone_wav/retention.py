@@ -14,12 +14,12 @@ from roomtone.trusted_clock import shifted, uptime
 from roomtone_wav import compression
 from roomtone_wav.catalog import Catalog, Kept
 from roomtone_wav.compression import CompressionError
-from roomtone_wav.place import Place
+from roomtone_wav.place import RecordingFolder
 from roomtone_wav.recording import Recording
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-BESIDE = (".json", ".srt", ".vtt")
+SIDECAR_SUFFIXES = (".json", ".srt", ".vtt")
 """What may lie beside a file of audio, under the same name."""
 
 _SLICE_S = 0.25
@@ -29,10 +29,10 @@ _RETAIN_INTERVAL_S = 60.0
 _CLOCK_NOTE_INTERVAL_S = 3600.0
 """Seconds between two notes of the time that ages were judged by: a restart must not take a wrong clock at its word."""
 
-Ended = Literal["age", "size"]
+RemovalReason = Literal["age", "size"]
 
 
-class RecordingKeeper:
+class RecordingJanitor:
     """Compresses and removes, a moment at a time, between the hooks and never beside one.
 
     Nothing that it cannot do stops a recording: what fails is logged, and tried again when the sink is opened anew.
@@ -42,7 +42,7 @@ class RecordingKeeper:
     def __init__(
         self,
         catalog: Catalog,
-        place: Place,
+        place: RecordingFolder,
         write_sidecar: Callable[[Recording], None],
         *,
         keep_days: float | None,
@@ -52,19 +52,19 @@ class RecordingKeeper:
         uptime: Callable[[], float] = uptime,
     ) -> None:
         self._catalog = catalog
-        self._here = place
+        self._folder = place
         self._write_sidecar = write_sidecar
         self._keep_days = keep_days
         self._keep_bytes = None if keep_gb is None else round(keep_gb * 1e9)
         self._is_alone = is_alone
         self._clock = clock
         self._uptime = uptime
-        self._calendar = catalog.calendar()
-        self._noted = float("-inf")
+        self._trusted_clock = catalog.calendar()
+        self._clock_noted_at = float("-inf")
         self._work: Generator[None, None, int] | None = None
-        self._at_work: Kept | None = None
+        self._compressing: Kept | None = None
         self._failed: set[str] = set()
-        self._looked = float("-inf")
+        self._checked_at = float("-inf")
 
     def advance(self) -> bool:
         """Do some of what is to be done. Returns whether there is more. Beside another one it does nothing: two that
@@ -72,8 +72,8 @@ class RecordingKeeper:
         """
         if not self._is_alone:
             return False
-        if time.monotonic() - self._looked >= _RETAIN_INTERVAL_S:
-            self._looked = time.monotonic()
+        if time.monotonic() - self._checked_at >= _RETAIN_INTERVAL_S:
+            self._checked_at = time.monotonic()
             self._retain()
         for kept in self._catalog.todo("remove"):
             self._finish(kept)
@@ -81,37 +81,39 @@ class RecordingKeeper:
 
     def interrupt(self, recording: Recording) -> None:
         """Begin anew with this one, for it is about to change."""
-        if self._at_work is not None and self._at_work.recording.path == recording.path:
+        if self._compressing is not None and self._compressing.recording.path == recording.path:
             self.close()
 
     def close(self) -> None:
         """Leave what is half done: it is begun anew."""
         if self._work is not None:
             self._work.close()
-        self._work = self._at_work = None
+        self._work = self._compressing = None
 
     def _compress(self) -> bool:
         until = time.monotonic() + _SLICE_S
         while True:
-            if self._work is None or self._at_work is None:
-                self._at_work = next((kept for kept in self._catalog.todo("encode") if self._is_possible(kept)), None)
-                if self._at_work is None:
+            if self._work is None or self._compressing is None:
+                self._compressing = next(
+                    (kept for kept in self._catalog.todo("encode") if self._is_possible(kept)), None
+                )
+                if self._compressing is None:
                     return False
-                self._work = compression.compress(self._at_work.recording)
+                self._work = compression.compress(self._compressing.recording)
             try:
                 next(self._work)
             except StopIteration as done:
-                self._seal(self._at_work, done.value)
+                self._seal(self._compressing, done.value)
                 self.close()
             except (OSError, CompressionError) as error:
-                log.warning("recording.uncompressed", path=self._at_work.recording.path, error=str(error))
-                self._give_up(self._at_work.recording, "compressed", error)
+                log.warning("recording.uncompressed", path=self._compressing.recording.path, error=str(error))
+                self._skip(self._compressing.recording, "compressed", error)
                 self.close()
             if time.monotonic() >= until:
                 return True
 
     def _is_possible(self, kept: Kept) -> bool:
-        return kept.recording.path not in self._failed and self._here.is_there(kept.recording)
+        return kept.recording.path not in self._failed and self._folder.exists(kept.recording)
 
     def _seal(self, kept: Kept, size: int) -> None:
         """The compressed file takes the WAV's place: first on the disk, then in the catalog, then alone."""
@@ -142,11 +144,11 @@ class RecordingKeeper:
     def _retain(self) -> None:
         """Remove what is too old, then the oldest of what is too much. Never the file that a room's audio goes to."""
         if self._keep_days is not None:
-            today = self._calendar.read(self._clock(), self._uptime())
+            today = self._trusted_clock.read(self._clock(), self._uptime())
             self._remove(self._catalog.finished(shifted(today, -timedelta(days=self._keep_days))), "age")
-            if time.monotonic() - self._noted >= _CLOCK_NOTE_INTERVAL_S:
-                self._noted = time.monotonic()
-                self._catalog.note(self._calendar)
+            if time.monotonic() - self._clock_noted_at >= _CLOCK_NOTE_INTERVAL_S:
+                self._clock_noted_at = time.monotonic()
+                self._catalog.note(self._trusted_clock)
                 self._catalog.commit()
         if self._keep_bytes is not None and self._catalog.size() > self._keep_bytes:
             self._remove(self._surplus(self._catalog.finished(), self._keep_bytes), "size")
@@ -165,7 +167,7 @@ class RecordingKeeper:
             total -= there[kept.recording.path]
         return chosen
 
-    def _remove(self, chosen: list[Kept], why: Ended) -> None:
+    def _remove(self, chosen: list[Kept], why: RemovalReason) -> None:
         files = size = 0
         for kept in chosen:
             path = Path(kept.recording.path)
@@ -174,12 +176,12 @@ class RecordingKeeper:
             self.interrupt(kept.recording)
             try:
                 # The audio last: as long as it is there, the catalog and the next look know of all that belongs to it.
-                for suffix in (*BESIDE, *(each for each in compression.SUFFIXES if each != path.suffix)):
+                for suffix in (*SIDECAR_SUFFIXES, *(each for each in compression.SUFFIXES if each != path.suffix)):
                     remove(path.with_suffix(suffix))
                 there = remove(path)
             except OSError as error:
                 log.warning("recording.unremoved", path=str(path), error=str(error))
-                self._give_up(kept.recording, "removed", error)
+                self._skip(kept.recording, "removed", error)
                 continue
             self._catalog.remove(kept)
             self._catalog.commit()
@@ -188,14 +190,14 @@ class RecordingKeeper:
         if files:
             log.info("recordings.removed", why=why, files=files, bytes=size)
 
-    def _give_up(self, recording: Recording, doing: str, error: Exception) -> None:
+    def _skip(self, recording: Recording, doing: str, error: Exception) -> None:
         """Leave the recording until the sink is opened anew."""
         self._failed.add(recording.path)
-        if not self._here.has(recording):
-            self._here.tell(recording, doing, error)
+        if not self._folder.contains(recording):
+            self._folder.report(recording, doing, error)
 
     def _remove_empty(self, folder: Path) -> None:
-        while folder != self._here.directory and self._here.directory in folder.parents:
+        while folder != self._folder.directory and self._folder.directory in folder.parents:
             try:
                 folder.rmdir()
             except OSError:  # not empty, or not there

@@ -11,7 +11,7 @@ import structlog
 from roomtone import Audio, Forgotten, Gap, RecordingStopped, Turn, hookimpl
 from roomtone_wav import compression, files
 from roomtone_wav.catalog import Catalog
-from roomtone_wav.place import Place
+from roomtone_wav.place import RecordingFolder
 from roomtone_wav.recording import (
     MAX_TURN_S,
     SAMPLE_BYTES,
@@ -25,7 +25,7 @@ from roomtone_wav.recording import (
     duration,
     united,
 )
-from roomtone_wav.retention import RecordingKeeper
+from roomtone_wav.retention import RecordingJanitor
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -42,8 +42,8 @@ class WavWriter:
         self,
         catalog: Catalog,
         name: Callable[[Recording], Path],
-        place: Place,
-        keeper: RecordingKeeper,
+        place: RecordingFolder,
+        keeper: RecordingJanitor,
         write_sidecar: Callable[[Recording], None],
         *,
         split: Split,
@@ -51,23 +51,23 @@ class WavWriter:
         format: Format,  # noqa: A002 - the configuration's word
     ) -> None:
         self._catalog = catalog
-        self._name = name
-        self._here = place
-        self._keeper = keeper
+        self._path_for = name
+        self._folder = place
+        self._janitor = keeper
         self._write_sidecar = write_sidecar
         self._split: Split = split
         self._gaps: Gaps = gaps
         self._format: Format = format
         self._changed: dict[tuple[str, int], Recording] = {}
         self._ended: set[str] = set()
-        self._is_to_scrub = False
+        self._must_scrub = False
         self._lock = Lock()
 
     def tend(self) -> bool:
         """Do some of what becomes of finished files, unless a hook is at work. Returns whether there is more."""
         with self._lock:
             # Between two batches only: until its flush, what the catalog says of a file is ahead of the disk.
-            return self._keeper.advance() if not self._changed else False
+            return self._janitor.advance() if not self._changed else False
 
     @hookimpl
     def audio(self, event: Audio) -> None:
@@ -90,7 +90,7 @@ class WavWriter:
         with self._lock:
             recording = self._catalog.holding(event.room, event.start)
             hole = Hole.of(event)
-            if recording is not None and self._here.is_there(recording) and hole not in recording.gaps:
+            if recording is not None and self._folder.exists(recording) and hole not in recording.gaps:
                 self._save(msgspec.structs.replace(recording, gaps=(*recording.gaps, hole)))
 
     @hookimpl
@@ -98,7 +98,7 @@ class WavWriter:
         """Where a recording was rotated, another file begins, though no time lies between them."""
         with self._lock:
             recording = self._catalog.holding(event.room, event.position - 1)
-            is_known = recording is not None and recording.end == event.position and self._here.is_there(recording)
+            is_known = recording is not None and recording.end == event.position and self._folder.exists(recording)
             if event.reason == "rotated" and recording is not None and is_known:
                 self._save(msgspec.structs.replace(recording, limit=event.position))
             if event.reason == "ended" or (event.reason != "stopping" and self._gaps == "split"):
@@ -110,16 +110,16 @@ class WavWriter:
         with self._lock:
             self._catalog.forget_turns(event.room, event.start, event.end)
             self._catalog.put_forgotten(event.room, event.start, event.end)
-            self._is_to_scrub = True
+            self._must_scrub = True
             if (newest := self._catalog.newest(event.room)) is not None:
                 # A turn that goes may have begun in a file before, or gone on in one behind: what is said there is
                 # written anew.
                 around = MAX_TURN_S * newest.rate
                 for near in self._catalog.overlapping(event.room, event.start - around, event.end + around):
-                    if self._here.is_there(near):
+                    if self._folder.exists(near):
                         self._save(near)
             for recording in self._catalog.overlapping(event.room, event.start, event.end):
-                with self._here.forgiving(recording, "forgotten"):
+                with self._folder.forgiving(recording, "forgotten"):
                     if Path(recording.path).exists():
                         self._erase(recording, max(event.start, recording.first), min(event.end, recording.end))
 
@@ -128,22 +128,22 @@ class WavWriter:
         """Samples, then headers, then sidecars, then the catalog: what is durable later speaks of what is durable."""
         with self._lock:
             for recording in self._changed.values():
-                with self._here.forgiving(recording, "written to"):
+                with self._folder.forgiving(recording, "written to"):
                     if not recording.is_sealed:
                         with files.open_wav(recording.path) as wav:
                             wav.settle(recording.samples, recording.rate)
                     self._write_sidecar(recording)
             self._complete()
             self._catalog.commit()
-            if self._is_to_scrub:
+            if self._must_scrub:
                 self._catalog.scrub()
-                self._is_to_scrub = False
+                self._must_scrub = False
             self._changed.clear()
             self._ended.clear()
 
     def _erase(self, recording: Recording, start: int, end: int) -> None:
         """Make the samples of these positions zero in the recording's file."""
-        recording = self._open_up(recording)
+        recording = self._reopen(recording)
         files.remove_unfinished(Path(recording.path))
         with files.open_wav(recording.path) as wav:
             wav.erase(recording.offset(start), recording.offset(end - 1) + 1)
@@ -163,13 +163,13 @@ class WavWriter:
         """The recording for the sample at this position, and the first position that it cannot have."""
         held = self._catalog.holding(event.room, position)
         following = self._catalog.following(event.room, position)
-        if held is not None and not self._here.is_there(held):
+        if held is not None and not self._folder.exists(held):
             held = None
-        if held is not None and not self._here.has(held) and not files.has_all(held):
+        if held is not None and not self._folder.contains(held) and not files.has_all(held):
             held = None  # what that file cannot show begins here
-        if held is not None and position < held.end and self._is_over(held):
+        if held is not None and position < held.end and self._is_complete(held):
             return held, held.end
-        if held is not None and not self._here.has(held):
+        if held is not None and not self._folder.contains(held):
             held = None
         if held is not None and (following is None or held.is_sealed):
             held = continued(held, event, position, at, split=self._split, gaps=self._gaps)
@@ -190,7 +190,7 @@ class WavWriter:
             last=event.id,
             format=self._format,
         )
-        path = _unused(self._name(recording))
+        path = _unused(self._path_for(recording))
         recording = msgspec.structs.replace(recording, path=str(path))
         self._catalog.put(recording)
         self._catalog.commit()
@@ -199,7 +199,7 @@ class WavWriter:
         return recording
 
     def _write(self, recording: Recording, event: Audio, start: int, end: int, audio: bytes) -> None:
-        if self._is_over(recording):  # it has these samples, and they come again
+        if self._is_complete(recording):  # it has these samples, and they come again
             return
         with files.open_wav(recording.path) as wav:
             wav.write(recording.offset(start), audio)
@@ -214,13 +214,13 @@ class WavWriter:
             recording = msgspec.structs.replace(recording, forgotten=forgotten)
         self._save(msgspec.structs.replace(recording, last=max(recording.last, event.id)))
 
-    def _is_over(self, recording: Recording) -> bool:
+    def _is_complete(self, recording: Recording) -> bool:
         """True if no sample is written into this file any more: it is compressed, or lies in another directory."""
-        return recording.is_sealed or not self._here.has(recording)
+        return recording.is_sealed or not self._folder.contains(recording)
 
-    def _open_up(self, recording: Recording) -> Recording:
+    def _reopen(self, recording: Recording) -> Recording:
         """The recording as a WAV that can be written to, to be compressed again. Nothing of its other forms stays."""
-        self._keeper.interrupt(recording)
+        self._janitor.interrupt(recording)
         if recording.is_sealed:
             path = compression.decompress(recording)
             recording = msgspec.structs.replace(recording, path=str(path), compressed=None)
@@ -283,5 +283,5 @@ class TranscribingWriter(WavWriter):
 
     def _touch(self, room: str, said: PositionSpan) -> None:
         for recording in self._catalog.overlapping(room, said.start, said.end):
-            if self._here.is_there(recording):
+            if self._folder.exists(recording):
                 self._changed[recording.room, recording.first] = recording

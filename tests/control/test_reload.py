@@ -90,7 +90,7 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
             nursery,
             journal=journal,
             live=live,
-            grounds=SinkPaths(folder, folder / "sinks"),
+            paths=SinkPaths(folder, folder / "sinks"),
             rates={name: room.rate for name, room in config.rooms.items()},
             at_work=at_work,
         )

@@ -7,7 +7,7 @@ import structlog
 import trio
 
 from delivery.test_runner import Received, house, opens, sink, turn
-from roomtone.delivery.controls import mark_of
+from roomtone.delivery.controls import control_mark
 from roomtone.events import Durable
 from roomtone.sinks import hookimpl
 
@@ -33,8 +33,8 @@ async def test_durable_cursor_follows_a_replay(tmp_path: Path, autojump_clock: t
         delivery = around.deliver(sink(opens(received)))
         await around.commit(5)
         await around.acknowledged(5)
-        await around.journal.commit(mark_of("made", 2))
-        delivery.look()
+        await around.journal.commit(control_mark("made", 2))
+        delivery.check_controls()
         await trio.sleep(1)
         assert received.seqs == [1, 2, 3, 4, 5, 3, 4, 5]
         assert await around.journal.cursor("made") == 5
@@ -46,7 +46,7 @@ async def test_replay_of_what_is_still_to_come_changes_nothing(tmp_path: Path, a
     async with house(tmp_path) as around:
         await around.commit(5)
         await around.journal.advance("made", 1)
-        await around.journal.commit(mark_of("made", 4))
+        await around.journal.commit(control_mark("made", 4))
         around.deliver(sink(opens(received)))
 
     assert received.seqs == [2, 3, 4, 5]

@@ -11,7 +11,7 @@ import trio
 
 from delivery.test_controls import PAUSE
 from delivery.test_runner import Bad, Received, house, opens, sink
-from roomtone.delivery.controls import cancel, mark_of
+from roomtone.delivery.controls import cancel_mark, control_mark
 from roomtone.delivery.health import SinkHealth
 from roomtone.delivery.hooks import InvalidHook
 from roomtone.events import Durable, Notice
@@ -63,10 +63,10 @@ async def test_a_pause_begins_the_back_off_anew(tmp_path: Path, autojump_clock: 
             await around.commit(1)
             await trio.sleep(3600)
             await around.journal.commit(PAUSE)
-            delivery.look()
+            delivery.check_controls()
             await trio.sleep(1)
-            await around.journal.commit(cancel("made", "paused"))
-            delivery.look()
+            await around.journal.commit(cancel_mark("made", "paused"))
+            delivery.check_controls()
             resumed = trio.current_time()
             await trio.sleep(10)
             # At once, and after at most 0.5, 1, 2 and 4 seconds.
@@ -82,19 +82,19 @@ async def test_orders_reach_a_sink_that_rests(tmp_path: Path, autojump_clock: tr
             delivery = around.deliver(sink(opens(failing)))
             await around.commit(1)
             await trio.sleep(10)
-            delivery.look()  # somebody has written the journal: an order for another one
+            delivery.check_controls()  # somebody has written the journal: an order for another one
             await trio.sleep(1)
             assert (delivery.status().state, len(failing.calls)) == ("failing", 1)
             await around.journal.commit(PAUSE)
-            delivery.look()
+            delivery.check_controls()
             await trio.sleep(1)
             assert delivery.status().state == "paused"
-            await around.journal.commit(cancel("made", "paused"))
-            delivery.look()
+            await around.journal.commit(cancel_mark("made", "paused"))
+            delivery.check_controls()
             await trio.sleep(1)
             assert (delivery.status().state, len(failing.calls)) == ("failing", 2)
-            await around.journal.commit(mark_of("made", 0))
-            delivery.look()
+            await around.journal.commit(control_mark("made", 0))
+            delivery.check_controls()
             await trio.sleep(1)
             assert await around.journal.mark("sink/made/rewind") is None
 

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from roomtone import Context, Durable, Sink, hookimpl
-from roomtone.delivery.controls import Pause, mark_of
+from roomtone.delivery.controls import Pause, control_mark
 from roomtone.delivery.manager import SinkManager, SinkPaths
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, open_journal
@@ -61,7 +61,7 @@ async def open_outlets(folder: Path) -> AsyncIterator[Work]:
             nursery,
             journal=journal,
             live=Live(),
-            grounds=SinkPaths(folder, folder / "sinks"),
+            paths=SinkPaths(folder, folder / "sinks"),
             rates={"desk": 16_000},
             at_work={},
         )
@@ -195,7 +195,7 @@ async def test_an_order_of_another_process_is_seen(tmp_path: Path, autojump_cloc
         work.outlets.begin("notes", Diary(pages=pages, name="first"))
         work.outlets.begin("others", Diary(pages=[], name="other"))
         await trio.sleep(3)
-        pause = mark_of("notes", Pause(datetime(2026, 1, 1, tzinfo=UTC), "person", "for a test"))
+        pause = control_mark("notes", Pause(datetime(2026, 1, 1, tzinfo=UTC), "person", "for a test"))
         command = [sys.executable, "-c", ORDER, str(tmp_path / "journal.sqlite"), pause.key]
         subprocess.run([*command, msgspec.json.encode(pause.value)], check=True)  # noqa: ASYNC221 - no time passes
         await trio.sleep(3)

@@ -233,7 +233,7 @@ async def test_only_so_many_ends_are_remembered(tmp_path: Path, monkeypatch: pyt
             assert isinstance(event, Turn)
             plugin.turn(event)
             plugin.flush()
-            assert len(plugin._sheets) == 1
+            assert len(plugin._files) == 1
     assert page_of(tmp_path).endswith("One.\n\n12:00:05 Three.\n")
 
 

@@ -20,8 +20,8 @@ from roomtone import Durable, Forgotten, RecordingStopped, Turn, Word
 from roomtone.durable import alone, remove
 from roomtone_wav import Wav, compression, retention
 from roomtone_wav.catalog import CATALOG, Catalog, open_catalog
-from roomtone_wav.place import Place
-from roomtone_wav.retention import RecordingKeeper
+from roomtone_wav.place import RecordingFolder
+from roomtone_wav.retention import RecordingJanitor
 from support.journal import accept, context, deliver_all
 
 RATE = 8000
@@ -423,9 +423,9 @@ async def test_a_clock_that_jumps_ahead_removes_nothing(tmp_path: Path, monkeypa
         left = []
         with open_catalog(context(tmp_path).state / CATALOG) as catalog:
             at = [0.0, 0.0]
-            keeper = RecordingKeeper(
+            keeper = RecordingJanitor(
                 catalog,
-                Place(tmp_path / "wav", print),
+                RecordingFolder(tmp_path / "wav", print),
                 lambda _: None,
                 keep_days=30,
                 keep_gb=None,

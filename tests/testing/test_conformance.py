@@ -17,7 +17,7 @@ import pytest
 
 from roomtone import Context, Durable, Forgotten, Sink, hookimpl
 from roomtone.testing import LAWS, LawBroken, check, conformance_tests
-from roomtone.testing.conformance import SEGMENT
+from roomtone.testing.conformance import SEGMENT_SAMPLES
 from roomtone_command import CommandSink
 from roomtone_jsonl import Jsonl
 from roomtone_transcript import TranscriptSink
@@ -46,7 +46,10 @@ def read_segments(folder: Path) -> list[int]:
         with wave.open(str(path)) as file:
             audio = file.readframes(file.getnframes())
         samples = struct.unpack(f"<{len(audio) // 2}h", audio)
-        whole = [samples[start : start + SEGMENT] for start in range(0, len(samples) - SEGMENT + 1, SEGMENT)]
+        whole = [
+            samples[start : start + SEGMENT_SAMPLES]
+            for start in range(0, len(samples) - SEGMENT_SAMPLES + 1, SEGMENT_SAMPLES)
+        ]
         assert all(len(set(segment)) == 1 for segment in whole), "a segment is torn"
         found += [segment[0] for segment in whole if segment[0]]
     return found
@@ -55,7 +58,7 @@ def read_segments(folder: Path) -> list[int]:
 test_wav = conformance_tests(
     lambda folder: Wav(directory=str(folder / "recordings"), template="{position:09d}.wav"),
     read_segments,
-    key=lambda event: event.position // SEGMENT + 1,
+    key=lambda event: event.position // SEGMENT_SAMPLES + 1,
     kinds=("audio",),
 )
 
@@ -164,7 +167,9 @@ class Writer:
     @hookimpl
     def forgotten(self, event: Forgotten) -> None:
         # Of these ids the last figures are the number, from which the position follows.
-        kept = [line for line in self.lines() if not event.start <= (int(line[-12:], 16) - 1) * SEGMENT < event.end]
+        kept = [
+            line for line in self.lines() if not event.start <= (int(line[-12:], 16) - 1) * SEGMENT_SAMPLES < event.end
+        ]
         self.path.write_text("".join(f"{id_}\n" for id_ in kept))
 
     def lines(self) -> list[str]:

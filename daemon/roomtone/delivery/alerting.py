@@ -21,29 +21,29 @@ class FailureAlert:
         self.failures = 0
         """Failures of the present streak; 0 when there is none."""
         self._began = 0.0
-        self._is_told = False
-        self._patience = ALERT_AFTER_S
-        self._healed_at = 0.0
+        self._is_announced = False
+        self._patience_s = ALERT_AFTER_S
+        self._recovered_at = 0.0
 
-    def record_failure(self, now: float, *, at_once: bool = False) -> bool:
+    def record_failure(self, now: float, *, is_urgent: bool = False) -> bool:
         """Count a failure. True when it is time to tell: after the patience, or `at_once` unless it was told lately."""
         if not self.failures:
             self._began = now
-            if now - self._healed_at >= DAY_S:
-                self._patience = ALERT_AFTER_S
+            if now - self._recovered_at >= DAY_S:
+                self._patience_s = ALERT_AFTER_S
         self.failures += 1
-        wait = 0.0 if at_once and self._patience == ALERT_AFTER_S else self._patience
-        if self._is_told or now - self._began < wait:
+        wait = 0.0 if is_urgent and self._patience_s == ALERT_AFTER_S else self._patience_s
+        if self._is_announced or now - self._began < wait:
             return False
-        self._is_told = True
+        self._is_announced = True
         return True
 
     def record_recovery(self, now: float) -> bool:
         """End the streak. True when its end is due to be told, because its beginning was."""
-        was_told = self._is_told
+        was_told = self._is_announced
         if was_told:
-            self._patience = min(DAY_S, self._patience * 2)
-            self._healed_at = now
+            self._patience_s = min(DAY_S, self._patience_s * 2)
+            self._recovered_at = now
         self.failures = 0
-        self._is_told = False
+        self._is_announced = False
         return was_told

@@ -17,7 +17,7 @@ from roomtone.sinks import Unprocessable
 
 BATCH_HOOK_TIME_S = 1.0
 """A batch ends after this much time in hooks, so that what a slow sink has taken is acknowledged soon."""
-MAX_REASON = 2000
+MAX_REASON_CHARS = 2000
 """Characters that are kept of the reason for which a sink refuses an event."""
 
 
@@ -39,23 +39,23 @@ class Batch:
     `error` ended the batch before its end. `refused` are the seq and reason of events that will never be accepted.
     """
 
-    def __init__(self, events: Sequence[Durable], implementation: SinkHooks) -> None:
+    def __init__(self, events: Sequence[Durable], hooks: SinkHooks) -> None:
         self.events = events
         self.done = 0
         self.refused: list[tuple[int, str]] = []
         self.error: Exception | None = None
         self.flush_error: Exception | None = None
-        self.begun = 0
+        self.calls_begun = 0
         """Calls begun: while it stands still, so does the sink. Read by the loop while a thread counts."""
-        self._implementation = implementation
+        self._hooks = hooks
 
     def calls(self, clock: Callable[[], float]) -> Generator[HookCall, None, None]:
         """The calls to make, in order. What one raises is thrown in here, and decided here."""
         began = clock()
         for event in self.events:
             try:
-                for hook in self._implementation.hooks_for(event):
-                    self.begun += 1
+                for hook in self._hooks.hooks_for(event):
+                    self.calls_begun += 1
                     yield HookCall(hook, (event,))
             except Exception as error:  # noqa: BLE001 - the plugin boundary: a hook may raise anything
                 reason = _refusal(error)
@@ -66,12 +66,12 @@ class Batch:
             self.done += 1
             if clock() - began >= BATCH_HOOK_TIME_S:
                 break
-        if self.done and self._implementation.flush:
-            yield from self._flush(self._implementation.flush)
+        if self.done and self._hooks.flush:
+            yield from self._flush(self._hooks.flush)
 
     def _flush(self, flush: Hook) -> Generator[HookCall, None, None]:
         try:
-            self.begun += 1
+            self.calls_begun += 1
             yield HookCall(flush, ())
         except Exception as error:  # noqa: BLE001 - the plugin boundary
             reason = _refusal(error)
@@ -94,14 +94,14 @@ class Batch:
             except BaseException as error:  # noqa: BLE001 - sys.exit() in a hook ends the batch, not the daemon
                 raised = SinkFailed(f"{call.hook.name} raised {type(error).__name__}")
 
-    async def run_async(self, make: Callable[[Hook, Sequence[Any]], Awaitable[None]]) -> None:
-        """Make the calls one by one; `make` knows how. Cancellation passes through."""
+    async def run_async(self, invoke: Callable[[Hook, Sequence[Any]], Awaitable[None]]) -> None:
+        """Make the calls one by one, each by `invoke`. Cancellation passes through."""
         calls = self.calls(trio.current_time)
         raised: Exception | None = None
         while (call := _next(calls, raised)) is not None:
             raised = None
             try:
-                await make(call.hook, call.arguments)
+                await invoke(call.hook, call.arguments)
             except Exception as error:  # noqa: BLE001 - the plugin boundary
                 raised = error
             except BaseException as error:
@@ -128,4 +128,4 @@ def _refusal(error: Exception) -> str | None:
     """The reason why the event is unprocessable, also where a nursery of the hook has wrapped it in groups."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    return (text_of(error)[:MAX_REASON] or "no reason given") if isinstance(error, Unprocessable) else None
+    return (text_of(error)[:MAX_REASON_CHARS] or "no reason given") if isinstance(error, Unprocessable) else None

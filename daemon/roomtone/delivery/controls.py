@@ -41,13 +41,13 @@ def prefix(sink: str) -> str:
     return f"sink/{sink}/"
 
 
-def mark_of(sink: str, order: Pause | Retry | int) -> Mark:
+def control_mark(sink: str, order: Pause | Retry | int) -> Mark:
     """The mark that gives this order; a number is where the cursor is to go back to."""
     name = {Pause: "paused", Retry: "retry", int: "rewind"}[type(order)]
     return Mark(prefix(sink) + name, msgspec.to_builtins(order))
 
 
-def cancel(sink: str, order: Literal["paused", "retry", "rewind"]) -> Mark:
+def cancel_mark(sink: str, order: Literal["paused", "retry", "rewind"]) -> Mark:
     """The mark that takes the order back, or says that it is done."""
     return Mark(prefix(sink) + order, None)
 

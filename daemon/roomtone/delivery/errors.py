@@ -18,14 +18,14 @@ from roomtone.delivery.hooks import InvalidHook
 from roomtone.legible import text_of, well_formed
 from roomtone.sinks import LONGEST_WAIT, Sink, Unprocessable
 
-OURS = frozenset(
+OUR_PACKAGES = frozenset(
     {"roomtone", "roomtone_command", "roomtone_jsonl", "roomtone_transcript", "roomtone_wav", "roomtone_webhook"}
 )
 """The packages of this distribution."""
 
 _OWN = str(Path(__file__).parent) + os.sep
 
-MAX_TEXT = 300
+MAX_TEXT_CHARS = 300
 """Characters of a text that are shown."""
 
 
@@ -39,7 +39,7 @@ def requested_delay(failure: BaseException) -> float:
 
 def is_ours(kind: type[Sink]) -> bool:
     """True if the sink is part of this distribution."""
-    return kind.__module__.partition(".")[0] in OURS
+    return kind.__module__.partition(".")[0] in OUR_PACKAGES
 
 
 def describe(error: BaseException, *, of: type[Sink]) -> str:
@@ -56,7 +56,7 @@ def explain(error: BaseException) -> str:
     """One line for the terminal of whoever asked: what was raised and where, with all that it says."""
     notes = _attribute(error, "__notes__")
     said = " ".join(" ".join(map(text_of, notes)).split()) if isinstance(notes, list) else ""
-    return f"{_summarize(error)}: {said[:MAX_TEXT]}" if said else _summarize(error)
+    return f"{_summarize(error)}: {said[:MAX_TEXT_CHARS]}" if said else _summarize(error)
 
 
 def _attribute(error: BaseException, name: str) -> object:
@@ -68,18 +68,18 @@ def _attribute(error: BaseException, name: str) -> object:
 
 def _is_known(error: BaseException) -> bool:
     """True if the error is of a class whose texts our own sinks write, or the system. Refusals quote the receiver."""
-    known = isinstance(error, OSError | ValueError) or type(error).__module__.partition(".")[0] in OURS
+    known = isinstance(error, OSError | ValueError) or type(error).__module__.partition(".")[0] in OUR_PACKAGES
     return known and not isinstance(error, Unprocessable)
 
 
 def _summarize(error: BaseException) -> str:
-    text = " ".join(text_of(error).split())[:MAX_TEXT]
+    text = " ".join(text_of(error).split())[:MAX_TEXT_CHARS]
     if isinstance(error, SinkFailed | InvalidHook):
         return text
     place = _place(error)
     if isinstance(error, OSError) and (file := _attribute(error, "filename")) and error.strerror:
         name = os.fsdecode(file) if isinstance(file, bytes) else file
-        return f"{text_of(name)}: {text_of(error.strerror)}"[:MAX_TEXT] + place
+        return f"{text_of(name)}: {text_of(error.strerror)}"[:MAX_TEXT_CHARS] + place
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
 
 

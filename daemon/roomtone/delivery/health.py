@@ -53,14 +53,14 @@ class SinkHealth:
         self._closing = closing
         self._log = log.bind(sink=name)
         self._backoff = Backoff(first=0.5, longest=60.0, healthy=RECOVERED_AFTER_S)
-        self._slowly = Backoff(first=60.0, longest=3600.0)
-        self._streak = FailureAlert()
+        self._slow_backoff = Backoff(first=60.0, longest=3600.0)
+        self._alert = FailureAlert()
         self._healthy_at = math.inf
 
     @property
-    def due(self) -> float:
+    def recovery_at(self) -> float:
         """When `work` is to be called again, in trio's time: a streak of failures may be over then."""
-        return self._healthy_at if self._streak.failures else math.inf
+        return self._healthy_at if self._alert.failures else math.inf
 
     def on_opened(self) -> None:
         """It was opened: the time for which it is healthy begins at the next `work`."""
@@ -80,9 +80,9 @@ class SinkHealth:
         self.state, self.error = "active", None
         now = trio.current_time()
         self._healthy_at = min(self._healthy_at, now + RECOVERED_AFTER_S)
-        if self._streak.failures and now >= self._healthy_at:
-            self._log.info("sink.recovered", failures=self._streak.failures)
-            if self._streak.record_recovery(now):
+        if self._alert.failures and now >= self._healthy_at:
+            self._log.info("sink.recovered", failures=self._alert.failures)
+            if self._alert.record_recovery(now):
                 await self._tell("info", "sink.recovered", f"Sink {self._name} gets its events again.")
 
     async def on_failure(self, failure: BaseException, behind: int) -> float:
@@ -90,13 +90,13 @@ class SinkHealth:
         is_misfit = isinstance(failure, InvalidHook)
         self.state = "configuration error" if is_misfit else "failing"
         self.error = describe(failure, of=self._kind)
-        is_due = self._streak.record_failure(trio.current_time(), at_once=is_misfit)
-        delay = max((self._slowly if is_misfit else self._backoff).next(), requested_delay(failure))
-        if is_worth_saying(self._streak.failures):
+        is_due = self._alert.record_failure(trio.current_time(), is_urgent=is_misfit)
+        delay = max((self._slow_backoff if is_misfit else self._backoff).next(), requested_delay(failure))
+        if is_worth_saying(self._alert.failures):
             self._log.warning(
                 "sink.failed",
                 error=self.error,
-                failures=self._streak.failures,
+                failures=self._alert.failures,
                 behind=behind,
                 again_in=round(delay, 1),
             )
@@ -113,7 +113,7 @@ class SinkHealth:
         self.state, self.error = "stuck", text
         self._healthy_at = math.inf
         self._log.error("sink.stuck", timeout=timeout)
-        if self._streak.record_failure(trio.current_time(), at_once=True):
+        if self._alert.record_failure(trio.current_time(), is_urgent=True):
             await self._tell(
                 "error",
                 "sink.stuck",

@@ -18,7 +18,7 @@ from roomtone.events import KINDS, Durable, kind_of
 from roomtone.legible import text_of
 from roomtone.sinks import PROJECT, Context, Hooks, Registry, Sink
 
-LIVE = ("interim", "level")
+LIVE_HOOKS = ("interim", "level")
 """The hooks of the live feed: best effort, without acknowledgement."""
 
 _WITHOUT_EVENT = ("flush", "register_sinks")
@@ -41,7 +41,9 @@ class Hook(NamedTuple):
         if result is not None and inspect.isawaitable(result):
             if inspect.iscoroutine(result):
                 result.close()  # else Python warns of it somewhere far from here
-            raise InvalidHook(f"{place_of(self.function)}: {self.name} gave back an awaitable; write it as `async def`")
+            raise InvalidHook(
+                f"{location_of(self.function)}: {self.name} gave back an awaitable; write it as `async def`"
+            )
 
 
 class SinkHooks:
@@ -49,7 +51,7 @@ class SinkHooks:
 
     def __init__(self, hooks: dict[str, Hook]) -> None:
         self.flush = hooks.get("flush")
-        self.live = {name: hooks[name] for name in LIVE if name in hooks}
+        self.live = {name: hooks[name] for name in LIVE_HOOKS if name in hooks}
         self._durable = {
             kind: tuple(hooks[name] for name in (kind, "event") if name in hooks)
             for kind in KINDS
@@ -86,7 +88,7 @@ def validate_hooks(plugin: object, *, name: str) -> SinkHooks:
     hooks.pop("register_sinks", None)  # a drop-in file may announce sinks and be one
     if not hooks:
         raise InvalidHook(
-            f"{place_of(plugin)}: what sink {name} opened has no method marked with @hookimpl, so it gets nothing"
+            f"{location_of(plugin)}: what sink {name} opened has no method marked with @hookimpl, so it gets nothing"
         )
     return SinkHooks(hooks)
 
@@ -107,13 +109,13 @@ def find_hooks(plugin: object, specifications: Sequence[type], *, name: str) -> 
                 found[caller.name] = _hook(caller.name, implementation)
             elif not implementation.optionalhook:
                 known = [hook for specification in specifications for hook in vars(specification) if hook[0] != "_"]
-                raise InvalidHook(f"{place_of(implementation.function)}: {_unknown(caller.name, known)}")
+                raise InvalidHook(f"{location_of(implementation.function)}: {_unknown(caller.name, known)}")
     return found
 
 
 def _hook(name: str, implementation: pluggy.HookImpl) -> Hook:
     function: Callable[..., Any] = implementation.function
-    place = place_of(function)
+    place = location_of(function)
     if implementation.wrapper or implementation.hookwrapper:
         raise InvalidHook(f"{place}: {name} wraps a hook, and a sink has nothing to wrap; leave out wrapper=True")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -144,10 +146,10 @@ def _explain(plugin: object, manager: pluggy.PluginManager, error: pluggy.Plugin
             argument.name for argument in named if argument.name != "event" and argument.default is argument.empty
         ]:
             return (
-                f"{place_of(function)}: {function.__name__} has the argument {', '.join(wrong)}; "
+                f"{location_of(function)}: {function.__name__} has the argument {', '.join(wrong)}; "
                 "the hook of an event gets `event`, flush and register_sinks get nothing"
             )
-    return f"{place_of(plugin)}: {' '.join(text_of(error).split())}"
+    return f"{location_of(plugin)}: {' '.join(text_of(error).split())}"
 
 
 def _marked(plugin: object, manager: pluggy.PluginManager) -> Iterator[Any]:
@@ -156,7 +158,7 @@ def _marked(plugin: object, manager: pluggy.PluginManager) -> Iterator[Any]:
             yield getattr(plugin, name)
 
 
-def place_of(thing: object) -> str:
+def location_of(thing: object) -> str:
     """Where a person finds it: file and line of a function, file of a module, else file and name of the class."""
     code = getattr(inspect.unwrap(thing) if callable(thing) else thing, "__code__", None)
     if code is not None:

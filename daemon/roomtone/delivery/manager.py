@@ -46,11 +46,11 @@ class Outlet:
 
     def is_deaf(self) -> bool:
         """True if it gets what is said, and does not hear that it is to be forgotten: it has no hook for that."""
-        return self._delivery.is_deaf()
+        return self._delivery.misses_forgotten()
 
     def look(self) -> None:
         """Look for orders: see `delivery/controls.py`."""
-        self._delivery.look()
+        self._delivery.check_controls()
 
     def finish(self) -> None:
         """No more events will be committed: deliver what there is, then end."""
@@ -80,7 +80,7 @@ class SinkManager:
         *,
         journal: Journal,
         live: Live,
-        grounds: SinkPaths,
+        paths: SinkPaths,
         rates: dict[str, int],
         at_work: dict[str, Outlet],
     ) -> None:
@@ -88,12 +88,12 @@ class SinkManager:
         self._nursery = nursery
         self._journal = journal
         self._live = live
-        self._grounds = grounds
-        self._outlets = at_work
+        self._paths = paths
+        self._runners = at_work
         self._last: dict[str, Outlet] = {}
 
     def __iter__(self) -> Iterator[Outlet]:
-        return iter(self._outlets.values())
+        return iter(self._runners.values())
 
     def begin(self, name: str, sink: Sink) -> None:
         """Deliver to a sink, from its cursor on. One of that name is left first, and its successor waits for its end:
@@ -102,11 +102,11 @@ class SinkManager:
         context = self._context(name)
         outlet = Outlet(name, sink, context, self._journal, self._live)
         self._nursery.start_soon(_run_after, self._last.get(name), outlet)
-        self._last[name] = self._outlets[name] = outlet
+        self._last[name] = self._runners[name] = outlet
 
     def end(self, name: str) -> None:
         """Deliver no more to this sink. Its cursor stays: it may come back."""
-        self._outlets.pop(name).leave()
+        self._runners.pop(name).leave()
 
     async def watch_controls(self) -> None:
         """Have every sink look for orders whenever another process has written the journal; until cancelled.
@@ -132,7 +132,7 @@ class SinkManager:
         return found
 
     def _context(self, name: str) -> Context:
-        return Context(name=name, folder=self._grounds.folder, state=self._grounds.state / name, rates=self.rates)
+        return Context(name=name, folder=self._paths.folder, state=self._paths.state / name, rates=self.rates)
 
     def finish(self) -> None:
         """No more events will be committed: let them all deliver what there is, and end."""

@@ -16,7 +16,7 @@ from typing import Any, Union
 
 import msgspec
 
-from roomtone.delivery.hooks import Hook, InvalidHook, find_hooks, place_of
+from roomtone.delivery.hooks import Hook, InvalidHook, find_hooks, location_of
 from roomtone.legible import text_of, well_formed
 from roomtone.paths import foreign_hand
 from roomtone.sinks import Hooks, Module, Registry, Sink
@@ -30,7 +30,7 @@ _PREFIX = "roomtone_drop_in_"
 _SOURCE = "__roomtone_source__"
 
 
-class Problem(msgspec.Struct, frozen=True):
+class PluginProblem(msgspec.Struct, frozen=True):
     """What is wrong with a plugin: its name, `what` in one stable word, and a text for the person who can mend it.
 
     `is_file`: it is a drop-in file, which needs no table to be a sink.
@@ -47,7 +47,7 @@ class Plugins(msgspec.Struct, frozen=True):
 
     kinds: dict[str, type[Sink]]
     modules: dict[str, type[Module]]
-    problems: tuple[Problem, ...]
+    problems: tuple[PluginProblem, ...]
 
 
 def load_plugins(paths: Sequence[Path] = ()) -> Plugins:
@@ -55,16 +55,16 @@ def load_plugins(paths: Sequence[Path] = ()) -> Plugins:
 
     The first who announces a kind has it, and ours come first. Raises nothing because of a plugin.
     """
-    shelf = _Discovery()
+    discovery = _Discovery()
     for entry in sorted(
         entry_points(group=GROUP), key=lambda entry: (_owner(entry) != GROUP, _owner(entry), entry.name)
     ):
-        shelf.add_installed(entry)
-    shelf.is_at_files = True
+        discovery.add_installed(entry)
+    discovery.is_at_files = True
     for path in paths:
-        for file in shelf.files(path):
-            shelf.add_file(file)
-    return Plugins(shelf.kinds, shelf.modules, tuple(shelf.problems))
+        for file in discovery.files(path):
+            discovery.add_file(file)
+    return Plugins(discovery.kinds, discovery.modules, tuple(discovery.problems))
 
 
 class _Discovery:
@@ -73,7 +73,7 @@ class _Discovery:
     def __init__(self) -> None:
         self.kinds: dict[str, type[Sink]] = {}
         self.modules: dict[str, type[Module]] = {}
-        self.problems: list[Problem] = []
+        self.problems: list[PluginProblem] = []
         self.is_at_files = False
 
     def add_installed(self, entry: EntryPoint) -> None:
@@ -90,7 +90,7 @@ class _Discovery:
             self._note(
                 entry.name,
                 "hooks",
-                f"{place_of(plugin)}: a package announces its sinks with a function register_sinks marked with "
+                f"{location_of(plugin)}: a package announces its sinks with a function register_sinks marked with "
                 "@hookimpl; hooks of events at the level of the module are for drop-in files",
             )
             return
@@ -176,7 +176,7 @@ class _Discovery:
         return None
 
     def _register(self, name: str, register_sinks: Hook) -> None:
-        where = f"{place_of(register_sinks.function)}: register_sinks"
+        where = f"{location_of(register_sinks.function)}: register_sinks"
         if register_sinks.is_async:
             self._note(name, "sinks", f"{where} is asynchronous; write it as `def`")
             return
@@ -223,7 +223,7 @@ class _Discovery:
         return None
 
     def _note(self, plugin: str, what: str, text: str) -> None:
-        self.problems.append(Problem(plugin, what, text, self.is_at_files))
+        self.problems.append(PluginProblem(plugin, what, text, self.is_at_files))
 
 
 def _misshapen(kind: type[Sink]) -> str | None:

@@ -58,7 +58,7 @@ async def _send(
         raise SinkFailed(text)
 
     batch = Batch([event], hooks)
-    await HookExecutor(hooks, timeout=sink.timeout, nursery=nursery, on_overdue=overdue).deliver(batch)
+    await HookExecutor(hooks, timeout_s=sink.timeout, nursery=nursery, on_overdue=overdue).deliver(batch)
     if failure := batch.error or batch.flush_error:
         return ProbeResult(event, error=explain(failure))
     return ProbeResult(event, refused=batch.refused[0][1] if batch.refused else None)

@@ -21,7 +21,7 @@ import msgspec
 import structlog
 import trio
 
-from roomtone.delivery.controls import Pause, mark_of, prefix
+from roomtone.delivery.controls import Pause, control_mark, prefix
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal
 from roomtone.journal.records import Mark
@@ -93,17 +93,17 @@ class CrashGuard:
         self._name = name
         self._sink = sink
         self._journal = journal
-        self._trial = Attempt()
-        self._record = Probation("", PROBATION_EVENTS)
+        self._attempt = Attempt()
+        self._probation = Probation("", PROBATION_EVENTS)
 
     @property
     def is_proven(self) -> bool:
-        return self._record.left <= 0
+        return self._probation.left <= 0
 
     @property
     def is_suspect(self) -> bool:
         """Whether the process has ended in it: then it gets one event at a time, so that each shows."""
-        return self._trial.suspicion is not None
+        return self._attempt.suspicion is not None
 
     async def begin(self) -> None:
         """Look at what stands in the journal from the last run. Pauses the sink, with a notice, when it is enough."""
@@ -111,20 +111,20 @@ class CrashGuard:
         digest = digest_of(self._sink)  # reads a few small files, once, before anything is delivered
         record = _read(marks.get(self._key("proof")), Probation)
         is_known = record is not None and record.digest == digest and not self._journal.interrupted
-        self._record = record if record is not None and is_known else Probation(digest, PROBATION_EVENTS)
+        self._probation = record if record is not None and is_known else Probation(digest, PROBATION_EVENTS)
         trial = _read(marks.get(self._key("trial")), Attempt)
         if trial is not None:
-            self._trial = trial.after_start()
-        suspicion = self._trial.suspicion
+            self._attempt = trial.after_start()
+        suspicion = self._attempt.suspicion
         if suspicion is not None and suspicion.strikes >= MAX_STRIKES:
             await self._pause(suspicion)
         elif trial is not None:
-            await self._journal.commit(self._proof_mark(), self._trial_mark())
+            await self._journal.commit(self._probation_mark(), self._attempt_mark())
         else:
-            await self._journal.commit(self._proof_mark())
+            await self._journal.commit(self._probation_mark())
 
     @asynccontextmanager
-    async def trial(self, place: Place, seq: int = 0, last: int = 0) -> AsyncIterator[None]:
+    async def attempting(self, place: Place, seq: int = 0, last: int = 0) -> AsyncIterator[None]:
         """Around what may end the process: the journal knows of it before, and knows that it is over after.
 
         When the sink raises it is not over before `surviving` has contained what was raised: reading an exception
@@ -133,8 +133,8 @@ class CrashGuard:
         if self.is_proven:
             yield
             return
-        self._trial = self._trial.begin(place, seq, last)
-        await self._journal.commit(self._trial_mark())
+        self._attempt = self._attempt.begin(place, seq, last)
+        await self._journal.commit(self._attempt_mark())
         async with self.surviving():
             yield
 
@@ -153,29 +153,29 @@ class CrashGuard:
         """So many events have returned: what to commit together with the acknowledgement."""
         if self.is_proven:
             return ()
-        self._trial = self._trial.end()
-        self._record = Probation(self._record.digest, max(0, self._record.left - events))
+        self._attempt = self._attempt.end()
+        self._probation = Probation(self._probation.digest, max(0, self._probation.left - events))
         if self.is_proven:
             log.debug("sink.proven", sink=self._name)
-            self._trial = Attempt()
-        return self._proof_mark(), self._trial_mark()
+            self._attempt = Attempt()
+        return self._probation_mark(), self._attempt_mark()
 
     async def _clear(self) -> None:
-        if self._trial.place is not None:
-            self._trial = self._trial.end()
+        if self._attempt.place is not None:
+            self._attempt = self._attempt.end()
             with trio.move_on_after(1, shield=True):
-                await self._journal.commit(self._trial_mark())
+                await self._journal.commit(self._attempt_mark())
 
     async def _pause(self, suspicion: Suspicion) -> None:
         doing = "was opened" if suspicion.place == "opening" else f"had event {suspicion.seq}"
         reason = f"the daemon ended twice running while it {doing}"
         log.error("sink.paused", sink=self._name, reason=reason)
-        self._trial = Attempt()
+        self._attempt = Attempt()
         now = datetime.now(UTC)
         await self._journal.commit(
-            self._proof_mark(),
-            self._trial_mark(),
-            mark_of(self._name, Pause(now, "roomtone", reason)),
+            self._probation_mark(),
+            self._attempt_mark(),
+            control_mark(self._name, Pause(now, "roomtone", reason)),
             Notice(
                 room="",
                 position=0,
@@ -190,12 +190,12 @@ class CrashGuard:
     def _key(self, name: str) -> str:
         return prefix(self._name) + name
 
-    def _proof_mark(self) -> Mark:
-        return Mark(self._key("proof"), msgspec.to_builtins(self._record))
+    def _probation_mark(self) -> Mark:
+        return Mark(self._key("proof"), msgspec.to_builtins(self._probation))
 
-    def _trial_mark(self) -> Mark:
-        is_blank = self._trial.place is None and self._trial.suspicion is None
-        return Mark(self._key("trial"), None if is_blank else msgspec.to_builtins(self._trial))
+    def _attempt_mark(self) -> Mark:
+        is_blank = self._attempt.place is None and self._attempt.suspicion is None
+        return Mark(self._key("trial"), None if is_blank else msgspec.to_builtins(self._attempt))
 
 
 def digest_of(sink: Sink) -> str:

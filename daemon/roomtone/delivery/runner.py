@@ -20,7 +20,7 @@ from roomtone import paths
 from roomtone.concurrency import leaves_of, wait_any
 from roomtone.delivery.audio_pins import pins_mark
 from roomtone.delivery.batch import Batch, SinkFailed
-from roomtone.delivery.controls import Retry, SinkControls, cancel, controls_of, mark_of, prefix
+from roomtone.delivery.controls import Retry, SinkControls, cancel_mark, control_mark, controls_of, prefix
 from roomtone.delivery.executor import HookExecutor
 from roomtone.delivery.health import SinkHealth, SinkStatus
 from roomtone.delivery.hooks import SinkHooks, open_sink, validate_hooks
@@ -33,10 +33,10 @@ from roomtone.sinks import Context, Sink, wants
 MAX_BATCH_EVENTS = 1000
 """Events in a batch at most; also how many uninteresting ones may pass before the cursor is made durable."""
 
-SPOKEN = frozenset(("turn", "answer", "analysis", "audio", "interim"))
+SPEECH_HOOKS = frozenset(("turn", "answer", "analysis", "audio", "interim"))
 """The hooks that get what was said."""
 
-WARNINGS = 8
+MAX_WARNINGS = 8
 """Warnings of a sink that wait to become notices at most; the newest are kept."""
 
 _CANCELLED = (
@@ -68,38 +68,38 @@ class SinkRunner:
         self._sink = sink
         self._journal = journal
         self._live = live
-        self._warnings: deque[str] = deque(maxlen=WARNINGS)
+        self._warnings: deque[str] = deque(maxlen=MAX_WARNINGS)
         self._context = msgspec.structs.replace(context, warn=self._warnings.append)
         self._closing = closing
         self._leaving = False
         self._log = log.bind(sink=name)
-        self._standing = SinkHealth(name, type(sink), journal, closing)
+        self._health = SinkHealth(name, type(sink), journal, closing)
         self._refused = 0
         self._cursor = journal.tip
         self._durable_cursor = journal.tip
-        self._limit = MAX_BATCH_EVENTS
-        self._proof = CrashGuard(name, sink, journal)
-        self._orders = SinkControls()
-        self._called = trio.Event()
+        self._batch_limit = MAX_BATCH_EVENTS
+        self._guard = CrashGuard(name, sink, journal)
+        self._controls = SinkControls()
+        self._controls_changed = trio.Event()
         self._kinds = frozenset[str]()
 
     def has(self, seq: int) -> bool:
         """Whether the sink has acknowledged everything up to this event."""
         return self._cursor >= seq
 
-    def is_deaf(self) -> bool:
+    def misses_forgotten(self) -> bool:
         """True if its hooks get what is said and not what is to be forgotten, as far as they are known."""
-        return not SPOKEN.isdisjoint(self._kinds) and "forgotten" not in self._kinds
+        return not SPEECH_HOOKS.isdisjoint(self._kinds) and "forgotten" not in self._kinds
 
     def status(self) -> SinkStatus:
         """How it stands at this moment."""
         return SinkStatus(
             name=self._name,
             kind=str(self._sink.__struct_config__.tag),
-            state=self._standing.state,
+            state=self._health.state,
             behind=max(0, self._journal.tip - self._cursor),
             refused=self._refused,
-            error=self._standing.error,
+            error=self._health.error,
         )
 
     async def run(self) -> None:
@@ -112,22 +112,22 @@ class SinkRunner:
             is_last = self._closing.is_set()
             failure = await self._attempt()
             if failure is None:
-                if self._orders.paused is None or self._leaving:
+                if self._controls.paused is None or self._leaving:
                     return
                 continue
-            async with self._proof.surviving():
-                delay = await self._standing.on_failure(failure, self._journal.tip - self._cursor)
+            async with self._guard.surviving():
+                delay = await self._health.on_failure(failure, self._journal.tip - self._cursor)
             if not is_last:
-                await self._rest(trio.current_time() + delay)
+                await self._back_off(trio.current_time() + delay)
             behind = self._journal.tip - self._cursor
             if self._closing.is_set() and (is_last or self._leaving or not behind):
                 if behind and not self._leaving:
                     self._log.warning("sink.behind", events=behind)
                 return
 
-    def look(self) -> None:
+    def check_controls(self) -> None:
         """Have it look for orders, see `delivery/controls.py`: another process has written the journal."""
-        self._called.set()
+        self._controls_changed.set()
 
     def leave(self) -> None:
         """Have `run` return after the batch that is under way: another will go on from the cursor."""
@@ -146,41 +146,41 @@ class SinkRunner:
         pins = pins_mark(self._name, self._sink)
         if await self._journal.mark(pins.key) != pins.value:
             await self._journal.commit(pins)
-        await self._proof.begin()
-        await self._obey()
+        await self._guard.begin()
+        await self._read_controls()
 
-    async def _obey(self) -> None:
+    async def _read_controls(self) -> None:
         """Read the orders for this sink. Going back is done here, the others where they belong."""
-        self._called = trio.Event()
+        self._controls_changed = trio.Event()
         orders = controls_of(self._name, await self._journal.marks(prefix(self._name)))
         if orders.rewind is not None:
             self._cursor = min(self._cursor, orders.rewind)
             self._durable_cursor = min(self._durable_cursor, orders.rewind)
-            await self._journal.rewind(self._name, orders.rewind, cancel(self._name, "rewind"))
+            await self._journal.rewind(self._name, orders.rewind, cancel_mark(self._name, "rewind"))
             self._log.info("sink.rewound", seq=orders.rewind)
-        self._orders = msgspec.structs.replace(orders, rewind=None)
+        self._controls = msgspec.structs.replace(orders, rewind=None)
         self._refused = await self._journal.count_refused(self._name)
 
     async def _may_run(self) -> bool:
         """Wait for as long as the sink is paused. False: it is the end, and the events wait for the next start."""
-        if self._called.is_set():
-            await self._obey()
-        while self._orders.paused is not None:
-            self._standing.on_paused(self._orders.paused.reason)
+        if self._controls_changed.is_set():
+            await self._read_controls()
+        while self._controls.paused is not None:
+            self._health.on_paused(self._controls.paused.reason)
             if self._closing.is_set():
                 return False
-            await wait_any(self._closing.wait, self._called.wait)
-            await self._obey()
+            await wait_any(self._closing.wait, self._controls_changed.wait)
+            await self._read_controls()
         return True
 
-    async def _rest(self, until: float) -> None:
+    async def _back_off(self, until: float) -> None:
         """Return at that time, when `closing` is set, or when there are other orders."""
-        orders = self._orders
+        orders = self._controls
         with trio.move_on_at(until):
-            while not self._closing.is_set() and self._orders == orders:
-                await wait_any(self._closing.wait, self._called.wait)
-                if self._called.is_set():
-                    await self._obey()
+            while not self._closing.is_set() and self._controls == orders:
+                await wait_any(self._closing.wait, self._controls_changed.wait)
+                if self._controls_changed.is_set():
+                    await self._read_controls()
 
     async def _attempt(self) -> BaseException | None:
         """Open the sink and pump. None: everything is delivered and the sink was left; else what failed.
@@ -193,7 +193,7 @@ class SinkRunner:
         try:
             # A nursery for each attempt: whatever a sink leaves running in it ends with the attempt.
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._session, nursery, pumped)
+                nursery.start_soon(self._open_and_serve, nursery, pumped)
         except* JournalError:
             raise
         except* BaseException as group:  # noqa: BLE001 - the plugin boundary
@@ -203,13 +203,13 @@ class SinkRunner:
             return SinkFailed(_CANCELLED)
         return failure
 
-    async def _session(self, attempt: trio.Nursery, pumped: trio.Event) -> None:
+    async def _open_and_serve(self, attempt: trio.Nursery, pumped: trio.Event) -> None:
         """From opening to leaving, each within the sink's timeout: the deadline stands for one, then for the other."""
         cause: Exception | None = None
         where = "opening"
         with trio.CancelScope() as patience:
             async with AsyncExitStack() as stack:
-                async with self._proof.trial("opening"):
+                async with self._guard.attempting("opening"):
                     patience.deadline = trio.current_time() + self._sink.timeout
                     paths.private_folder(self._context.state)
                     plugin = await stack.enter_async_context(open_sink(self._sink, self._context))
@@ -233,7 +233,7 @@ class SinkRunner:
 
     async def _serve(self, hooks: SinkHooks, attempt: trio.Nursery, pumped: trio.Event) -> None:
         self._kinds = frozenset((*hooks.kinds, *hooks.live))
-        worker = HookExecutor(hooks, timeout=self._sink.timeout, nursery=attempt, on_overdue=self._tell_stuck)
+        worker = HookExecutor(hooks, timeout_s=self._sink.timeout, nursery=attempt, on_overdue=self._on_overdue)
         async with trio.open_nursery() as nursery:
             if hooks.live:
                 nursery.start_soon(self._follow_live, worker)
@@ -243,32 +243,32 @@ class SinkRunner:
 
     async def _pump(self, worker: HookExecutor) -> None:
         """Batches from the cursor to the tip, for ever; returns at the tip when `closing` is set, or to `leave`."""
-        self._standing.on_opened()
+        self._health.on_opened()
         while not self._leaving:
-            if self._called.is_set():
-                await self._obey()
-            if self._orders.paused is not None:
+            if self._controls_changed.is_set():
+                await self._read_controls()
+            if self._controls.paused is not None:
                 return
-            if self._orders.retry is not None:
-                await self._try_again(self._orders.retry, worker)
+            if self._controls.retry is not None:
+                await self._retry_refused(self._controls.retry, worker)
                 continue
             is_closing, tip = self._closing.is_set(), self._journal.tip
-            events = await self._journal.read(self._cursor, 1 if self._proof.is_suspect else self._limit)
+            events = await self._journal.read(self._cursor, 1 if self._guard.is_suspect else self._batch_limit)
             if events:
                 await self._deliver(events, worker)
-                self._standing.on_batch()
+                self._health.on_batch()
             else:
                 self._cursor = max(self._cursor, tip)  # beyond rows that cannot be read
                 if is_closing:
                     await self._advance(self._cursor)
                     return
             if not worker.is_stuck:  # in a live hook
-                await self._standing.on_idle()
+                await self._health.on_idle()
             while self._warnings:
-                await self._standing.warn(self._warnings.popleft())
+                await self._health.warn(self._warnings.popleft())
             if not events:
                 # What is due waits for a live hook that hangs, whose return wakes nobody.
-                await self._wait_for_more(trio.current_time() + 1 if worker.is_stuck else self._standing.due)
+                await self._wait_for_more(trio.current_time() + 1 if worker.is_stuck else self._health.recovery_at)
 
     async def _deliver(self, events: Sequence[Durable], worker: HookExecutor) -> None:
         wanted = self._wanted(events, worker)
@@ -278,33 +278,37 @@ class SinkRunner:
                 await self._advance(self._cursor)
             return
         batch = Batch(wanted, worker.hooks)
-        async with self._proof.trial("an event", wanted[0].seq, wanted[-1].seq):
+        async with self._guard.attempting("an event", wanted[0].seq, wanted[-1].seq):
             await worker.deliver(batch)
             await self._acknowledge(batch, events[-1].seq)
-            self._judge(batch)
+            self._raise_failure(batch)
 
-    async def _try_again(self, retry: Retry, worker: HookExecutor) -> None:
+    async def _retry_refused(self, retry: Retry, worker: HookExecutor) -> None:
         """The refused events that a person wants tried again: by seq, and before all that are new."""
-        refusals = await self._journal.refused(self._name, retry.after, self._limit)
+        refusals = await self._journal.refused(self._name, retry.after, self._batch_limit)
         events = [refusal.event for refusal in refusals if refusal.event and refusal.seq <= retry.until]
         batch = Batch(self._wanted(events, worker), worker.hooks)
         if batch.events:
-            async with self._proof.trial("an event", batch.events[0].seq, batch.events[-1].seq):
+            async with self._guard.attempting("an event", batch.events[0].seq, batch.events[-1].seq):
                 await worker.deliver(batch)
                 await self._acknowledge_again(batch, retry)
-                self._judge(batch)
+                self._raise_failure(batch)
         else:
             await self._acknowledge_again(batch, Retry(refusals[-1].seq if refusals else retry.until, retry.until))
 
     def _wanted(self, events: Sequence[Durable], worker: HookExecutor) -> list[Durable]:
-        return [_present(event) for event in events if wants(self._sink, event) and worker.hooks.hooks_for(event)]
+        return [
+            _without_lost_file(event) for event in events if wants(self._sink, event) and worker.hooks.hooks_for(event)
+        ]
 
-    def _judge(self, batch: Batch) -> None:
+    def _raise_failure(self, batch: Batch) -> None:
         """Raise what the batch failed with; and choose how large the next one is."""
         if failure := batch.flush_error or batch.error:
-            self._limit = 1  # one by one, until it is clear which event it is
+            self._batch_limit = 1  # one by one, until it is clear which event it is
             raise failure
-        self._limit = min(MAX_BATCH_EVENTS, self._limit * 2) if batch.done == len(batch.events) else batch.done
+        self._batch_limit = (
+            min(MAX_BATCH_EVENTS, self._batch_limit * 2) if batch.done == len(batch.events) else batch.done
+        )
 
     async def _acknowledge(self, batch: Batch, last: int) -> None:
         """Move the cursor over what has returned, and over what nobody wanted before the first that has not."""
@@ -316,7 +320,7 @@ class SinkRunner:
             self._log.warning("event.refused", seq=seq)  # the reason may quote the event: it stands beside it
         is_whole = batch.done == len(batch.events)
         seq = last if is_whole else batch.events[batch.done].seq - 1
-        await self._advance(seq, *self._proof.settle(batch.done))
+        await self._advance(seq, *self._guard.settle(batch.done))
 
     async def _acknowledge_again(self, batch: Batch, retry: Retry) -> None:
         """What was refused before and has returned now is no longer refused; how far this is stands beside it."""
@@ -326,9 +330,9 @@ class SinkRunner:
         tried = [event.seq for event in batch.events[: batch.done]]
         accepted = [seq for seq in tried if seq not in again]
         left = Retry(tried[-1] if tried else retry.after, retry.until)
-        self._orders = msgspec.structs.replace(self._orders, retry=left if left.after < left.until else None)
-        mark = mark_of(self._name, left) if self._orders.retry else cancel(self._name, "retry")
-        await self._journal.settle_refused(self._name, accepted, batch.refused, mark, *self._proof.settle(batch.done))
+        self._controls = msgspec.structs.replace(self._controls, retry=left if left.after < left.until else None)
+        mark = control_mark(self._name, left) if self._controls.retry else cancel_mark(self._name, "retry")
+        await self._journal.settle_refused(self._name, accepted, batch.refused, mark, *self._guard.settle(batch.done))
         self._refused -= len(accepted)
 
     async def _advance(self, seq: int, *marks: Mark) -> None:
@@ -340,7 +344,9 @@ class SinkRunner:
     async def _wait_for_more(self, until: float) -> None:
         """Return when there is an event after the cursor, `closing` is set, there are orders, or that time has come."""
         with trio.move_on_at(until):
-            await wait_any(self._closing.wait, self._called.wait, partial(self._journal.wait_after, self._cursor))
+            await wait_any(
+                self._closing.wait, self._controls_changed.wait, partial(self._journal.wait_after, self._cursor)
+            )
 
     async def _follow_live(self, worker: HookExecutor) -> None:
         """Hand on what is happening right now. A failure here costs the one live event and a line in the log."""
@@ -348,17 +354,17 @@ class SinkRunner:
         with self._live.subscribe(wanted=partial(self._wants_live, worker.hooks)) as feed:
             async for event in feed:
                 try:
-                    await worker.tell_live(event)
+                    await worker.deliver_live(event)
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
                     failures += 1
-                    self._standing.on_live_error(error, failures)
+                    self._health.on_live_error(error, failures)
 
     def _wants_live(self, hooks: SinkHooks, event: LiveEvent) -> bool:
         kind, rooms, kinds = kind_of(event), self._sink.rooms, self._sink.kinds
         return kind in hooks.live and (not rooms or event.room in rooms) and (not kinds or kind in kinds)
 
-    async def _tell_stuck(self, text: str) -> None:
-        await self._standing.on_stuck(text, self._sink.timeout)
+    async def _on_overdue(self, text: str) -> None:
+        await self._health.on_stuck(text, self._sink.timeout)
 
 
 async def run_sink(
@@ -368,7 +374,7 @@ async def run_sink(
     await SinkRunner(name, sink, journal=journal, live=live, context=context, closing=closing).run()
 
 
-def _present(event: Durable) -> Durable:
+def _without_lost_file(event: Durable) -> Durable:
     """The quota may have taken the segment since; asking costs microseconds, for the folder is the spool's own."""
     if isinstance(event, Audio) and event.file is not None and not Path(event.file).exists():
         return msgspec.structs.replace(event, file=None)

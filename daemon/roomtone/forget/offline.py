@@ -27,7 +27,7 @@ async def forget(
     rates = {name: room.rate for name, room in config.rooms.items()}
     with paths.lock(state):
         async with open_journal(state / "journal.sqlite") as journal, trio.open_nursery() as delivery:
-            outlets = SinkManager(delivery, journal=journal, live=live, grounds=grounds, rates=rates, at_work=at_work)
+            outlets = SinkManager(delivery, journal=journal, live=live, paths=grounds, rates=rates, at_work=at_work)
             for name, sink in config.sinks.items():
                 outlets.begin(name, sink)
             premises = ForgetScope(journal, live, closed(state / SPOOL_FOLDER))

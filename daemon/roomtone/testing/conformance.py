@@ -38,9 +38,9 @@ from roomtone.testing.room import NOON, FakeRoom, context_of, open_room
 NAME = "sink"
 ROOM = "desk"
 RATE = 16_000
-SEGMENT = 16_000
+SEGMENT_SAMPLES = 16_000
 """Samples in a segment of audio; each of segment n has the value n."""
-STALL = 1.0
+MAX_STEP_S = 1.0
 """Seconds for which no step of an asynchronous hook may keep the loop."""
 LAW_TIMEOUT_S = 20.0
 
@@ -137,12 +137,12 @@ class Bench:
         """The next event, of this kind; with an id, which the journal replaces by its own."""
         self._made += 1
         number = self._made
-        position = (number - 1) * SEGMENT
+        position = (number - 1) * SEGMENT_SAMPLES
         at = NOON + timedelta(seconds=position / RATE)
         made = _fields(kind, number, text or f"This is number {number}.", at)
         if kind == "audio":
             file = self.folder / ".room" / f"{number}.pcm"
-            file.write_bytes(array("h", [number % 30_000]) * SEGMENT)
+            file.write_bytes(array("h", [number % 30_000]) * SEGMENT_SAMPLES)
             made["file"] = str(file)
         envelope = {"kind": kind, "seq": number, "id": _number(number), "room": ROOM, "position": position, "at": at}
         event: Durable = msgspec.convert(envelope | made, Durable)
@@ -164,7 +164,7 @@ class Bench:
         async with trio.open_nursery() as nursery:
             async with open_sink(self.sink, self.context) as plugin:
                 hooks = validate_hooks(plugin, name=NAME)
-                worker = HookExecutor(hooks, timeout=self.sink.timeout, nursery=nursery, on_overdue=overdue)
+                worker = HookExecutor(hooks, timeout_s=self.sink.timeout, nursery=nursery, on_overdue=overdue)
 
                 async def deliver(given: Sequence[Durable]) -> Batch:
                     batch = Batch([each for each in given if wants(self.sink, each) and hooks.hooks_for(each)], hooks)
@@ -220,7 +220,7 @@ class Bench:
 
 
 def _samples(event: Audio) -> bytes:
-    return array("h", [event.position // SEGMENT % 30_000 + 1]).tobytes() * SEGMENT
+    return array("h", [event.position // SEGMENT_SAMPLES % 30_000 + 1]).tobytes() * SEGMENT_SAMPLES
 
 
 # The laws
@@ -360,7 +360,7 @@ async def leaves_the_loop_alone(bench: Bench) -> None:
             await bench.deliver_all(given)
         finally:
             trio.lowlevel.remove_instrument(stopwatch)
-        if stopwatch.longest < STALL:
+        if stopwatch.longest < MAX_STEP_S:
             return
     raise LawBroken(f"it keeps the loop for {stopwatch.longest:.1f} s; write `def` instead of `async def`")
 
@@ -503,7 +503,7 @@ async def _cancel_after(steps: int, scope: trio.CancelScope) -> None:
 
 def _fields(kind: str, number: int, text: str, at: Any) -> dict[str, Any]:
     """The fields of an event beyond the envelope."""
-    start = (number - 1) * SEGMENT
+    start = (number - 1) * SEGMENT_SAMPLES
     fields: dict[str, dict[str, Any]] = {
         "recording_started": {"rate": RATE, "source": text},
         "recording_stopped": {"reason": "stopping"},
@@ -511,12 +511,12 @@ def _fields(kind: str, number: int, text: str, at: Any) -> dict[str, Any]:
         "session_ended": {"session_id": "script", "audio_seconds": 1, "session_seconds": 1, "reason": "terminated"},
         "turn": {"session_id": "script", "turn_order": number, "text": text},
         "answer": {"session_id": "script", "turn_order": number, "text": text, "response": {"text": text}},
-        "analysis": {"name": "summary", "start": start, "end": start + SEGMENT, "text": text, "response": {}},
-        "audio": {"samples": SEGMENT, "rate": RATE},
+        "analysis": {"name": "summary", "start": start, "end": start + SEGMENT_SAMPLES, "text": text, "response": {}},
+        "audio": {"samples": SEGMENT_SAMPLES, "rate": RATE},
         # Of no length: the room's sound has no hole for it.
         "gap": {"start": start, "end": start, "from": at, "until": at, "cause": "device"},
         "muted": {"until": None},
-        "forgotten": {"start": start, "end": start + SEGMENT, "from": at, "until": at},
+        "forgotten": {"start": start, "end": start + SEGMENT_SAMPLES, "from": at, "until": at},
         "notice": {"severity": "info", "code": "sink.test", "text": text},
     }
     return fields.get(kind, {})

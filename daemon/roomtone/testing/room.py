@@ -149,7 +149,7 @@ class FakeRoom:
     async def replay(self, sink: str, after: int = 0) -> None:
         """Everything after that seq comes again, as with `roomtone sinks replay`."""
         await self.journal.commit(Mark(f"sink/{sink}/rewind", after))
-        self.deliveries[sink].look()
+        self.deliveries[sink].check_controls()
         while await self.journal.mark(f"sink/{sink}/rewind") is not None:  # noqa: ASYNC110 - nobody tells of it
             await trio.sleep(0.005)
 
