@@ -16,7 +16,7 @@ from roomtone.durable import SPOILED, alone, make_writable_folder
 from roomtone_wav import compression
 from roomtone_wav.catalog import CATALOG, open_catalog, read_catalog
 from roomtone_wav.files import described, open_wav, write_sidecar
-from roomtone_wav.place import RecordingFolder
+from roomtone_wav.folder import RecordingFolder, file_name
 from roomtone_wav.recording import HEADER_BYTES, SAMPLE_BYTES, Format, Gaps, Recording, Split
 from roomtone_wav.retention import RecordingJanitor
 from roomtone_wav.writer import TranscribingWriter, WavWriter
@@ -59,7 +59,7 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
 
     def __post_init__(self) -> None:
         try:
-            name = PurePath(_name(self.template, "desk", datetime(2025, 1, 1, tzinfo=UTC), 0, 16_000))
+            name = PurePath(file_name(self.template, "desk", datetime(2025, 1, 1, tzinfo=UTC), 0, 16_000))
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise ValueError(f"template: {error} in {self.template!r}; use room, start, position and rate") from None
         if name.is_absolute() or ".." in name.parts or name.suffix != ".wav":
@@ -111,24 +111,21 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
             log.info("recordings.adopted", sink=context.name, files=files)
         has_text = self.transcript or bool(self.captions)
 
-        def path(recording: Recording) -> Path:
-            return directory / _name(self.template, recording.room, recording.start, recording.first, recording.rate)
-
         def write(recording: Recording) -> None:
             write_sidecar(recording, catalog.turns(recording) if has_text else None, self.captions)
 
         is_alone = stack.enter_context(alone(context.state / "recordings.lock"))
-        place = RecordingFolder(directory, context.warn)
+        folder = RecordingFolder(directory, self.template, context.warn)
         for recording in catalog.newest_of_all():
-            if not place.contains(recording) and not recording.is_sealed:
-                with place.forgiving(recording, "finished"), open_wav(recording.path):
+            if not folder.contains(recording) and not recording.is_sealed:
+                with folder.forgiving(recording, "finished"), open_wav(recording.path):
                     pass
-        keeper = RecordingJanitor(
-            catalog, place, write, keep_days=self.keep_days, keep_gb=self.keep_gb, is_alone=is_alone
+        janitor = RecordingJanitor(
+            catalog, folder, write, keep_days=self.keep_days, keep_gb=self.keep_gb, is_alone=is_alone
         )
-        stack.callback(keeper.close)
+        stack.callback(janitor.close)
         kind = TranscribingWriter if has_text else WavWriter
-        return kind(catalog, path, place, keeper, write, split=self.split, gaps=self.gaps, format=self.format)
+        return kind(catalog, folder, janitor, write, split=self.split, gaps=self.gaps, format=self.format)
 
 
 async def _tend_for(writer: WavWriter, seconds: float) -> None:
@@ -144,11 +141,6 @@ async def _tend(writer: WavWriter) -> None:
     while True:
         has_more = await trio.to_thread.run_sync(writer.tend, limiter=thread)
         await trio.sleep(0 if has_more else _TEND_INTERVAL_S)
-
-
-def _name(template: str, room: str, start: datetime, position: int, rate: int) -> str:
-    room = room.replace("/", "_").replace("\0", "_").lstrip(".") or "_"  # a room's name is no path
-    return template.format(room=room, start=start.astimezone(UTC), position=position, rate=rate)
 
 
 @hookimpl

@@ -11,7 +11,7 @@ import structlog
 from roomtone import Audio, Forgotten, Gap, RecordingStopped, Turn, hookimpl
 from roomtone_wav import compression, files
 from roomtone_wav.catalog import Catalog
-from roomtone_wav.place import RecordingFolder
+from roomtone_wav.folder import RecordingFolder
 from roomtone_wav.recording import (
     MAX_TURN_S,
     SAMPLE_BYTES,
@@ -33,17 +33,15 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 class WavWriter:
     """Writes each segment by its position, so that one delivered again lands on itself, bit for bit.
 
-    `name` gives the path for a recording that is about to begin. No file stays open between two calls, so one that
-    somebody deletes is deleted, and the next sample begins another.
+    No file stays open between two calls: a file that a user deletes is gone, and the next sample begins another.
     Errors: OSError that names the file. Nothing of the batch is then acknowledged, for only `flush` commits.
     """
 
     def __init__(
         self,
         catalog: Catalog,
-        name: Callable[[Recording], Path],
-        place: RecordingFolder,
-        keeper: RecordingJanitor,
+        folder: RecordingFolder,
+        janitor: RecordingJanitor,
         write_sidecar: Callable[[Recording], None],
         *,
         split: Split,
@@ -51,9 +49,8 @@ class WavWriter:
         format: Format,  # noqa: A002 - the configuration's word
     ) -> None:
         self._catalog = catalog
-        self._path_for = name
-        self._folder = place
-        self._janitor = keeper
+        self._folder = folder
+        self._janitor = janitor
         self._write_sidecar = write_sidecar
         self._split: Split = split
         self._gaps: Gaps = gaps
@@ -190,7 +187,7 @@ class WavWriter:
             last=event.id,
             format=self._format,
         )
-        path = _unused(self._path_for(recording))
+        path = _unused(self._folder.path_for(recording))
         recording = msgspec.structs.replace(recording, path=str(path))
         self._catalog.put(recording)
         self._catalog.commit()

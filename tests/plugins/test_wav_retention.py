@@ -20,7 +20,7 @@ from roomtone import Durable, Forgotten, RecordingStopped, Turn, Word
 from roomtone.durable import alone, remove
 from roomtone_wav import Wav, compression, retention
 from roomtone_wav.catalog import CATALOG, Catalog, open_catalog
-from roomtone_wav.place import RecordingFolder
+from roomtone_wav.folder import RecordingFolder
 from roomtone_wav.retention import RecordingJanitor
 from support.journal import accept, context, deliver_all
 
@@ -425,12 +425,11 @@ async def test_a_clock_that_jumps_ahead_removes_nothing(tmp_path: Path, monkeypa
             at = [0.0, 0.0]
             keeper = RecordingJanitor(
                 catalog,
-                RecordingFolder(tmp_path / "wav", print),
+                RecordingFolder(tmp_path / "wav", Wav(directory="wav").template, print),
                 lambda _: None,
                 keep_days=30,
                 keep_gb=None,
-                clock=lambda: NOON + timedelta(days=at[0]),
-                uptime=lambda: 3600 * at[1],
+                read_clocks=lambda: (NOON + timedelta(days=at[0]), 3600 * at[1]),
             )
             for at[:] in times:
                 keeper.advance()
