@@ -24,7 +24,8 @@ from roomtone.capture.sources import Microphone
 from roomtone.config.model import Config, GateConfig, Room, ServiceConfig, Storage
 from roomtone.config.toml_file import ConfigError
 from roomtone.control.reload import ActiveConfig, Reloader
-from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
+from roomtone.delivery.manager import SinkManager, SinkPaths
+from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, Mark, open_journal
 from roomtone.live import Live
@@ -85,7 +86,7 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
             nursery,
             RoomServices(folder / "spool", {}, journal, live, endpoints, health, RoomStates(), governor, analyst),
         )
-        at_work = dict[str, Outlet]()
+        at_work = dict[str, SinkRunner]()
         outlets = SinkManager(
             nursery,
             journal=journal,

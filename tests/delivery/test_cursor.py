@@ -80,14 +80,14 @@ async def test_event_that_comes_during_a_look_is_not_passed(tmp_path: Path, auto
     """
     async with house(tmp_path) as around:
         for number in range(150):
-            received, around.closing = Received(), trio.Event()
-            around.deliver(sink(opens(received), start="now", rooms=("desk",)), str(number))
+            received = Received()
+            runner = around.deliver(sink(opens(received), start="now", rooms=("desk",)), str(number))
             await trio.sleep(1)
             await around.commit(1, room="lab")
             for _ in range(number % 6):
                 await trio.lowlevel.checkpoint()
             await around.commit(1)
-            around.closing.set()
+            runner.finish()
             await trio.sleep(1)
             assert len(received.seqs) == 1, number
 

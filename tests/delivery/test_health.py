@@ -1,7 +1,7 @@
 """Laws of how a sink stands: who is told of it when, and when it is tried again."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from roomtone.delivery.controls import cancel_mark, control_mark
 from roomtone.delivery.health import SinkHealth
 from roomtone.delivery.hooks import InvalidHook
 from roomtone.events import Durable, Notice
-from roomtone.journal.journal import open_journal
+from roomtone.journal.journal import Journal, open_journal
 from roomtone.sinks import Context, Sink, hookimpl
 from roomtone_command import CommandSink
 from roomtone_jsonl import Jsonl
@@ -29,8 +29,8 @@ async def test_no_notice_once_the_journal_is_closing(tmp_path: Path, autojump_cl
     closing = trio.Event()
     with structlog.testing.capture_logs():
         async with open_journal(tmp_path / "journal.db", inline=True) as journal:
-            standing = SinkHealth("made", Sink, journal, closing)
-            await standing.on_failure(InvalidHook("wrong"), 0)
+            health = SinkHealth("made", Sink, journal, closing)
+            await health.on_failure(InvalidHook("wrong"), 0)
             assert journal.tip == 1
             closing.set()
             await SinkHealth("other", Sink, journal, closing).on_failure(InvalidHook("wrong"), 0)
@@ -112,7 +112,7 @@ async def test_status_of_a_sink_that_waits_is_what_failed_last(tmp_path: Path, a
             delivery = around.deliver(sink(opening))
             await around.commit(1)
             await trio.sleep(10)
-            assert (delivery.status().state, "away" in (delivery.status().error or "")) == ("failing", True)
+            assert (delivery.status().state, "OSError" in (delivery.status().error or "")) == ("failing", True)
             plugin[0] = received
             await trio.sleep(100)
             assert (delivery.status().state, delivery.status().error) == ("active", None)
@@ -209,3 +209,28 @@ async def test_what_took_too_long_is_named(
             await around.commit(1)
             await trio.sleep(60)
     assert logs[0]["error"] == f"{text} took longer than 5 s"
+
+
+async def test_a_recovery_after_a_restart_is_announced(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A sink whose failure was announced and that works after the restart is announced as recovered, once."""
+
+    @asynccontextmanager
+    async def refusing(context: Context) -> AsyncIterator[object]:
+        raise OSError("away")
+        yield
+
+    async def codes(journal: Journal) -> list[str]:
+        notices = await journal.select("", ["notice"], 0, 1)
+        return [each.code for each in notices if isinstance(each, Notice)]
+
+    with structlog.testing.capture_logs():
+        async with house(tmp_path) as around:
+            await around.commit(1)
+            around.deliver(sink(refusing))
+            await trio.sleep(600)
+            assert await codes(around.journal) == ["sink.failing"]
+        for _ in range(2):
+            async with house(tmp_path) as around:
+                around.deliver(sink(opens(Received())))
+                await trio.sleep(600)
+                assert await codes(around.journal) == ["sink.failing", "sink.recovered"]

@@ -166,7 +166,7 @@ def test_error_names_the_line(write: Callable[[str, str], Path], folder: Path) -
     text = problem(load_plugins([folder])).text
 
     assert text.startswith(f"{file}:4: JSONDecodeError: ")
-    assert text.endswith("repair the file, or take it out of the folder")
+    assert text.endswith("repair the file, or remove it from the folder")
 
 
 def test_misspelt_hook_is_explained(write: Callable[[str, str], Path], folder: Path) -> None:
@@ -176,7 +176,7 @@ def test_misspelt_hook_is_explained(write: Callable[[str, str], Path], folder: P
     assert problem(load_plugins([folder])) == PluginProblem(
         "hello",
         "hooks",
-        f"{file}:3: there is no hook trun; did you mean turn? (a function of your own needs no @hookimpl)",
+        f"{file}:3: there is no hook trun; did you mean turn? (for a function of your own, remove @hookimpl)",
         is_file=True,
     )
 
@@ -274,7 +274,7 @@ def test_file_of_another_user_is_not_run(write: Callable[[str, str], Path], fold
         pytest.skip("only root can give a file away")
 
     assert problem(load_plugins([folder])).text == (
-        f"{file} belongs to user 12345, who could change what runs as the daemon; give it to root (chown root {file})"
+        f"{file} belongs to user 12345, who could change code that runs as the daemon; give it to root (chown root {file})"
     )
 
 

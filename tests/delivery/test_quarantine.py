@@ -180,7 +180,7 @@ async def test_who_ends_the_process_by_what_it_raises_is_paused(
             raise Killed
         return 1.0
 
-    monkeypatch.setattr(SinkHealth, "fail", die)
+    monkeypatch.setattr(SinkHealth, "on_failure", die)
     path = tmp_path / "0"
     for start in range(3):
         copy = tmp_path / str(start + 1)

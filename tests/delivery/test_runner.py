@@ -61,26 +61,24 @@ class House:
     def __init__(self, journal: Journal, folder: Path, nursery: trio.Nursery) -> None:
         self.journal = journal
         self.live = Live()
-        self.closing = trio.Event()
         self._folder = folder
         self._nursery = nursery
+        self._runners: list[SinkRunner] = []
 
     def make(self, sink: Sink, name: str = "made") -> SinkRunner:
         """A delivery that does not run yet."""
         context = Context(name=name, folder=self._folder, state=self._folder, rates={"desk": 16_000})
-        return SinkRunner(
-            name,
-            sink,
-            journal=self.journal,
-            live=self.live,
-            context=context,
-            closing=self.closing,
-        )
+        return SinkRunner(sink, context, journal=self.journal, live=self.live)
 
     def deliver(self, sink: Sink, name: str = "made") -> SinkRunner:
-        delivery = self.make(sink, name)
-        self._nursery.start_soon(delivery.run)
-        return delivery
+        runner = self.make(sink, name)
+        self._runners.append(runner)
+        self._nursery.start_soon(runner.run)
+        return runner
+
+    def finish(self) -> None:
+        for runner in self._runners:
+            runner.finish()
 
     async def commit(self, count: int, room: str = "desk") -> None:
         first = self.journal.tip
@@ -99,11 +97,11 @@ def events_of(logs: Sequence[Any]) -> list[str]:
 
 @asynccontextmanager
 async def house(folder: Path, *, inline: bool = True) -> AsyncIterator[House]:
-    """Everything, until it is left: then `closing` is set and deliveries end by themselves."""
+    """Everything, until it is left: then the runners finish."""
     async with open_journal(folder / "journal.db", inline=inline) as journal, trio.open_nursery() as nursery:
         made = House(journal, folder, nursery)
         yield made
-        made.closing.set()
+        made.finish()
 
 
 class Received:
@@ -494,7 +492,7 @@ async def test_context_that_swallows_the_failure_changes_nothing(
 
     assert in_order(bad.seqs) == [1, 2, 3, 4, 5, 6]
     assert logs[0]["error"].startswith("Fault (")
-    assert "test_delivery.py:" in logs[0]["error"]
+    assert "test_runner.py:" in logs[0]["error"]
 
 
 def done_after_a_minute(received: Received) -> Callable[[Context], AbstractAsyncContextManager[object]]:
@@ -783,46 +781,28 @@ async def test_sink_that_is_always_too_slow_makes_progress(tmp_path: Path) -> No
     assert slow.seqs == [1, 2, 3, 4, 5]
 
 
-async def test_stopping_does_not_wait_for_a_thread_for_ever(tmp_path: Path) -> None:
-    """Cancelled at the very end of the daemon, delivery leaves a thread that hangs behind."""
-    blocking = Blocking()
-    with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
-            await around.commit(1)
-            async with trio.open_nursery() as nursery:
-                around._nursery = nursery
-                around.deliver(sink(blocking.opening))
-                while not blocking.in_hook:  # noqa: ASYNC110 - a thread has no event of trio
-                    await trio.sleep(0.01)
-                nursery.cancel_scope.cancel()
-            assert blocking.in_hook
-            blocking.in_hook = 0
-            blocking.go.set()
-
-
-async def test_stopping_waits_a_moment_for_a_thread(tmp_path: Path) -> None:
-    """Cancelled at the very end, a call that is soon over is waited for: its context is not closed under it."""
-    blocking, left = Blocking(), 0
+async def test_the_context_is_left_after_the_thread(tmp_path: Path) -> None:
+    """Cancelled at the very end, a hook that takes longer than any patience is waited for: its files stay open."""
+    blocking, left = Blocking(), list[int]()
 
     @asynccontextmanager
     async def opening(context: Context) -> AsyncIterator[object]:
-        nonlocal left
         try:
             yield blocking
         finally:
-            left = blocking.in_hook
+            left.append(blocking.in_hook)
 
     with structlog.testing.capture_logs():
         async with house(tmp_path, inline=False) as around:
             await around.commit(1)
             async with trio.open_nursery() as nursery:
                 around._nursery = nursery
-                around.deliver(sink(opening))
+                runner = around.deliver(sink(opening, timeout=0.1))
                 while not blocking.in_hook:  # noqa: ASYNC110 - a thread has no event of trio
                     await trio.sleep(0.01)
-                threading.Timer(0.2, blocking.go.set).start()
+                threading.Timer(5, blocking.go.set).start()
                 nursery.cancel_scope.cancel()
-    assert (left, blocking.seqs) == (0, [1])
+    assert (left, blocking.seqs, runner.over.is_set()) == ([0], [1], True)
 
 
 async def test_crash_beside_a_thread_waits_for_the_thread(tmp_path: Path) -> None:
@@ -931,9 +911,9 @@ class Wrapping:
         (opens(WrongArgument()), "turn has the argument evnt"),
         (opens(Unmarked()), "has no method marked with @hookimpl"),
         (opens(None), "has no method marked with @hookimpl"),
-        (opens(Yielding()), "turn has a `yield`"),
-        (opens(Awaiting()), "turn gave back an awaitable; write it as `async def`"),
-        (opens(Wrapping()), "turn wraps a hook"),
+        (opens(Yielding()), "turn contains `yield`"),
+        (opens(Awaiting()), "turn returned an awaitable; write it as `async def`"),
+        (opens(Wrapping()), "turn is a hook wrapper"),
         (lambda _: None, "put @asynccontextmanager above it"),
         (lambda _: raise_fault(), "put @asynccontextmanager above it"),
     ],
@@ -1213,7 +1193,7 @@ async def test_closing_tries_a_failing_sink_once_more(tmp_path: Path, autojump_c
             around.deliver(sink(opening))
             await trio.sleep(50)
             before, stopped = openings, trio.current_time()
-            around.closing.set()
+            around.finish()
         assert trio.current_time() - stopped < 1
     assert openings == before + 1
     assert logs[-1] == {"event": "sink.behind", "log_level": "warning", "sink": "made", "events": 4}

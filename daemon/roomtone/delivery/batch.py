@@ -1,7 +1,7 @@
 """One batch of events on its way through the hooks of a sink: the law of what is acknowledged, without any I/O.
 
-The law stands once, in `calls`: a generator of the calls to make, which is told what each of them raised. Two drivers
-make them: `run` in a worker thread, all of them at once, and `run_async` in the loop, one by one.
+The law stands once, in `calls`: a generator of the calls to make, into which their exceptions are thrown. Two drivers
+make the calls: `run` all of them in a worker thread, and `run_async` one by one in the loop.
 """
 
 import time
@@ -22,7 +22,7 @@ MAX_REASON_CHARS = 2000
 
 
 class SinkFailed(Exception):  # noqa: N818 - it says what is true of the sink
-    """What a sink did is a failure, though it did not raise an error itself. Says what, for a person."""
+    """The sink failed without raising an error itself. The text says how."""
 
 
 class HookCall(NamedTuple):
@@ -33,7 +33,7 @@ class HookCall(NamedTuple):
 
 
 class Batch:
-    """Events, the hooks that want them, and how far they have got.
+    """Events on their way through the hooks, and the outcome.
 
     `done` events have returned or were refused; they are acknowledged unless `flush_error` is set, for then nothing is.
     `error` ended the batch before its end. `refused` are the seq and reason of events that will never be accepted.
@@ -46,11 +46,11 @@ class Batch:
         self.error: Exception | None = None
         self.flush_error: Exception | None = None
         self.calls_begun = 0
-        """Calls begun: while it stands still, so does the sink. Read by the loop while a thread counts."""
+        """Calls begun, counted in the thread and read by the loop: while it stands still, the sink does."""
         self._hooks = hooks
 
     def calls(self, clock: Callable[[], float]) -> Generator[HookCall, None, None]:
-        """The calls to make, in order. What one raises is thrown in here, and decided here."""
+        """The calls to make, in order. The exception of a call is thrown in here, and judged here."""
         began = clock()
         for event in self.events:
             try:
@@ -76,7 +76,7 @@ class Batch:
         except Exception as error:  # noqa: BLE001 - the plugin boundary
             reason = _refusal(error)
             if reason is not None and self.done == 1:
-                # Only with one event in the batch is it known which one is meant.
+                # Only with one event in the batch is it known which one the sink refuses.
                 self.refused = [(self.events[0].seq, reason)]
             else:
                 self.flush_error = error
@@ -118,7 +118,7 @@ def _next(calls: Generator[HookCall, None, None], raised: Exception | None) -> H
 
 
 def _is_cancelled(error: BaseException) -> bool:
-    """Whether it is cancellation, or has some in it."""
+    """True if it is a cancellation, or a group that contains one."""
     return isinstance(error, trio.Cancelled) or (
         isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None
     )

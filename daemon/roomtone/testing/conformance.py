@@ -161,18 +161,17 @@ class Bench:
         async def overdue(text: str) -> None:
             raise LawBroken(f"the sink hangs: {text}")
 
-        async with trio.open_nursery() as nursery:
-            async with open_sink(self.sink, self.context) as plugin:
-                hooks = validate_hooks(plugin, name=NAME)
-                worker = HookExecutor(hooks, timeout_s=self.sink.timeout, nursery=nursery, on_overdue=overdue)
+        async with open_sink(self.sink, self.context) as plugin:
+            hooks = validate_hooks(plugin, name=NAME)
+            async with trio.open_nursery() as nursery:
+                executor = HookExecutor(hooks, timeout_s=self.sink.timeout, nursery=nursery, on_overdue=overdue)
 
                 async def deliver(given: Sequence[Durable]) -> Batch:
                     batch = Batch([each for each in given if wants(self.sink, each) and hooks.hooks_for(each)], hooks)
-                    await worker.deliver(batch)
+                    await executor.deliver(batch)
                     return batch
 
                 yield deliver
-            nursery.cancel_scope.cancel()
 
     async def deliver_all(self, given: Sequence[Durable]) -> None:
         """Take all of them through the sink, in as many batches as it needs."""

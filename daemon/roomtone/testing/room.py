@@ -174,24 +174,22 @@ async def open_room(
     """
     state = folder / ".room"
     state.mkdir(parents=True, exist_ok=True)
-    closing = trio.Event()
     async with open_journal(state / "journal.sqlite") as journal, trio.open_nursery() as nursery:
         position = await journal.mark(f"room/{name}/script")
         room = FakeRoom(journal, state, name, rate, position or 0)
         for sink_name, sink in sinks.items():
             if await journal.cursor(sink_name) is None:
                 await journal.advance(sink_name, 0)  # whatever its `start` says, and before anything is committed
-            room.deliveries[sink_name] = delivery = SinkRunner(
-                sink_name,
+            room.deliveries[sink_name] = runner = SinkRunner(
                 sink,
+                context_of(folder, sink_name, {name: rate}),
                 journal=cast("Journal", _Witnessed(journal, witness)) if witness else journal,
                 live=room.live,
-                context=context_of(folder, sink_name, {name: rate}),
-                closing=closing,
             )
-            nursery.start_soon(delivery.run)
+            nursery.start_soon(runner.run)
         yield room
-        closing.set()
+        for runner in room.deliveries.values():
+            runner.finish()
 
 
 def context_of(folder: Path, name: str, rates: Mapping[str, int]) -> Context:
