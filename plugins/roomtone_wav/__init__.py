@@ -25,10 +25,10 @@ __all__ = ["Wav", "register_sinks"]
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-_TEND_INTERVAL_S = 15.0
-"""Seconds between two looks at what finished files need."""
+_MAINTENANCE_INTERVAL_S = 15.0
+"""Seconds between two checks for work on finished files."""
 _CLOSE_TIMEOUT_S = 5.0
-"""Seconds for it at the end."""
+"""Seconds for this work when the sink is left."""
 
 
 class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
@@ -39,23 +39,23 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
     directory: Annotated[str, msgspec.Meta(min_length=1)]
     """Where the files go; made where it is missing. Files are for the daemon's user alone (0600, folders 0700)."""
     split: Split = "recording"
-    """Where a new file begins: with each recording, or at each clock hour (UTC) too, or each so many minutes since
-    midnight. In any case before 4 GB."""
+    """A new file begins with each recording; with "hour" also at each clock hour (UTC), with a number every N minutes
+    from midnight on. In any case before 4 GB."""
     gaps: Gaps = "split"
-    """Time without a source begins a new file, or becomes silence of its length in the same one."""
+    """Time without a source begins a new file, or becomes silence of that length in the same one."""
     template: str = "{room}/{start:%Y-%m-%d}/{room}_{start:%Y%m%dT%H%M%SZ}.wav"
-    """A file's name below the directory, of room, start (UTC), position and rate. One that is taken gets a number. The
-    ending of a file that is compressed becomes .flac or .opus."""
+    """A file's name below the directory, made of room, start (UTC), position and rate. A taken name gets a number. The
+    suffix of a compressed file becomes .flac or .opus."""
     format: Format = "wav"
-    """What a file becomes when it is complete. It grows as WAV, whatever this says."""
+    """The format of a complete file. It always grows as WAV."""
     transcript: bool = False
-    """Whether the sidecar has what is said in the file: the turns, as they come and are corrected."""
+    """True: the sidecar has the turns that are said in the file, with their corrections."""
     captions: tuple[Captions, ...] = ()
     """Files of captions beside each recording, "srt" or "vtt" or both, timed for it."""
     keep_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] | None = None
-    """Files that ended longer ago are removed with all that lies beside them, but for the newest of each room."""
+    """Files that ended longer ago are removed with their sidecars and captions, except the newest of each room."""
     keep_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
-    """The oldest files are removed while all of them have more than so many gigabytes, but for the newest of each."""
+    """The oldest files are removed while all together exceed this size in GB, except the newest of each room."""
 
     def __post_init__(self) -> None:
         try:
@@ -67,8 +67,8 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
 
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[object]:
-        """Yield the hooks. Errors: OSError that names the directory where it cannot be written; ValueError for a format
-        that this machine or a room's rate does not have.
+        """Yield the hooks. Errors: OSError that names a directory that cannot be written; ValueError for a format that
+        is not available on this machine or for a room's rate.
         """
         with ExitStack() as stack:
             writer = await trio.to_thread.run_sync(self._writer, context, stack)
@@ -76,17 +76,17 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
                 yield writer
                 return
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_tend, writer)
+                nursery.start_soon(_maintain, writer)
                 yield writer
                 nursery.cancel_scope.cancel()
-            await _tend_for(writer, min(_CLOSE_TIMEOUT_S, self.timeout / 2))
+            await _maintain_for(writer, min(_CLOSE_TIMEOUT_S, self.timeout / 2))
 
     def holdings(self, context: Context) -> Iterable[Path]:
-        """The recordings, and what lies beside them."""
+        """The recordings and the files beside them."""
         return (context.path(self.directory),)
 
     def audio_at(self, context: Context, room: str, start: int, end: int) -> Iterable[tuple[Path, int, int]]:
-        """What the catalog knows, but for files that are compressed."""
+        """The recordings in the catalog, except compressed ones."""
         with read_catalog(context.state / CATALOG) as catalog:
             recordings = catalog.overlapping(room, start, end) if catalog else []
         for recording in recordings:
@@ -106,7 +106,7 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
         compression.check(self.format, chosen)
         catalog = stack.enter_context(open_catalog(context.state / CATALOG))
         if (context.state / CATALOG).with_suffix(SPOILED).exists() and catalog.is_empty():
-            # What the spoiled one knew: else nobody would ever remove those files.
+            # The files of the damaged catalog: otherwise they would never be removed.
             files = catalog.adopt(described(directory))
             log.info("recordings.adopted", sink=context.name, files=files)
         has_text = self.transcript or bool(self.captions)
@@ -128,19 +128,19 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
         return kind(catalog, folder, janitor, write, split=self.split, gaps=self.gaps, format=self.format)
 
 
-async def _tend_for(writer: WavWriter, seconds: float) -> None:
-    """Finish what takes no longer: a file that was played to its end would wait for a start that may never come."""
+async def _maintain_for(writer: WavWriter, seconds: float) -> None:
+    """Work on finished files for this long at most: after a file as source, there may be no next start."""
     until = trio.current_time() + seconds
-    while trio.current_time() < until and await trio.to_thread.run_sync(writer.tend):
+    while trio.current_time() < until and await trio.to_thread.run_sync(writer.maintain):
         pass
 
 
-async def _tend(writer: WavWriter) -> None:
-    """Let the writer do, between its hooks and in a thread of its own, what nobody waits for."""
+async def _maintain(writer: WavWriter) -> None:
+    """Have the writer maintain finished files, between its hooks and in a thread of its own; until cancelled."""
     thread = trio.CapacityLimiter(1)
     while True:
-        has_more = await trio.to_thread.run_sync(writer.tend, limiter=thread)
-        await trio.sleep(0 if has_more else _TEND_INTERVAL_S)
+        has_more = await trio.to_thread.run_sync(writer.maintain, limiter=thread)
+        await trio.sleep(0 if has_more else _MAINTENANCE_INTERVAL_S)
 
 
 @hookimpl

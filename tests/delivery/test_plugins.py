@@ -274,7 +274,8 @@ def test_file_of_another_user_is_not_run(write: Callable[[str, str], Path], fold
         pytest.skip("only root can give a file away")
 
     assert problem(load_plugins([folder])).text == (
-        f"{file} belongs to user 12345, who could change code that runs as the daemon; give it to root (chown root {file})"
+        f"{file} belongs to user 12345, who could change code that runs as the daemon; "
+        f"give it to root (chown root {file})"
     )
 
 

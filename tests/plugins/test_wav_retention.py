@@ -51,7 +51,7 @@ async def live(sink: Wav, folder: Path, events: Iterable[Durable], *, flush: boo
 
 
 def tend_all(writer: Any) -> None:
-    while writer.tend():
+    while writer.maintain():
         pass
 
 
@@ -271,8 +271,8 @@ async def test_forgetting_while_it_is_compressed(tmp_path: Path, monkeypatch: py
         writer: Any = plugin
         hand(plugin, room.events)
         writer.flush()
-        assert writer.tend()
-        assert writer.tend()
+        assert writer.maintain()
+        assert writer.maintain()
         room.forgets(0, 1000)
         writer.forgotten(room.events[-1])
         writer.flush()
@@ -296,7 +296,7 @@ async def test_a_file_that_has_ended_is_finished_at_the_end(tmp_path: Path) -> N
 def test_the_machine_and_the_rates_are_checked() -> None:
     """Opus at a rate that it does not have is refused when the sink opens, by room and rate."""
     compression.check("flac", {"desk": 44_100})
-    with pytest.raises(ValueError, match=r"format: Opus has no 44100 Hz.*room desk"):
+    with pytest.raises(ValueError, match=r"format: Opus does not support 44100 Hz.*room desk"):
         compression.check("opus", {"hall": 16_000, "desk": 44_100})
 
 

@@ -394,7 +394,7 @@ async def test_wrong_files_are_named(tmp_path: Path, table: dict[str, Any], cont
 def test_an_answer_for_a_person() -> None:
     """An answer is shown in one line with what to do about it."""
     assert describe(401) == "answered 401 (check secret_file and header_files)"
-    assert describe(301) == "answered 301 (put the address that it points to into url)"
+    assert describe(301) == "answered 301 (set url to the address that it redirects to)"
     assert describe(500) == "answered 500"
     assert excerpt(b"Moved\n\nhere") == "Moved here"
     assert excerpt(b"\xff\xfe broken") == "\ufffd\ufffd broken"

@@ -298,7 +298,7 @@ def test_good_one_passes(tmp_path: Path) -> None:
         (AcknowledgesEarly, "has_what_it_acknowledges", "acknowledged and not there yet"),
         (Blocks, "leaves_the_loop_alone", "keeps the loop"),
         (Leaks, "leaves_nothing_behind", "descriptors"),
-        (Remembers, "forgets_when_told", "told to forget 3 events, it has 3 of them still"),
+        (Remembers, "forgets_when_told", "of 3 events to forget it still has 3"),
         (Deaf, "forgets_when_told", "no hook `forgotten`"),
         (Hides, "names_its_files", "`holdings` does not name it"),
     ],
