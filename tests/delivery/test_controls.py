@@ -1,4 +1,4 @@
-"""Laws of orders: a person can pause, resume and replay a sink, whether or not a daemon runs, and nothing is lost."""
+"""Laws of controls: the operator can pause, resume and replay a sink, with or without a daemon, and nothing is lost."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ PAUSE = control_mark("made", Pause(NOW, "person", "for a test"))
 
 
 def test_orders_are_read_as_they_were_written() -> None:
-    """Each order comes back from its mark; what is none of ours is no order."""
+    """Each control can be read from its mark; a foreign value is not a control."""
     orders = (Pause(NOW, "person", "why"), 7, Retry(0, 9))
     marks = {mark.key: mark.value for mark in (control_mark("made", order) for order in orders)}
     assert controls_of("made", marks) == SinkControls(*orders)
@@ -119,7 +119,7 @@ async def test_replay_brings_everything_again_in_order(
 
 
 async def test_pruning_waits_for_a_replay(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What is to come again is not pruned between the order and its effect."""
+    """Events to be replayed are not pruned between the command and its effect."""
     async with house(tmp_path) as around:
         await around.commit(10)
         await around.journal.advance("made", 10)
@@ -161,7 +161,7 @@ async def test_refused_events_are_tried_again_first(tmp_path: Path, autojump_clo
 
 
 async def test_refused_again_is_refused_still(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What is refused again stays with its newest reason, and the others go on; once tried it is not tried for ever."""
+    """An event refused again keeps its newest reason, and the others go on; it is retried only once."""
 
     class Stubborn(Picky):
         tries = 0
@@ -398,7 +398,7 @@ def test_a_test_event(tmp_path: Path, table: str, code: int, said: str) -> None:
 
 @pytest.mark.parametrize("kind", ["wav", "transcript"])
 def test_a_test_event_is_not_kept(tmp_path: Path, kind: str) -> None:
-    """What nobody has said stands neither on a page nor beside a recording, nor waits for the first one."""
+    """A test turn is neither on a page nor beside a recording, nor does it wait for the first one."""
     keys = "transcript = true\n" if kind == "wav" else ""
     config = prepare(tmp_path) + f'[sinks.mine]\nkind = "{kind}"\ndirectory = "kept"\n{keys}'
     (tmp_path / "roomtone.toml").write_text(config)
@@ -410,7 +410,7 @@ def test_a_test_event_is_not_kept(tmp_path: Path, kind: str) -> None:
 
 
 def test_statuses(tmp_path: Path) -> None:
-    """Every sink is listed with what is the matter with it; one that is broken keeps nobody from running."""
+    """Every sink is listed with its state; a broken one does not stop the others."""
     config = prepare(tmp_path) + '[sinks.off]\nkind = "jsonl"\npath = "x"\ndisabled = true\n'
     (tmp_path / "plugins" / "lamp.py").write_text("import no_such_bulb\n")
     broken = config + '[sinks.lamp]\nkind = "lamp"\n'

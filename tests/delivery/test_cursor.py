@@ -27,7 +27,7 @@ async def test_new_sink_begins_where_the_journal_was_when_it_was_made(
 
 
 async def test_durable_cursor_follows_a_replay(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What a replay has brought again is acknowledged durably, though the sink had acknowledged it before."""
+    """A replayed event is acknowledged durably, though the sink had acknowledged it before."""
     received = Received()
     async with house(tmp_path) as around:
         delivery = around.deliver(sink(opens(received)))
@@ -75,7 +75,7 @@ async def test_cursor_passes_rows_that_cannot_be_read(tmp_path: Path, autojump_c
 async def test_event_that_comes_during_a_look_is_not_passed(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """Wherever in the sink's look at the journal an event is committed, and the end announced, the sink gets it.
 
-    What wakes the sink is an event that it does not want, so that it looks while nobody waits for its commits. Many
+    What wakes the sink is an event that it does not want, so that it reads while no task waits for its commits. Many
     rounds, for the order of the tasks is trio's to choose.
     """
     async with house(tmp_path) as around:
@@ -93,7 +93,7 @@ async def test_event_that_comes_during_a_look_is_not_passed(tmp_path: Path, auto
 
 
 async def test_acknowledged_means_everything_up_to_there(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """Who asks whether the sink has an event hears so when it has returned, and not before."""
+    """A sink has an event when its hook has returned, and not before."""
 
     class Slow(Received):
         @hookimpl

@@ -82,7 +82,7 @@ async def test_orders_reach_a_sink_that_rests(tmp_path: Path, autojump_clock: tr
             delivery = around.deliver(sink(opens(failing)))
             await around.commit(1)
             await trio.sleep(10)
-            delivery.check_controls()  # somebody has written the journal: an order for another one
+            delivery.check_controls()  # another process has written the journal: a control of another sink
             await trio.sleep(1)
             assert (delivery.status().state, len(failing.calls)) == ("failing", 1)
             await around.journal.commit(PAUSE)
@@ -100,7 +100,7 @@ async def test_orders_reach_a_sink_that_rests(tmp_path: Path, autojump_clock: tr
 
 
 async def test_status_of_a_sink_that_waits_is_what_failed_last(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What failed stands in the status until the sink is active again, and no longer."""
+    """The last failure is in the status until the sink is active again."""
     failing, received = Failing(), Received()
     plugin: list[object] = [failing]
 
@@ -193,7 +193,7 @@ async def test_a_sink_without_its_place_fails_alone_and_comes_back(
 async def until(is_so: Callable[[], bool]) -> None:
     """Wait for what happens in threads, whatever time passes for trio."""
     with trio.fail_after(100_000):
-        while not is_so():  # noqa: ASYNC110 - a status wakes nobody
+        while not is_so():  # noqa: ASYNC110 - a status wakes no task
             await trio.sleep(1)
 
 

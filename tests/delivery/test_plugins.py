@@ -243,7 +243,7 @@ def test_kind_belongs_to_the_first(write: Callable[[str, str], Path], folder: Pa
 def test_file_that_others_may_change_is_not_run(
     write: Callable[[str, str], Path], folder: Path, mode: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Code that somebody else could have written does not run as the daemon; the problem has the remedy."""
+    """Code that another user could have written does not run as the daemon; the problem has the remedy."""
     file = write("open.py", "print('run')\n" + GOOD.format(name="Open", tag="open"))
     file.chmod(mode)
 

@@ -150,7 +150,7 @@ async def test_notes(plugins: Plugins, tmp_path: Path) -> None:
 
 
 async def test_ticket(plugins: Plugins, tmp_path: Path) -> None:
-    """The example of a receiver repeats what is refused for now, and sets aside what is refused for ever."""
+    """The example of a receiver repeats an event that is refused for now, and sets aside a final refusal."""
     async with open_receiver() as receiver:
         receiver.script(Answer(503), Answer(422), Answer(201))
         refused = await deliver_all(made(plugins, "ticket", url=receiver.url), tmp_path, [ANSWER, ANSWER])
@@ -220,7 +220,7 @@ async def test_relay(plugins: Plugins, tmp_path: Path) -> None:
 
 
 async def test_every_example_opens(plugins: Plugins, tmp_path: Path) -> None:
-    """What each example opens has hooks that the daemon accepts; `relay` alone needs somebody who listens."""
+    """Each example opens an object with valid hooks; only `relay` needs a listener."""
     fields: dict[str, dict[str, Any]] = {
         "notes": {"path": Path("n.md")},
         "ticket": {"url": "http://x"},

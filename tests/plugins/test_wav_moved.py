@@ -30,7 +30,7 @@ async def life(sink: Wav, folder: Path, room: Room, since: int) -> list[str]:
 
 
 def gone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old place is no more: a disk that was taken out."""
+    """The old directory is gone, like a disk that was removed."""
     (folder / "old").rename(folder / "elsewhere")
 
 

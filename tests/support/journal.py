@@ -30,7 +30,7 @@ class Numbering:
 
 
 def context(folder: Path, *, name: str = "archive") -> Context:
-    """What a sink is told, with all its paths below `folder`."""
+    """The context of a sink, with all its paths below `folder`."""
     state = folder / "state" / name
     state.mkdir(parents=True, exist_ok=True)
     return Context(name=name, folder=folder, state=state, rates={"desk": 16_000})
@@ -55,7 +55,7 @@ async def deliver_all(sink: Sink, folder: Path, facts: Sequence[Durable]) -> lis
         runner = SinkRunner(sink, given, journal=journal, live=Live())
         nursery.start_soon(runner.run)
         with trio.fail_after(60):
-            while await journal.cursor(given.name) != journal.tip:  # noqa: ASYNC110 - a cursor tells nobody
+            while await journal.cursor(given.name) != journal.tip:  # noqa: ASYNC110 - a cursor wakes no task
                 await trio.sleep(0.01)
         runner.finish()
         return await journal.refused(given.name)

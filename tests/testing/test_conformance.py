@@ -136,7 +136,7 @@ class Bad(Sink, frozen=True, kw_only=True, tag="bad"):
 
 
 class Writer:
-    """What is right: every event is in the file when `flush` returns, until it is to be forgotten."""
+    """A correct sink: every event is in the file when `flush` returns, until it is forgotten."""
 
     is_named: ClassVar[bool] = True
 
@@ -181,7 +181,7 @@ class Writer:
 
 
 def _wrote(file: Any, data: bytes) -> int:
-    """How much of it; a full disk may take a part, or nothing with an error."""
+    """Returns the bytes written; a full disk may take a part, or nothing with an error."""
     try:
         return int(file.write(data))
     except OSError:
@@ -228,7 +228,7 @@ class Blocks(Writer):
 
 
 class Leaks(Writer):
-    """Keeps a file open for each opening, for ever."""
+    """Leaks an open file at each opening."""
 
     files: ClassVar[list[Any]] = []
 
@@ -285,7 +285,7 @@ def broken(writer: type[Writer], folder: Path, laws: Sequence[str]) -> dict[str,
 
 
 def test_good_one_passes(tmp_path: Path) -> None:
-    """What is right passes, so that it is the fault that fails the others."""
+    """The correct sink passes, so that the others fail because of their faults."""
     assert broken(Writer, tmp_path, list(LAWS)) == {}
 
 
@@ -309,6 +309,6 @@ def test_bad_ones_fail(writer: type[Writer], law: str, said: str, tmp_path: Path
 
 
 def test_kit_needs_no_pytest() -> None:
-    """Importing `roomtone.testing`, and the kit, imports no pytest: it is for whoever tests in another way, too."""
+    """Importing `roomtone.testing`, and the kit, does not import pytest: other test tools can use it too."""
     program = "import sys, roomtone.testing as t; t.check, t.open_room; sys.exit('pytest' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
