@@ -163,7 +163,7 @@ async def test_what_a_sink_warns_of_is_a_notice(tmp_path: Path, autojump_clock: 
             "key",
             "environment_files: KEY: No such file or directory; it must",
         ),
-        (CommandSink(argv=("./send",)), "send", "argv: no such program"),
+        (CommandSink(argv=("./send",)), "send", "argv: there is no such program"),
     ],
     ids=str,
 )

@@ -186,7 +186,7 @@ def test_misspelt_argument_is_explained(write: Callable[[str, str], Path], folde
     file = write("hello.py", "from roomtone import hookimpl\n@hookimpl\ndef turn(evnt, retries=3):\n    pass\n")
 
     assert problem(load_plugins([folder])).text == (
-        f"{file}:2: turn has the argument evnt; the hook of an event gets `event`, flush and register_sinks get nothing"
+        f"{file}:2: turn has the argument evnt; a hook for events takes `event`; flush and register_sinks take nothing"
     )
 
 

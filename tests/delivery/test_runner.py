@@ -68,11 +68,12 @@ class House:
     def make(self, sink: Sink, name: str = "made") -> SinkRunner:
         """A delivery that does not run yet."""
         context = Context(name=name, folder=self._folder, state=self._folder, rates={"desk": 16_000})
-        return SinkRunner(sink, context, journal=self.journal, live=self.live)
+        runner = SinkRunner(sink, context, journal=self.journal, live=self.live)
+        self._runners.append(runner)
+        return runner
 
     def deliver(self, sink: Sink, name: str = "made") -> SinkRunner:
         runner = self.make(sink, name)
-        self._runners.append(runner)
         self._nursery.start_soon(runner.run)
         return runner
 

@@ -555,9 +555,12 @@ async def test_a_directory_that_moves(tmp_path: Path, monkeypatch: pytest.Monkey
         case "moved":
             (tmp_path / "pages").rename(tmp_path / "new")
         case "read-only":
+            unlink = Path.unlink
 
-            def refuse(path: Path, *_: Any, **settings: Any) -> None:
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            def refuse(path: Path, missing_ok: bool = False) -> None:
+                if (tmp_path / "pages") in path.parents:
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+                unlink(path, missing_ok)
 
             monkeypatch.setattr(Path, "unlink", refuse)
     async with TranscriptSink(directory="new").open(told) as plugin:

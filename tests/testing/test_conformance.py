@@ -295,8 +295,8 @@ def test_good_one_passes(tmp_path: Path) -> None:
     [
         (Loses, "keeps_the_order", "missing"),
         (Reorders, "keeps_the_order", "in another order"),
-        (AcknowledgesEarly, "has_what_it_acknowledges", "acknowledged and not there yet"),
-        (Blocks, "leaves_the_loop_alone", "keeps the loop"),
+        (AcknowledgesEarly, "has_what_it_acknowledges", "acknowledged before"),
+        (Blocks, "leaves_the_loop_alone", "blocks the loop"),
         (Leaks, "leaves_nothing_behind", "descriptors"),
         (Remembers, "forgets_when_told", "of 3 events to forget it still has 3"),
         (Deaf, "forgets_when_told", "no hook `forgotten`"),
