@@ -131,8 +131,7 @@ async def live_on(folder: Path, service: FakeService, sink: Counting, minutes: r
         trio.open_nursery() as rooms,
     ):
         desk = room.desk._replace(frame=RATE)
-        closing = trio.Event()
-        delivery = SinkRunner("counting", sink, journal=room.journal, live=desk.live, context=context, closing=closing)
+        delivery = SinkRunner(sink, context, journal=room.journal, live=desk.live)
         rules = CleanupPolicy(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
         supporting.start_soon(delivery.run)
         supporting.start_soon(run_cleanup, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))
@@ -222,8 +221,7 @@ async def live_a_day(folder: Path, service: FakeService, sink: Counting, day: in
         open_room(folder, reach(service), spool_folder="spool/desk", sync_interval=1800) as room,
         trio.open_nursery() as nursery,
     ):
-        live, closing = room.desk.live, trio.Event()
-        delivery = SinkRunner("counting", sink, journal=room.journal, live=live, context=context, closing=closing)
+        delivery = SinkRunner(sink, context, journal=room.journal, live=room.desk.live)
         rules = CleanupPolicy(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
         nursery.start_soon(delivery.run)
         nursery.start_soon(run_cleanup, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))

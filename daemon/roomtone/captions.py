@@ -14,7 +14,7 @@ _LONG = 7.0
 """Seconds that one caption stands."""
 _SHORT = 0.7
 _READING = 15.0
-"""Characters a second, for text of which it is not known when it was said."""
+"""Characters a second, for text without times."""
 
 
 _MARK = re.compile(r"(<(?=[A-Za-z/!?])|\{(?=[\\A-Za-z]))")
@@ -30,7 +30,7 @@ class Cue(NamedTuple):
 
 
 def cues(turn: Turn, place: Callable[[int], float], speakers: Mapping[str, str]) -> Iterator[Cue]:
-    """The turn's captions. `place` gives the second in the file at which a position is heard."""
+    """The turn's captions. `place` gives the second of the file at which a position is heard."""
     if not turn.words:
         start = max(0.0, place(turn.position))
         yield Cue(start, start + max(_SHORT, len(turn.text) / _READING), _plain(turn.text), _name(turn, None, speakers))
@@ -67,7 +67,7 @@ def render(cues: Iterable[Cue], form: Captions) -> bytes:
 
 
 def render_more(cues: Iterable[Cue], form: Captions, *, after: int) -> bytes:
-    """What these add to the end of a file that has so many captions, in this order."""
+    """The text of these captions, in this order, for the end of a file that has `after` captions."""
     blocks: list[str] = []
     for number, cue in enumerate(cues, after + 1):
         if form == "srt":
@@ -79,12 +79,12 @@ def render_more(cues: Iterable[Cue], form: Captions, *, after: int) -> bytes:
 
 
 def ordered(cues: Iterable[Cue]) -> list[Cue]:
-    """As they are to be seen."""
+    """In the order of their appearance."""
     return sorted(cues, key=lambda cue: (cue.start, cue.end, cue.text, cue.speaker or ""))
 
 
 def _spoken(cue: Cue) -> str:
-    """In SRT, which has no escapes: what players take for times or for marks gets a space in it."""
+    """For SRT, which has no escapes: a space breaks up what players would take for times or markup."""
     text = f"{cue.speaker}: {cue.text}" if cue.speaker else cue.text
     return _MARK.sub(r"\1 ", text.replace("-->", "-- >"))
 
@@ -99,7 +99,7 @@ def _escaped(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """In one line, for an empty one would end the caption, and without what is no character to show."""
+    """The text in one line without unprintable characters: an empty line would end the caption."""
     return one_line(text) or "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -110,6 +110,6 @@ def _time(seconds: float, point: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text in one line, without what is no character to show."""
+    """The text in one line, without unprintable characters."""
     line = " ".join(text.split())
     return line if line.isprintable() else "".join(character for character in line if character.isprintable())

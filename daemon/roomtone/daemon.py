@@ -27,7 +27,8 @@ from roomtone.containment import supervise
 from roomtone.control.handlers import RequestHandler
 from roomtone.control.reload import ActiveConfig, Reloader, lacking, tell_lacking, tell_unloaded
 from roomtone.control.server import serve
-from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
+from roomtone.delivery.manager import SinkManager, SinkPaths
+from roomtone.delivery.runner import SinkRunner
 from roomtone.forget.eraser import Eraser
 from roomtone.forget.room import ForgetScope, closed, resume
 from roomtone.journal.journal import Journal, open_journal
@@ -64,7 +65,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
     state, key = config.state(environ), find_key(config, environ)
     force = ActiveConfig(config, key)
     grounds = SinkPaths(config.sinks_folder(environ), state / "sinks")
-    live, glance, figures, sinks = Live(), RoomStates(), Counters(), dict[str, Outlet]()
+    live, glance, figures, sinks = Live(), RoomStates(), Counters(), dict[str, SinkRunner]()
     with open_deadline() as end_by, trio.CancelScope() as hard, paths.lock(state):
         use_reserve(state)
         async with (
@@ -79,7 +80,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
             watching.start_soon(watch_events, figures, journal)
             async with trio.open_nursery() as delivery:
                 outlets = SinkManager(
-                    delivery, journal=journal, live=live, grounds=grounds, rates=_rates(config), at_work=sinks
+                    delivery, journal=journal, live=live, paths=grounds, rates=_rates(config), at_work=sinks
                 )
                 for name, sink in config.sinks.items():
                     outlets.begin(name, sink)
@@ -231,5 +232,5 @@ def _head(spools: Mapping[str, Spool], room: str) -> int | None:
     return spools[room].end if room in spools else None
 
 
-def _measure_progress(sinks: Mapping[str, Outlet], glance: RoomStates) -> DeliveryProgress:
+def _measure_progress(sinks: Mapping[str, SinkRunner], glance: RoomStates) -> DeliveryProgress:
     return DeliveryProgress({name: outlet.status().behind for name, outlet in sinks.items()}, glance.unheard())

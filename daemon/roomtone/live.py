@@ -1,7 +1,7 @@
-"""The live feed: interim text and levels, best effort, for those who look right now.
+"""The live feed: interim text and levels, best effort, for subscribers of the moment.
 
-Nothing here is durable or acknowledged. Publishing never waits, so a subscriber that is slow loses its oldest events,
-counted, and nobody else notices.
+Nothing here is durable or acknowledged. Publishing never waits: a slow subscriber loses its oldest events, which are
+counted, and no other subscriber is affected.
 """
 
 from collections import deque
@@ -21,9 +21,9 @@ def _everything(event: LiveEvent) -> bool:
 
 
 class Subscription:
-    """The live events since it began, for one reader: `async for event in subscription`, which ends never by itself.
+    """The live events since it began, for one reader: `async for event in subscription`, until cancelled.
 
-    It holds at most `bound` events; then the oldest goes for the newest, and `dropped` counts it.
+    It holds at most `bound` events; beyond that the oldest is dropped, and `dropped` counts it.
     """
 
     def __init__(self, bound: int, wanted: Callable[[LiveEvent], bool]) -> None:
@@ -42,7 +42,7 @@ class Subscription:
         self._reader.unpark()
 
     def clear(self, room: str) -> None:
-        """Drop what waits of this room, uncounted: somebody wishes it."""
+        """Drop the waiting events of this room, uncounted: they are to be forgotten."""
         self._waiting = deque((event for event in self._waiting if event.room != room), self._waiting.maxlen)
 
     def __aiter__(self) -> AsyncIterator[LiveEvent]:
@@ -57,19 +57,19 @@ class Subscription:
 
 
 class Live:
-    """Where capture and streaming publish live events, and sinks and the control socket listen."""
+    """Capture and streaming publish live events here; sinks and the control socket subscribe to them."""
 
     def __init__(self) -> None:
-        # A dict for its order: who subscribed first is served first.
+        # A dict for its order: the first subscription is served first.
         self._subscriptions: dict[Subscription, None] = {}
 
     def publish(self, event: LiveEvent) -> None:
-        """Hand the event to every subscription. Never waits; without a subscription it is gone."""
+        """Offer the event to every subscription. Never waits."""
         for subscription in self._subscriptions:
             subscription.offer(event)
 
     def clear(self, room: str) -> None:
-        """Drop what any subscription still holds of this room."""
+        """Drop the events of this room that any subscription still holds."""
         for subscription in self._subscriptions:
             subscription.clear(room)
 

@@ -1,19 +1,19 @@
-"""The contract between Roomtone and a sink: what a plugin author reads, and all that they need.
+"""The contract between Roomtone and a sink: everything that a plugin author needs to read.
 
 A sink is its configuration plus one verb. The configuration is a frozen Struct, the `[sinks.<name>]` table; the verb is
 `open`, an async context manager that yields a pluggy plugin: any object with `@hookimpl` methods for the events that it
 wants. A plugin announces its sinks with one hook, `register_sinks`. A single file whose module-level functions are
 `@hookimpl` is a sink too: the module is the plugin object.
 
-The laws that the daemon keeps for every sink, and that nothing in a sink can break for another:
+The daemon keeps these laws for every sink, and a sink cannot break them for another one:
 
-- **Returning is the acknowledgement.** Events come in order, each at least once. What has returned is acknowledged
-  after `flush` has returned; whatever raises comes again, later.
+- **Returning is the acknowledgement.** Events come in order, each at least once. An event whose hook has returned is
+  acknowledged after `flush` has returned; one whose hook raises comes again later.
 - `Unprocessable`, raised from an event's hook, sets that one event aside; the next ones come.
-- An exception whose attribute `retry_after` is a number of seconds asks to be left alone for so long: the sink is not
-  opened again sooner, nor before its back-off is over. An hour is granted at most.
+- An exception with an attribute `retry_after`, in seconds, delays the next attempt: the sink is not opened again
+  sooner, nor before its back-off is over. At most an hour is granted.
 - Synchronous hooks run in a worker thread of their sink, a whole batch in one call; asynchronous ones in the trio loop.
-- A call may take `timeout` seconds. Who takes longer is left, and opened again after it has ended.
+- A call may take `timeout` seconds. A sink that takes longer is left, and opened again, after the call has ended.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -39,20 +39,20 @@ LONGEST_WAIT = 3600.0
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 
-class Unprocessable(Exception):  # noqa: N818 - it says what is true of the event, and is no error of the sink
-    """This event will never be accepted. Raised from an event's hook: the event is set aside with the reason given."""
+class Unprocessable(Exception):  # noqa: N818 - it states a fact about the event, and is not an error of the sink
+    """The sink will never accept this event. Raised from an event's hook: the event is set aside with this reason."""
 
 
 def _ignore(text: str) -> None:
-    """Outside of the daemon nobody commits a notice."""
+    """Outside of the daemon there is no journal for a notice."""
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What the daemon tells a sink when it opens it.
+    """The daemon's data for a sink that it opens.
 
-    `name` is the table's name; `folder` is where relative paths of this sink begin; `state` is a folder of its own,
-    private to the daemon's user, for what it must remember; `rates` has each room's rate in Hz. `warn` has the daemon
-    commit a notice with that line: for what a sink cannot do and goes on without. It may be called from any thread.
+    `name` is the table's name; relative paths of this sink begin in `folder`; `state` is a folder of its own, private
+    to the daemon's user, for data that it must remember; `rates` has each room's rate in Hz. `warn` has the daemon
+    commit a notice with that line, about work that the sink cannot do and goes on without; from any thread.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Context(msgspec.Struct, frozen=True):
     warn: Callable[[str], None] = _ignore
 
     def path(self, path: str | Path) -> Path:
-        """The absolute path that the configuration means by this one: `~` is the home folder."""
+        """The absolute path for a path in the configuration: `~` is the home folder."""
         return self.folder / paths.expand(path)
 
 
@@ -79,32 +79,32 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_u
     kinds: tuple[str, ...] = ()
     """Only events of these kinds; empty means all that its hooks ask for."""
     start: Literal["now", "oldest"] = "now"
-    """Where a sink that the journal does not know yet begins."""
+    """The event at which a sink begins that the journal does not know yet."""
     timeout: Seconds = 30.0
-    """Seconds that one call of a hook, or opening, may take."""
+    """Seconds that one call of a hook, or opening the sink, may take."""
     disabled: bool = False
-    """True: as if the table were not there, but for its being checked. Its place in the journal is kept."""
+    """True: the table is checked, but not used. The sink keeps its place in the journal."""
 
     def open(self, context: Context) -> AbstractAsyncContextManager[object]:
         """Yield the object whose `@hookimpl` methods get the events; what it owns ends with the context.
 
-        Errors: anything it raises is logged, and it is opened again after a back-off.
+        Errors: any exception is logged, and the sink is opened again after a back-off.
         """
         raise NotImplementedError
 
     def holdings(self, context: Context) -> Iterable[Path]:
-        """Files and folders in which this sink keeps what it got, beside its `context.state`.
+        """Files and folders in which this sink keeps data of events, besides its `context.state`.
 
-        After something was forgotten they are searched for what may be left of it. A sink without files here and
-        without a hook `forgotten` is named then, for nothing is known of it.
+        `roomtone forget` searches them for remains. It warns of a sink that names none and has no hook `forgotten`,
+        because it cannot check that sink.
         """
         return ()
 
     def audio_at(self, context: Context, room: str, start: int, end: int) -> Iterable[tuple[Path, int, int]]:
-        """Where in its files this sink keeps the room's audio of these positions as plain samples: each file, with the
-        first byte and the one after the last.
+        """The places in the sink's files where the room's audio of these positions lies as plain samples: each file,
+        with the first byte and the one after the last.
 
-        For playing what was recorded. Called in a thread of its own, beside the hooks.
+        For playing recordings. Called in a thread of its own, beside the hooks.
         """
         return ()
 
@@ -132,11 +132,11 @@ class Hooks:
 
     @hookspec
     def recording_started(self, event: events.RecordingStarted) -> None:
-        """A room's first samples are here."""
+        """A room's first samples have come."""
 
     @hookspec
     def recording_stopped(self, event: events.RecordingStopped) -> None:
-        """No more samples will come for now."""
+        """A room's samples have ended for now."""
 
     @hookspec
     def session_started(self, event: events.SessionStarted) -> None:
@@ -148,11 +148,11 @@ class Hooks:
 
     @hookspec
     def answer(self, event: events.Answer) -> None:
-        """What the LLM Gateway said to a turn."""
+        """The LLM Gateway's answer to a turn."""
 
     @hookspec
     def analysis(self, event: events.Analysis) -> None:
-        """What a named prompt made of a conversation."""
+        """The result of a named prompt about a conversation."""
 
     @hookspec
     def session_ended(self, event: events.SessionEnded) -> None:
@@ -160,7 +160,7 @@ class Hooks:
 
     @hookspec
     def audio(self, event: events.Audio) -> None:
-        """A segment of audio is closed and lies in the file that the event names."""
+        """A segment of audio is complete, in the file that the event names."""
 
     @hookspec
     def gap(self, event: events.Gap) -> None:
@@ -176,11 +176,11 @@ class Hooks:
 
     @hookspec
     def forgotten(self, event: events.Forgotten) -> None:
-        """Remove what you have of this stretch."""
+        """Remove all data of this stretch."""
 
     @hookspec
     def notice(self, event: events.Notice) -> None:
-        """The daemon needs a person, or did."""
+        """A message of the daemon for the operator."""
 
     @hookspec
     def interim(self, event: events.Interim) -> None:
@@ -192,11 +192,11 @@ class Hooks:
 
     @hookspec
     def flush(self) -> None:
-        """After each batch: make durable what the hooks of this batch took. Raising means that none of it is."""
+        """After each batch: make its events durable. Raising means that none of them is."""
 
 
 class Registry:
-    """The one hook of a plugin: it announces the kinds of sink that it has."""
+    """The one hook of a plugin: it announces its kinds of sinks."""
 
     @hookspec
     def register_sinks(self) -> Iterable[type[Sink]]:
@@ -205,10 +205,10 @@ class Registry:
 
 
 def wants(sink: Sink, event: events.Durable, *, kinds: Sequence[str] = ()) -> bool:
-    """Whether this sink's own filters let the event through. `kinds` replaces an empty `sink.kinds`.
+    """True if this sink's own filters let the event through. `kinds` replaces an empty `sink.kinds`.
 
-    A notice of the whole daemon (no room) passes every filter of rooms, and what is to be forgotten every filter of
-    kinds: whoever has something of it must hear of that.
+    A notice of the whole daemon (no room) passes every filter of rooms. `forgotten` passes every filter of kinds: a
+    sink that has data of the stretch must get it.
     """
     if isinstance(event, events.Forgotten):
         return not sink.rooms or event.room in sink.rooms

@@ -7,16 +7,16 @@ DATA_ERROR = 65
 """EX_DATAERR of sysexits.h: the input is wrong, and will be wrong again."""
 
 
-class CommandFailed(Exception):  # noqa: N818 - it says what is true of the program
-    """The program did not take its events, and will get them again. Says which program and what it did; a note has
-    what it said, which may be what it got.
+class CommandFailed(Exception):  # noqa: N818 - it states a fact about the program
+    """The program did not accept its events, and will get them again. The text has its name and its exit; a note has
+    its standard error, which may quote the events.
     """
 
 
 class Feeder:
-    """One run of the program for each `batch` events, and one for what is left at the flush.
+    """Runs the program for each `batch` events, and at the flush for the rest.
 
-    A hook starts it once at most, so that the sink's timeout is one run's.
+    A hook starts it at most once, so that the sink's timeout is for one run.
     """
 
     def __init__(self, program: Program, *, batch: int, audio: bool) -> None:
@@ -27,7 +27,7 @@ class Feeder:
 
     @hookimpl
     async def event(self, event: Durable) -> None:
-        """Keep the event until there are enough. Raises Unprocessable only where one was handed over alone."""
+        """Keep the event until there are enough. Raises Unprocessable only for an event in a run of its own."""
         if isinstance(event, Audio) and not self._audio:
             return
         if self._batch == 1:
@@ -44,27 +44,27 @@ class Feeder:
 
     @hookimpl
     async def flush(self) -> None:
-        """Hand over what is kept. What fails stays, so that a flush that succeeds has handed over everything."""
+        """Hand over the kept events. On failure they stay, so that a flush that succeeds has handed over everything."""
         if self._pending:
             await self._run(self._pending)
             self._pending = []
 
     async def _run(self, events: list[Durable]) -> None:
-        """Raises CommandFailed, or Unprocessable where the program refuses the one event that it got.
+        """Raises CommandFailed, or Unprocessable if the program refuses the only event that it got.
 
-        Of several it is not known which one is meant: the delivery then sends them one by one.
+        Of several events the refused one is not known: delivery then sends them one by one.
         """
         outcome = await self._program.run(b"".join(encode(event) + b"\n" for event in events))
         if outcome.status == 0:
             return
-        text = f"{self._program.name} {outcome.what}"
+        text = f"{self._program.name} {outcome.description}"
         if outcome.status == DATA_ERROR and len(events) == 1:
-            raise Unprocessable(f"{text}: {outcome.said}" if outcome.said else text)
+            raise Unprocessable(f"{text}: {outcome.stderr}" if outcome.stderr else text)
         raise _failed(text, outcome)
 
 
 def _failed(text: str, outcome: RunResult) -> CommandFailed:
     error = CommandFailed(text)
-    if outcome.said:
-        error.add_note(outcome.said)
+    if outcome.stderr:
+        error.add_note(outcome.stderr)
     return error

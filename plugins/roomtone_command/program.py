@@ -1,4 +1,4 @@
-"""One run of a program: its input in, its last words and its status out, and nothing of it left in the end."""
+"""One run of a program: its input in, its status and the end of its stderr out, and no process left behind."""
 
 import contextlib
 import os
@@ -11,28 +11,28 @@ from typing import NamedTuple
 import trio
 
 _MAX_STDERR_BYTES = 4096
-"""Bytes of the end of the standard error that are kept."""
-SHOWN = 200
-"""Characters of it that are shown to a person."""
+"""The last bytes of standard error that are kept."""
+SHOWN_CHARS = 200
+"""The last characters of it that are shown to a user."""
 _REAP_TIMEOUT_S = 1.0
-"""Seconds for the end of the standard error after the program's: a child of the program's may hold it open for ever."""
+"""Seconds from the end of the program to the end of its standard error: a child may hold it open without end."""
 _TIMEOUT_MARGIN_S = 3.0
-"""Seconds of the hook's timeout that are for ending the program, which has the rest; a tenth of a short one."""
+"""Seconds of the hook's timeout that are reserved for ending the program; a tenth of a short timeout."""
 
 
 class RunResult(NamedTuple):
-    """How a run ended: the exit status (None: it took too long; negative: a signal), in words, and what it said."""
+    """The end of a run: the exit status (None: it took too long; negative: a signal), in words, and its stderr."""
 
     status: int | None
-    what: str
-    said: str
+    description: str
+    stderr: str
 
 
 class Program:
     """A program that can be run with some input, each time in a session and process group of its own.
 
-    Its standard output is thrown away, and what it says on standard error is shown where it fails. A run that takes too
-    long or is cancelled ends with the whole group: SIGTERM, and SIGKILL after that.
+    Its standard output is discarded, and its standard error is shown if it fails. A run that takes too long or is
+    cancelled ends with the whole group: SIGTERM, and SIGKILL after that.
     """
 
     def __init__(self, argv: Sequence[str], *, folder: Path, environment: Mapping[str, str], timeout: float) -> None:
@@ -57,7 +57,7 @@ class Program:
         said = bytearray()
         try:
             with trio.move_on_after(self._limit):
-                await _converse(process, data, said)
+                await _communicate(process, data, said)
             if process.returncode is None:
                 await self._end(process)
                 return RunResult(None, f"took longer than {self._limit:g} s and was killed", _shown(said))
@@ -66,11 +66,11 @@ class Program:
             await self._end(process)
 
     async def _end(self, process: trio.Process) -> None:
-        """Leave nothing of it: where it still runs its group is ended, and its pipes are closed."""
+        """End its group if it still runs, and close its pipes."""
         with trio.CancelScope(shield=True):
             if process.returncode is None:
                 for number in (signal.SIGTERM, signal.SIGKILL):
-                    # Also when the leader has ended by the first: what it started may not have.
+                    # Both, even if the first ended the leader: its children may still run.
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, number)
                     with trio.move_on_after(self._grace):
@@ -80,26 +80,26 @@ class Program:
                     await pipe.aclose()
 
 
-async def _converse(process: trio.Process, data: bytes, said: bytearray) -> None:
-    """Write the input, listen to what it says, and return when it has ended."""
+async def _communicate(process: trio.Process, data: bytes, said: bytearray) -> None:
+    """Write the input, read standard error, and return when the program has ended."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_write, process, data)
-        nursery.start_soon(_listen, process, said, listening := trio.Event())
+        nursery.start_soon(_read_stderr, process, said, closed := trio.Event())
         await process.wait()
         with trio.move_on_after(_REAP_TIMEOUT_S):
-            await listening.wait()
+            await closed.wait()
         nursery.cancel_scope.cancel()
 
 
 async def _write(process: trio.Process, data: bytes) -> None:
     assert process.stdin is not None  # noqa: S101 - a pipe, as asked for
-    # Who exits without reading has said with its status what that means.
+    # A program that exits without reading has answered by its status.
     with contextlib.suppress(trio.BrokenResourceError):
         await process.stdin.send_all(data)
     await process.stdin.aclose()
 
 
-async def _listen(process: trio.Process, said: bytearray, ended: trio.Event) -> None:
+async def _read_stderr(process: trio.Process, said: bytearray, ended: trio.Event) -> None:
     assert process.stderr is not None  # noqa: S101 - a pipe, as asked for
     async for part in process.stderr:
         said += part
@@ -108,9 +108,9 @@ async def _listen(process: trio.Process, said: bytearray, ended: trio.Event) -> 
 
 
 def _shown(said: bytearray) -> str:
-    """The last lines in one, without what a terminal would obey."""
+    """The last lines in one, without control characters."""
     text = " ".join(said.decode("utf-8", "replace").split())
-    return "".join(character for character in text if character.isprintable())[-SHOWN:]
+    return "".join(character for character in text if character.isprintable())[-SHOWN_CHARS:]
 
 
 def _describe(status: int) -> str:

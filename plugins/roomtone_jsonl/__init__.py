@@ -1,4 +1,4 @@
-"""The jsonl sink: every event as one line of JSON, appended to a file that is closed and packed in its time."""
+"""The jsonl sink: every event as one line of JSON, appended to a file that can be rotated and compressed."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, closing
@@ -20,28 +20,28 @@ __all__ = ["Jsonl", "register_sinks"]
 class Jsonl(Sink, frozen=True, kw_only=True, tag="jsonl"):
     """`[sinks.<name>]` with `kind = "jsonl"`.
 
-    A segment of audio is no line unless `kinds` names `audio`: it speaks of a file that the spool soon removes.
+    Segments of audio are left out unless `kinds` names `audio`: the spool soon removes their files.
     """
 
     path: Annotated[str, msgspec.Meta(min_length=1)]
-    """The file, made with its folders where it is missing. Others may rotate it too, by renaming it, at any time."""
+    """The file; it and its folders are made if missing. Other programs may rotate it by renaming it at any time."""
     rotate: Literal["never", "daily"] | Annotated[int, msgspec.Meta(ge=1)] = "never"
-    """When the file gets a name with its day or time and another begins: each day (UTC), or before it has more than so
-    many megabytes."""
+    """When the file is renamed after its day or time and another begins: each day (UTC), or before it exceeds this many
+    megabytes."""
     compress: bool = False
-    """Whether files that were closed are packed with gzip."""
+    """True: closed files are compressed with gzip."""
     fsync: Literal["batch", "never"] = "batch"
-    """What is acknowledged is on the disk; with "never", a power cut may cost what the system had not written yet."""
+    """With "batch", acknowledged events are on the disk; with "never", a power cut can lose some of them."""
 
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[object]:
-        """Yield the hooks. Errors: OSError that names the path where it cannot be written or is no file of lines."""
+        """Yield the hooks. Errors: OSError that names the path if it cannot be written or has no lines of JSON."""
         with closing(Packer()) as packer:
             lines = await trio.to_thread.run_sync(self._lines, context, packer)
             yield JsonlWriter(lines, audio="audio" in self.kinds)
 
     def holdings(self, context: Context) -> Iterable[Path]:
-        """The file, and all that it was before."""
+        """The file and its rotated ones."""
         return family(context.path(self.path))
 
     def _lines(self, context: Context, packer: Packer) -> LineFile:
@@ -51,7 +51,7 @@ class Jsonl(Sink, frozen=True, kw_only=True, tag="jsonl"):
 
 
 class JsonlWriter:
-    """Events become lines, and the lines of a batch become durable together."""
+    """Writes events as lines; the lines of a batch become durable together."""
 
     def __init__(self, lines: LineFile, *, audio: bool) -> None:
         self._lines = lines
@@ -59,7 +59,7 @@ class JsonlWriter:
 
     @hookimpl
     def forgotten(self, event: Forgotten) -> None:
-        """Take the lines out of every file that tell of it. That it was forgotten becomes a line."""
+        """Remove the lines of the forgotten stretch from every file. The event itself becomes a line too."""
         self._lines.forget(event)
 
     @hookimpl

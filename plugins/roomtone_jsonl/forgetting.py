@@ -1,4 +1,4 @@
-"""Takes lines out of files of lines, those that are closed, packed, or renamed by somebody else included."""
+"""Removes forgotten lines from files, including closed, compressed, and externally renamed ones."""
 
 import gzip
 import os
@@ -16,19 +16,19 @@ from roomtone.events import decode, spoken_in, turn_of
 from roomtone_jsonl.rotation import JsonLine
 
 _MTIME_TOLERANCE = timedelta(days=1)
-"""How much older than what is forgotten a file's time may be: clocks are set, and copies keep the time of a file."""
-_TELLING = (b'"turn"', b'"answer"', b'"analysis"', b'"notice"')
-"""What a line has in it that may have to go; others are not even parsed."""
+"""A file may seem this much older than it is: clocks are set, and copies keep the time of a file."""
+_REMOVABLE = (b'"turn"', b'"answer"', b'"analysis"', b'"notice"')
+"""A line that may have to be removed contains one of these; others are not parsed."""
 
 
 def family(path: Path) -> list[Path]:
-    """The file, and those beside it that it was before, by our names or by those that logrotate gives."""
+    """The file and its rotated ones beside it, by the names of this sink or of logrotate."""
     names = (f"{path.name}*", f"{path.stem}-*{path.suffix}*")
     return sorted({found for name in names for found in path.parent.glob(name) if found.is_file()})
 
 
 def turns_in(path: Path, forgotten: Forgotten) -> set[tuple[str, int]]:
-    """The turns that go, as far as this file tells. Errors: OSError that names the file."""
+    """The forgotten turns in this file. Errors: OSError that names the file."""
     if path.suffix == ".new" or _is_older(path, forgotten):
         return set()
     with _reading(path) as lines:
@@ -36,19 +36,19 @@ def turns_in(path: Path, forgotten: Forgotten) -> set[tuple[str, int]]:
 
 
 def turns_among(lines: Iterable[JsonLine], forgotten: Forgotten) -> set[tuple[str, int]]:
-    """The turns that go, as far as these lines tell. Pure."""
+    """The forgotten turns among these lines. Pure."""
     return spoken_in(forgotten, (event for line in lines if (event := _event(line.text)) is not None))
 
 
 def kept(lines: Iterable[JsonLine], forgotten: Forgotten, turns: set[tuple[str, int]]) -> list[JsonLine]:
-    """The lines that tell nothing of it, nor of these turns. Pure."""
-    return [line for line in lines if not _tells(line.text, forgotten, turns)]
+    """The lines that are neither in the forgotten stretch nor about these turns. Pure."""
+    return [line for line in lines if not _is_forgotten(line.text, forgotten, turns)]
 
 
 def rewrite(path: Path, forgotten: Forgotten, turns: set[tuple[str, int]]) -> None:
-    """Put a file without those lines in the place of this one, if it has any. Errors: OSError that names the file.
+    """Replace the file by one without the forgotten lines, if it has any. Errors: OSError that names the file.
 
-    What a crash has left half written goes: it may have some of them too.
+    A half-written file that a crash has left is removed: it may contain such lines too.
     """
     if path.suffix == ".new":
         remove(path)
@@ -56,33 +56,33 @@ def rewrite(path: Path, forgotten: Forgotten, turns: set[tuple[str, int]]) -> No
     if _is_older(path, forgotten):
         return
     with _reading(path) as lines:
-        if not any(_tells(line, forgotten, turns) for line in lines):
+        if not any(_is_forgotten(line, forgotten, turns) for line in lines):
             return
     new = path.with_name(path.name + ".new")
     with named(new), os.fdopen(create_file(new), "wb") as file, _reading(path) as lines, _writing(path, file) as target:
         for line in lines:
-            if not _tells(line, forgotten, turns):
+            if not _is_forgotten(line, forgotten, turns):
                 target.write(line)
     put_in_place(new, path)
 
 
 def _is_older(path: Path, forgotten: Forgotten) -> bool:
-    """Whether it was written for the last time before any of it was said."""
+    """True if the last write to the file was before the forgotten stretch."""
     return path.stat().st_mtime < forgotten.from_.timestamp() - _MTIME_TOLERANCE.total_seconds()
 
 
-def _tells(line: bytes, forgotten: Forgotten, turns: set[tuple[str, int]]) -> bool:
+def _is_forgotten(line: bytes, forgotten: Forgotten, turns: set[tuple[str, int]]) -> bool:
     event = _event(line)
     return event is not None and (forgotten.covers(event) or turn_of(event) in turns)
 
 
 def _event(line: bytes) -> Durable | None:
-    """The event in the line, if it may have to go."""
-    if not any(word in line for word in _TELLING):
+    """The event in the line, if it may have to be removed."""
+    if not any(word in line for word in _REMOVABLE):
         return None
     try:
         return decode(line.strip())
-    except (msgspec.DecodeError, UnicodeDecodeError):  # no line of ours, or of a newer version
+    except (msgspec.DecodeError, UnicodeDecodeError):  # a foreign line, or of a newer version
         return None
 
 
@@ -94,10 +94,10 @@ def _reading(path: Path) -> Iterator[Iterable[bytes]]:
 
 @contextmanager
 def _writing(path: Path, file: BinaryIO) -> Iterator[BinaryIO]:
-    """What is written is durable when the context ends, packed if the file is."""
+    """A target whose data is durable when the context ends, compressed if the file at `path` is."""
     if _is_packed(path):
         with gzip.GzipFile(path.name.removesuffix(".gz"), "wb", 6, file, mtime=path.stat().st_mtime) as packed:
-            yield packed  # type: ignore[misc]  # it is one in all that is used here
+            yield packed  # type: ignore[misc]  # it has the methods that are used here
     else:
         yield file
     file.flush()

@@ -1,7 +1,7 @@
-"""A file of lines that is whole after any crash, and that somebody else may rename or delete at any time.
+"""A file of lines that is whole after any crash, and that other programs may rename or delete at any time.
 
-No handle outlives a batch. The file is opened by its path for each, so a file that logrotate took away is left to it
-and the next batch begins a new one: no signal is needed, and no inode is compared.
+Each batch opens the file by its path and closes it. So if logrotate has renamed the file, the next batch begins a new
+one, without signals and without comparing inodes.
 """
 
 import errno
@@ -26,7 +26,7 @@ from roomtone_jsonl.rotation import JsonLine, Rotate, closed_name, fitting, is_c
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 MAX_TAIL_BYTES = 8 * 2**20
-"""Bytes at the end of the file that are read when it is opened first."""
+"""Bytes at the end of the file that are read when the sink opens."""
 MAX_KNOWN_IDS = 2_000
 """Lines of the tail whose ids are remembered: two of the delivery's batches."""
 
@@ -36,12 +36,11 @@ class _Id(msgspec.Struct):
 
 
 class LineFile:
-    """The growing end of one file, and the files that it was before.
+    """The end of one growing file, and its closed files.
 
-    Opening repairs it: a last line that a crash tore was never acknowledged, so it goes, and comes again.
+    Opening repairs it: a last line that a crash tore was never acknowledged, so it is removed, and comes again.
     The ids of the last lines are remembered, so that a batch that was written but not acknowledged is not written
-    twice. Ids are compared and not sequence numbers: those begin again with a new journal, whose events would be left
-    out for ever.
+    twice. Rejected: comparing sequence numbers, which restart with a new journal, whose events would be left out.
 
     Errors: OSError that names the file, from every method but `add`.
     """
@@ -49,8 +48,8 @@ class LineFile:
     def __init__(
         self, path: Path, rotate: Rotate = "never", *, packer: Packer | None = None, sync: bool = True
     ) -> None:
-        """Repair the file at `path`. With a packer, files that are closed are packed; without `sync`, the system
-        decides when what was written is on the disk.
+        """Repair the file at `path`. With a packer, closed files are compressed; without `sync`, the system decides
+        when lines get to the disk.
         """
         self._path = path
         self._rotate: Rotate = rotate
@@ -65,27 +64,27 @@ class LineFile:
         self._written = frozenset(_with_closed(ids, self._closed))
 
     def add(self, id_: str, line: bytes) -> None:
-        """Keep the line for the next `write`, unless the file has it already. A batch of the delivery is the bound."""
+        """Keep the line for the next `write`, unless the file has it already. A batch bounds their number."""
         if id_ not in self._written:
             self._pending.append(JsonLine(id_, line))
 
     def write(self) -> None:
-        """Append what was added and wait until it is on the disk. Where that fails, it stays for the next try."""
+        """Append the kept lines and wait until they are on the disk. On failure they stay for the next attempt."""
         if self._packer:
             self._packer.advance()
         is_new = bool(self._pending)
         while self._pending:
             self._append()
         if self._packer and is_new:
-            # From the next batch on: that it comes means that this one was acknowledged, with everything before it. A
-            # file whose lines may come again stays unpacked, for its ids are read when the sink opens.
+            # From the next batch on: its coming means that this one was acknowledged, with everything before it. A file
+            # whose lines may come again stays uncompressed, for its ids are read when the sink opens.
             self._packer.add(reversed(self._closed))
             self._closed = []
 
     def forget(self, forgotten: Forgotten) -> None:
-        """Take out every line that tells of it: from what waits, from the file, and from what the file was before.
+        """Remove every line of the forgotten stretch: from the kept lines, from the file, and from its closed files.
 
-        At once, and each file as a whole: a crash leaves it to be done again when the event comes again.
+        Each file is replaced as a whole; after a crash the event comes again, and so does this.
         """
         if self._packer:
             self._packer.interrupt()
@@ -97,7 +96,7 @@ class LineFile:
             rewrite(path, forgotten, turns)
 
     def _append(self) -> None:
-        """Write what belongs into the file as it is, or close it."""
+        """Write the lines that fit into the file, or close it."""
         with _opened(self._path) as file:
             size = os.fstat(file.fileno()).st_size
             count = fitting(self._pending, size, self._last, self._rotate)
@@ -111,7 +110,7 @@ class LineFile:
         del self._pending[:count]
 
     def _close(self, file: io.FileIO) -> None:
-        """Give the file the name that it keeps. The next line begins another."""
+        """Give the file its final name. The next line begins another."""
         os.fsync(file.fileno())
         at = time_of(self._last or "") or _written(file)
         name = closed_name(self._path, at, self._rotate)
@@ -122,12 +121,12 @@ class LineFile:
 
 
 def _written(file: io.FileIO) -> datetime:
-    """When it was written, as far as its file system gives a time that a datetime has."""
+    """The time of the last write, limited to the range of a datetime."""
     return datetime.fromtimestamp(min(max(0.0, os.fstat(file.fileno()).st_mtime), 253_402_300_799.0), UTC)
 
 
 def _closed(path: Path) -> list[Path]:
-    """The closed files that are not packed, the newest first."""
+    """The closed files that are not compressed, the newest first."""
     with os.scandir(path.parent) as entries:
         found = [(entry.stat().st_mtime_ns, entry.name) for entry in entries if is_closed(entry.name, path)]
     return [path.with_name(name) for _, name in sorted(found, reverse=True)]
@@ -147,13 +146,13 @@ def _with_closed(ids: Sequence[str], closed: Iterable[Path]) -> list[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[io.FileIO]:
-    """The file, made where it is missing, to read and to append to. An OSError inside gets the file's name."""
+    """The file, made if missing, for reading and appending. An OSError inside gets the file's name."""
     make_folder(path.parent)
     with named(path):
         is_new = not path.exists()
         with io.FileIO(open_file(path, os.O_APPEND | os.O_CREAT), "r+") as file, kept_from_forks(file.fileno()):
             with suppress(OSError):  # a file system without locks
-                # `roomtone sinks test` opens it too, and would cut off, as torn, a line that is just being written.
+                # `roomtone sinks test` opens it too, and would remove, as torn, a line that is just being written.
                 fcntl.flock(file, fcntl.LOCK_EX)
             if is_new:
                 sync_folder(path.parent)
@@ -161,7 +160,7 @@ def _opened(path: Path) -> Iterator[io.FileIO]:
 
 
 def _write(file: io.FileIO, data: bytes, *, sync: bool = True) -> None:
-    """Append and wait for the disk. What fails leaves the file as long as it was: after a failed fsync the kernel takes
+    """Append and wait for the disk. On failure the file gets its former length: after a failed fsync the kernel takes
     the lost pages for written, so those lines must not be found here when they come again.
     """
     size = os.fstat(file.fileno()).st_size
@@ -177,7 +176,7 @@ def _write(file: io.FileIO, data: bytes, *, sync: bool = True) -> None:
 
 
 def _repair(file: io.FileIO) -> list[str]:
-    """End the file with its last whole line, make all of it durable, and return the ids of the last lines."""
+    """Cut the file after its last whole line, make it durable, and return the ids of the last lines."""
     size = file.seek(0, os.SEEK_END)
     begin = max(0, size - MAX_TAIL_BYTES)
     file.seek(begin)
@@ -186,11 +185,13 @@ def _repair(file: io.FileIO) -> list[str]:
         _write(file, b"\n")
         whole += b"\n" + torn
     elif torn:
-        # A power cut can leave zeros, and what follows them; anything else is not ours to cut off.
+        # A power cut can leave zeros, and data after them; anything else is foreign and must not be removed.
         if torn.strip(b"\0")[:1] not in (b"", b"{") or (begin and not whole):
-            raise OSError(errno.EINVAL, "The file does not end in lines of JSON: move it away, or name another in path")
+            raise OSError(
+                errno.EINVAL, "The file does not end in lines of JSON: move it away, or set path to another file"
+            )
         file.truncate(size - len(torn))
-    os.fsync(file.fileno())  # a batch that a killed daemon wrote and never synced is skipped from here on
+    os.fsync(file.fileno())  # lines that a killed daemon wrote and never synced are skipped from now on
     return _ids(whole)
 
 

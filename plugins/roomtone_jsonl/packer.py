@@ -1,4 +1,4 @@
-"""Packs files that are closed with gzip, a little at a time: a day of lines must not hold up the next one."""
+"""Compresses closed files with gzip, a little at a time: a day of lines must not hold up the next one."""
 
 import gzip
 import os
@@ -14,15 +14,14 @@ from roomtone_jsonl.rotation import packed_name
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 _SLICE_S = 0.5
-"""Seconds of packing after a batch."""
+"""Seconds of compression after a batch."""
 _READ_BYTES = 2**18
 
 
 class Packer:
-    """Files to pack, one after the other. A crash at any moment leaves the file, or its packed form, or both.
+    """Compresses files one after the other. A crash at any moment leaves the file, or its compressed form, or both.
 
-    What the disk refuses is logged and left as it is until the sink is opened again: packing is no reason to stop
-    writing.
+    A failure is logged, and the file stays as it is until the sink is opened again: it is not a reason to stop writing.
     """
 
     def __init__(self) -> None:
@@ -33,7 +32,7 @@ class Packer:
         self._files.extend(files)
 
     def advance(self) -> None:
-        """Go on for a moment."""
+        """Compress for a moment."""
         until = time.monotonic() + _SLICE_S
         while self._files and time.monotonic() < until:
             self._work = self._work or _pack(self._files[0])
@@ -41,19 +40,19 @@ class Packer:
                 next(self._work)
             except StopIteration:
                 self._drop()
-            except FileNotFoundError:  # somebody has taken it away
+            except FileNotFoundError:  # another program has removed it
                 self._drop()
             except OSError as error:
                 log.warning("file.unpacked", path=str(self._files[0]), error=str(error))
                 self._drop()
 
     def close(self) -> None:
-        """Leave what is half done: it is begun anew."""
+        """Discard the half-done work: it is begun anew."""
         if self._files:
             self._drop()
 
     def interrupt(self) -> None:
-        """Begin anew with the file that is being packed, for it is about to change."""
+        """Restart the current file later, because it is about to change."""
         self._leave()
 
     def _drop(self) -> None:
@@ -75,7 +74,7 @@ def _pack(path: Path) -> Generator[None, None, None]:
             named(new),
             os.fdopen(create_file(new), "wb") as file,
         ):
-            # With the file's own time and without a level that costs more than it saves, the same file packs the same.
+            # With the file's own time, so that the same file always has the same compressed form.
             with gzip.GzipFile(path.name, "wb", 6, file, mtime=os.fstat(source.fileno()).st_mtime) as target:
                 while part := source.read(_READ_BYTES):
                     target.write(part)

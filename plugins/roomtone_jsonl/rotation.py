@@ -1,8 +1,8 @@
-"""When a file of lines is full, and what it is called then. Pure.
+"""Decides when a file of lines is full, and names it then. Pure.
 
-The day of a line is that of its commit, which its id tells (UUIDv7), and not that of its `at`: text that was repaired
-after an outage is delivered late, and a file that is closed stays closed. By the id a line that is delivered again
-belongs to the same file, whenever that is.
+The day of a line is that of its commit, which its id contains (UUIDv7), not that of its `at`: text that was repaired
+after an outage is delivered late, and a closed file stays closed. By the id, a line that is delivered again belongs to
+the same file.
 """
 
 import re
@@ -30,7 +30,7 @@ class JsonLine(NamedTuple):
 
 
 def time_of(id_: str) -> datetime | None:
-    """When the event of this id was committed, to the millisecond (RFC 9562, 5.7); None for what is no UUIDv7."""
+    """The commit time of the event with this id, to the millisecond (RFC 9562, 5.7); None if it is not a UUIDv7."""
     try:
         return datetime.fromtimestamp(int(id_[:8] + id_[9:13], 16) / 1000, UTC)
     except (ValueError, OverflowError):
@@ -38,9 +38,9 @@ def time_of(id_: str) -> datetime | None:
 
 
 def fitting(lines: Sequence[JsonLine], size: int, last: str | None, rotate: Rotate) -> int:
-    """How many of the lines, from the first, belong into a file of this size whose last line has the id `last`.
+    """The number of lines, from the first, that fit into a file of this size whose last line has the id `last`.
 
-    0 where the file is to be closed first. A file gets one line at least, however long that is.
+    0 if the file must be closed first. A file gets at least one line, however long.
     """
     match rotate:
         case "never":
@@ -57,7 +57,7 @@ def fitting(lines: Sequence[JsonLine], size: int, last: str | None, rotate: Rota
 
 
 def closed_name(path: Path, at: datetime, rotate: Rotate) -> Path:
-    """What the file is called when its last line, committed `at`, is its last for ever; taken names get a number."""
+    """The final name of a file whose last line was committed `at`; a taken name gets a number."""
     label = f"{at:%Y-%m-%d}" if rotate == "daily" else f"{at:%Y%m%dT%H%M%SZ}"
     number, name = 1, path.with_name(f"{path.stem}-{label}{path.suffix}")
     free = name
@@ -72,5 +72,5 @@ def packed_name(path: Path) -> Path:
 
 
 def is_closed(name: str, path: Path) -> bool:
-    """Whether a file of this name beside `path` is one of its closed ones that is not packed."""
+    """True if a file of this name beside `path` is a closed one of it, and not compressed."""
     return re.fullmatch(re.escape(path.stem) + _LABEL + re.escape(path.suffix), name) is not None

@@ -1,4 +1,4 @@
-"""The transcript sink: what was said as pages to read, and as captions, one for each room and day or session."""
+"""The transcript sink: speech as pages to read and as captions, one for each room and day or session."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
@@ -22,13 +22,12 @@ __all__ = ["TranscriptSink", "register_sinks"]
 class TranscriptSink(Sink, frozen=True, kw_only=True, tag="transcript"):
     """`[sinks.<name>]` with `kind = "transcript"`.
 
-    A page is always whole. What is said next is put behind what stands there; the page is written anew when something
-    comes late: text that was repaired after an outage stands where it was said, a corrected turn in the place of the
-    first one, and an answer below its turn.
+    A page is always whole. New speech is appended; the page is written anew for late events: text that was repaired
+    after an outage goes to its position, a corrected turn replaces the first one, and an answer goes below its turn.
     """
 
     directory: Annotated[str, msgspec.Meta(min_length=1)]
-    """Where the pages go, a folder for each room; made where it is missing. They are for the daemon's user alone."""
+    """The folder of the pages, with a folder for each room; made if missing. Only the daemon's user can read them."""
     split: Split = "day"
     """A page for each day, or for each session at the speech service."""
     format: Format = "markdown"
@@ -36,7 +35,7 @@ class TranscriptSink(Sink, frozen=True, kw_only=True, tag="transcript"):
     """Files of captions beside each page, "srt" or "vtt" or both, timed from the day's or the session's beginning. (The
     wav sink writes captions that are timed for its recordings.)"""
     timezone: str = "UTC"
-    """What the times on the pages are, and where a day begins: a name such as "Europe/Berlin"."""
+    """The time zone of the pages, and of the beginning of a day: a name such as "Europe/Berlin"."""
     speakers: dict[str, str] = msgspec.field(default_factory=dict)
     """Names for the labels of speakers."""
 
@@ -50,15 +49,15 @@ class TranscriptSink(Sink, frozen=True, kw_only=True, tag="transcript"):
 
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[object]:
-        """Yield the hooks. Errors: OSError that names the directory where it cannot be written."""
+        """Yield the hooks. Errors: OSError that names a directory that cannot be written."""
         with ExitStack() as stack:
-            yield await trio.to_thread.run_sync(self._scribe, context, stack)
+            yield await trio.to_thread.run_sync(self._writer, context, stack)
 
     def holdings(self, context: Context) -> Iterable[Path]:
         """The pages."""
         return (context.path(self.directory),)
 
-    def _scribe(self, context: Context, stack: ExitStack) -> PageWriter:
+    def _writer(self, context: Context, stack: ExitStack) -> PageWriter:
         directory = context.path(self.directory)
         make_writable_folder(directory, "directory")
         store = stack.enter_context(open_store(context.state / "transcript.sqlite"))

@@ -1,4 +1,4 @@
-"""A page of what was said, as Markdown or as plain text. Pure."""
+"""A page of speech, as Markdown or as plain text. Pure."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 
 
 class Style(NamedTuple):
-    """How pages look: their format, what time of day it is on them, and names for the labels of speakers."""
+    """The style of pages: their format, their time zone, and names for the labels of speakers."""
 
     format: Format
     zone: tzinfo
@@ -33,32 +33,32 @@ class Style(NamedTuple):
 
 
 def render(title: str, entries: Iterable[Entry], style: Style) -> bytes:
-    """The page: what was said in the order of its saying, whatever order it came in."""
+    """The page: the entries in the order of speech, not of delivery."""
     title = one_line(title)
     heading = f"# {_escaped(title)}" if style.format == "markdown" else title
     return f"{heading}\n".encode() + render_more(ordered(entries), style)
 
 
 def render_more(entries: Iterable[Entry], style: Style) -> bytes:
-    """What these add to the end of a page, in this order."""
+    """The text of these entries, in this order, for the end of a page."""
     line = _markdown if style.format == "markdown" else _text
     return "".join(f"\n{block}\n" for entry in entries for block in line(entry, style)).encode()
 
 
 def ordered(entries: Iterable[Entry]) -> list[Entry]:
-    """By position; an answer below its turn, if that is here."""
+    """By position; an answer below its turn, if that is among the entries."""
     entries = list(entries)
     turns = positions(entries)
     return sorted(entries, key=lambda entry: place(entry, turns))
 
 
 def positions(entries: Iterable[Entry]) -> dict[tuple[str, int], int]:
-    """Where the turns among these were said, by session and order."""
+    """The positions of the turns among these, by session and order."""
     return {(each.session_id, each.turn_order): each.position for each in entries if isinstance(each, Turn)}
 
 
 def place(entry: Entry, turns: Mapping[tuple[str, int], int]) -> Place:
-    """Where the entry stands among others, `turns` being those that may have been answered."""
+    """The place of the entry among others; `turns` has the positions of the turns that may have been answered."""
     match entry:
         case Answer():
             return turns.get((entry.session_id, entry.turn_order), entry.position), 2, entry.id
@@ -71,7 +71,7 @@ def place(entry: Entry, turns: Mapping[tuple[str, int], int]) -> Place:
 
 
 def paragraphs(turn: Turn) -> Iterator[tuple[str | None, str]]:
-    """Who said what: one paragraph, or, where the words of a turn are several people's, one for each change."""
+    """Each paragraph with its speaker: one, or one for each change of speakers inside the turn."""
     if turn.speaker is not None or len({word.speaker for word in turn.words}) < 2:
         yield turn.speaker or (turn.words[0].speaker if turn.words else None), turn.text
         return
@@ -120,15 +120,15 @@ def _indented(text: str, mark: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """What was said is no markup, whatever it looks like."""
+    """Speech with all markup escaped."""
     return _MARKS.sub(r"\\\1", text)
 
 
 def _unmarked(text: str) -> str:
-    """A language model writes Markdown, which stays; but it gets no HTML, no image and no link onto the page.
+    """A language model's Markdown, without HTML, images and links.
 
-    Whoever opens the page would fetch an image, and so report what its address has in it; a link may run a script. Each
-    of them needs one of these pairs: `](` inline, and `]:` for what a reference leads to. Rejected: to tell good
-    addresses from bad ones, which readers of Markdown read in many ways.
+    Opening the page would fetch an image, and so report the data in its address; a link may run a script. Each needs
+    one of these pairs: `](` inline, and `]:` in the target of a reference. Rejected: allowing good addresses, because
+    viewers of Markdown parse addresses in many ways.
     """
     return _LEADING.sub(r"]\\\1", text.replace("<", "&lt;"))

@@ -1,5 +1,5 @@
-"""The files of one page. What is said next is put behind what stands there, and only what comes late, or is corrected,
-has the page written anew: a day of talk written at each turn would wear an SD card out.
+"""The files of one page. New speech is appended, and only late or corrected entries cause the page to be written anew:
+writing a whole day at each turn would wear out an SD card.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from roomtone_transcript.page import Entry, Place, Style
 
 
 class PageFile:
-    """A page at this path, and its captions beside it, as far as this life of the sink has written them.
+    """A page at this path, with its captions beside it, as written since the sink was opened.
 
-    Errors: OSError that names the file. What stands there is then not known, and the page is to be written anew.
+    Errors: OSError that names the file. Its content is then unknown, and the page must be written anew.
     """
 
     def __init__(self, path: Path, style: Style, forms: tuple[Captions, ...]) -> None:
@@ -29,7 +29,7 @@ class PageFile:
         self._shown = 0.0
 
     def write(self, title: str, entries: Sequence[Entry], cues: Sequence[Cue]) -> None:
-        """Write the whole page; without entries there is none."""
+        """Write the whole page; without entries, remove it."""
         files = {path: captions.render(cues, form) for form, path in self._forms.items()}
         files[self._path] = page.render(title, entries, self._style)
         if not entries:
@@ -44,7 +44,7 @@ class PageFile:
         self._remember(entries, cues)
 
     def append(self, entries: Sequence[Entry], cues: Sequence[Cue]) -> bool:
-        """Put these behind what stands there. False: that is not where all of them belong, or not what was written."""
+        """Append these. Returns False if some belong elsewhere, or if the files have changed."""
         turns = self._turns | page.positions(entries)
         is_known = all((one.session_id, one.turn_order) in turns for one in entries if isinstance(one, Answer))
         if self._end is None or not is_known or min(page.place(one, turns) for one in entries) <= self._end:
@@ -63,7 +63,7 @@ class PageFile:
         return True
 
     def _remember(self, entries: Sequence[Entry], cues: Sequence[Cue]) -> None:
-        """Where the page ends now. Only the last turn can be answered behind it."""
+        """Remember the end of the page. Only an answer to its last turn can be appended."""
         turns = self._turns | page.positions(entries)
         self._end = max(page.place(one, turns) for one in entries)
         self._turns = dict([max(turns.items(), key=lambda turn: turn[1])]) if turns else {}

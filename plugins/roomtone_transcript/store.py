@@ -1,6 +1,6 @@
-"""What stands on which page: one small SQLite file in the sink's own folder.
+"""The entries of the pages: one small SQLite file in the sink's own folder.
 
-The pages are made from it, so that they can be made again when something comes late, is corrected or is forgotten.
+The pages are made from it, so that they can be made again when an entry comes late, is corrected or is forgotten.
 """
 
 import sqlite3
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS pages (
 """
 
 _MAX_PAGE_AGE = timedelta(hours=30)
-"""More than a page is of: the longest day that a change of clocks makes, or the longest session."""
+"""More than the duration of any page: of the longest day at a change of clocks, or of the longest session."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -39,14 +39,14 @@ _decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
 
 
 class Page(NamedTuple):
-    """A page by what it is of: a day, or a session."""
+    """The key of a page: its room, and its day or session."""
 
     room: str
     key: str
 
 
 class Store:
-    """The entries of all pages. What is put is durable after `commit`; an event that comes again changes nothing."""
+    """The entries of all pages. They are durable after `commit`; a repeated event changes nothing."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
@@ -57,19 +57,19 @@ class Store:
         self._database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def remove(self, id_: str) -> set[Page]:
-        """Take the entry off its page, which is returned."""
+        """Remove the entry. Returns its page."""
         return self._delete("id = ?", id_)
 
     def forget(self, room: str, start: int, end: int) -> set[Page]:
-        """Take off what was said between these positions, and the answers to it. Returns the pages."""
+        """Remove the entries between these positions, and the answers to them. Returns their pages."""
         overlap = 'room = ? AND start < ? AND max("end", start + 1) > ?'
         spoken = f"SELECT session, turn FROM entries WHERE turn IS NOT NULL AND {overlap}"  # noqa: S608 - our own text
         pages = self._delete(f"(session, turn) IN ({spoken})", room, end, start)
         return pages | self._delete(overlap, room, end, start)
 
     def entries(self, page: Page) -> list[Entry]:
-        """What stands on the page. One that cannot be read, for the disk has spoiled it, is told and left out: it must
-        not keep all others from being written.
+        """The entries of the page. A damaged entry is logged and left out: it must not keep the others from being
+        written.
         """
         found = []
         for id_, body in self._database.execute("SELECT id, body FROM entries WHERE room = ? AND page = ?", page):
@@ -80,7 +80,7 @@ class Store:
         return found
 
     def answered(self, turn: Turn) -> set[Page]:
-        """The pages with answers to this turn that came before it."""
+        """The pages of answers to this turn that came before it."""
         row = (turn.session_id, turn.turn_order, turn.id)
         rows = self._database.execute(
             "SELECT DISTINCT room, page FROM entries WHERE session = ? AND turn = ? AND id != ?", row
@@ -88,21 +88,21 @@ class Store:
         return {Page(*row) for row in rows}
 
     def begin(self, page: Page, start: datetime, path: Path) -> None:
-        """Fix when the page begins and where it lies, unless that is known."""
+        """Save the start and the path of the page, unless they are known."""
         row = (*page, start.isoformat(), str(path))
         self._database.execute("INSERT OR IGNORE INTO pages VALUES (?, ?, ?, ?)", row)
 
     def page(self, page: Page) -> tuple[datetime, Path] | None:
-        """When the page begins, and where it lies."""
+        """The start and the path of the page."""
         found = self._database.execute("SELECT start, path FROM pages WHERE room = ? AND page = ?", page).fetchone()
         return (datetime.fromisoformat(found[0]), Path(found[1])) if found else None
 
     def move(self, page: Page, path: Path) -> None:
-        """The page lies there from now on."""
+        """Save the new path of the page."""
         self._database.execute("UPDATE pages SET path = ? WHERE room = ? AND page = ?", (str(path), *page))
 
     def pages(self, room: str, since: datetime, until: datetime) -> set[Page]:
-        """The pages of the room on which anything of this time may stand."""
+        """The pages of the room that may have entries of this time."""
         rows = self._database.execute("SELECT page, start FROM pages WHERE room = ?", (room,))
         starts = {Page(room, key): datetime.fromisoformat(start) for key, start in rows}
         return {page for page, start in starts.items() if since - _MAX_PAGE_AGE <= start <= until}
@@ -115,7 +115,7 @@ class Store:
         self._database.commit()
 
     def scrub(self) -> None:
-        """Commit, and leave nothing in the log of what was deleted. Errors: OSError where somebody else reads it."""
+        """Commit, and remove deleted data from the database's log. Errors: OSError while another process reads it."""
         scrub(self._database)
 
     def _delete(self, where: str, *values: Any) -> set[Page]:
@@ -127,6 +127,6 @@ class Store:
 
 @contextmanager
 def open_store(path: Path) -> Iterator[Store]:
-    """The store at this path. One that the disk has spoiled is put aside: the pages stay, and new ones begin beside."""
+    """The store at this path. A damaged one is set aside: its pages stay, and new ones begin beside them."""
     with open_sqlite(path, _SCHEMA) as database:
         yield Store(database)

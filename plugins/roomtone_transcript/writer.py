@@ -1,4 +1,4 @@
-"""The hooks of the transcript sink: events become entries, and these go onto their pages."""
+"""The hooks of the transcript sink: they put events as entries onto pages."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, time
@@ -19,19 +19,19 @@ Split: TypeAlias = Literal["day", "session"]
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-_NOTEWORTHY = 1.0
-"""Seconds from which on a gap stands on the page."""
+_MIN_GAP_S = 1.0
+"""Seconds of the shortest gap that is shown on the page."""
 _MAX_OPEN_PAGES = 100
-"""Pages of which it is remembered how they end; the one that was written longest ago is forgotten, and written anew
-when something is said on it.
+"""Pages whose end is remembered. Beyond that the page that was written longest ago is dropped, and written anew at
+its next entry.
 """
 _RATE = 16_000
-"""Hz of a room that the configuration does not have any more."""
+"""The rate in Hz of a room that is no longer in the configuration."""
 
 
 class PageWriter:
-    """Keeps the pages. What they show follows from the entries alone, so writing one again, for whatever reason and
-    however often, brings nothing that is doubled or out of order.
+    """Writes the pages. Their content follows from the entries alone, so a page can be written again at any time
+    without doubling or misplacing an entry.
 
     Errors: OSError that names the file. Nothing of the batch is then acknowledged, and its pages are written again.
     """
@@ -56,18 +56,18 @@ class PageWriter:
         self._warn = warn
         self._changed: set[Page] = set()
         self._new: dict[Page, dict[str, Entry]] = {}
-        self._sheets: dict[Page, PageFile] = {}
-        self._is_to_scrub = False
+        self._files: dict[Page, PageFile] = {}
+        self._must_scrub = False
 
     @hookimpl
     def session_started(self, event: SessionStarted) -> None:
-        """A session's page begins with it, and not with the first word in it."""
+        """A session's page begins with the session, not with its first word."""
         if self._split == "session":
             self._begin(Page(event.room, event.session_id), event.at)
 
     @hookimpl
     def turn(self, event: Turn) -> None:
-        """What was said, in the place of what it corrects."""
+        """Put the turn onto its page, in the place of the turn that it corrects."""
         if event.is_test:
             return
         if event.supersedes:
@@ -91,23 +91,23 @@ class PageWriter:
 
     @hookimpl
     def gap(self, event: Gap) -> None:
-        if (event.until - event.from_).total_seconds() >= _NOTEWORTHY:
+        if (event.until - event.from_).total_seconds() >= _MIN_GAP_S:
             self._put(event, None, event.from_, event.start, event.end)
 
     @hookimpl
     def forgotten(self, event: Forgotten) -> None:
-        """Take what was said there off its pages, and the answers to it."""
+        """Remove the forgotten entries, and the answers to them, from their pages."""
         self._changed |= self._store.forget(event.room, event.start, event.end)
-        # Those too from which it was taken by a batch that never ended: its pages were not written.
+        # Also the pages of an earlier attempt whose batch did not complete: they were not written.
         self._changed |= self._store.pages(event.room, event.from_, event.until)
-        self._is_to_scrub = True
+        self._must_scrub = True
 
     @hookimpl
     def flush(self) -> None:
-        """First the entries, then the pages: a crash in between costs nothing, for the batch comes again."""
-        if self._is_to_scrub:
+        """First the entries, then the pages: after a crash in between, the batch comes again."""
+        if self._must_scrub:
             self._store.scrub()
-            self._is_to_scrub = False
+            self._must_scrub = False
         self._store.commit()
         for page in sorted(self._changed | self._new.keys()):
             self._write(page, list(self._new.get(page, {}).values()))
@@ -115,7 +115,7 @@ class PageWriter:
         self._new.clear()
 
     def _put(self, entry: Entry, session: str | None, at: datetime, start: int, end: int) -> None:
-        """Put the entry on its page. What belongs to no session has a place on the pages of days only."""
+        """Put the entry on its page. An entry without a session is only on pages of days."""
         day = at.astimezone(self._style.zone)
         key = f"{day:%Y-%m-%d}" if self._split == "day" else session
         if key is None:
@@ -131,7 +131,9 @@ class PageWriter:
         self._store.begin(page, start, self._free_path(page, start))
 
     def _free_path(self, page: Page, start: datetime) -> Path:
-        room = page.room.replace("/", "_").replace("\0", "_").lstrip(".") or "_"  # a room's name is no path
+        room = (
+            page.room.replace("/", "_").replace("\0", "_").lstrip(".") or "_"
+        )  # a room's name is one component of a path
         name = f"{start:%Y-%m-%d}" if self._split == "day" else f"{start.astimezone(self._style.zone):%Y-%m-%d_%H%M%S}"
         number, path = 1, self._directory / room / f"{room}_{name}{self._style.suffix}"
         free = path
@@ -149,33 +151,33 @@ class PageWriter:
             self._write(page, new)
             self._remove(path)
             return
-        sheet = self._sheets.pop(page, None)
-        if sheet is None or page in self._changed or not sheet.append(new, self._cues(page, start, new)):
+        file = self._files.pop(page, None)
+        if file is None or page in self._changed or not file.append(new, self._cues(page, start, new)):
             entries = self._store.entries(page)
-            sheet = PageFile(path, self._style, self._captions)
-            sheet.write(self._title(page, start), entries, self._cues(page, start, entries))
-        self._sheets[page] = sheet
-        if len(self._sheets) > _MAX_OPEN_PAGES:
-            del self._sheets[next(iter(self._sheets))]
+            file = PageFile(path, self._style, self._captions)
+            file.write(self._title(page, start), entries, self._cues(page, start, entries))
+        self._files[page] = file
+        if len(self._files) > _MAX_OPEN_PAGES:
+            del self._files[next(iter(self._files))]
 
     def _move(self, page: Page, start: datetime, path: Path) -> None:
-        """Have the page written where the directory is now, as a whole: over the one that somebody has moved there."""
+        """Have the page written in the current directory: over the one that a user has moved there, if any."""
         moved = self._directory / path.parent.name / path.name
         is_moved = moved.exists() and _is_gone(path) and not self._store.is_taken(moved)
         self._store.move(page, moved if is_moved else self._free_path(page, start))
         self._store.commit()
-        self._sheets.pop(page, None)
+        self._files.pop(page, None)
 
     def _remove(self, path: Path) -> None:
-        """Remove a page that was moved from the directory of before, or say that it stays."""
+        """Remove a moved page from its former directory, or report that it stays."""
         try:
             for each in (path, *(path.with_suffix(f".{form}") for form in get_args(Captions))):
                 remove(each)
         except OSError as error:
             log.warning("page.left", path=str(path), error=str(error))
             self._warn(
-                f"{path} lies outside of {self._directory} and could not be removed: {error.strerror}. Its page is "
-                "written in the new place; remove the old one by hand"
+                f"{path} lies outside of {self._directory} and could not be removed: {error.strerror}. The page is "
+                "now written in the new directory; remove the old file"
             )
 
     def _title(self, page: Page, start: datetime) -> str:
@@ -202,5 +204,5 @@ class PageWriter:
 def _is_gone(path: Path) -> bool:
     try:
         return not path.exists()
-    except OSError:  # it may not be looked at
+    except OSError:  # this user may not look
         return False

@@ -16,19 +16,19 @@ from roomtone.durable import SPOILED, alone, make_writable_folder
 from roomtone_wav import compression
 from roomtone_wav.catalog import CATALOG, open_catalog, read_catalog
 from roomtone_wav.files import described, open_wav, write_sidecar
-from roomtone_wav.place import Place
+from roomtone_wav.folder import RecordingFolder, file_name
 from roomtone_wav.recording import HEADER_BYTES, SAMPLE_BYTES, Format, Gaps, Recording, Split
-from roomtone_wav.retention import RecordingKeeper
+from roomtone_wav.retention import RecordingJanitor
 from roomtone_wav.writer import TranscribingWriter, WavWriter
 
 __all__ = ["Wav", "register_sinks"]
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-_TEND_INTERVAL_S = 15.0
-"""Seconds between two looks at what finished files need."""
+_MAINTENANCE_INTERVAL_S = 15.0
+"""Seconds between two checks for work on finished files."""
 _CLOSE_TIMEOUT_S = 5.0
-"""Seconds for it at the end."""
+"""Seconds for this work when the sink is left."""
 
 
 class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
@@ -39,27 +39,27 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
     directory: Annotated[str, msgspec.Meta(min_length=1)]
     """Where the files go; made where it is missing. Files are for the daemon's user alone (0600, folders 0700)."""
     split: Split = "recording"
-    """Where a new file begins: with each recording, or at each clock hour (UTC) too, or each so many minutes since
-    midnight. In any case before 4 GB."""
+    """A new file begins with each recording; with "hour" also at each clock hour (UTC), with a number every N minutes
+    from midnight on. In any case before 4 GB."""
     gaps: Gaps = "split"
-    """Time without a source begins a new file, or becomes silence of its length in the same one."""
+    """Time without a source begins a new file, or becomes silence of that length in the same one."""
     template: str = "{room}/{start:%Y-%m-%d}/{room}_{start:%Y%m%dT%H%M%SZ}.wav"
-    """A file's name below the directory, of room, start (UTC), position and rate. One that is taken gets a number. The
-    ending of a file that is compressed becomes .flac or .opus."""
+    """A file's name below the directory, made of room, start (UTC), position and rate. A taken name gets a number. The
+    suffix of a compressed file becomes .flac or .opus."""
     format: Format = "wav"
-    """What a file becomes when it is complete. It grows as WAV, whatever this says."""
+    """The format of a complete file. It always grows as WAV."""
     transcript: bool = False
-    """Whether the sidecar has what is said in the file: the turns, as they come and are corrected."""
+    """True: the sidecar has the turns that are said in the file, with their corrections."""
     captions: tuple[Captions, ...] = ()
     """Files of captions beside each recording, "srt" or "vtt" or both, timed for it."""
     keep_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] | None = None
-    """Files that ended longer ago are removed with all that lies beside them, but for the newest of each room."""
+    """Files that ended longer ago are removed with their sidecars and captions, except the newest of each room."""
     keep_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
-    """The oldest files are removed while all of them have more than so many gigabytes, but for the newest of each."""
+    """The oldest files are removed while all together exceed this size in GB, except the newest of each room."""
 
     def __post_init__(self) -> None:
         try:
-            name = PurePath(_name(self.template, "desk", datetime(2025, 1, 1, tzinfo=UTC), 0, 16_000))
+            name = PurePath(file_name(self.template, "desk", datetime(2025, 1, 1, tzinfo=UTC), 0, 16_000))
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise ValueError(f"template: {error} in {self.template!r}; use room, start, position and rate") from None
         if name.is_absolute() or ".." in name.parts or name.suffix != ".wav":
@@ -67,8 +67,8 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
 
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[object]:
-        """Yield the hooks. Errors: OSError that names the directory where it cannot be written; ValueError for a format
-        that this machine or a room's rate does not have.
+        """Yield the hooks. Errors: OSError that names a directory that cannot be written; ValueError for a format that
+        is not available on this machine or for a room's rate.
         """
         with ExitStack() as stack:
             writer = await trio.to_thread.run_sync(self._writer, context, stack)
@@ -76,17 +76,17 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
                 yield writer
                 return
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_tend, writer)
+                nursery.start_soon(_maintain, writer)
                 yield writer
                 nursery.cancel_scope.cancel()
-            await _tend_for(writer, min(_CLOSE_TIMEOUT_S, self.timeout / 2))
+            await _maintain_for(writer, min(_CLOSE_TIMEOUT_S, self.timeout / 2))
 
     def holdings(self, context: Context) -> Iterable[Path]:
-        """The recordings, and what lies beside them."""
+        """The recordings and the files beside them."""
         return (context.path(self.directory),)
 
     def audio_at(self, context: Context, room: str, start: int, end: int) -> Iterable[tuple[Path, int, int]]:
-        """What the catalog knows, but for files that are compressed."""
+        """The recordings in the catalog, except compressed ones."""
         with read_catalog(context.state / CATALOG) as catalog:
             recordings = catalog.overlapping(room, start, end) if catalog else []
         for recording in recordings:
@@ -106,49 +106,41 @@ class Wav(Sink, frozen=True, kw_only=True, tag="wav"):
         compression.check(self.format, chosen)
         catalog = stack.enter_context(open_catalog(context.state / CATALOG))
         if (context.state / CATALOG).with_suffix(SPOILED).exists() and catalog.is_empty():
-            # What the spoiled one knew: else nobody would ever remove those files.
+            # The files of the damaged catalog: otherwise they would never be removed.
             files = catalog.adopt(described(directory))
             log.info("recordings.adopted", sink=context.name, files=files)
         has_text = self.transcript or bool(self.captions)
-
-        def path(recording: Recording) -> Path:
-            return directory / _name(self.template, recording.room, recording.start, recording.first, recording.rate)
 
         def write(recording: Recording) -> None:
             write_sidecar(recording, catalog.turns(recording) if has_text else None, self.captions)
 
         is_alone = stack.enter_context(alone(context.state / "recordings.lock"))
-        place = Place(directory, context.warn)
+        folder = RecordingFolder(directory, self.template, context.warn)
         for recording in catalog.newest_of_all():
-            if not place.has(recording) and not recording.is_sealed:
-                with place.forgiving(recording, "finished"), open_wav(recording.path):
+            if not folder.contains(recording) and not recording.is_sealed:
+                with folder.forgiving(recording, "finished"), open_wav(recording.path):
                     pass
-        keeper = RecordingKeeper(
-            catalog, place, write, keep_days=self.keep_days, keep_gb=self.keep_gb, is_alone=is_alone
+        janitor = RecordingJanitor(
+            catalog, folder, write, keep_days=self.keep_days, keep_gb=self.keep_gb, is_alone=is_alone
         )
-        stack.callback(keeper.close)
+        stack.callback(janitor.close)
         kind = TranscribingWriter if has_text else WavWriter
-        return kind(catalog, path, place, keeper, write, split=self.split, gaps=self.gaps, format=self.format)
+        return kind(catalog, folder, janitor, write, split=self.split, gaps=self.gaps, format=self.format)
 
 
-async def _tend_for(writer: WavWriter, seconds: float) -> None:
-    """Finish what takes no longer: a file that was played to its end would wait for a start that may never come."""
+async def _maintain_for(writer: WavWriter, seconds: float) -> None:
+    """Work on finished files for this long at most: after a file as source, there may be no next start."""
     until = trio.current_time() + seconds
-    while trio.current_time() < until and await trio.to_thread.run_sync(writer.tend):
+    while trio.current_time() < until and await trio.to_thread.run_sync(writer.maintain):
         pass
 
 
-async def _tend(writer: WavWriter) -> None:
-    """Let the writer do, between its hooks and in a thread of its own, what nobody waits for."""
+async def _maintain(writer: WavWriter) -> None:
+    """Have the writer maintain finished files, between its hooks and in a thread of its own; until cancelled."""
     thread = trio.CapacityLimiter(1)
     while True:
-        has_more = await trio.to_thread.run_sync(writer.tend, limiter=thread)
-        await trio.sleep(0 if has_more else _TEND_INTERVAL_S)
-
-
-def _name(template: str, room: str, start: datetime, position: int, rate: int) -> str:
-    room = room.replace("/", "_").replace("\0", "_").lstrip(".") or "_"  # a room's name is no path
-    return template.format(room=room, start=start.astimezone(UTC), position=position, rate=rate)
+        has_more = await trio.to_thread.run_sync(writer.maintain, limiter=thread)
+        await trio.sleep(0 if has_more else _MAINTENANCE_INTERVAL_S)
 
 
 @hookimpl

@@ -1,7 +1,7 @@
-"""Which file holds which positions: one small SQLite file in the sink's own folder.
+"""The catalog of the files and their positions: one small SQLite file in the sink's own folder.
 
-The sidecars say the same, but they lie among tens of thousands of others, and people move and delete them. What is
-written here is durable before the file that it names is made, so no crash leaves a file that nobody knows.
+The sidecars say the same, but there can be tens of thousands of them, and users move and delete them. An entry is
+durable before its file is made, so a crash cannot leave an unknown file.
 """
 
 import sqlite3
@@ -23,8 +23,8 @@ CATALOG = "recordings.sqlite"
 """The file's name in the sink's own folder."""
 
 _SCHEMA = """
--- `era` is 0 for the journal that there is, and more for those that were lost: their positions count no more, but their
--- files are still ours to compress and to remove.
+-- `era` is 0 for the current journal, and more for those that were lost: their positions no longer count, but their
+-- files are still to be compressed and removed.
 CREATE TABLE IF NOT EXISTS recordings (
     room TEXT NOT NULL, era INTEGER NOT NULL, first INTEGER NOT NULL, end INTEGER NOT NULL, until TEXT NOT NULL,
     size INTEGER NOT NULL, todo TEXT NOT NULL, body BLOB NOT NULL,
@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS calendar (id INTEGER PRIMARY KEY CHECK (id = 0), read
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 Todo: TypeAlias = Literal["", "grow", "encode", "remove"]
-"""What is still to be done with a file: nothing; to let it grow and then compress it; that now; to remove its WAV."""
+"""The work left on a file: none; compress it when it has grown; compress it now; remove its WAV."""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -76,7 +76,7 @@ class Catalog:
         return list(self._all("room = ? AND era = 0 AND first < ? AND end > ? ORDER BY first", room, end, start))
 
     def put(self, recording: Recording, *, era: int = 0) -> None:
-        """Know this of the recording. What is still to be done with it stays as it is."""
+        """Save the recording. The work left on it stays the same."""
         todo: Todo = "" if recording.format == "wav" else "grow"
         self._database.execute(
             "INSERT INTO recordings VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room, era, first) DO UPDATE "
@@ -94,7 +94,7 @@ class Catalog:
         )
 
     def part(self, newest: Recording) -> None:
-        """No position of the room belongs to any file up to now, of which this is the newest. The files stay known."""
+        """Let no position of the room belong to its files up to this newest one. They stay known."""
         self._database.execute(
             "UPDATE recordings SET era = (SELECT max(era) + 1 FROM recordings WHERE room = :room), "
             "todo = CASE todo WHEN 'grow' THEN 'encode' ELSE todo END WHERE room = :room AND era = 0",
@@ -104,7 +104,7 @@ class Catalog:
         self._database.execute("DELETE FROM forgotten WHERE room = ?", (newest.room,))
 
     def adopt(self, recordings: Iterable[Recording]) -> int:
-        """Know these files, to remove them in their time. No position belongs to them. Returns how many they are."""
+        """Add these files, to remove them later. No position belongs to them. Returns their number."""
         eras = Counter[tuple[str, int]]()
         for recording in recordings:
             key = recording.room, recording.first
@@ -115,14 +115,14 @@ class Catalog:
         return eras.total()
 
     def open_up(self, recording: Recording) -> None:
-        """The recording is a WAV again, and to be compressed again."""
+        """Note that the recording is a WAV again, and to be compressed again."""
         self.put(recording)
         where = "room = ? AND era = 0 AND first = ? AND todo != 'grow'"
         values = (recording.room, recording.first)
         self._database.execute(f"UPDATE recordings SET todo = 'encode' WHERE {where}", values)  # noqa: S608 - our own text
 
     def complete(self, room: str, before: int) -> None:
-        """Every recording of the room that begins before this position has all its samples, durably."""
+        """Note that every recording of the room that begins before this position has all its samples, durably."""
         self._database.execute(
             "UPDATE recordings SET todo = 'encode' WHERE room = ? AND era = 0 AND first < ? AND todo = 'grow'",
             (room, before),
@@ -135,7 +135,7 @@ class Catalog:
         return self._kept("todo = ? AND todo != '' ORDER BY until", what)  # said twice, for the index to be used
 
     def get(self, kept: Kept) -> Recording | None:
-        """The same recording as it is known now."""
+        """The current state of the same recording."""
         return self._one("room = ? AND era = ? AND first = ?", kept.recording.room, kept.era, kept.recording.first)
 
     def set_todo(self, kept: Kept, todo: Todo) -> None:
@@ -145,24 +145,24 @@ class Catalog:
         )
 
     def finished(self, before: datetime = _NEVER) -> list[Kept]:
-        """Every recording but the newest of each room, the oldest first: those that ended before that time (UTC)."""
+        """Every recording that ended before that time (UTC), the oldest first, except the newest of each room."""
         newest = "SELECT room, max(first) FROM recordings WHERE era = 0 GROUP BY room"
         where = f"until < ? AND NOT (era = 0 AND (room, first) IN ({newest})) ORDER BY until"
         return self._kept(where, before.isoformat())
 
     def calendar(self) -> TrustedClock:
-        """The time that ages are judged by, as it is known from before."""
+        """The trusted clock for ages, with the last saved reading."""
         found = self._database.execute("SELECT reading FROM calendar").fetchone()
         return TrustedClock(reading_of(msgspec.json.decode(found[0])) if found else None)
 
     def note(self, calendar: TrustedClock) -> None:
-        """Keep the last reading for the next life."""
+        """Save the last reading for the next start."""
         if calendar.last is not None:
             reading = msgspec.json.encode(calendar.last.to_builtins())
             self._database.execute("INSERT OR REPLACE INTO calendar VALUES (0, ?)", (reading.decode(),))
 
     def size(self) -> int:
-        """Bytes of all files, those that somebody has deleted since included."""
+        """Bytes of all files, including those that a user has deleted since."""
         (size,) = self._database.execute("SELECT coalesce(sum(size), 0) FROM recordings").fetchone()
         return int(size)
 
@@ -172,7 +172,7 @@ class Catalog:
         return [recording for (room,) in rooms if (recording := self.newest(room)) is not None]
 
     def remove(self, kept: Kept) -> None:
-        """Know nothing of the recording any more, nor of what was said in it."""
+        """Remove the recording, and its turns."""
         recording = kept.recording
         key = (recording.room, kept.era, recording.first)
         self._database.execute("DELETE FROM recordings WHERE room = ? AND era = ? AND first = ?", key)
@@ -188,22 +188,22 @@ class Catalog:
         self._database.execute("INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?)", row)
 
     def take_turn(self, id_: str) -> PositionSpan | None:
-        """Know nothing of the turn any more. Returns where it was said, if it was known."""
+        """Remove the turn. Returns its positions, if it was known."""
         where = "DELETE FROM turns WHERE id = ? RETURNING position, max(end, position + 1)"
         rows = self._database.execute(where, (id_,)).fetchall()
         return PositionSpan(*rows[0]) if rows else None
 
     def forget_turns(self, room: str, start: int, end: int) -> None:
-        """Know nothing of what was said between these positions, begun before or not."""
+        """Remove every turn that overlaps these positions."""
         where = "room = ? AND position < ? AND max(end, position + 1) > ?"
         self._database.execute(f"DELETE FROM turns WHERE {where}", (room, end, start))  # noqa: S608 - our own text
 
     def put_forgotten(self, room: str, start: int, end: int) -> None:
-        """Audio of these positions that is still to come is silent on somebody's wish."""
+        """Note that audio of these positions is to be silent if it comes later."""
         self._database.execute("INSERT INTO forgotten VALUES (?, ?, ?)", (room, start, end))
 
     def forgotten(self, room: str, start: int, end: int) -> list[PositionSpan]:
-        """What somebody wished forgotten between these positions."""
+        """The forgotten stretches between these positions."""
         rows = self._database.execute(
             "SELECT DISTINCT max(start, ?), min(end, ?) FROM forgotten WHERE room = ? AND start < ? AND end > ?",
             (start, end, room, end, start),
@@ -211,7 +211,7 @@ class Catalog:
         return [PositionSpan(*row) for row in rows]
 
     def turns(self, recording: Recording) -> Sequence[Turn]:
-        """What is said in the recording, by position; of a turn that goes on in another one, what is in this one."""
+        """The turns in the recording, by position; of a turn that goes on in another one, the part in this one."""
         rows = self._database.execute(
             "SELECT body FROM turns WHERE room = ? AND position >= ? AND position < ? AND max(end, position + 1) > ? "
             "ORDER BY position, id",
@@ -227,7 +227,7 @@ class Catalog:
         self._database.commit()
 
     def scrub(self) -> None:
-        """Commit, and leave nothing in the log of what was deleted. Errors: OSError where somebody else reads it."""
+        """Commit, and remove deleted data from the database's log. Errors: OSError while another process reads it."""
         scrub(self._database)
 
     def _kept(self, where: str, *values: Any) -> list[Kept]:
@@ -244,14 +244,14 @@ class Catalog:
 
 @contextmanager
 def open_catalog(path: Path) -> Iterator[Catalog]:
-    """The catalog at this path. One that the disk has spoiled is put aside: then files begin anew, and none is lost."""
+    """The catalog at this path. A damaged one is set aside: then new files begin, and none is lost."""
     with open_sqlite(path, _SCHEMA) as database:
         yield Catalog(database)
 
 
 @contextmanager
 def read_catalog(path: Path) -> Iterator[Catalog | None]:
-    """The catalog at this path for a look beside the one who writes it. None: there is none."""
+    """The catalog at this path, read-only beside its writer, or None if it does not exist."""
     if not path.exists():
         yield None
         return

@@ -1,9 +1,9 @@
 """FLAC and Opus: a WAV file becomes a smaller one, and the smaller one a WAV again.
 
 A compressed file cannot be written by position, so a recording grows as WAV and is compressed when it is complete. The
-WAV goes when the other file is durable, has been read back (FLAC: every sample; Opus: their number) and is known to the
-catalog. libsndfile does the work by path or descriptor: its way through Python's files needs callbacks, which are made
-of memory that is both writable and executable, and which the hardened service may not have.
+WAV is removed when the other file is durable, has been read back (FLAC: every sample; Opus: their number) and is in the
+catalog. libsndfile works by path or descriptor: Python's file objects would need callbacks, and so memory that is both
+writable and executable, which the hardened service forbids.
 """
 
 import os
@@ -20,38 +20,38 @@ SUFFIXES: tuple[str, ...] = (".wav", ".flac", ".opus")
 _SHAPES = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
 _OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 _READ_FRAMES = 2**15
-"""Samples at once: some tenths of a second of work for Opus on a small computer."""
+"""Samples in one step: some tenths of a second of work for Opus on a small computer."""
 
 
 class CompressionError(Exception):
-    """The audio cannot be compressed. Says which file and why; the WAV stays."""
+    """The audio cannot be compressed. The text has the file and the reason; the WAV stays."""
 
 
 def check(form: Format, rates: dict[str, int]) -> None:
-    """Raise ValueError, for a person, where this machine or one of the rooms' rates has no such files."""
+    """Raise ValueError, with a text for the user, if the format is not available here or for a room's rate."""
     if form == "wav":
         return
     try:
-        import soundfile  # noqa: F401, PLC0415 - late: it brings NumPy, and only this wants it
+        import soundfile  # noqa: F401, PLC0415 - late: it brings NumPy, and only this needs it
     except (ImportError, OSError) as error:
         raise ValueError(f'format: "{form}" needs libsndfile, which cannot be loaded: {error}') from None
     wrong = {room: rate for room, rate in rates.items() if form == "opus" and rate not in _OPUS_RATES}
     for room, rate in wrong.items():
         raise ValueError(
-            f"format: Opus has no {rate} Hz, which is the rate of room {room}; use flac, or leave the room out by rooms"
+            f"format: Opus does not support {rate} Hz, the rate of room {room}; use flac, or remove it from rooms"
         )
 
 
 def compress(recording: Recording) -> Generator[None, None, int]:
-    """Write the compressed form beside the recording's WAV, under a name that is not yet its own, a part at a time.
+    """Write the compressed form beside the recording's WAV, under a temporary name, part by part.
 
-    Returns its bytes. Left before its end it leaves nothing. Errors: OSError, CompressionError.
+    Returns its bytes. If closed before its end, it leaves no file. Errors: OSError, CompressionError.
     """
     import soundfile  # noqa: PLC0415 - late, as above
 
     new = _new(recording)
     try:
-        # Made by us and filled by the library: so it is private from the first byte on.
+        # Created here and filled by the library, so that it is private from the first byte on.
         with named(new), os.fdopen(create_file(new), "r+b", buffering=0) as file:
             with Path(recording.path).open("rb") as source, _explained(new):
                 source.seek(HEADER_BYTES)
@@ -70,19 +70,19 @@ def compress(recording: Recording) -> Generator[None, None, int]:
 
 
 def put_compressed(recording: Recording) -> Path:
-    """Give the finished file its own name, which is returned."""
+    """Give the finished file its final name, and return that."""
     path = Path(recording.path).with_suffix(f".{recording.format}")
     put_in_place(_new(recording), path)
     return path
 
 
 def discard(recording: Recording) -> None:
-    """Throw the finished file away."""
+    """Discard the finished file."""
     _new(recording).unlink(missing_ok=True)
 
 
 def decompress(recording: Recording) -> Path:
-    """Make the WAV of a compressed recording again, durably, and return its path. Errors: OSError, CompressionError."""
+    """Restore the WAV of a compressed recording, durably, and return its path. Errors: OSError, CompressionError."""
     import soundfile  # noqa: PLC0415 - late, as above
 
     path = Path(recording.path).with_suffix(".wav")
@@ -106,7 +106,7 @@ def remove_others(recording: Recording) -> int:
 
 
 def _encoding(soundfile: Any, descriptor: int, recording: Recording) -> Any:
-    """The library's file on our descriptor, which stays ours: by its name another might be found."""
+    """The library's file on this descriptor, which stays open: its name might lead to another file."""
     form, subtype = _SHAPES[recording.format]
     return soundfile.SoundFile(descriptor, "w", recording.rate, 1, subtype=subtype, format=form, closefd=False)
 
@@ -129,7 +129,7 @@ def _new(recording: Recording) -> Path:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """What the library raises, as an error that names the file."""
+    """Turn an error of the library into one that names the file."""
     import soundfile  # noqa: PLC0415 - late, as above
 
     try:

@@ -1,7 +1,7 @@
 """WAV files and their sidecars on the disk, readable at any moment and after any crash.
 
-The order makes it so: first the samples, then, when they are on the disk, the header that counts them. In between the
-file is a shorter one, and valid.
+The order of writing ensures that: first the samples, then, when they are on the disk, the header that counts them. In
+between the file is valid, and shorter.
 """
 
 import errno
@@ -29,14 +29,14 @@ class WavFile:
         self._descriptor = descriptor
 
     def write(self, offset: int, audio: bytes) -> None:
-        """Put these samples there: again, when they are there already. What lies between stays zero."""
+        """Write these samples at this offset; writing them again changes nothing. Samples in between stay zero."""
         rest, place = memoryview(audio), HEADER_BYTES + offset * SAMPLE_BYTES
         while rest:
             written = os.pwrite(self._descriptor, rest, place)
             rest, place = rest[written:], place + written
 
     def erase(self, offset: int, end: int) -> None:
-        """Make these samples zero. What is zero already is only read: an hour that takes several tries gets done."""
+        """Make these samples zero. Zeros are only read, so that a long stretch gets done over several attempts."""
         for place in range(HEADER_BYTES + offset * SAMPLE_BYTES, HEADER_BYTES + end * SAMPLE_BYTES, _CHUNK):
             audio = os.pread(self._descriptor, min(_CHUNK, HEADER_BYTES + end * SAMPLE_BYTES - place), place)
             if audio.strip(b"\0"):
@@ -44,7 +44,7 @@ class WavFile:
         os.fdatasync(self._descriptor)
 
     def settle(self, samples: int, rate: int) -> None:
-        """Make durable what was written, then the header that counts it. What nobody wrote is zeros."""
+        """Make the samples durable, then the header that counts them. Samples that were not written are zeros."""
         size = HEADER_BYTES + samples * SAMPLE_BYTES
         if os.fstat(self._descriptor).st_size < size:
             os.ftruncate(self._descriptor, size)
@@ -55,7 +55,7 @@ class WavFile:
 
 @contextmanager
 def open_wav(path: str) -> Iterator[WavFile]:
-    """The file, to be written at any place. An OSError inside gets its name; it is not made where it is missing."""
+    """The existing file, for writing at any place. An OSError inside gets its name."""
     descriptor = open_file(Path(path))
     try:
         with named(Path(path)):
@@ -65,7 +65,7 @@ def open_wav(path: str) -> Iterator[WavFile]:
 
 
 def has_all(recording: Recording) -> bool:
-    """True if the recording's file can be read, and shows every sample that is known to be in it."""
+    """True if the recording's file can be read, and its header counts every sample."""
     try:
         with Path(recording.path).open("rb") as file:
             return recording.is_sealed or file.read(HEADER_BYTES) == header(recording.samples, recording.rate)
@@ -74,7 +74,7 @@ def has_all(recording: Recording) -> bool:
 
 
 def described(directory: Path) -> Iterator[Recording]:
-    """What the sidecars below the directory say of the files beside them; those without a file are left out."""
+    """The recordings by the sidecars below the directory; a sidecar without its file is left out."""
     for sidecar in sorted(directory.rglob("*.json")):
         try:
             facts = msgspec.json.decode(sidecar.read_bytes(), type=dict[str, Any])
@@ -83,25 +83,25 @@ def described(directory: Path) -> Iterator[Recording]:
             size = None if form == "wav" else path.stat().st_size
             own = {"path": str(path), "last": "", "format": form, "compressed": size}
             recording = msgspec.convert(facts | own, Recording)
-        except (OSError, KeyError, msgspec.DecodeError, msgspec.ValidationError):  # somebody else's file, or a torn one
+        except (OSError, KeyError, msgspec.DecodeError, msgspec.ValidationError):  # a foreign file, or a torn one
             continue
         if path.exists():
             yield recording
 
 
 def create(recording: Recording) -> None:
-    """Make the recording's files, with no samples yet, and their names durable. Never takes the place of a file."""
+    """Make the recording's files, without samples, durably. Never replaces a file."""
     path = Path(recording.path)
     make_folder(path.parent)
     write_sidecar(recording)
     if path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    # Not made in its place: who looks, or dies, between the making and the header finds no WAV file there.
+    # Not made in its place: otherwise a reader, or a crash, could find a file there without its header.
     replace(path, header(0, recording.rate))
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what a crash has left half written for this file, and for those that lie beside it."""
+    """Remove the half-written files that a crash has left for this file and its sidecars."""
     for each in path.parent.glob(f"{glob.escape(path.stem)}.*.new"):
         remove(each)
 

@@ -1,4 +1,4 @@
-"""What one file of audio holds, and where in it a position lies. Pure: no disk, no clock.
+"""The content of one file of audio, and the places of positions in it. Pure: no disk, no clock.
 
 A sample's place in a file is its position minus the file's first, plus the silence that was put in before it. Lost
 samples need nothing of their own: the position moved on by them, so their place stays zero.
@@ -19,13 +19,13 @@ HEADER_BYTES = 44
 SAMPLE_BYTES = 2
 """Bytes of a sample: 16-bit little-endian, mono."""
 MAX_SAMPLES = (2**32 - 1 - (HEADER_BYTES - 8)) // SAMPLE_BYTES
-"""Samples that one file can hold: RIFF counts its bytes, but for the first eight, in 32 bits."""
+"""Samples that one file can hold: RIFF counts its bytes, without the first eight, in 32 bits."""
 
 MAX_TURN_S = 600
-"""Seconds of the longest turn that may go on in another file than it began in."""
+"""Seconds of the longest turn that may begin in one file and go on in another."""
 
 Split: TypeAlias = Literal["recording", "hour"] | Annotated[int, msgspec.Meta(ge=1, le=1440)]
-"""Where files end beside the ends of recordings: nowhere, or each so many minutes since midnight (UTC)."""
+"""Further ends of files besides those of recordings: none, or each N minutes from midnight on (UTC)."""
 Format: TypeAlias = Literal["wav", "flac", "opus"]
 Gaps: TypeAlias = Literal["split", "silence"]
 
@@ -38,7 +38,7 @@ class PositionSpan(msgspec.Struct, frozen=True):
 
 
 class Hole(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """A gap that touches the file, as its event says it."""
+    """A gap that touches the file, with the fields of its event."""
 
     start: int
     end: int
@@ -52,7 +52,7 @@ class Hole(msgspec.Struct, frozen=True, rename={"from_": "from"}):
 
 
 class FilledSilence(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """Zeros that are in the file and in no count of positions: `samples` of them, before the sample at `position`."""
+    """Zeros in the file that have no positions: `samples` of them, before the sample at `position`."""
 
     position: int
     samples: int
@@ -63,12 +63,12 @@ class FilledSilence(msgspec.Struct, frozen=True, rename={"from_": "from"}):
 class Recording(msgspec.Struct, frozen=True, kw_only=True):
     """One file: positions `first` to `end` of a room, heard from `start` until `until` (UTC).
 
-    It grows as WAV. What it is to become when it is complete is its `format`; then `path` is that file's, and
-    `compressed` its bytes.
+    It grows as WAV, and becomes its `format` when it is complete; then `path` names that file, and `compressed` is its
+    size in bytes.
 
-    `last` is the id of the newest event in it. `missing` is what the spool's quota took before it could be written,
-    `forgotten` what was removed on somebody's wish; both are zeros in the file. From the position `limit` on there is
-    another file, on somebody's wish too.
+    `last` is the id of the newest event in it. The spool's quota removed `missing` before it could be written, and the
+    user removed `forgotten`; both are zeros in the file. From the position `limit` on another file begins, because the
+    user wanted one.
     """
 
     room: str
@@ -89,12 +89,12 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def samples(self) -> int:
-        """How many samples the file has."""
+        """The number of samples in the file."""
         return self.offset(self.end)
 
     @property
     def is_sealed(self) -> bool:
-        """Whether it is compressed, so that nothing can be written into it any more."""
+        """True if it is compressed, so that it cannot be written to any more."""
         return self.compressed is not None
 
     @property
@@ -103,15 +103,15 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
         return HEADER_BYTES + self.samples * SAMPLE_BYTES if self.compressed is None else self.compressed
 
     def offset(self, position: int) -> int:
-        """Which sample of the file is the one at this position."""
+        """The index in the file of the sample at this position."""
         return position - self.first + sum(each.samples for each in self.silences if each.position <= position)
 
     def second(self, position: int) -> float:
-        """At which second of the file a position is heard."""
+        """The second of the file at which a position is heard."""
         return self.offset(position) / self.rate
 
     def boundary(self, position: int, at: datetime, split: Split) -> int:
-        """The position that this file cannot have any more, given that the sample at `position` was heard `at`."""
+        """The first position that this file cannot hold, given that the sample at `position` was heard `at`."""
         full = position + MAX_SAMPLES - self.offset(position)
         if self.limit is not None:
             full = min(full, self.limit)
@@ -121,7 +121,7 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
         return min(full, position - (-microseconds(end - at) * self.rate // 1_000_000))  # rounded up: no earlier
 
     def sidecar(self, turns: Sequence[Turn] | None = None) -> bytes:
-        """What stands beside the file, for people and programs that read it; with `turns`, what is said in it."""
+        """The sidecar for readers of the file, human or not; with `turns`, also the transcript."""
         facts: dict[str, Any] = msgspec.to_builtins(self)
         facts = {"file": Path(self.path).name} | facts
         del facts["path"], facts["last"], facts["limit"]
@@ -144,7 +144,7 @@ def _said(turn: Turn) -> dict[str, Any]:
 
 
 def _next_on_the_clock(at: datetime, minutes: int) -> datetime:
-    """The end of the stretch of so many minutes that `at` lies in. The last one of a day ends with the day."""
+    """The end of the stretch of this many minutes in which `at` lies. The last one of a day ends with the day."""
     midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
     passed = (at - midnight) // timedelta(minutes=minutes)
     return midnight + min(timedelta(minutes=(passed + 1) * minutes), timedelta(days=1))
@@ -153,9 +153,9 @@ def _next_on_the_clock(at: datetime, minutes: int) -> datetime:
 def continued(
     recording: Recording, event: Audio, position: int, at: datetime, *, split: Split, gaps: Gaps
 ) -> Recording | None:
-    """The recording as it goes on with the event's sample at `position`, heard `at`, after the silence if any.
+    """The recording that goes on with the event's sample at `position`, heard `at`, after any silence.
 
-    None where it does not go on, and another file begins.
+    None if it does not go on, and another file begins.
     """
     if event.rate != recording.rate or (recording.is_sealed and position >= recording.end):
         return None
@@ -171,15 +171,15 @@ def continued(
 def _silence(recording: Recording, position: int, at: datetime) -> int:
     """Samples of the time since the recording's end that are not counted as lost already.
 
-    The clock is asked and not the gaps: one absence can have several (muted, then the daemon was down), and a sink
-    with `kinds` may see none of them.
+    By the clock, not by the gaps: one absence can have several (muted, then daemon down), and a sink with `kinds` may
+    see none of them.
     """
     elapsed = (microseconds(at - recording.until) * recording.rate + 500_000) // 1_000_000
     return max(0, elapsed - (position - recording.end))
 
 
 def part_of(turn: Turn, start: int, end: int | None, rate: int) -> Turn | None:
-    """What of the turn is said from `start` up to `end`, if that is known: a word is where it begins. None: nothing."""
+    """The part of the turn from `start` up to `end`, or without end; a word counts where it begins. None if empty."""
     words = tuple(word for word in turn.words if start <= word.start and (end is None or word.start < end))
     if not turn.words:
         return turn if start <= turn.position and (end is None or turn.position < end) else None
@@ -192,7 +192,7 @@ def part_of(turn: Turn, start: int, end: int | None, rate: int) -> Turn | None:
 
 
 def united(stretches: Iterable[PositionSpan], start: int, end: int) -> tuple[PositionSpan, ...]:
-    """The stretches and one more, in order, with no two that touch."""
+    """The stretches and one more, in order; those that touch are joined."""
     apart = []
     for each in stretches:
         if each.end < start or each.start > end:
@@ -203,14 +203,14 @@ def united(stretches: Iterable[PositionSpan], start: int, end: int) -> tuple[Pos
 
 
 def header(samples: int, rate: int) -> bytes:
-    """The RIFF header of a file with so many samples."""
+    """The RIFF header of a file with this many samples."""
     size = samples * SAMPLE_BYTES
     shape = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, rate * SAMPLE_BYTES, SAMPLE_BYTES, 8 * SAMPLE_BYTES)
     return struct.pack("<4sI4s", b"RIFF", HEADER_BYTES - 8 + size, b"WAVE") + shape + struct.pack("<4sI", b"data", size)
 
 
 def duration(samples: int, rate: int) -> timedelta:
-    """How long so many samples last, to the microsecond below: exact, where floating point drifts over years."""
+    """The duration of the samples, rounded down to microseconds: exact, while floats would drift over years."""
     return timedelta(microseconds=samples * 1_000_000 // rate)
 
 

@@ -1,4 +1,4 @@
-"""What becomes of files that do not grow any more: they are compressed, and in their time removed."""
+"""Compresses files that no longer grow, and removes those that are too old or too many."""
 
 import time
 from collections.abc import Callable, Generator
@@ -14,104 +14,104 @@ from roomtone.trusted_clock import shifted, uptime
 from roomtone_wav import compression
 from roomtone_wav.catalog import Catalog, Kept
 from roomtone_wav.compression import CompressionError
-from roomtone_wav.place import Place
+from roomtone_wav.folder import RecordingFolder
 from roomtone_wav.recording import Recording
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-BESIDE = (".json", ".srt", ".vtt")
-"""What may lie beside a file of audio, under the same name."""
+SIDECAR_SUFFIXES = (".json", ".srt", ".vtt")
+"""Suffixes of the files that may lie beside a file of audio, under the same name."""
 
 _SLICE_S = 0.25
-"""Seconds of work at once, for as long as which the hooks wait."""
+"""Seconds of work in one step: the hooks wait for it."""
 _RETAIN_INTERVAL_S = 60.0
-"""Seconds between two looks at age and size."""
+"""Seconds between two checks of age and size."""
 _CLOCK_NOTE_INTERVAL_S = 3600.0
-"""Seconds between two notes of the time that ages were judged by: a restart must not take a wrong clock at its word."""
+"""Seconds between two saved readings of the trusted clock: a restart must not simply believe a wrong clock."""
 
-Ended = Literal["age", "size"]
+RemovalReason = Literal["age", "size"]
 
 
-class RecordingKeeper:
+class RecordingJanitor:
     """Compresses and removes, a moment at a time, between the hooks and never beside one.
 
-    Nothing that it cannot do stops a recording: what fails is logged, and tried again when the sink is opened anew.
-    `write_sidecar` writes what lies beside a recording.
+    A failure stops no recording: it is logged, and the work is retried when the sink is opened again.
+    `write_sidecar` writes the files beside a recording. `read_clocks` gives the time and the uptime in seconds.
     """
 
     def __init__(
         self,
         catalog: Catalog,
-        place: Place,
+        folder: RecordingFolder,
         write_sidecar: Callable[[Recording], None],
         *,
         keep_days: float | None,
         keep_gb: float | None,
         is_alone: bool = True,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        uptime: Callable[[], float] = uptime,
+        read_clocks: Callable[[], tuple[datetime, float]] = lambda: (datetime.now(UTC), uptime()),
     ) -> None:
         self._catalog = catalog
-        self._here = place
+        self._folder = folder
         self._write_sidecar = write_sidecar
         self._keep_days = keep_days
         self._keep_bytes = None if keep_gb is None else round(keep_gb * 1e9)
         self._is_alone = is_alone
-        self._clock = clock
-        self._uptime = uptime
-        self._calendar = catalog.calendar()
-        self._noted = float("-inf")
+        self._read_clocks = read_clocks
+        self._trusted_clock = catalog.calendar()
+        self._clock_noted_at = float("-inf")
         self._work: Generator[None, None, int] | None = None
-        self._at_work: Kept | None = None
+        self._compressing: Kept | None = None
         self._failed: set[str] = set()
-        self._looked = float("-inf")
+        self._checked_at = float("-inf")
 
     def advance(self) -> bool:
-        """Do some of what is to be done. Returns whether there is more. Beside another one it does nothing: two that
-        compress the same file would spoil it.
+        """Do some of the work. Returns True if there is more. Does nothing beside another process with this sink: two
+        that compress the same file would spoil it.
         """
         if not self._is_alone:
             return False
-        if time.monotonic() - self._looked >= _RETAIN_INTERVAL_S:
-            self._looked = time.monotonic()
+        if time.monotonic() - self._checked_at >= _RETAIN_INTERVAL_S:
+            self._checked_at = time.monotonic()
             self._retain()
         for kept in self._catalog.todo("remove"):
             self._finish(kept)
         return self._compress()
 
     def interrupt(self, recording: Recording) -> None:
-        """Begin anew with this one, for it is about to change."""
-        if self._at_work is not None and self._at_work.recording.path == recording.path:
+        """Restart the compression of this recording later: it is about to change."""
+        if self._compressing is not None and self._compressing.recording.path == recording.path:
             self.close()
 
     def close(self) -> None:
-        """Leave what is half done: it is begun anew."""
+        """Discard a half-done compression: it is begun anew."""
         if self._work is not None:
             self._work.close()
-        self._work = self._at_work = None
+        self._work = self._compressing = None
 
     def _compress(self) -> bool:
         until = time.monotonic() + _SLICE_S
         while True:
-            if self._work is None or self._at_work is None:
-                self._at_work = next((kept for kept in self._catalog.todo("encode") if self._is_possible(kept)), None)
-                if self._at_work is None:
+            if self._work is None or self._compressing is None:
+                self._compressing = next(
+                    (kept for kept in self._catalog.todo("encode") if self._is_possible(kept)), None
+                )
+                if self._compressing is None:
                     return False
-                self._work = compression.compress(self._at_work.recording)
+                self._work = compression.compress(self._compressing.recording)
             try:
                 next(self._work)
             except StopIteration as done:
-                self._seal(self._at_work, done.value)
+                self._seal(self._compressing, done.value)
                 self.close()
             except (OSError, CompressionError) as error:
-                log.warning("recording.uncompressed", path=self._at_work.recording.path, error=str(error))
-                self._give_up(self._at_work.recording, "compressed", error)
+                log.warning("recording.uncompressed", path=self._compressing.recording.path, error=str(error))
+                self._skip(self._compressing.recording, "compressed", error)
                 self.close()
             if time.monotonic() >= until:
                 return True
 
     def _is_possible(self, kept: Kept) -> bool:
-        return kept.recording.path not in self._failed and self._here.is_there(kept.recording)
+        return kept.recording.path not in self._failed and self._folder.exists(kept.recording)
 
     def _seal(self, kept: Kept, size: int) -> None:
         """The compressed file takes the WAV's place: first on the disk, then in the catalog, then alone."""
@@ -128,7 +128,7 @@ class RecordingKeeper:
             self._finish(each)
 
     def _finish(self, kept: Kept) -> None:
-        """Remove the WAV of a recording that is compressed, and say so beside it."""
+        """Remove the WAV of a compressed recording, and update its sidecar."""
         try:
             compression.remove_others(kept.recording)
             if Path(kept.recording.path).exists():
@@ -140,20 +140,20 @@ class RecordingKeeper:
         self._catalog.commit()
 
     def _retain(self) -> None:
-        """Remove what is too old, then the oldest of what is too much. Never the file that a room's audio goes to."""
+        """Remove what is too old, then the oldest of what is too much; never the newest file of a room."""
         if self._keep_days is not None:
-            today = self._calendar.read(self._clock(), self._uptime())
+            today = self._trusted_clock.read(*self._read_clocks())
             self._remove(self._catalog.finished(shifted(today, -timedelta(days=self._keep_days))), "age")
-            if time.monotonic() - self._noted >= _CLOCK_NOTE_INTERVAL_S:
-                self._noted = time.monotonic()
-                self._catalog.note(self._calendar)
+            if time.monotonic() - self._clock_noted_at >= _CLOCK_NOTE_INTERVAL_S:
+                self._clock_noted_at = time.monotonic()
+                self._catalog.note(self._trusted_clock)
                 self._catalog.commit()
         if self._keep_bytes is not None and self._catalog.size() > self._keep_bytes:
             self._remove(self._surplus(self._catalog.finished(), self._keep_bytes), "size")
 
     def _surplus(self, finished: list[Kept], limit: int) -> list[Kept]:
-        """The oldest recordings whose removal leaves no more than `limit` bytes, by what is really there: somebody may
-        have deleted some. Those go from the catalog that are older than the oldest that stays.
+        """The oldest recordings whose removal leaves at most `limit` bytes. It counts the files that are really there,
+        for a user may have deleted some; of these, the ones older than the oldest that stays leave the catalog.
         """
         there = {kept.recording.path: _bytes(kept.recording) for kept in finished}
         total = sum(there.values()) + sum(map(_bytes, self._catalog.newest_of_all()))
@@ -165,7 +165,7 @@ class RecordingKeeper:
             total -= there[kept.recording.path]
         return chosen
 
-    def _remove(self, chosen: list[Kept], why: Ended) -> None:
+    def _remove(self, chosen: list[Kept], why: RemovalReason) -> None:
         files = size = 0
         for kept in chosen:
             path = Path(kept.recording.path)
@@ -173,13 +173,13 @@ class RecordingKeeper:
                 continue
             self.interrupt(kept.recording)
             try:
-                # The audio last: as long as it is there, the catalog and the next look know of all that belongs to it.
-                for suffix in (*BESIDE, *(each for each in compression.SUFFIXES if each != path.suffix)):
+                # The audio last: while it exists, the catalog and the next check know all files that belong to it.
+                for suffix in (*SIDECAR_SUFFIXES, *(each for each in compression.SUFFIXES if each != path.suffix)):
                     remove(path.with_suffix(suffix))
                 there = remove(path)
             except OSError as error:
                 log.warning("recording.unremoved", path=str(path), error=str(error))
-                self._give_up(kept.recording, "removed", error)
+                self._skip(kept.recording, "removed", error)
                 continue
             self._catalog.remove(kept)
             self._catalog.commit()
@@ -188,14 +188,14 @@ class RecordingKeeper:
         if files:
             log.info("recordings.removed", why=why, files=files, bytes=size)
 
-    def _give_up(self, recording: Recording, doing: str, error: Exception) -> None:
-        """Leave the recording until the sink is opened anew."""
+    def _skip(self, recording: Recording, doing: str, error: Exception) -> None:
+        """Skip the recording until the sink is opened again."""
         self._failed.add(recording.path)
-        if not self._here.has(recording):
-            self._here.tell(recording, doing, error)
+        if not self._folder.contains(recording):
+            self._folder.report(recording, doing, error)
 
     def _remove_empty(self, folder: Path) -> None:
-        while folder != self._here.directory and self._here.directory in folder.parents:
+        while folder != self._folder.directory and self._folder.directory in folder.parents:
             try:
                 folder.rmdir()
             except OSError:  # not empty, or not there
@@ -204,7 +204,7 @@ class RecordingKeeper:
 
 
 def _bytes(recording: Recording) -> int:
-    """Bytes of the recording's file: none where somebody has deleted it."""
+    """Bytes of the recording's file: 0 if a user has deleted it."""
     try:
         return Path(recording.path).stat().st_size
     except OSError:

@@ -29,19 +29,19 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
     """`[sinks.<name>]` with `kind = "webhook"`. Segments of audio are left out unless `kinds` names `audio`."""
 
     url: str | None = None
-    """Where to post: https://host/path. Its user, password and query are never shown."""
+    """The address to post to: https://host/path. Its user, password and query are never shown."""
     url_file: str | None = None
-    """Instead of `url`: a file with it, where the whole address is a secret, as with chat services."""
+    """Instead of `url`: a file with the address, if all of it is a secret, as with chat services."""
     secret_file: str | tuple[str, ...] = ()
     """The file with the signing secret (Standard Webhooks: whsec_...), or several, the newest first, to rotate it."""
     header_files: dict[str, str] = msgspec.field(default_factory=dict)
-    """Headers whose values stand in files, such as Authorization."""
+    """Headers whose values are in files, such as Authorization."""
     batch: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
-    """Events in one POST: 1 sends each as an object; more sends arrays of up to so many."""
+    """Events in one POST: 1 sends each as an object, more sends arrays of up to this many."""
     connect_timeout: Seconds = 5.0
-    """Seconds until the connection stands."""
+    """Seconds for connecting."""
     read_timeout: Seconds = 20.0
-    """Seconds until the receiver answers."""
+    """Seconds for the receiver's answer."""
     ca_file: str | None = None
     """Certificates (PEM) to trust instead of the system's."""
 
@@ -54,7 +54,7 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
             raise ValueError("timeout: must be more than connect_timeout and read_timeout together")
         for name in self.header_files:
             if not _TOKEN.fullmatch(name) or name.lower() in _OURS:
-                raise ValueError(f"header_files: {name!r} is no header that can be given here")
+                raise ValueError(f"header_files: {name!r} is not a header that can be set here")
 
     def __repr__(self) -> str:
         shown = _address("url", self.url).shown if self.url else self.url_file
@@ -62,8 +62,8 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
 
     @asynccontextmanager
     async def open(self, context: Context) -> AsyncIterator[object]:
-        """Yield the hooks. Errors: OSError or ValueError that names the key and the file that cannot be used, or the
-        variable of the environment.
+        """Yield the hooks. Errors: OSError or ValueError that names the key and the unusable file, or the variable of
+        the environment.
         """
         files = await trio.to_thread.run_sync(self._read, context)
         async with open_client(
@@ -74,11 +74,11 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
             trust=files.trust,
         ) as client:
             audio = "audio" in self.kinds
-            receipts = AcceptedIds(context.state / "accepted.json")
-            yield Poster(client, files.address, files.signer, receipts, batch=self.batch, audio=audio)
+            accepted = AcceptedIds(context.state / "accepted.json")
+            yield Poster(client, files.address, files.signer, accepted, batch=self.batch, audio=audio)
 
     def _read(self, context: Context) -> "_Files":
-        """Read every file that is named: anew at each opening, so that a secret can be replaced."""
+        """Read the named files: anew at each opening, so that a secret can be replaced."""
         if self.url is not None:
             address = _address("url", self.url)
         else:
@@ -98,7 +98,7 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
         try:
             return read_certificates(path)
         except ssl.SSLError:
-            raise ValueError(f"ca_file: {path} holds no certificate in PEM") from None
+            raise ValueError(f"ca_file: {path} contains no PEM certificate") from None
         except OSError as error:
             raise OSError(
                 error.errno, f"ca_file: {error.strerror}; it must be a file that the daemon's user can read", str(path)
@@ -106,7 +106,7 @@ class Webhook(Sink, frozen=True, kw_only=True, tag="webhook"):
 
 
 class _Files(NamedTuple):
-    """What the sink's files hold."""
+    """The contents of the sink's files."""
 
     address: Address
     signer: Signer

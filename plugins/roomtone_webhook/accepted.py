@@ -1,6 +1,6 @@
-"""What the receiver has and the daemon does not know of: arrays that were accepted in a batch whose flush failed.
+"""Events that the receiver has and the daemon takes for undelivered: accepted arrays of a batch whose flush failed.
 
-Nothing of such a batch is acknowledged, so all of it comes again. What is noted here is not sent a second time.
+Such a batch is not acknowledged, so all of it comes again. The events noted here are not sent a second time.
 """
 
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ from roomtone.durable import remove, replace
 
 
 class AcceptedIds:
-    """The ids of accepted events, in a file of the sink's own from a failure until everything in it is past."""
+    """The ids of accepted events, in a file of the sink's own, from a failure until all of them have come again."""
 
     def __init__(self, path: Path) -> None:
-        """Read the file. One that cannot be read is none: what it was to prevent is a doubled event."""
+        """Read the file. One that cannot be read is ignored: it only prevents doubled events."""
         self._path = path
         try:
             self._known = set(msgspec.json.decode(path.read_bytes(), type=list[str]))
@@ -28,19 +28,19 @@ class AcceptedIds:
         return id_ in self._known
 
     def add(self, ids: Iterable[str]) -> None:
-        """The receiver has these; the daemon will know with the next flush that returns."""
+        """The receiver has accepted these; the next flush that returns acknowledges them."""
         self._fresh.update(ids)
 
     async def keep(self) -> None:
-        """The flush fails: note what would be forgotten. Errors: OSError."""
+        """The flush fails: note the accepted events. Errors: OSError."""
         if self._fresh:
             self._known |= self._fresh
             self._fresh.clear()
             await trio.to_thread.run_sync(replace, self._path, msgspec.json.encode(sorted(self._known)))
 
     async def settle(self) -> None:
-        """The flush returns: what was accepted is acknowledged. An event that was not noted says by its coming that all
-        which was noted has come, for they come in order. Errors: OSError.
+        """The flush returns: accepted events are acknowledged. A new event means that all noted ones have come again,
+        because events come in order. Errors: OSError.
         """
         if self._known and self._fresh:
             await trio.to_thread.run_sync(remove, self._path)

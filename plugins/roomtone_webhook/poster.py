@@ -13,16 +13,16 @@ from roomtone_webhook.response import ABOUT_THE_EVENT, describe, excerpt, is_acc
 from roomtone_webhook.signature import Signer
 
 _MAX_RESPONSE_BYTES = 64 * 1024
-"""Bytes of an answer that are read so that the connection can be used again; a longer answer closes it."""
+"""Bytes of an answer that are read, so that the connection can be reused; a longer answer closes it."""
 _CLOSE_TIMEOUT_S = 2.0
-"""Seconds for an answer's body after its status, which has said everything already."""
+"""Seconds for an answer's body after its status, which is enough by itself."""
 
 
-class Undelivered(Exception):  # noqa: N818 - it says what is true of the event
-    """The event is not with the receiver, and will be sent again. Says which address, what it did, and what to do; a
-    note has what it said, which may be what it got.
+class Undelivered(Exception):  # noqa: N818 - it states a fact about the event
+    """The receiver has not accepted the event, which will be sent again. The text has the address, its answer and the
+    remedy; a note has the body of the answer, which may quote the event.
 
-    `retry_after` is the receiver's wish, in seconds, for the daemon's delivery to grant.
+    `retry_after` is the delay that the receiver asks for, in seconds; delivery grants it.
     """
 
     def __init__(self, text: str, *, retry_after: float = 0.0) -> None:
@@ -31,9 +31,9 @@ class Undelivered(Exception):  # noqa: N818 - it says what is true of the event
 
 
 class Poster:
-    """One POST for each event, or, with `batch` above 1, for each so many events and for what is left at the flush.
+    """Sends one POST for each event, or, with `batch` above 1, for each batch of events and at the flush for the rest.
 
-    A hook sends at most one request, so that the sink's timeout is enough for it however slow the receiver is.
+    A hook sends at most one request, so that the sink's timeout is enough even for a slow receiver.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Poster:
         client: httpx2.AsyncClient,
         address: Address,
         signer: Signer,
-        receipts: AcceptedIds,
+        accepted: AcceptedIds,
         *,
         batch: int,
         audio: bool,
@@ -49,19 +49,19 @@ class Poster:
         self._client = client
         self._address = address
         self._signer = signer
-        self._receipts = receipts
+        self._accepted = accepted
         self._batch = batch
         self._audio = audio
         self._pending: list[Durable] = []
 
     @hookimpl
     async def event(self, event: Durable) -> None:
-        """Send the event, or keep it until there are enough. Raises Unprocessable only where one was sent alone."""
-        if (isinstance(event, Audio) and not self._audio) or self._receipts.has(event.id):
+        """Send the event, or keep it until there are enough. Raises Unprocessable only for an event sent alone."""
+        if (isinstance(event, Audio) and not self._audio) or self._accepted.has(event.id):
             return
         if self._batch == 1:
             await self._post(event.id, encode(event), is_alone=True)
-            self._receipts.add([event.id])
+            self._accepted.add([event.id])
             return
         self._pending.append(event)
         if len(self._pending) < self._batch:
@@ -74,29 +74,29 @@ class Poster:
 
     @hookimpl
     async def flush(self) -> None:
-        """Send what is kept as one array. What fails stays, so that a flush that succeeds has sent everything."""
+        """Send the kept events as one array. On failure they stay: a flush that succeeds has sent everything."""
         try:
             if self._pending:
                 await self._post_array()
         except (Undelivered, Unprocessable):
-            await self._receipts.keep()
+            await self._accepted.keep()
             raise
-        await self._receipts.settle()
+        await self._accepted.settle()
 
     async def _post_array(self) -> None:
-        # The same events have the same id however often they come, and another choice of events has another: else a
-        # receiver that has seen the first event of an array would take a longer one for the same.
+        # The same events always have the same id, and other events another one: otherwise a receiver that has seen the
+        # first event of an array would take a longer array for the same message.
         first, last = self._pending[0].id, self._pending[-1].id
         body = b"[" + b",".join(map(encode, self._pending)) + b"]"
         is_alone = len(self._pending) == 1
         await self._post(first if is_alone else f"{first}_{last}", body, is_alone=is_alone)
-        self._receipts.add(event.id for event in self._pending)
+        self._accepted.add(event.id for event in self._pending)
         self._pending = []
 
     async def _post(self, identity: str, body: bytes, *, is_alone: bool) -> None:
-        """Send one request. Raises Undelivered, or Unprocessable where the receiver refuses the one event in it.
+        """Send one request. Raises Undelivered, or Unprocessable if the receiver refuses the only event in it.
 
-        Of an array it is not known which event is meant: the delivery then sends them one by one.
+        Of an array the refused event is not known: delivery then sends the events one by one.
         """
         now = datetime.now(UTC)
         request = self._client.build_request(
@@ -131,7 +131,7 @@ def _undelivered(text: str, said: str, wait: float) -> Undelivered:
 
 
 async def _beginning(response: httpx2.Response) -> bytes:
-    """The beginning of an answer's body. It cannot fail: whatever happens to it, the status has come."""
+    """The beginning of an answer's body. It cannot fail: the status has come already."""
     with contextlib.suppress(httpx2.HTTPError):
         return await read_content(response, _MAX_RESPONSE_BYTES, _CLOSE_TIMEOUT_S)
     return b""
@@ -146,6 +146,6 @@ def _explain(error: httpx2.HTTPError) -> str:
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    # What the system and OpenSSL say: that of the HTTP library may quote the other side.
+    # Only the text of the system or of OpenSSL: that of the HTTP library may quote the receiver.
     said = next((str(each) for each in causes if isinstance(each, OSError) and str(each)), None)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

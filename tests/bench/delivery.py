@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from roomtone import Context, Durable, Notice, Sink, hookimpl
-from roomtone.delivery.runner import run_sink
+from roomtone.delivery.runner import SinkRunner
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
 
@@ -50,13 +50,11 @@ async def main(events: int) -> None:
             began = time.perf_counter()
             await fill(journal, events)
             print(f"{events / (time.perf_counter() - began):,.0f} events/s committed")
-            closing = trio.Event()
-            closing.set()
             context = Context(name="nowhere", folder=Path(folder), state=Path(folder), rates={})
             began = time.perf_counter()
-            await run_sink(
-                "nowhere", Nowhere(start="oldest"), journal=journal, live=Live(), context=context, closing=closing
-            )
+            runner = SinkRunner(Nowhere(start="oldest"), context, journal=journal, live=Live())
+            runner.finish()
+            await runner.run()
             print(f"{events / (time.perf_counter() - began):,.0f} events/s delivered")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 from roomtone import Context, Sink, Turn, Word
-from roomtone.delivery.runner import run_sink
+from roomtone.delivery.runner import SinkRunner
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
 from roomtone.monitoring import logs
@@ -94,11 +94,11 @@ async def filled(events: int) -> AsyncIterator[tuple[Journal, Path]]:
 
 
 async def drain(name: str, sink: Sink, journal: Journal, folder: Path) -> None:
-    closing = trio.Event()
-    closing.set()
     context = Context(name=name, folder=folder, state=folder, rates={"desk": 16_000})
     before, began = peak(), time.perf_counter()
-    await run_sink(name, sink, journal=journal, live=Live(), context=context, closing=closing)
+    runner = SinkRunner(sink, context, journal=journal, live=Live())
+    runner.finish()
+    await runner.run()
     rate = journal.tip / (time.perf_counter() - began)
     assert await journal.cursor(name) == journal.tip
     print(

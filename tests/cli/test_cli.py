@@ -431,7 +431,7 @@ def test_check_of_an_open_without_its_decorator(home: Path) -> None:
 
     done = run("check")
 
-    assert "Bare.open gives no async context manager; put @asynccontextmanager above it" in done.stdout
+    assert "Bare.open returns no async context manager; put @asynccontextmanager above it" in done.stdout
 
 
 def test_check_opens_files(home: Path) -> None:

@@ -23,7 +23,8 @@ from roomtone.capture.sources import Microphone
 from roomtone.config.model import Config, Room, ServiceConfig, Storage
 from roomtone.config.toml_file import ConfigError
 from roomtone.control.reload import ActiveConfig, Reloader
-from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
+from roomtone.delivery.manager import SinkManager, SinkPaths
+from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, Mark, open_journal
 from roomtone.live import Live
@@ -84,12 +85,12 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
             nursery,
             RoomServices(folder / "spool", {}, journal, live, endpoints, health, RoomStates(), governor, analyst),
         )
-        at_work = dict[str, Outlet]()
+        at_work = dict[str, SinkRunner]()
         outlets = SinkManager(
             nursery,
             journal=journal,
             live=live,
-            grounds=SinkPaths(folder, folder / "sinks"),
+            paths=SinkPaths(folder, folder / "sinks"),
             rates={name: room.rate for name, room in config.rooms.items()},
             at_work=at_work,
         )

@@ -31,10 +31,10 @@ def test_what_needs_a_person_is_told_at_once() -> None:
     """A failure that no waiting mends is told at its first coming, unless there was one lately."""
     streak = FailureAlert()
 
-    assert streak.record_failure(0, at_once=True)
-    assert not streak.record_failure(1, at_once=True)
+    assert streak.record_failure(0, is_urgent=True)
+    assert not streak.record_failure(1, is_urgent=True)
     assert streak.record_recovery(2)
-    assert not streak.record_failure(3, at_once=True)
+    assert not streak.record_failure(3, is_urgent=True)
 
 
 def test_a_quiet_day_begins_anew() -> None:
@@ -60,7 +60,7 @@ def test_a_day_has_a_handful_of_notices(happenings: list[tuple[float, bool, bool
         if now > DAY_S:
             break
         if is_failing:
-            told += streak.record_failure(now, at_once=at_once)
+            told += streak.record_failure(now, is_urgent=at_once)
         else:
             told += streak.record_recovery(now)
 

@@ -1,4 +1,4 @@
-"""Laws of orders: a person can pause, resume and replay a sink, whether or not a daemon runs, and nothing is lost."""
+"""Laws of controls: the operator can pause, resume and replay a sink, with or without a daemon, and nothing is lost."""
 
 import json
 import signal
@@ -12,23 +12,23 @@ from click.testing import CliRunner, Result
 
 from delivery.test_runner import NOW, Received, house, opens, sink
 from roomtone import cli
-from roomtone.delivery.controls import Pause, Retry, SinkControls, cancel, controls_of, mark_of
+from roomtone.delivery.controls import Pause, Retry, SinkControls, cancel_mark, control_mark, controls_of
 from roomtone.events import Durable, Turn
 from roomtone.journal.journal import Mark, open_journal
 from roomtone.sinks import Unprocessable, hookimpl
 from support.daemon import DEMO, Run, events, run
 
-PAUSE = mark_of("made", Pause(NOW, "person", "for a test"))
+PAUSE = control_mark("made", Pause(NOW, "person", "for a test"))
 
 
 def test_orders_are_read_as_they_were_written() -> None:
-    """Each order comes back from its mark; what is none of ours is no order."""
+    """Each control can be read from its mark; a foreign value is not a control."""
     orders = (Pause(NOW, "person", "why"), 7, Retry(0, 9))
-    marks = {mark.key: mark.value for mark in (mark_of("made", order) for order in orders)}
+    marks = {mark.key: mark.value for mark in (control_mark("made", order) for order in orders)}
     assert controls_of("made", marks) == SinkControls(*orders)
     assert controls_of("other", marks) == SinkControls()
     assert controls_of("made", marks | {"sink/made/paused": "nonsense"}) == SinkControls()
-    assert cancel("made", "paused") == Mark("sink/made/paused", None)
+    assert cancel_mark("made", "paused") == Mark("sink/made/paused", None)
 
 
 # In delivery
@@ -42,7 +42,7 @@ async def test_paused_sink_gets_nothing_until_it_is_resumed(tmp_path: Path, auto
         await around.commit(2)
         await trio.sleep(1)
         await around.journal.commit(PAUSE)
-        delivery.look()
+        delivery.check_controls()
         await around.commit(2)
         await trio.sleep(100)
         status = delivery.status()
@@ -52,8 +52,8 @@ async def test_paused_sink_gets_nothing_until_it_is_resumed(tmp_path: Path, auto
         delivery = around.deliver(sink(opens(received)))
         await trio.sleep(1)
         assert received.seqs == [1, 2]
-        await around.journal.commit(cancel("made", "paused"))
-        delivery.look()
+        await around.journal.commit(cancel_mark("made", "paused"))
+        delivery.check_controls()
         await around.acknowledged(4)
         assert delivery.status().state == "active"
     assert received.seqs == [1, 2, 3, 4]
@@ -77,17 +77,17 @@ async def test_failing_sink_can_be_paused_and_is_tried_at_once_when_resumed(
             await around.commit(1)
             await trio.sleep(2000)
             count = len(calls)
-            delivery.look()
+            delivery.check_controls()
             await trio.sleep(0.1)
             assert len(calls) - count <= 1
             await around.journal.commit(PAUSE)
-            delivery.look()
+            delivery.check_controls()
             await trio.sleep(0.1)
             count = len(calls)
             await trio.sleep(1000)
             assert len(calls) == count
-            await around.journal.commit(cancel("made", "paused"))
-            delivery.look()
+            await around.journal.commit(cancel_mark("made", "paused"))
+            delivery.check_controls()
             await trio.sleep(0.1)
             assert len(calls) > count
             await around.journal.commit(PAUSE)
@@ -98,14 +98,14 @@ async def test_replay_brings_everything_again_in_order(
     tmp_path: Path, autojump_clock: trio.abc.Clock, *, running: bool
 ) -> None:
     """From an event on everything comes again, in order and before what is new, now or at the next start."""
-    received, order = Received(), mark_of("made", 2)
+    received, order = Received(), control_mark("made", 2)
     async with house(tmp_path) as around:
         delivery = around.deliver(sink(opens(received)))
         await around.commit(5)
         await around.acknowledged(5)
         if running:
             await around.journal.commit(order)
-            delivery.look()
+            delivery.check_controls()
             await around.commit(1)
             await trio.sleep(1)
             assert await around.journal.mark("sink/made/rewind") is None
@@ -119,11 +119,11 @@ async def test_replay_brings_everything_again_in_order(
 
 
 async def test_pruning_waits_for_a_replay(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What is to come again is not pruned between the order and its effect."""
+    """Events to be replayed are not pruned between the command and its effect."""
     async with house(tmp_path) as around:
         await around.commit(10)
         await around.journal.advance("made", 10)
-        await around.journal.commit(mark_of("made", 4))
+        await around.journal.commit(control_mark("made", 4))
         assert await around.journal.prune(9) == 4
         assert (await around.journal.read(0))[0].seq == 5
 
@@ -150,8 +150,8 @@ async def test_refused_events_are_tried_again_first(tmp_path: Path, autojump_clo
             await around.acknowledged(9)
             assert delivery.status().refused == 3
             picky.refuses = False
-            await around.journal.commit(mark_of("made", Retry(0, 6)))
-            delivery.look()
+            await around.journal.commit(control_mark("made", Retry(0, 6)))
+            delivery.check_controls()
             await around.commit(1)
             await around.acknowledged(10)
             assert delivery.status().refused == 1
@@ -161,7 +161,7 @@ async def test_refused_events_are_tried_again_first(tmp_path: Path, autojump_clo
 
 
 async def test_refused_again_is_refused_still(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What is refused again stays with its newest reason, and the others go on; once tried it is not tried for ever."""
+    """An event refused again keeps its newest reason, and the others go on; it is retried only once."""
 
     class Stubborn(Picky):
         tries = 0
@@ -180,8 +180,8 @@ async def test_refused_again_is_refused_still(tmp_path: Path, autojump_clock: tr
             await around.commit(6)
             await around.acknowledged(6)
             stubborn.refuses = False
-            await around.journal.commit(mark_of("made", Retry(0, 6)))
-            delivery.look()
+            await around.journal.commit(control_mark("made", Retry(0, 6)))
+            delivery.check_controls()
             await trio.sleep(100)
             assert [(each.seq, each.reason) for each in await around.journal.refused("made")] == [(3, "try 7")]
     assert stubborn.tries == 8
@@ -207,7 +207,7 @@ async def test_failure_while_trying_again_goes_on_where_it_was(tmp_path: Path, a
             around.deliver(sink(opens(picky)))
             await around.commit(9)
             await around.acknowledged(9)
-            await around.journal.commit(mark_of("made", Retry(0, 9)))
+            await around.journal.commit(control_mark("made", Retry(0, 9)))
         async with house(tmp_path) as around:
             around.deliver(sink(opens(away)))
             await trio.sleep(1000)
@@ -398,7 +398,7 @@ def test_a_test_event(tmp_path: Path, table: str, code: int, said: str) -> None:
 
 @pytest.mark.parametrize("kind", ["wav", "transcript"])
 def test_a_test_event_is_not_kept(tmp_path: Path, kind: str) -> None:
-    """What nobody has said stands neither on a page nor beside a recording, nor waits for the first one."""
+    """A test turn is neither on a page nor beside a recording, nor does it wait for the first one."""
     keys = "transcript = true\n" if kind == "wav" else ""
     config = prepare(tmp_path) + f'[sinks.mine]\nkind = "{kind}"\ndirectory = "kept"\n{keys}'
     (tmp_path / "roomtone.toml").write_text(config)
@@ -410,7 +410,7 @@ def test_a_test_event_is_not_kept(tmp_path: Path, kind: str) -> None:
 
 
 def test_statuses(tmp_path: Path) -> None:
-    """Every sink is listed with what is the matter with it; one that is broken keeps nobody from running."""
+    """Every sink is listed with its state; a broken one does not stop the others."""
     config = prepare(tmp_path) + '[sinks.off]\nkind = "jsonl"\npath = "x"\ndisabled = true\n'
     (tmp_path / "plugins" / "lamp.py").write_text("import no_such_bulb\n")
     broken = config + '[sinks.lamp]\nkind = "lamp"\n'

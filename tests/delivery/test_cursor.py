@@ -7,7 +7,7 @@ import structlog
 import trio
 
 from delivery.test_runner import Received, house, opens, sink, turn
-from roomtone.delivery.controls import mark_of
+from roomtone.delivery.controls import control_mark
 from roomtone.events import Durable
 from roomtone.sinks import hookimpl
 
@@ -27,14 +27,14 @@ async def test_new_sink_begins_where_the_journal_was_when_it_was_made(
 
 
 async def test_durable_cursor_follows_a_replay(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What a replay has brought again is acknowledged durably, though the sink had acknowledged it before."""
+    """A replayed event is acknowledged durably, though the sink had acknowledged it before."""
     received = Received()
     async with house(tmp_path) as around:
         delivery = around.deliver(sink(opens(received)))
         await around.commit(5)
         await around.acknowledged(5)
-        await around.journal.commit(mark_of("made", 2))
-        delivery.look()
+        await around.journal.commit(control_mark("made", 2))
+        delivery.check_controls()
         await trio.sleep(1)
         assert received.seqs == [1, 2, 3, 4, 5, 3, 4, 5]
         assert await around.journal.cursor("made") == 5
@@ -46,7 +46,7 @@ async def test_replay_of_what_is_still_to_come_changes_nothing(tmp_path: Path, a
     async with house(tmp_path) as around:
         await around.commit(5)
         await around.journal.advance("made", 1)
-        await around.journal.commit(mark_of("made", 4))
+        await around.journal.commit(control_mark("made", 4))
         around.deliver(sink(opens(received)))
 
     assert received.seqs == [2, 3, 4, 5]
@@ -75,25 +75,25 @@ async def test_cursor_passes_rows_that_cannot_be_read(tmp_path: Path, autojump_c
 async def test_event_that_comes_during_a_look_is_not_passed(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """Wherever in the sink's look at the journal an event is committed, and the end announced, the sink gets it.
 
-    What wakes the sink is an event that it does not want, so that it looks while nobody waits for its commits. Many
+    What wakes the sink is an event that it does not want, so that it reads while no task waits for its commits. Many
     rounds, for the order of the tasks is trio's to choose.
     """
     async with house(tmp_path) as around:
         for number in range(150):
-            received, around.closing = Received(), trio.Event()
-            around.deliver(sink(opens(received), start="now", rooms=("desk",)), str(number))
+            received = Received()
+            runner = around.deliver(sink(opens(received), start="now", rooms=("desk",)), str(number))
             await trio.sleep(1)
             await around.commit(1, room="lab")
             for _ in range(number % 6):
                 await trio.lowlevel.checkpoint()
             await around.commit(1)
-            around.closing.set()
+            runner.finish()
             await trio.sleep(1)
             assert len(received.seqs) == 1, number
 
 
 async def test_acknowledged_means_everything_up_to_there(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """Who asks whether the sink has an event hears so when it has returned, and not before."""
+    """A sink has an event when its hook has returned, and not before."""
 
     class Slow(Received):
         @hookimpl

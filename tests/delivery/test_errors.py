@@ -10,7 +10,7 @@ from roomtone.delivery.errors import explain, requested_delay
 
 
 def raised(path: Path) -> OSError:
-    """What the standard library raises for a file in a folder that is not there."""
+    """The exception of the standard library for a file in a missing folder."""
     try:
         path.write_text("")
     except OSError as error:
@@ -19,7 +19,7 @@ def raised(path: Path) -> OSError:
 
 
 def test_file(tmp_path: Path) -> None:
-    """What the system says of a file is told as such, with the place in the sink's code and not in Python's."""
+    """The system's error for a file is shown as such, with the location in the sink's code, not in Python's."""
     path = tmp_path / "absent" / "file"
 
     text = explain(raised(path))
@@ -28,7 +28,7 @@ def test_file(tmp_path: Path) -> None:
     assert "pathlib" not in text
 
 
-class Wild(Exception):  # noqa: N818 - it is no error here
+class Wild(Exception):  # noqa: N818 - it is not an error here
     """An exception of a plugin's, nothing of which can be read."""
 
     def __str__(self) -> str:

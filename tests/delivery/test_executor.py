@@ -42,7 +42,7 @@ class Passing:
 
 
 async def test_the_timeout_is_for_one_call(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
-    """A batch whose calls together take longer than the timeout, and none of them alone, is no hang."""
+    """A batch whose calls together take longer than the timeout, but none of them alone, does not hang."""
     passing = Passing(mock_clock, dict.fromkeys(range(6), 20.0), in_steps=True)
     with structlog.testing.capture_logs() as logs:
         async with house(tmp_path) as around:
@@ -55,7 +55,7 @@ async def test_the_timeout_is_for_one_call(tmp_path: Path, mock_clock: trio.test
 
 
 async def test_a_loop_that_stood_still_makes_no_hang(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
-    """Where nobody could look for longer than the timeout, calls have returned meanwhile: that is no hang."""
+    """If the loop was blocked for longer than the timeout, but calls returned meanwhile, the sink does not hang."""
     passing = Passing(mock_clock, {2: 40.0})
     with structlog.testing.capture_logs() as logs:
         async with house(tmp_path) as around:

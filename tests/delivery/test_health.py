@@ -1,7 +1,7 @@
 """Laws of how a sink stands: who is told of it when, and when it is tried again."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import trio
 
 from delivery.test_controls import PAUSE
 from delivery.test_runner import Bad, Received, house, opens, sink
-from roomtone.delivery.controls import cancel, mark_of
+from roomtone.delivery.controls import cancel_mark, control_mark
 from roomtone.delivery.health import SinkHealth
 from roomtone.delivery.hooks import InvalidHook
 from roomtone.events import Durable, Notice
-from roomtone.journal.journal import open_journal
+from roomtone.journal.journal import Journal, open_journal
 from roomtone.sinks import Context, Sink, hookimpl
 from roomtone_command import CommandSink
 from roomtone_jsonl import Jsonl
@@ -29,8 +29,8 @@ async def test_no_notice_once_the_journal_is_closing(tmp_path: Path, autojump_cl
     closing = trio.Event()
     with structlog.testing.capture_logs():
         async with open_journal(tmp_path / "journal.db", inline=True) as journal:
-            standing = SinkHealth("made", Sink, journal, closing)
-            await standing.on_failure(InvalidHook("wrong"), 0)
+            health = SinkHealth("made", Sink, journal, closing)
+            await health.on_failure(InvalidHook("wrong"), 0)
             assert journal.tip == 1
             closing.set()
             await SinkHealth("other", Sink, journal, closing).on_failure(InvalidHook("wrong"), 0)
@@ -63,10 +63,10 @@ async def test_a_pause_begins_the_back_off_anew(tmp_path: Path, autojump_clock: 
             await around.commit(1)
             await trio.sleep(3600)
             await around.journal.commit(PAUSE)
-            delivery.look()
+            delivery.check_controls()
             await trio.sleep(1)
-            await around.journal.commit(cancel("made", "paused"))
-            delivery.look()
+            await around.journal.commit(cancel_mark("made", "paused"))
+            delivery.check_controls()
             resumed = trio.current_time()
             await trio.sleep(10)
             # At once, and after at most 0.5, 1, 2 and 4 seconds.
@@ -82,25 +82,25 @@ async def test_orders_reach_a_sink_that_rests(tmp_path: Path, autojump_clock: tr
             delivery = around.deliver(sink(opens(failing)))
             await around.commit(1)
             await trio.sleep(10)
-            delivery.look()  # somebody has written the journal: an order for another one
+            delivery.check_controls()  # another process has written the journal: a control of another sink
             await trio.sleep(1)
             assert (delivery.status().state, len(failing.calls)) == ("failing", 1)
             await around.journal.commit(PAUSE)
-            delivery.look()
+            delivery.check_controls()
             await trio.sleep(1)
             assert delivery.status().state == "paused"
-            await around.journal.commit(cancel("made", "paused"))
-            delivery.look()
+            await around.journal.commit(cancel_mark("made", "paused"))
+            delivery.check_controls()
             await trio.sleep(1)
             assert (delivery.status().state, len(failing.calls)) == ("failing", 2)
-            await around.journal.commit(mark_of("made", 0))
-            delivery.look()
+            await around.journal.commit(control_mark("made", 0))
+            delivery.check_controls()
             await trio.sleep(1)
             assert await around.journal.mark("sink/made/rewind") is None
 
 
 async def test_status_of_a_sink_that_waits_is_what_failed_last(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What failed stands in the status until the sink is active again, and no longer."""
+    """The last failure is in the status until the sink is active again."""
     failing, received = Failing(), Received()
     plugin: list[object] = [failing]
 
@@ -163,7 +163,7 @@ async def test_what_a_sink_warns_of_is_a_notice(tmp_path: Path, autojump_clock: 
             "key",
             "environment_files: KEY: No such file or directory; it must",
         ),
-        (CommandSink(argv=("./send",)), "send", "argv: no such program"),
+        (CommandSink(argv=("./send",)), "send", "argv: there is no such program"),
     ],
     ids=str,
 )
@@ -193,7 +193,7 @@ async def test_a_sink_without_its_place_fails_alone_and_comes_back(
 async def until(is_so: Callable[[], bool]) -> None:
     """Wait for what happens in threads, whatever time passes for trio."""
     with trio.fail_after(100_000):
-        while not is_so():  # noqa: ASYNC110 - a status wakes nobody
+        while not is_so():  # noqa: ASYNC110 - a status wakes no task
             await trio.sleep(1)
 
 
@@ -209,3 +209,28 @@ async def test_what_took_too_long_is_named(
             await around.commit(1)
             await trio.sleep(60)
     assert logs[0]["error"] == f"{text} took longer than 5 s"
+
+
+async def test_a_recovery_after_a_restart_is_announced(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+    """A sink whose failure was announced and that works after the restart is announced as recovered, once."""
+
+    @asynccontextmanager
+    async def refusing(context: Context) -> AsyncIterator[object]:
+        raise OSError("away")
+        yield
+
+    async def codes(journal: Journal) -> list[str]:
+        notices = await journal.select("", ["notice"], 0, 1)
+        return [each.code for each in notices if isinstance(each, Notice)]
+
+    with structlog.testing.capture_logs():
+        async with house(tmp_path) as around:
+            await around.commit(1)
+            around.deliver(sink(refusing))
+            await trio.sleep(600)
+            assert await codes(around.journal) == ["sink.failing"]
+        for _ in range(2):
+            async with house(tmp_path) as around:
+                around.deliver(sink(opens(Received())))
+                await trio.sleep(600)
+                assert await codes(around.journal) == ["sink.failing", "sink.recovered"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from roomtone.delivery.hooks import LIVE, InvalidHook, place_of, validate_hooks
+from roomtone.delivery.hooks import LIVE_HOOKS, InvalidHook, location_of, validate_hooks
 from roomtone.events import KINDS, Turn
 from roomtone.sinks import Hooks, hookimpl
 
@@ -45,7 +45,7 @@ class Optional:
 
 def test_every_hook_is_an_event_or_known_otherwise() -> None:
     """The specification has a hook for each durable kind, `event`, the live kinds and `flush`, and no other."""
-    assert {name for name in vars(Hooks) if not name.startswith("_")} == {*KINDS, *LIVE, "event", "flush"}
+    assert {name for name in vars(Hooks) if not name.startswith("_")} == {*KINDS, *LIVE_HOOKS, "event", "flush"}
 
 
 def test_specific_hook_comes_first() -> None:
@@ -76,9 +76,9 @@ def test_optional_hook_may_be_unknown() -> None:
 
 def test_places_are_for_people() -> None:
     """A function is found by its file and line, a module by its file, an object by its class."""
-    assert place_of(test_places_are_for_people) == f"{__file__}:{test_places_are_for_people.__code__.co_firstlineno}"
-    assert place_of(Optional()) == f"{Path(__file__)}, Optional"
-    assert place_of(3) == "builtins.int"
+    assert location_of(test_places_are_for_people) == f"{__file__}:{test_places_are_for_people.__code__.co_firstlineno}"
+    assert location_of(Optional()) == f"{Path(__file__)}, Optional"
+    assert location_of(3) == "builtins.int"
 
 
 def test_object_without_hooks_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The sinks at work: one follows another at the same place, and never two at once."""
+"""The sinks at work: one follows another at the same place, never two concurrently."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from roomtone import Context, Durable, Sink, hookimpl
-from roomtone.delivery.controls import Pause, mark_of
+from roomtone.delivery.controls import Pause, control_mark
 from roomtone.delivery.manager import SinkManager, SinkPaths
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, open_journal
@@ -50,23 +50,23 @@ class Writing:
 
 
 class Work(NamedTuple):
-    outlets: SinkManager
+    manager: SinkManager
     journal: Journal
 
 
 @asynccontextmanager
-async def open_outlets(folder: Path) -> AsyncIterator[Work]:
+async def open_manager(folder: Path) -> AsyncIterator[Work]:
     async with open_journal(folder / "journal.sqlite", inline=True) as journal, trio.open_nursery() as nursery:
-        outlets = SinkManager(
+        manager = SinkManager(
             nursery,
             journal=journal,
             live=Live(),
-            grounds=SinkPaths(folder, folder / "sinks"),
+            paths=SinkPaths(folder, folder / "sinks"),
             rates={"desk": 16_000},
             at_work={},
         )
-        yield Work(outlets, journal)
-        outlets.finish()
+        yield Work(manager, journal)
+        manager.finish()
 
 
 async def commit(journal: Journal, *positions: int) -> None:
@@ -80,12 +80,12 @@ async def commit(journal: Journal, *positions: int) -> None:
 async def test_a_successor_goes_on_where_the_sink_was(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     """The first is left before the second is opened, in the middle of its work, and each event comes once, in order."""
     pages: list[Any] = []
-    async with open_outlets(tmp_path) as work:
-        work.outlets.begin("notes", Diary(pages=pages, name="first"))
+    async with open_manager(tmp_path) as work:
+        work.manager.begin("notes", Diary(pages=pages, name="first"))
         await trio.sleep(0.1)
         await commit(work.journal, *range(50))
         await trio.sleep(0.05)
-        work.outlets.begin("notes", Diary(pages=pages, name="second"))
+        work.manager.begin("notes", Diary(pages=pages, name="second"))
         await commit(work.journal, *range(50, 60))
     assert [page for page in pages if isinstance(page, int)] == list(range(60))
     assert [page for page in pages if isinstance(page, str)] == [
@@ -99,17 +99,17 @@ async def test_a_successor_goes_on_where_the_sink_was(tmp_path: Path, autojump_c
 async def test_a_sink_that_hangs_holds_up_its_successor_only(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """The place is in use until the hook has returned; other sinks and whoever asked for the change go on."""
+    """The place is in use until the hook has returned; other sinks and the caller go on."""
     pages: list[Any] = []
     others: list[Any] = []
     release = trio.Event()
-    async with open_outlets(tmp_path) as work:
-        work.outlets.begin("notes", Diary(pages=pages, name="first", stuck=release))
-        work.outlets.begin("others", Diary(pages=others, name="other"))
+    async with open_manager(tmp_path) as work:
+        work.manager.begin("notes", Diary(pages=pages, name="first", stuck=release))
+        work.manager.begin("others", Diary(pages=others, name="other"))
         await trio.sleep(0.1)
         await commit(work.journal, 1)
         await trio.sleep(0.1)
-        work.outlets.begin("notes", Diary(pages=pages, name="second"))
+        work.manager.begin("notes", Diary(pages=pages, name="second"))
         await commit(work.journal, 2)
         await trio.sleep(10)
         assert pages == ["first opens"]
@@ -124,17 +124,17 @@ async def test_a_sink_that_comes_back_goes_on_where_it_was(
 ) -> None:
     """A sink that was taken out of the file keeps its cursor."""
     pages: list[Any] = []
-    async with open_outlets(tmp_path) as work:
-        work.outlets.begin("notes", Diary(pages=pages, name="first"))
+    async with open_manager(tmp_path) as work:
+        work.manager.begin("notes", Diary(pages=pages, name="first"))
         await trio.sleep(0.1)
         await commit(work.journal, 1)
         await trio.sleep(0.1)
-        work.outlets.end("notes")
+        work.manager.end("notes")
         await trio.sleep(0.1)
-        assert not list(work.outlets)
+        assert not list(work.manager)
         await commit(work.journal, 2, 3)
         await trio.sleep(0.1)
-        work.outlets.begin("notes", Diary(pages=pages, name="second"))
+        work.manager.begin("notes", Diary(pages=pages, name="second"))
     assert [page for page in pages if isinstance(page, int)] == [1, 2, 3]
 
 
@@ -144,13 +144,13 @@ async def test_a_sink_that_comes_back_waits_for_the_one_that_leaves(
     """Taken out and put in again while the first still has a hook at work, the second is opened after its end."""
     pages: list[Any] = []
     release = trio.Event()
-    async with open_outlets(tmp_path) as work:
-        work.outlets.begin("notes", Diary(pages=pages, name="first", stuck=release))
+    async with open_manager(tmp_path) as work:
+        work.manager.begin("notes", Diary(pages=pages, name="first", stuck=release))
         await trio.sleep(0.1)
         await commit(work.journal, 1)
         await trio.sleep(0.1)
-        work.outlets.end("notes")
-        work.outlets.begin("notes", Diary(pages=pages, name="second"))
+        work.manager.end("notes")
+        work.manager.begin("notes", Diary(pages=pages, name="second"))
         await commit(work.journal, 2)
         await trio.sleep(10)
         assert pages == ["first opens"]
@@ -165,13 +165,13 @@ async def test_a_sink_without_its_folder_fails_alone(tmp_path: Path, autojump_cl
     (tmp_path / "sinks").mkdir()
     (tmp_path / "sinks" / "notes").write_text("in the way")
     with structlog.testing.capture_logs():
-        async with open_outlets(tmp_path) as work:
-            work.outlets.begin("notes", Diary(pages=pages, name="first"))
-            work.outlets.begin("others", Diary(pages=others, name="other"))
+        async with open_manager(tmp_path) as work:
+            work.manager.begin("notes", Diary(pages=pages, name="first"))
+            work.manager.begin("others", Diary(pages=others, name="other"))
             await trio.sleep(1)
             await commit(work.journal, 1)
             await trio.sleep(1)
-            (status,) = [outlet.status() for outlet in work.outlets if outlet.name == "notes"]
+            (status,) = [runner.status() for runner in work.manager if runner.name == "notes"]
             assert status.state == "failing"
             assert str(tmp_path / "sinks" / "notes") in (status.error or "")
             assert others == ["other opens", 1]
@@ -190,16 +190,16 @@ database.commit()
 async def test_an_order_of_another_process_is_seen(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     """A command writes the journal, and the sink that it means obeys within moments; the others go on."""
     pages: list[Any] = []
-    async with open_outlets(tmp_path) as work, trio.open_nursery() as nursery:
-        nursery.start_soon(work.outlets.watch_controls)
-        work.outlets.begin("notes", Diary(pages=pages, name="first"))
-        work.outlets.begin("others", Diary(pages=[], name="other"))
+    async with open_manager(tmp_path) as work, trio.open_nursery() as nursery:
+        nursery.start_soon(work.manager.watch_controls)
+        work.manager.begin("notes", Diary(pages=pages, name="first"))
+        work.manager.begin("others", Diary(pages=[], name="other"))
         await trio.sleep(3)
-        pause = mark_of("notes", Pause(datetime(2026, 1, 1, tzinfo=UTC), "person", "for a test"))
+        pause = control_mark("notes", Pause(datetime(2026, 1, 1, tzinfo=UTC), "person", "for a test"))
         command = [sys.executable, "-c", ORDER, str(tmp_path / "journal.sqlite"), pause.key]
         subprocess.run([*command, msgspec.json.encode(pause.value)], check=True)  # noqa: ASYNC221 - no time passes
         await trio.sleep(3)
-        assert {outlet.name: outlet.status().state for outlet in work.outlets} == {
+        assert {runner.name: runner.status().state for runner in work.manager} == {
             "notes": "paused",
             "others": "active",
         }

@@ -7,7 +7,6 @@ import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import trio
 from standardwebhooks import Webhook as Verifier
 
 from roomtone import Notice, Sink
-from roomtone.delivery.runner import run_sink
+from roomtone.delivery.runner import SinkRunner
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
 from roomtone_jsonl import Jsonl
@@ -36,13 +35,11 @@ def notice(text: str = "") -> Notice:
 @asynccontextmanager
 async def delivered(sink: Sink, folder: Path, journal: Journal, *, name: str = "archive") -> AsyncIterator[None]:
     """The daemon's delivery to the sink; leaving waits until the sink has everything."""
-    closing, told = trio.Event(), context(folder, name=name)
+    runner = SinkRunner(sink, context(folder, name=name), journal=journal, live=Live())
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(
-            partial(run_sink, told.name, sink, journal=journal, live=Live(), context=told, closing=closing)
-        )
+        nursery.start_soon(runner.run)
         yield
-        closing.set()
+        runner.finish()
 
 
 def seqs(posts: list[Post]) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from roomtone.delivery.plugins import Plugins, Problem, load_plugins
+from roomtone.delivery.plugins import PluginProblem, Plugins, load_plugins
 from roomtone.sinks import Module, Sink
 
 GOOD = """
@@ -62,13 +62,13 @@ def bundled() -> set[str]:
     return set(load_plugins().kinds)
 
 
-def problems(plugins: Plugins) -> list[Problem]:
+def problems(plugins: Plugins) -> list[PluginProblem]:
     """Those of the plugins under test; what else is installed here is not their matter."""
     others = load_plugins().problems
     return [found for found in plugins.problems if found not in others]
 
 
-def problem(plugins: Plugins) -> Problem:
+def problem(plugins: Plugins) -> PluginProblem:
     (only,) = problems(plugins)
     return only
 
@@ -166,17 +166,17 @@ def test_error_names_the_line(write: Callable[[str, str], Path], folder: Path) -
     text = problem(load_plugins([folder])).text
 
     assert text.startswith(f"{file}:4: JSONDecodeError: ")
-    assert text.endswith("repair the file, or take it out of the folder")
+    assert text.endswith("repair the file, or remove it from the folder")
 
 
 def test_misspelt_hook_is_explained(write: Callable[[str, str], Path], folder: Path) -> None:
     """A hook that does not exist is named, with the line of the file and the one that was meant."""
     file = write("hello.py", "from roomtone import hookimpl\n\n@hookimpl\ndef trun(event):\n    pass\n")
 
-    assert problem(load_plugins([folder])) == Problem(
+    assert problem(load_plugins([folder])) == PluginProblem(
         "hello",
         "hooks",
-        f"{file}:3: there is no hook trun; did you mean turn? (a function of your own needs no @hookimpl)",
+        f"{file}:3: there is no hook trun; did you mean turn? (for a function of your own, remove @hookimpl)",
         is_file=True,
     )
 
@@ -186,7 +186,7 @@ def test_misspelt_argument_is_explained(write: Callable[[str, str], Path], folde
     file = write("hello.py", "from roomtone import hookimpl\n@hookimpl\ndef turn(evnt, retries=3):\n    pass\n")
 
     assert problem(load_plugins([folder])).text == (
-        f"{file}:2: turn has the argument evnt; the hook of an event gets `event`, flush and register_sinks get nothing"
+        f"{file}:2: turn has the argument evnt; a hook for events takes `event`; flush and register_sinks take nothing"
     )
 
 
@@ -243,7 +243,7 @@ def test_kind_belongs_to_the_first(write: Callable[[str, str], Path], folder: Pa
 def test_file_that_others_may_change_is_not_run(
     write: Callable[[str, str], Path], folder: Path, mode: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Code that somebody else could have written does not run as the daemon; the problem has the remedy."""
+    """Code that another user could have written does not run as the daemon; the problem has the remedy."""
     file = write("open.py", "print('run')\n" + GOOD.format(name="Open", tag="open"))
     file.chmod(mode)
 
@@ -274,7 +274,8 @@ def test_file_of_another_user_is_not_run(write: Callable[[str, str], Path], fold
         pytest.skip("only root can give a file away")
 
     assert problem(load_plugins([folder])).text == (
-        f"{file} belongs to user 12345, who could change what runs as the daemon; give it to root (chown root {file})"
+        f"{file} belongs to user 12345, who could change code that runs as the daemon; "
+        f"give it to root (chown root {file})"
     )
 
 

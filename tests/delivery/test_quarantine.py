@@ -1,4 +1,4 @@
-"""Laws of the proof: a sink that ends the process is found by the journal, and nobody else is taken for it."""
+"""Laws of the quarantine: a sink that ends the process is found by the journal, and no other sink is suspected."""
 
 import signal
 import sys
@@ -71,7 +71,7 @@ def test_who_had_no_turn_is_neither_cleared_nor_struck() -> None:
 
 @pytest.mark.parametrize("trial", [Attempt(), Attempt("an event", 7, 9), Attempt(suspicion=Suspicion("opening"))])
 def test_a_trial_is_kept_as_it_is(trial: Attempt) -> None:
-    """What the journal keeps of a trial is all of it, and what an earlier version has kept is read."""
+    """The journal keeps all of an attempt, and records of an earlier version can be read."""
     assert msgspec.convert(msgspec.to_builtins(trial), Attempt) == trial
     assert msgspec.convert(msgspec.to_builtins(trial) | {"boot": "b"}, Attempt) == trial
 
@@ -154,7 +154,7 @@ async def test_guilty_is_paused_at_the_third_start_and_the_innocent_is_not(
     assert killer.seqs == []
 
 
-class Deadly(Exception):  # noqa: N818 - it is no error here
+class Deadly(Exception):  # noqa: N818 - it is not an error here
     """Reading what a sink has raised ends the process, as in a daemon that did not expect such a text."""
 
 
@@ -180,7 +180,7 @@ async def test_who_ends_the_process_by_what_it_raises_is_paused(
             raise Killed
         return 1.0
 
-    monkeypatch.setattr(SinkHealth, "fail", die)
+    monkeypatch.setattr(SinkHealth, "on_failure", die)
     path = tmp_path / "0"
     for start in range(3):
         copy = tmp_path / str(start + 1)
@@ -251,7 +251,7 @@ async def test_proven_sink_costs_no_more_commits(tmp_path: Path, autojump_clock:
 
 
 async def test_unclean_stop_makes_everybody_unproven(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What had proven itself has to do it again after the process ended without an end."""
+    """A proven sink is on probation again after an unclean stop."""
     async with house(tmp_path) as around:
         await around.commit(PROBATION_EVENTS)
         around.deliver(sink(opens(Received())))

@@ -56,31 +56,30 @@ def opens(plugin: object) -> Callable[[Context], AbstractAsyncContextManager[obj
 
 
 class House:
-    """What surrounds deliveries: a journal, the live feed, and the end."""
+    """The surroundings of runners: a journal, the live feed, and the end."""
 
     def __init__(self, journal: Journal, folder: Path, nursery: trio.Nursery) -> None:
         self.journal = journal
         self.live = Live()
-        self.closing = trio.Event()
         self._folder = folder
         self._nursery = nursery
+        self._runners: list[SinkRunner] = []
 
     def make(self, sink: Sink, name: str = "made") -> SinkRunner:
         """A delivery that does not run yet."""
         context = Context(name=name, folder=self._folder, state=self._folder, rates={"desk": 16_000})
-        return SinkRunner(
-            name,
-            sink,
-            journal=self.journal,
-            live=self.live,
-            context=context,
-            closing=self.closing,
-        )
+        runner = SinkRunner(sink, context, journal=self.journal, live=self.live)
+        self._runners.append(runner)
+        return runner
 
     def deliver(self, sink: Sink, name: str = "made") -> SinkRunner:
-        delivery = self.make(sink, name)
-        self._nursery.start_soon(delivery.run)
-        return delivery
+        runner = self.make(sink, name)
+        self._nursery.start_soon(runner.run)
+        return runner
+
+    def finish(self) -> None:
+        for runner in self._runners:
+            runner.finish()
 
     async def commit(self, count: int, room: str = "desk") -> None:
         first = self.journal.tip
@@ -88,22 +87,22 @@ class House:
 
     async def acknowledged(self, seq: int, name: str = "made") -> None:
         """Return when the sink has acknowledged that event."""
-        while ((await self.journal.cursor(name)) or 0) < seq:  # noqa: ASYNC110 - a cursor wakes nobody
+        while ((await self.journal.cursor(name)) or 0) < seq:  # noqa: ASYNC110 - a cursor wakes no task
             await trio.sleep(0.01)
 
 
 def events_of(logs: Sequence[Any]) -> list[str]:
-    """What a person sees in the log: tracebacks are for authors, who ask for them."""
+    """The log for the operator: tracebacks are for plugin authors."""
     return [entry["event"] for entry in logs if entry["log_level"] != "debug"]
 
 
 @asynccontextmanager
 async def house(folder: Path, *, inline: bool = True) -> AsyncIterator[House]:
-    """Everything, until it is left: then `closing` is set and deliveries end by themselves."""
+    """Everything, until it is left: then the runners finish."""
     async with open_journal(folder / "journal.db", inline=inline) as journal, trio.open_nursery() as nursery:
         made = House(journal, folder, nursery)
         yield made
-        made.closing.set()
+        made.finish()
 
 
 class Received:
@@ -197,7 +196,7 @@ async def test_hooks_of_both_sorts_keep_the_order(tmp_path: Path) -> None:
 
 
 async def test_batch_ends_after_a_second_of_hooks(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What a slow sink has taken is acknowledged after a second, not after a thousand events."""
+    """The events of a slow sink are acknowledged after a second, not after a thousand events."""
 
     class Slow(Received):
         @hookimpl
@@ -223,7 +222,7 @@ async def test_batch_ends_after_a_second_of_hooks(tmp_path: Path, autojump_clock
 async def test_new_sink_begins_where_it_says(
     tmp_path: Path, autojump_clock: trio.abc.Clock, start: str, expected: list[int]
 ) -> None:
-    """A sink that the journal does not know begins now or at the oldest event, and its cursor is durable at once."""
+    """A sink that the journal does not know begins now or at the oldest event, and its cursor is durable then."""
     received = Received()
     async with house(tmp_path) as around:
         await around.commit(3)
@@ -260,7 +259,7 @@ async def test_after_damage_every_sink_gets_all_of_the_new_journal(
 
 
 async def test_calls_only_for_what_is_wanted(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """The filters of the table and the hooks of the object decide; what nobody wants passes without a call."""
+    """The filters of the table and the hooks of the object decide; unwanted events pass without a call."""
     received = Received()
     async with house(tmp_path) as around:
         await around.commit(2, room="desk")
@@ -278,7 +277,7 @@ async def test_calls_only_for_what_is_wanted(tmp_path: Path, autojump_clock: tri
 
 
 async def test_uninteresting_events_cost_no_commit(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """The cursor passes what nobody wants in memory, and is made durable once in a batch's worth and at the end."""
+    """The cursor passes unwanted events in memory, and is made durable once per thousand events and at the end."""
 
     class Turns:
         @hookimpl
@@ -319,11 +318,11 @@ async def test_audio_that_the_quota_took_comes_without_a_file(tmp_path: Path, au
     assert files == [str(there), None]
 
 
-# Bad sinks: each fails in its own way at first, and must cost itself time and nobody anything
+# Bad sinks: each fails in its own way at first, and must harm only itself
 
 
-class Fault(Exception):  # noqa: N818 - it is no error here
-    """What a bad sink raises."""
+class Fault(Exception):  # noqa: N818 - it is not an error here
+    """The exception of a bad sink."""
 
 
 class Bad(Received):
@@ -494,7 +493,7 @@ async def test_context_that_swallows_the_failure_changes_nothing(
 
     assert in_order(bad.seqs) == [1, 2, 3, 4, 5, 6]
     assert logs[0]["error"].startswith("Fault (")
-    assert "test_delivery.py:" in logs[0]["error"]
+    assert "test_runner.py:" in logs[0]["error"]
 
 
 def done_after_a_minute(received: Received) -> Callable[[Context], AbstractAsyncContextManager[object]]:
@@ -550,7 +549,7 @@ async def test_cancellation_of_the_sinks_own_is_not_the_end(
     autojump_clock: trio.abc.Clock,
     wrong: Callable[[Received], Callable[[Context], AbstractAsyncContextManager[object]]],
 ) -> None:
-    """A sink whose own code has cancelled it is opened again; nobody takes it for one that has everything."""
+    """A sink whose own code has cancelled it is opened again; it does not count as one that has everything."""
     received = Received()
     with structlog.testing.capture_logs() as logs, trio.fail_after(1000):
         async with house(tmp_path) as around:
@@ -569,7 +568,7 @@ async def test_cancellation_of_the_sinks_own_is_not_the_end(
 async def test_whatever_is_raised_is_contained(
     tmp_path: Path, autojump_clock: trio.abc.Clock, where: str, error: type[BaseException]
 ) -> None:
-    """What is no Exception ends the daemon no more than any other error, wherever it is raised."""
+    """A BaseException that is not an Exception does not end the daemon, wherever it is raised."""
     received, left = Received(), [error()]
 
     def fail(here: str) -> None:
@@ -665,7 +664,7 @@ async def test_unprocessable_event_is_set_aside(
 async def test_an_unprocessable_event_whose_reason_cannot_be_encoded_is_set_aside(
     tmp_path: Path, autojump_clock: trio.abc.Clock
 ) -> None:
-    """The reason is kept as far as it can be, in a bounded length: else the event would come for ever."""
+    """The reason is kept as far as it can be, in a bounded length: otherwise the event would come again and again."""
 
     class Picky(Received):
         @hookimpl
@@ -783,46 +782,28 @@ async def test_sink_that_is_always_too_slow_makes_progress(tmp_path: Path) -> No
     assert slow.seqs == [1, 2, 3, 4, 5]
 
 
-async def test_stopping_does_not_wait_for_a_thread_for_ever(tmp_path: Path) -> None:
-    """Cancelled at the very end of the daemon, delivery leaves a thread that hangs behind."""
-    blocking = Blocking()
-    with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
-            await around.commit(1)
-            async with trio.open_nursery() as nursery:
-                around._nursery = nursery
-                around.deliver(sink(blocking.opening))
-                while not blocking.in_hook:  # noqa: ASYNC110 - a thread has no event of trio
-                    await trio.sleep(0.01)
-                nursery.cancel_scope.cancel()
-            assert blocking.in_hook
-            blocking.in_hook = 0
-            blocking.go.set()
-
-
-async def test_stopping_waits_a_moment_for_a_thread(tmp_path: Path) -> None:
-    """Cancelled at the very end, a call that is soon over is waited for: its context is not closed under it."""
-    blocking, left = Blocking(), 0
+async def test_the_context_is_left_after_the_thread(tmp_path: Path) -> None:
+    """Cancelled at the very end, a hook that takes longer than any patience is waited for: its files stay open."""
+    blocking, left = Blocking(), list[int]()
 
     @asynccontextmanager
     async def opening(context: Context) -> AsyncIterator[object]:
-        nonlocal left
         try:
             yield blocking
         finally:
-            left = blocking.in_hook
+            left.append(blocking.in_hook)
 
     with structlog.testing.capture_logs():
         async with house(tmp_path, inline=False) as around:
             await around.commit(1)
             async with trio.open_nursery() as nursery:
                 around._nursery = nursery
-                around.deliver(sink(opening))
+                runner = around.deliver(sink(opening, timeout=0.1))
                 while not blocking.in_hook:  # noqa: ASYNC110 - a thread has no event of trio
                     await trio.sleep(0.01)
-                threading.Timer(0.2, blocking.go.set).start()
+                threading.Timer(5, blocking.go.set).start()
                 nursery.cancel_scope.cancel()
-    assert (left, blocking.seqs) == (0, [1])
+    assert (left, blocking.seqs, runner.over.is_set()) == ([0], [1], True)
 
 
 async def test_crash_beside_a_thread_waits_for_the_thread(tmp_path: Path) -> None:
@@ -931,9 +912,9 @@ class Wrapping:
         (opens(WrongArgument()), "turn has the argument evnt"),
         (opens(Unmarked()), "has no method marked with @hookimpl"),
         (opens(None), "has no method marked with @hookimpl"),
-        (opens(Yielding()), "turn has a `yield`"),
-        (opens(Awaiting()), "turn gave back an awaitable; write it as `async def`"),
-        (opens(Wrapping()), "turn wraps a hook"),
+        (opens(Yielding()), "turn contains `yield`"),
+        (opens(Awaiting()), "turn returned an awaitable; write it as `async def`"),
+        (opens(Wrapping()), "turn is a hook wrapper"),
         (lambda _: None, "put @asynccontextmanager above it"),
         (lambda _: raise_fault(), "put @asynccontextmanager above it"),
     ],
@@ -986,7 +967,7 @@ async def test_misfit_is_tried_again_slowly(tmp_path: Path, autojump_clock: trio
 async def test_a_wish_to_be_left_alone_is_granted(
     tmp_path: Path, autojump_clock: trio.abc.Clock, wish: object, waited: float
 ) -> None:
-    """`retry_after` of an exception puts the next attempt off, by an hour at most; nonsense in it is no wish."""
+    """`retry_after` of an exception delays the next attempt, by an hour at most; invalid values are ignored."""
     calls: list[float] = []
 
     class BusyError(Exception):
@@ -1009,7 +990,7 @@ async def test_a_wish_to_be_left_alone_is_granted(
 
 
 async def test_a_wish_does_not_hold_the_end(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """At the end a sink that asked for an hour is tried once more, at once, and left with what it has."""
+    """At the end a sink that asked for an hour is tried once more, immediately, and then left."""
     calls: list[float] = []
 
     class BusyError(Exception):
@@ -1137,7 +1118,7 @@ async def test_live_hooks_are_best_effort(tmp_path: Path, autojump_clock: trio.a
 
 
 async def test_hooks_of_a_sink_never_overlap(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """A plugin's author need not think of two calls at once: live hooks wait for the batch, and the batch for them."""
+    """Calls of one sink never overlap: live hooks wait for the batch, and the batch for them."""
 
     class Counting(Received):
         inside = 0
@@ -1197,7 +1178,7 @@ async def test_closing_drains_and_leaves(tmp_path: Path, autojump_clock: trio.ab
 
 
 async def test_closing_tries_a_failing_sink_once_more(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """A sink in its back-off is tried at once when the daemon stops; what it does not take waits in the journal."""
+    """A sink in its back-off is tried immediately when the daemon stops; the remaining events wait in the journal."""
     openings = 0
 
     @asynccontextmanager
@@ -1213,14 +1194,14 @@ async def test_closing_tries_a_failing_sink_once_more(tmp_path: Path, autojump_c
             around.deliver(sink(opening))
             await trio.sleep(50)
             before, stopped = openings, trio.current_time()
-            around.closing.set()
+            around.finish()
         assert trio.current_time() - stopped < 1
     assert openings == before + 1
     assert logs[-1] == {"event": "sink.behind", "log_level": "warning", "sink": "made", "events": 4}
 
 
 async def test_journal_errors_are_not_the_sinks(tmp_path: Path) -> None:
-    """What is wrong with the journal ends the daemon instead of being taken for a failure of every sink."""
+    """An error of the journal ends the daemon, and does not count as a failure of every sink."""
     with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - it is raised at some time within
         async with house(tmp_path, inline=False) as around:
             around.deliver(sink(opens(Received())))
@@ -1242,7 +1223,7 @@ async def test_at_least_once_over_a_crash(tmp_path: Path, autojump_clock: trio.a
             acknowledged = await around.journal.cursor("made") or 0
             assert in_order(received.seqs)[:acknowledged] == list(range(1, acknowledged + 1))
             received.seqs = received.seqs[:acknowledged]  # the receiver may have lost the rest, and gets it again
-            # The machine went down, and nobody is suspected: that is for `test_proof.py`.
+            # The machine went down, and no sink is suspected: see `test_quarantine.py`.
             await around.journal.commit(Mark("sink/made/trial", None))
             around.deliver(sink(opens(received)))
             await around.commit(7)

@@ -141,4 +141,4 @@ def test_any_text_is_an_address_or_a_mistake(text: str) -> None:
     assert host or mistake in MISTAKES
 
 
-MISTAKES = {"is no address; write https://host/path", "must begin with https:// (or http://) and a host"}
+MISTAKES = {"is not an address; write https://host/path", "must begin with https:// (or http://) and a host"}

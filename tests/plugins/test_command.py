@@ -99,7 +99,7 @@ async def test_only_the_last_words_are_shown(tmp_path: Path) -> None:
 
 
 async def test_a_flood_without_end_is_ended(tmp_path: Path) -> None:
-    """A program that talks on both outputs for ever, and reads nothing, takes its time and no more."""
+    """A program that writes to both outputs without end, and reads nothing, is ended after its time."""
     flood = "echo $$ > leader; yes out & echo $! > child; yes err >&2"
     with trio.fail_after(30), pytest.raises(CommandFailed, match=r"took longer than .* s and was killed\n.*err err"):
         await deliver(shell(flood, timeout=2.0), tmp_path, turns(200, text="x" * 5000))
@@ -130,7 +130,7 @@ async def test_what_failed_is_not_flushed(tmp_path: Path) -> None:
 
 
 async def test_a_program_need_not_read(tmp_path: Path) -> None:
-    """Who exits with 0 without having read everything has everything; with another status, nothing."""
+    """A program that exits with 0 without having read everything has everything; with another status, nothing."""
     events = turns(200, text="x" * 5000)  # more than a pipe holds
     await deliver(shell("head -n 1 > /dev/null"), tmp_path, events)
     with pytest.raises(CommandFailed, match="exited with 9"):
@@ -146,7 +146,7 @@ def is_alive(pid: int) -> bool:
 
 async def wait_dead(pid: int) -> None:
     with trio.fail_after(30):
-        while is_alive(pid):  # noqa: ASYNC110 - nobody tells when somebody else's child has ended
+        while is_alive(pid):  # noqa: ASYNC110 - a process that is not a child wakes no task
             await trio.sleep(0.01)
 
 
@@ -173,7 +173,7 @@ async def test_cancellation_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_child_may_go_on(tmp_path: Path) -> None:
-    """What a program leaves running on purpose neither holds the hook, though it has the pipes, nor is it ended."""
+    """A background process of the program, even with its pipes, does not block the hook, and is not ended."""
     with trio.fail_after(30):
         await deliver(shell("cat > got; sleep 100 & echo $! > child"), tmp_path, turns(1))
     child = int((tmp_path / "child").read_text())
@@ -211,7 +211,7 @@ async def test_a_relative_program_begins_where_paths_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no-such-program", "./no-such-program", "/etc/passwd"])
 async def test_a_missing_program_is_named_at_opening(tmp_path: Path, name: str) -> None:
-    """What cannot be run is told when the sink opens, by key and name, before an event waits for it."""
+    """A program that cannot be run is reported when the sink opens, by key and name, before an event waits for it."""
     with pytest.raises(FileNotFoundError, match=rf"argv.*{name}"):
         await deliver(CommandSink(argv=(name,)), tmp_path, [])
 
@@ -240,7 +240,7 @@ async def test_wrong_files_are_named(tmp_path: Path, content: str | bytes | None
     ],
 )
 def test_wrong_tables_are_refused(table: dict[str, Any], named: str) -> None:
-    """What is wrong is named by its key, before anything runs."""
+    """A mistake is named by its key, before anything runs."""
     with pytest.raises(msgspec.ValidationError, match=named):
         msgspec.convert({"kind": "command"} | table, CommandSink)
 

@@ -116,7 +116,7 @@ def test_a_crash_anywhere_is_healed(tmp_path_factory: pytest.TempPathFactory, cu
 
 
 async def test_zeros_of_a_power_cut_go(tmp_path: Path) -> None:
-    """Zeros that a file system left at the end are no line, and go."""
+    """Zeros that a file system left at the end are not a line, and are removed."""
     path, events = tmp_path / "events.jsonl", turns(2)
     path.write_bytes(encode(events[0]) + b"\n" + bytes(4096))
     await deliver(Jsonl(path="events.jsonl"), tmp_path, events)
@@ -124,7 +124,7 @@ async def test_zeros_of_a_power_cut_go(tmp_path: Path) -> None:
 
 
 async def test_opened_while_another_writes_it_waits(tmp_path: Path) -> None:
-    """`roomtone sinks test` opens the file beside the daemon: half a line is no torn one while its writer is at it."""
+    """`roomtone sinks test` opens the file beside the daemon: half a line is not torn while its writer is working."""
     path = tmp_path / "a.jsonl"
     with path.open("ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -148,7 +148,7 @@ async def test_a_last_line_without_newline_is_kept(tmp_path: Path) -> None:
 
 
 async def test_a_file_of_something_else_is_not_touched(tmp_path: Path) -> None:
-    """A path that names a letter by mistake costs nobody their letter: the error names the file."""
+    """A path to another document by mistake does not damage it: the error names the file."""
     path = tmp_path / "events.jsonl"
     path.write_text("Dear Aunt,\nI wri")
     with pytest.raises(OSError, match=r"events\.jsonl") as caught:

@@ -1,4 +1,4 @@
-"""What is forgotten is in no line, whatever has become of the file that it was in."""
+"""A forgotten event is in no line of any file, whatever has become of its file."""
 
 import gzip
 import os
@@ -92,7 +92,7 @@ async def test_lines_go_from_every_file(tmp_path: Path, name: str) -> None:
 
 
 async def test_lines_that_wait_are_not_written(tmp_path: Path) -> None:
-    """What comes in one batch with the wish never reaches the disk; coming again, it changes nothing."""
+    """An event in one batch with `forgotten` never reaches the disk; coming again, it changes nothing."""
     numbering = Numbering()
     events = [numbering.commit(event) for event in (*SAID, GONE)]
     for _ in range(2):
@@ -123,7 +123,7 @@ async def test_an_answer_goes_with_its_turn_whatever_file_that_is_in(tmp_path: P
 
 
 async def test_half_written_files_go(tmp_path: Path) -> None:
-    """What a crash has left of packing or rewriting may have it too."""
+    """Half-written files of a crash may contain it too."""
     (tmp_path / "events.jsonl-20250301.gz.new").write_bytes(b"half")
     await write(Jsonl(path="events.jsonl"), tmp_path, [Numbering().commit(GONE)])
     assert names(tmp_path) == ["events.jsonl"]

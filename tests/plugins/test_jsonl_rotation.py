@@ -63,7 +63,7 @@ def numbers(folder: Path) -> dict[str, list[int]]:
 
 
 def test_the_time_of_an_id() -> None:
-    """The first 48 bits of a UUIDv7 are milliseconds; anything else is no time, and no error."""
+    """The first 48 bits of a UUIDv7 are milliseconds; anything else has no time, without an error."""
     assert time_of(notice(1, NOON).id) == NOON
     assert [time_of(text) for text in ("", "nonsense", "ffffffff-ffff-7000-8000-000000000000")] == [None] * 3
 
@@ -146,7 +146,7 @@ def test_packing_that_is_left_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 
 async def test_what_cannot_be_packed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full for the packed file, or somebody who took the file away, stops no line."""
+    """A full disk for the compressed file, or a file that was removed, stops no line."""
     events = days(1, 1, 1, 1)
     opening = os.open
 
@@ -200,7 +200,7 @@ async def test_the_policy_of_fsync(
 
 @pytest.mark.parametrize(("key", "value"), [("rotate", 0), ("rotate", "hourly"), ("fsync", "always"), ("compress", 1)])
 def test_wrong_tables_are_refused(key: str, value: object) -> None:
-    """What is wrong is named by its key."""
+    """A mistake is named by its key."""
     with pytest.raises(msgspec.ValidationError, match=key):
         msgspec.convert({"kind": "jsonl", "path": "e.jsonl", key: value}, Jsonl)
 

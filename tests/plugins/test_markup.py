@@ -38,7 +38,7 @@ def of(text: str, parser: MarkdownIt) -> Iterator[Token]:
 
 
 def active(text: str) -> set[str]:
-    """What a reader of this page would fetch, follow or run."""
+    """The images, links and scripts that a viewer of this page would load."""
     kinds = {"image", "link_open", "html_inline", "html_block"}
     return {token.type for parser in PARSERS for token in of(text, parser) if token.type in kinds and not _bare(token)}
 
@@ -77,7 +77,7 @@ def turn(text: str, speaker: str | None = None) -> Turn:
 @example("`](` [x](http://evil.test)")
 @example("[![i](http://evil.test/i)](http://evil.test)")
 def test_a_model_gets_nothing_active_onto_a_page(text: str) -> None:
-    """No image, no link, no HTML, whatever it writes and whoever reads it; what stands beside it stays what it is."""
+    """No image, link or HTML, whatever the model writes and in any viewer; the rest of the page stays the same."""
     page = render("desk", [turn("before"), answer(text), analysis(text)], STYLE).decode()
     assert active(page) == set()
 

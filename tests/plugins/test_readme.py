@@ -22,7 +22,7 @@ from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.config.loader import load
 from roomtone.delivery.hooks import validate_hooks
 from roomtone.delivery.plugins import Plugins, load_plugins
-from roomtone.delivery.runner import run_sink
+from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Live as LiveEvent
 from roomtone.journal.journal import open_journal
 from roomtone.live import Live
@@ -150,7 +150,7 @@ async def test_notes(plugins: Plugins, tmp_path: Path) -> None:
 
 
 async def test_ticket(plugins: Plugins, tmp_path: Path) -> None:
-    """The example of a receiver repeats what is refused for now, and sets aside what is refused for ever."""
+    """The example of a receiver repeats an event that is refused for now, and sets aside a final refusal."""
     async with open_receiver() as receiver:
         receiver.script(Answer(503), Answer(422), Answer(201))
         refused = await deliver_all(made(plugins, "ticket", url=receiver.url), tmp_path, [ANSWER, ANSWER])
@@ -185,28 +185,18 @@ async def test_loudest(plugins: Plugins, tmp_path: Path) -> None:
 
 async def test_captions(plugins: Plugins, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The live example gets interim text."""
-    live, closing = Live(), trio.Event()
+    live = Live()
     said = Interim(room="desk", position=0, at=NOON, session_id="s", turn_order=0, text="Hel")
     shown = ""
     async with open_journal(tmp_path / "journal.sqlite") as journal, trio.open_nursery() as nursery:
-
-        async def run() -> None:
-            await run_sink(
-                "captions",
-                made(plugins, "captions"),
-                journal=journal,
-                live=live,
-                context=context(tmp_path),
-                closing=closing,
-            )
-
-        nursery.start_soon(run)
+        runner = SinkRunner(made(plugins, "captions"), context(tmp_path), journal=journal, live=live)
+        nursery.start_soon(runner.run)
         with trio.fail_after(60):
             while "Hel\r" not in shown:
                 live.publish(said)  # again, until the sink is open: this is the live feed
                 await trio.sleep(0.01)
                 shown += capsys.readouterr().out
-        closing.set()
+        runner.finish()
 
 
 async def test_relay(plugins: Plugins, tmp_path: Path) -> None:
@@ -230,7 +220,7 @@ async def test_relay(plugins: Plugins, tmp_path: Path) -> None:
 
 
 async def test_every_example_opens(plugins: Plugins, tmp_path: Path) -> None:
-    """What each example opens has hooks that the daemon accepts; `relay` alone needs somebody who listens."""
+    """Each example opens an object with valid hooks; only `relay` needs a listener."""
     fields: dict[str, dict[str, Any]] = {
         "notes": {"path": Path("n.md")},
         "ticket": {"url": "http://x"},

@@ -233,7 +233,7 @@ async def test_only_so_many_ends_are_remembered(tmp_path: Path, monkeypatch: pyt
             assert isinstance(event, Turn)
             plugin.turn(event)
             plugin.flush()
-            assert len(plugin._sheets) == 1
+            assert len(plugin._files) == 1
     assert page_of(tmp_path).endswith("One.\n\n12:00:05 Three.\n")
 
 
@@ -243,7 +243,7 @@ def page_of(folder: Path) -> str:
 
 @pytest.mark.parametrize("damage", [b"", b"torn", None])
 async def test_a_page_that_somebody_touched_is_written_anew(tmp_path: Path, damage: bytes | None) -> None:
-    """What does not end as it was written is not added to: a page is always whole."""
+    """A page that has changed since it was written is not appended to: a page is always whole."""
     first, second = committed(said(1, "One."), said(5, "Two.", order=1))
     async with TranscriptSink(directory="pages", format="text").open(context(tmp_path)) as plugin:
         scribe: Any = plugin
@@ -311,7 +311,7 @@ HOSTILE = "# *big* <script>alert(1)</script>\n\n> `rm` \x1b[31m\0 [x](y) _a_ ðŸ˜
 
 
 async def test_hostile_text_is_text(tmp_path: Path) -> None:
-    """What was said is no markup, no HTML, no line of its own, and nothing that a terminal obeys."""
+    """Speech cannot be markup, HTML, a line of its own, or a control character."""
     sink = TranscriptSink(directory="pages", captions=("srt", "vtt"))
     events = committed(said(1, HOSTILE, speaker=HOSTILE), answered(1, "a <b>\x1b[31m\nc"))
     await deliver(sink, tmp_path, events)
@@ -485,7 +485,7 @@ async def test_a_full_disk_costs_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     ],
 )
 def test_wrong_tables_are_refused(table: dict[str, Any], named: str) -> None:
-    """What is wrong is named by its key, before anything runs."""
+    """A mistake is named by its key, before anything runs."""
     with pytest.raises(msgspec.ValidationError, match=named):
         msgspec.convert({"kind": "transcript", "directory": "pages"} | table, TranscriptSink)
 
@@ -544,7 +544,7 @@ async def test_by_the_daemons_delivery(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("old", ["there", "gone", "moved", "read-only"])
 async def test_a_directory_that_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str) -> None:
-    """What is said next stands on a whole page in the new place; the old page goes, or is said to stay."""
+    """New speech is on a whole page in the new directory; the old page is removed, or reported to stay."""
     warnings: list[str] = []
     told = msgspec.structs.replace(context(tmp_path), warn=warnings.append)
     before, after = committed(said(0, "Hello."), said(60, "Again.", order=1))

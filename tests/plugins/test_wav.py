@@ -289,7 +289,7 @@ async def test_a_full_file_is_followed_by_another(tmp_path: Path) -> None:
     """Before 4 GB, the most that RIFF can count, a new file begins with the very next sample."""
     room = Room(tmp_path)
     room.says(100)
-    room.loses(MAX_SAMPLES - 150)  # zeros that nobody wrote take no room on the disk
+    room.loses(MAX_SAMPLES - 150)  # zeros that were never written take no room on the disk
     room.says(100)
     await deliver(Wav(directory="wav"), tmp_path, room.events)
     full, following = sorted((tmp_path / "wav").rglob("*.wav"))
@@ -370,7 +370,7 @@ async def test_the_last_samples_missing_are_there_as_zeros(tmp_path: Path) -> No
 
 
 async def test_forgotten_audio_is_zero(tmp_path: Path) -> None:
-    """What somebody wants forgotten becomes zeros in every file that has some of it, and the rest stays."""
+    """A forgotten stretch becomes zeros in every file that has a part of it, and the rest stays."""
     room = Room(tmp_path)
     room.says(300)
     room.is_away(60)
@@ -402,7 +402,7 @@ async def test_what_was_forgotten_before_it_came_is_noted(tmp_path: Path) -> Non
 
 
 async def test_half_written_files_go_with_what_is_forgotten(tmp_path: Path) -> None:
-    """What a crash has left of a sidecar, or of compressing, may have it too."""
+    """Half-written sidecars and compressed files of a crash may contain it too."""
     room = Room(tmp_path)
     room.says(300)
     await deliver(Wav(directory="wav"), tmp_path, room.events)
@@ -445,7 +445,7 @@ async def test_private(tmp_path: Path) -> None:
 
 
 async def test_valid_between_write_and_flush(tmp_path: Path) -> None:
-    """Whoever reads the file while a batch is being written sees the file of the batch before."""
+    """A reader of the file during a batch sees the file as of the previous batch."""
     room = Room(tmp_path)
     room.says(300)
     room.says(300)
@@ -542,7 +542,7 @@ async def test_a_stop_and_a_start_go_on(tmp_path: Path) -> None:
 
 
 async def test_a_deleted_file_is_not_brought_back(tmp_path: Path) -> None:
-    """A file that somebody deleted while it grew is gone; the next sample begins another."""
+    """A file that a user deleted while it grew is gone; the next sample begins another."""
     room = Room(tmp_path)
     room.says(300)
     room.says(300)

@@ -30,7 +30,7 @@ async def life(sink: Wav, folder: Path, room: Room, since: int) -> list[str]:
 
 
 def gone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old place is no more: a disk that was taken out."""
+    """The old directory is gone, like a disk that was removed."""
     (folder / "old").rename(folder / "elsewhere")
 
 
@@ -128,7 +128,7 @@ async def test_what_is_finished_later_is_given_up_once(tmp_path: Path, monkeypat
         hand(plugin, room.events[-1:])
         plugin.flush()  # type: ignore[attr-defined]  # a plugin is any object
         for _ in range(3):
-            plugin.tend()  # type: ignore[attr-defined]
+            plugin.maintain()  # type: ignore[attr-defined]
     monkeypatch.undo()
     assert ["could not be removed" in warning for warning in warnings] == [False, True]
     assert len(contents(tmp_path / "old")) == 3

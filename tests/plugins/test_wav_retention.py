@@ -20,8 +20,8 @@ from roomtone import Durable, Forgotten, RecordingStopped, Turn, Word
 from roomtone.durable import alone, remove
 from roomtone_wav import Wav, compression, retention
 from roomtone_wav.catalog import CATALOG, Catalog, open_catalog
-from roomtone_wav.place import Place
-from roomtone_wav.retention import RecordingKeeper
+from roomtone_wav.folder import RecordingFolder
+from roomtone_wav.retention import RecordingJanitor
 from support.journal import accept, context, deliver_all
 
 RATE = 8000
@@ -51,7 +51,7 @@ async def live(sink: Wav, folder: Path, events: Iterable[Durable], *, flush: boo
 
 
 def tend_all(writer: Any) -> None:
-    while writer.tend():
+    while writer.maintain():
         pass
 
 
@@ -126,8 +126,8 @@ async def test_a_complete_file_is_compressed(tmp_path: Path, form: Any) -> None:
     [("stopping", "split", False), ("ended", "silence", True), ("muted", "split", True), ("muted", "silence", False)],
 )
 async def test_the_end_of_a_recording_completes_it(tmp_path: Path, reason: Any, gaps: Any, *, compressed: bool) -> None:
-    """A source that has ended is compressed at once, and a muted room where the file would not go on; what comes all
-    the same begins another file.
+    """A recording is compressed immediately when its source has ended, or when its muted room would not continue the
+    file; later audio begins another file.
     """
     room = speaker(tmp_path)
     room.says(RATE)
@@ -142,7 +142,7 @@ async def test_the_end_of_a_recording_completes_it(tmp_path: Path, reason: Any, 
 
 
 async def test_only_what_is_durable_is_compressed(tmp_path: Path) -> None:
-    """A file that has a successor in the catalog is no complete one while its own samples may come again: compressed
+    """A file with a successor in the catalog is not complete while its own samples may come again: compressed
     too early it would lose what a crash took.
     """
     room = speaker(tmp_path)
@@ -260,7 +260,7 @@ async def test_what_is_forgotten_is_zero_in_a_compressed_file(tmp_path: Path, fo
 
 
 async def test_forgetting_while_it_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is forgotten while its file is being compressed is not in what comes of that."""
+    """A stretch forgotten while its file is being compressed is not in the compressed file."""
     monkeypatch.setattr(retention, "_SLICE_S", 1e-9)
     room = speaker(tmp_path)
     for _ in range(20):
@@ -271,8 +271,8 @@ async def test_forgetting_while_it_is_compressed(tmp_path: Path, monkeypatch: py
         writer: Any = plugin
         hand(plugin, room.events)
         writer.flush()
-        assert writer.tend()
-        assert writer.tend()
+        assert writer.maintain()
+        assert writer.maintain()
         room.forgets(0, 1000)
         writer.forgotten(room.events[-1])
         writer.flush()
@@ -282,7 +282,7 @@ async def test_forgetting_while_it_is_compressed(tmp_path: Path, monkeypatch: py
 
 
 async def test_a_file_that_has_ended_is_finished_at_the_end(tmp_path: Path) -> None:
-    """What was played to its end is compressed before the daemon ends, if that takes no longer than a moment."""
+    """A source that was played to its end is compressed before the daemon ends, if that takes only a moment."""
     room = speaker(tmp_path)
     room.says(RATE)
     ended = RecordingStopped(id="1", room="desk", position=RATE, at=NOON, reason="ended")
@@ -296,7 +296,7 @@ async def test_a_file_that_has_ended_is_finished_at_the_end(tmp_path: Path) -> N
 def test_the_machine_and_the_rates_are_checked() -> None:
     """Opus at a rate that it does not have is refused when the sink opens, by room and rate."""
     compression.check("flac", {"desk": 44_100})
-    with pytest.raises(ValueError, match=r"format: Opus has no 44100 Hz.*room desk"):
+    with pytest.raises(ValueError, match=r"format: Opus does not support 44100 Hz.*room desk"):
         compression.check("opus", {"hall": 16_000, "desk": 44_100})
 
 
@@ -419,18 +419,17 @@ async def test_a_clock_that_jumps_ahead_removes_nothing(tmp_path: Path, monkeypa
     await live(Wav(directory="wav"), tmp_path, room.events)
 
     def look(*times: tuple[float, float]) -> list[int]:
-        """How many recordings are left in one life, when the clock says so many days, after so many hours."""
+        """The number of recordings left after each pair of clock (days) and uptime (hours)."""
         left = []
         with open_catalog(context(tmp_path).state / CATALOG) as catalog:
             at = [0.0, 0.0]
-            keeper = RecordingKeeper(
+            keeper = RecordingJanitor(
                 catalog,
-                Place(tmp_path / "wav", print),
+                RecordingFolder(tmp_path / "wav", Wav(directory="wav").template, print),
                 lambda _: None,
                 keep_days=30,
                 keep_gb=None,
-                clock=lambda: NOON + timedelta(days=at[0]),
-                uptime=lambda: 3600 * at[1],
+                read_clocks=lambda: (NOON + timedelta(days=at[0]), 3600 * at[1]),
             )
             for at[:] in times:
                 keeper.advance()
@@ -443,7 +442,7 @@ async def test_a_clock_that_jumps_ahead_removes_nothing(tmp_path: Path, monkeypa
 
 
 async def test_the_oldest_of_too_much_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With `keep_gb` the oldest files go until the rest is no more, and it is said how many; never the newest."""
+    """With `keep_gb` the oldest files are removed until the rest fits, never the newest; the log has their number."""
     room = speaker(tmp_path)
     for _ in range(5):
         room.says(RATE)
@@ -488,13 +487,13 @@ def test_a_look_at_years_of_files_reads_few_of_them(tmp_path: Path) -> None:
 
 
 async def test_files_of_a_spoiled_catalog_are_still_removed(tmp_path: Path) -> None:
-    """What the catalog knew before the disk spoiled it is known again by the sidecars: it goes in its time."""
+    """The recordings of a damaged catalog are found again by their sidecars, and removed in their time."""
     room = speaker(tmp_path)
     for _ in range(4):
         room.says(RATE)
         room.is_away(60)
     await live(Wav(directory="wav", format="flac", keep_days=36_500), tmp_path, room.events)
-    (tmp_path / "wav" / "notes.json").write_text('{"file": "of somebody else"}')
+    (tmp_path / "wav" / "notes.json").write_text('{"file": "of another program"}')
     (tmp_path / "wav" / "torn.json").write_text('{"file": ')
     (tmp_path / "state/archive/recordings.sqlite").write_bytes(b"spoiled" * 2000)
     anew = speaker(tmp_path, era=2)
@@ -530,7 +529,7 @@ async def test_files_of_a_lost_journal_are_still_kept_and_removed(tmp_path: Path
     [("split", 0), ("split", 1441), ("split", "day"), ("format", "mp3"), ("keep_days", 0), ("keep_gb", -1)],
 )
 def test_wrong_tables_are_refused(key: str, value: object) -> None:
-    """What is wrong is named by its key."""
+    """A mistake is named by its key."""
     with pytest.raises(msgspec.ValidationError, match=key):
         msgspec.convert({"kind": "wav", "directory": "wav", key: value}, Wav)
 

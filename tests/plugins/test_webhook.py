@@ -186,7 +186,7 @@ async def test_nobody_is_set_aside_for_another(tmp_path: Path) -> None:
 
 async def test_what_failed_is_not_flushed(tmp_path: Path) -> None:
     """After an array has failed, a flush that returns has sent what had returned before it, and nothing else: or events
-    would be acknowledged that nobody has, or come twice.
+    would be acknowledged that the receiver does not have, or come twice.
     """
     events = turns(2)
     async with open_receiver() as receiver:
@@ -360,7 +360,7 @@ async def test_tls_with_an_own_certificate(tmp_path: Path, certificate: Path) ->
     ],
 )
 def test_wrong_tables_are_refused(table: dict[str, Any], named: str) -> None:
-    """What is wrong is named by its key, before anything runs, and no secret is repeated."""
+    """A mistake is named by its key, before anything runs, and secrets are not repeated."""
     with pytest.raises(msgspec.ValidationError, match=named) as caught:
         msgspec.convert({"kind": "webhook"} | table, Webhook)
     assert "hidden" not in str(caught.value)
@@ -394,7 +394,7 @@ async def test_wrong_files_are_named(tmp_path: Path, table: dict[str, Any], cont
 def test_an_answer_for_a_person() -> None:
     """An answer is shown in one line with what to do about it."""
     assert describe(401) == "answered 401 (check secret_file and header_files)"
-    assert describe(301) == "answered 301 (put the address that it points to into url)"
+    assert describe(301) == "answered 301 (set url to the address that it redirects to)"
     assert describe(500) == "answered 500"
     assert excerpt(b"Moved\n\nhere") == "Moved here"
     assert excerpt(b"\xff\xfe broken") == "\ufffd\ufffd broken"
@@ -463,5 +463,5 @@ async def test_what_was_accepted_before_a_failed_flush_is_not_sent_again(tmp_pat
         await deliver(Webhook(url=receiver.url, batch=2), tmp_path, events)
         assert [event["id"] for event in receiver.events] == [event.id for event in events]
         assert not (tmp_path / "state/archive/accepted.json").exists()
-        await deliver(Webhook(url=receiver.url), tmp_path, events[:1])  # somebody wants it again
+        await deliver(Webhook(url=receiver.url), tmp_path, events[:1])  # a replay
         assert len(receiver.events) == 8

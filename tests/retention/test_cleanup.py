@@ -14,7 +14,7 @@ from retention.test_policy import BEGAN, LONG_AGO, MINUTE, RATE, SEGMENT, SIZE, 
 from roomtone import Sink, trusted_clock
 from roomtone.capture.records import audio_entry
 from roomtone.config.model import Storage
-from roomtone.delivery.audio_pins import pins_mark
+from roomtone.delivery.controls import pins_mark
 from roomtone.events import Notice
 from roomtone.journal.coverage import summarize
 from roomtone.journal.journal import Journal, JournalError, open_journal

@@ -1,7 +1,6 @@
 """Events as the journal hands them to a sink: numbered from 1, with ids that only grow."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +9,7 @@ import pluggy
 import trio
 
 from roomtone import Context, Durable, Sink
-from roomtone.delivery.runner import run_sink
+from roomtone.delivery.runner import SinkRunner
 from roomtone.journal.journal import Journal, Refusal, open_journal
 from roomtone.live import Live
 from roomtone.sinks import PROJECT, Hooks
@@ -31,7 +30,7 @@ class Numbering:
 
 
 def context(folder: Path, *, name: str = "archive") -> Context:
-    """What a sink is told, with all its paths below `folder`."""
+    """The context of a sink, with all its paths below `folder`."""
     state = folder / "state" / name
     state.mkdir(parents=True, exist_ok=True)
     return Context(name=name, folder=folder, state=state, rates={"desk": 16_000})
@@ -50,17 +49,16 @@ async def deliver_all(sink: Sink, folder: Path, facts: Sequence[Durable]) -> lis
 
     Returns what the sink refused. A second call goes on from the cursor, as after a restart.
     """
-    closing, told = trio.Event(), context(folder)
+    given = context(folder)
     async with open_journal(folder / "journal.sqlite") as journal, trio.open_nursery() as nursery:
         await journal.commit(*facts)
-        nursery.start_soon(
-            partial(run_sink, told.name, sink, journal=journal, live=Live(), context=told, closing=closing)
-        )
+        runner = SinkRunner(sink, given, journal=journal, live=Live())
+        nursery.start_soon(runner.run)
         with trio.fail_after(60):
-            while await journal.cursor(told.name) != journal.tip:  # noqa: ASYNC110 - a cursor tells nobody
+            while await journal.cursor(given.name) != journal.tip:  # noqa: ASYNC110 - a cursor wakes no task
                 await trio.sleep(0.01)
-        closing.set()
-        return await journal.refused(told.name)
+        runner.finish()
+        return await journal.refused(given.name)
 
 
 def fill_disk(journal: Journal) -> Callable[[], None]:

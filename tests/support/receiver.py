@@ -17,7 +17,7 @@ from roomtone.proxy import join
 
 
 class Answer(NamedTuple):
-    """How one request is answered: after `delay` seconds; with `reset`, by a reset of the connection instead."""
+    """The answer to one request, after `delay` seconds; with `reset`, a reset of the connection instead."""
 
     status: int = 204
     headers: tuple[tuple[str, str], ...] = ()
@@ -41,7 +41,7 @@ class Post(NamedTuple):
 
 
 class Receiver:
-    """What came: `posts` are all requests, `accepted` those that were answered with a 2xx."""
+    """The received requests: `posts` are all of them, `accepted` those that were answered with a 2xx."""
 
     def __init__(self, url: str, port: int) -> None:
         self.url = url
@@ -67,12 +67,12 @@ class Receiver:
         return [event for post in self.accepted for event in post.events]
 
     async def wait_accepted(self, count: int) -> None:
-        """Return when so many different events have been accepted."""
+        """Return when this many different events have been accepted."""
         while len({event["id"] for event in self.events}) < count:
             await self._changed.wait()
 
     async def wait_posts(self, count: int) -> None:
-        """Return when so many requests have come."""
+        """Return when this many requests have come."""
         while len(self.posts) < count:
             await self._changed.wait()
 

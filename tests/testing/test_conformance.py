@@ -17,7 +17,7 @@ import pytest
 
 from roomtone import Context, Durable, Forgotten, Sink, hookimpl
 from roomtone.testing import LAWS, LawBroken, check, conformance_tests
-from roomtone.testing.conformance import SEGMENT
+from roomtone.testing.conformance import SEGMENT_SAMPLES
 from roomtone_command import CommandSink
 from roomtone_jsonl import Jsonl
 from roomtone_transcript import TranscriptSink
@@ -46,7 +46,10 @@ def read_segments(folder: Path) -> list[int]:
         with wave.open(str(path)) as file:
             audio = file.readframes(file.getnframes())
         samples = struct.unpack(f"<{len(audio) // 2}h", audio)
-        whole = [samples[start : start + SEGMENT] for start in range(0, len(samples) - SEGMENT + 1, SEGMENT)]
+        whole = [
+            samples[start : start + SEGMENT_SAMPLES]
+            for start in range(0, len(samples) - SEGMENT_SAMPLES + 1, SEGMENT_SAMPLES)
+        ]
         assert all(len(set(segment)) == 1 for segment in whole), "a segment is torn"
         found += [segment[0] for segment in whole if segment[0]]
     return found
@@ -55,7 +58,7 @@ def read_segments(folder: Path) -> list[int]:
 test_wav = conformance_tests(
     lambda folder: Wav(directory=str(folder / "recordings"), template="{position:09d}.wav"),
     read_segments,
-    key=lambda event: event.position // SEGMENT + 1,
+    key=lambda event: event.position // SEGMENT_SAMPLES + 1,
     kinds=("audio",),
 )
 
@@ -133,7 +136,7 @@ class Bad(Sink, frozen=True, kw_only=True, tag="bad"):
 
 
 class Writer:
-    """What is right: every event is in the file when `flush` returns, until it is to be forgotten."""
+    """A correct sink: every event is in the file when `flush` returns, until it is forgotten."""
 
     is_named: ClassVar[bool] = True
 
@@ -164,7 +167,9 @@ class Writer:
     @hookimpl
     def forgotten(self, event: Forgotten) -> None:
         # Of these ids the last figures are the number, from which the position follows.
-        kept = [line for line in self.lines() if not event.start <= (int(line[-12:], 16) - 1) * SEGMENT < event.end]
+        kept = [
+            line for line in self.lines() if not event.start <= (int(line[-12:], 16) - 1) * SEGMENT_SAMPLES < event.end
+        ]
         self.path.write_text("".join(f"{id_}\n" for id_ in kept))
 
     def lines(self) -> list[str]:
@@ -176,7 +181,7 @@ class Writer:
 
 
 def _wrote(file: Any, data: bytes) -> int:
-    """How much of it; a full disk may take a part, or nothing with an error."""
+    """Returns the bytes written; a full disk may take a part, or nothing with an error."""
     try:
         return int(file.write(data))
     except OSError:
@@ -223,7 +228,7 @@ class Blocks(Writer):
 
 
 class Leaks(Writer):
-    """Keeps a file open for each opening, for ever."""
+    """Leaks an open file at each opening."""
 
     files: ClassVar[list[Any]] = []
 
@@ -280,7 +285,7 @@ def broken(writer: type[Writer], folder: Path, laws: Sequence[str]) -> dict[str,
 
 
 def test_good_one_passes(tmp_path: Path) -> None:
-    """What is right passes, so that it is the fault that fails the others."""
+    """The correct sink passes, so that the others fail because of their faults."""
     assert broken(Writer, tmp_path, list(LAWS)) == {}
 
 
@@ -290,10 +295,10 @@ def test_good_one_passes(tmp_path: Path) -> None:
     [
         (Loses, "keeps_the_order", "missing"),
         (Reorders, "keeps_the_order", "in another order"),
-        (AcknowledgesEarly, "has_what_it_acknowledges", "acknowledged and not there yet"),
-        (Blocks, "leaves_the_loop_alone", "keeps the loop"),
+        (AcknowledgesEarly, "has_what_it_acknowledges", "acknowledged before"),
+        (Blocks, "leaves_the_loop_alone", "blocks the loop"),
         (Leaks, "leaves_nothing_behind", "descriptors"),
-        (Remembers, "forgets_when_told", "told to forget 3 events, it has 3 of them still"),
+        (Remembers, "forgets_when_told", "of 3 events to forget it still has 3"),
         (Deaf, "forgets_when_told", "no hook `forgotten`"),
         (Hides, "names_its_files", "`holdings` does not name it"),
     ],
@@ -304,6 +309,6 @@ def test_bad_ones_fail(writer: type[Writer], law: str, said: str, tmp_path: Path
 
 
 def test_kit_needs_no_pytest() -> None:
-    """Importing `roomtone.testing`, and the kit, imports no pytest: it is for whoever tests in another way, too."""
+    """Importing `roomtone.testing`, and the kit, does not import pytest: other test tools can use it too."""
     program = "import sys, roomtone.testing as t; t.check, t.open_room; sys.exit('pytest' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -327,7 +327,7 @@ async def test_a_missing_termination(autojump_clock: trio.testing.MockClock, *, 
 
 @pytest.mark.parametrize("name", GARBLED)
 async def test_garbled_messages(autojump_clock: trio.testing.MockClock, name: str) -> None:
-    """What could have been words ends the session, everything else is passed over."""
+    """A malformed message that could have been words ends the session, any other is ignored."""
     async with open_service(port=None, faults=script({0: [Garble(name, words=2)]})) as service:
         with structlog.testing.capture_logs() as logs:
             messages, over = await listen(service, speak(NUMBERS, RATE))
@@ -341,7 +341,7 @@ async def test_garbled_messages(autojump_clock: trio.testing.MockClock, name: st
 
 
 async def test_a_turn_before_begin_is_not_lost(autojump_clock: trio.testing.MockClock) -> None:
-    """What a service says before Begin is reported, and received after it."""
+    """A message of the service before Begin is reported, and received after it."""
     async with open_service(port=None, faults=script({0: [TooEarly()]})) as service:
         with structlog.testing.capture_logs() as logs:
             messages, _ = await listen(service, speak([1], RATE))
@@ -401,7 +401,7 @@ async def test_bad_parameters_are_refused(autojump_clock: trio.testing.MockClock
 
 
 async def test_silence_of_the_client_ends_a_session(autojump_clock: trio.testing.MockClock) -> None:
-    """With `inactivity_timeout` a session without any message ends with 3006, to be opened again at once."""
+    """With `inactivity_timeout` a session without any message ends with 3006, to be opened again immediately."""
     async with open_service(port=None) as service:
         url = f"{service.url}?{query(Streaming(inactivity_timeout=30), RATE)}"
         with pytest.raises(SessionClosed, match="inactivity") as over:

@@ -1,7 +1,10 @@
-"""What a person wants of a sink beyond its table: that it pauses, or gets events again. Kept in marks of the journal.
+"""Controls of a sink beyond its table, as marks in the journal: the operator pauses it, or has it get events again.
 
-So an order is durable, and one way serves both: a daemon that runs looks when another process has written, one that
-does not finds it at its next start. The command needs no daemon and no lock, only the right to write the journal.
+So a control is durable, and there is one way for both: a running daemon reads it when another process has written, a
+stopped one at its next start. The command needs no daemon and no lock, only the right to write the journal.
+
+The rooms whose audio waits for a sink are a mark too: only the plugin's class says if the sink takes audio, and the
+audio must wait even while the plugin does not load. Pure.
 """
 
 from collections.abc import Mapping
@@ -11,10 +14,11 @@ from typing import Any, Literal
 import msgspec
 
 from roomtone.journal.records import Mark
+from roomtone.sinks import Sink
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """Since when a sink is paused, by whom, and why. Events wait for it in the journal."""
+    """A sink is paused since `at`, by the operator ("person") or by Roomtone. Events wait for it in the journal."""
 
     at: datetime
     by: Literal["person", "roomtone"]
@@ -22,14 +26,14 @@ class Pause(msgspec.Struct, frozen=True):
 
 
 class Retry(msgspec.Struct, frozen=True, array_like=True):
-    """The refused events with after < seq <= until are tried again, before all others. `after` grows as they are."""
+    """The refused events with after < seq <= until are retried before all others. `after` grows with each success."""
 
     after: int
     until: int
 
 
 class SinkControls(msgspec.Struct, frozen=True):
-    """The orders that stand for one sink. `rewind` is where its cursor is to go back to."""
+    """The controls of one sink that are in force. `rewind` is the seq to which its cursor goes back."""
 
     paused: Pause | None = None
     rewind: int | None = None
@@ -37,23 +41,23 @@ class SinkControls(msgspec.Struct, frozen=True):
 
 
 def prefix(sink: str) -> str:
-    """What the keys of all marks about this sink begin with. No name of a sink has a slash."""
+    """The prefix of the keys of this sink's marks. A sink's name has no slash."""
     return f"sink/{sink}/"
 
 
-def mark_of(sink: str, order: Pause | Retry | int) -> Mark:
-    """The mark that gives this order; a number is where the cursor is to go back to."""
-    name = {Pause: "paused", Retry: "retry", int: "rewind"}[type(order)]
-    return Mark(prefix(sink) + name, msgspec.to_builtins(order))
+def control_mark(sink: str, control: Pause | Retry | int) -> Mark:
+    """The mark that sets this control; a number is the seq to which the cursor goes back."""
+    name = {Pause: "paused", Retry: "retry", int: "rewind"}[type(control)]
+    return Mark(prefix(sink) + name, msgspec.to_builtins(control))
 
 
-def cancel(sink: str, order: Literal["paused", "retry", "rewind"]) -> Mark:
-    """The mark that takes the order back, or says that it is done."""
-    return Mark(prefix(sink) + order, None)
+def cancel_mark(sink: str, control: Literal["paused", "retry", "rewind"]) -> Mark:
+    """The mark that removes the control: it is taken back, or carried out."""
+    return Mark(prefix(sink) + control, None)
 
 
 def controls_of(sink: str, marks: Mapping[str, Any]) -> SinkControls:
-    """The orders among these marks. What cannot be read was not written by us, and is no order."""
+    """The controls among these marks. Values that cannot be read were not written by Roomtone, and are ignored."""
     begin = prefix(sink)
     found = {key.removeprefix(begin): value for key, value in marks.items() if key.startswith(begin)}
     try:
@@ -62,3 +66,23 @@ def controls_of(sink: str, marks: Mapping[str, Any]) -> SinkControls:
         )
     except msgspec.ValidationError:
         return SinkControls()
+
+
+def pins_of(sink: Sink) -> list[str] | None:
+    """The rooms whose segments must wait until the sink has acknowledged them. Empty means all rooms, None no room."""
+    is_taking = sink.audio and (not sink.kinds or "audio" in sink.kinds)
+    return list(sink.rooms) if is_taking else None
+
+
+def pins_mark(name: str, sink: Sink) -> Mark:
+    """The mark that stores `pins_of`."""
+    return Mark(pins_key(name), pins_of(sink))
+
+
+def pins_key(name: str) -> str:
+    return prefix(name) + "audio"
+
+
+def is_pinned(pins: object, room: str) -> bool:
+    """True if the room is among these pins. Any other value was not written by Roomtone, and pins nothing."""
+    return isinstance(pins, list) and (not pins or room in pins)

@@ -1,11 +1,11 @@
-"""Reads what a sink has raised, for a log, a notice and the next attempt. Pure.
+"""Describes the exceptions of a sink for a log, a notice and the next attempt. Pure.
 
-The text of an error can quote what it was about: `int(event.text)` says what was said, a receiver sends back what it
-got. Logs, `status` and notices outlive `roomtone forget`, so `describe` gives them the class and the place of an error,
-and its text only from sinks of this distribution, whose texts are known. `explain` gives all of it, for the terminal of
-whoever asked with `roomtone check` or `roomtone sinks test`.
+The text of an error can quote an event: `int(event.text)` repeats its text, a receiver sends back what it got. Logs,
+`status` and notices outlive `roomtone forget`, so `describe` gives them the class and the location of an error. It adds
+the text only for sinks of this distribution, whose texts are known. `explain` gives everything, for the terminal of the
+user of `roomtone check` or `roomtone sinks test`.
 
-Total: an exception of a plugin's is an object of its own, whose text and attributes can raise in turn.
+Total: the text and the attributes of a plugin's exception are code that can raise in turn.
 """
 
 import os
@@ -19,32 +19,32 @@ from roomtone.legible import text_of, well_formed
 from roomtone.paths import StateError
 from roomtone.sinks import LONGEST_WAIT, Sink, Unprocessable
 
-OURS = frozenset(
+OUR_PACKAGES = frozenset(
     {"roomtone", "roomtone_command", "roomtone_jsonl", "roomtone_transcript", "roomtone_wav", "roomtone_webhook"}
 )
 """The packages of this distribution."""
 
 _OWN = str(Path(__file__).parent) + os.sep
 
-MAX_TEXT = 300
-"""Characters of a text that are shown."""
+MAX_TEXT_CHARS = 300
+"""At most this many characters of a text are shown."""
 
 
 def requested_delay(failure: BaseException) -> float:
-    """The seconds that the failure asks to be left alone for, as far as the contract grants it."""
+    """The seconds until the next attempt that the failure asks for, as far as the contract grants them."""
     seconds = _attribute(failure, "retry_after")
-    if isinstance(seconds, int | float) and seconds > 0:  # what is not a number is not greater either
+    if isinstance(seconds, int | float) and seconds > 0:  # NaN is not greater either
         return min(seconds, LONGEST_WAIT)
     return 0.0
 
 
 def is_ours(kind: type[Sink]) -> bool:
     """True if the sink is part of this distribution."""
-    return kind.__module__.partition(".")[0] in OURS
+    return kind.__module__.partition(".")[0] in OUR_PACKAGES
 
 
 def describe(error: BaseException, *, of: type[Sink]) -> str:
-    """One line for logs, `status` and notices: what a sink of this kind has raised, and where. It quotes nothing."""
+    """One line for logs, `status` and notices: the exception of a sink of this kind, and its location. No quotation."""
     if isinstance(error, SinkFailed | InvalidHook | StateError) or (is_ours(of) and _is_known(error)):
         return _summarize(error)
     if isinstance(error, OSError) and isinstance(error.errno, int):
@@ -54,10 +54,10 @@ def describe(error: BaseException, *, of: type[Sink]) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """One line for the terminal of whoever asked: what was raised and where, with all that it says."""
+    """One line for the terminal of the user: the exception, its location, its text and its notes."""
     notes = _attribute(error, "__notes__")
     said = " ".join(" ".join(map(text_of, notes)).split()) if isinstance(notes, list) else ""
-    return f"{_summarize(error)}: {said[:MAX_TEXT]}" if said else _summarize(error)
+    return f"{_summarize(error)}: {said[:MAX_TEXT_CHARS]}" if said else _summarize(error)
 
 
 def _attribute(error: BaseException, name: str) -> object:
@@ -68,31 +68,31 @@ def _attribute(error: BaseException, name: str) -> object:
 
 
 def _is_known(error: BaseException) -> bool:
-    """True if the error is of a class whose texts our own sinks write, or the system. Refusals quote the receiver."""
-    known = isinstance(error, OSError | ValueError) or type(error).__module__.partition(".")[0] in OURS
+    """True if the text comes from our own sinks or the system. A refusal may quote the receiver."""
+    known = isinstance(error, OSError | ValueError) or type(error).__module__.partition(".")[0] in OUR_PACKAGES
     return known and not isinstance(error, Unprocessable)
 
 
 def _summarize(error: BaseException) -> str:
-    text = " ".join(text_of(error).split())[:MAX_TEXT]
+    text = " ".join(text_of(error).split())[:MAX_TEXT_CHARS]
     if isinstance(error, SinkFailed | InvalidHook | StateError):
         return text
     place = _place(error)
     if isinstance(error, OSError) and (file := _attribute(error, "filename")) and error.strerror:
         name = os.fsdecode(file) if isinstance(file, bytes) else file
-        return f"{text_of(name)}: {text_of(error.strerror)}"[:MAX_TEXT] + place
+        return f"{text_of(name)}: {text_of(error.strerror)}"[:MAX_TEXT_CHARS] + place
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
 
 
 def _place(error: BaseException) -> str:
-    """Where the sink's own code was: a line of pathlib, or of the daemon's own, explains nothing."""
+    """The location in the sink's own code: a line of pathlib or of the daemon explains nothing."""
     lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     own = [f" ({file}:{line})" for file, line in lines if not _is_library(file)]
     return well_formed(own[-1]) if own else ""
 
 
 def _is_library(file: str) -> bool:
-    """True if this is Python's own, and not what is installed beside it, or the daemon's."""
+    """True if the file is part of the standard library or of the daemon's delivery."""
     return file.startswith(_OWN) or (
         file.startswith((sysconfig.get_path("stdlib"), "<frozen"))
         and not file.startswith((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))

@@ -6,56 +6,52 @@ from typing import Any
 
 import trio
 
-from roomtone.concurrency import grace_after_cancel
 from roomtone.delivery.batch import Batch, SinkFailed
 from roomtone.delivery.hooks import Hook, SinkHooks
 from roomtone.events import kind_of
 from roomtone.live import LiveEvent
 
-CANCELED_CALL_TIMEOUT_S = 4.0
-"""Seconds that a call in a thread is still waited for when everything is cancelled."""
-
 
 class HookExecutor:
-    """What calls into one sink's object from its opening to its leaving.
+    """Makes the calls into one opened sink's object.
 
-    A synchronous call that outlives `timeout` is told to `on_overdue` and then waited for, with everything else of
-    this sink standing still: its object is in use. What it returned in the end counts, for else a receiver that is
-    always too slow would get the same event for ever.
+    A synchronous call that outlives `timeout_s` is reported to `on_overdue`. Then it is waited for while the rest of
+    this sink stands still, for its object is in use. Its result counts: otherwise a receiver that is always too slow
+    would get the same event again and again.
 
-    Resources: threads belong to `nursery`, which lies outside the sink's context. So a task of the sink that crashes
-    cannot have the context left while a thread is in it; only cancelling the nursery, at the very end, leaves a thread
-    behind, and only one that takes longer than LAST_CALL: what it uses is closed under it, and C does not forgive that.
+    Resources: `nursery` lies inside the sink's context and ends only after the thread has, cancelled or not. So no file
+    or database is closed under a running hook, which C code does not survive. At shutdown the process ends without it:
+    see `monitoring/exit_deadline.py`. An `on_overdue` that raises abandons the thread: for a process that then ends.
     """
 
     def __init__(
         self,
         hooks: SinkHooks,
         *,
-        timeout: float,
+        timeout_s: float,
         nursery: trio.Nursery,
         on_overdue: Callable[[str], Awaitable[None]],
     ) -> None:
         self.hooks = hooks
         self.is_stuck = False
-        self._timeout = timeout
+        self._timeout_s = timeout_s
         self._nursery = nursery
         self._on_overdue = on_overdue
-        self._turn = trio.Lock()
-        self._thread = trio.CapacityLimiter(1)
+        self._lock = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)
 
     async def deliver(self, batch: Batch) -> None:
-        """Take the batch through the hooks. What came of it stands in the batch; it raises nothing of the sink's."""
-        async with self._turn:
+        """Take the batch through the hooks. The batch holds the outcome; nothing that the sink raises comes out."""
+        async with self._lock:
             if self.hooks.is_sync:
                 error = await self._in_thread(batch.run, batch)
                 batch.error = batch.error or error
             else:
                 await batch.run_async(partial(self._call, batch))
 
-    async def tell_live(self, event: LiveEvent) -> None:
+    async def deliver_live(self, event: LiveEvent) -> None:
         """Call the live hook of this event. Raises whatever the hook raises."""
-        async with self._turn:
+        async with self._lock:
             await self._call(None, self.hooks.live[kind_of(event)], (event,))
 
     async def _call(self, batch: Batch | None, hook: Hook, arguments: Sequence[Any]) -> None:
@@ -63,22 +59,23 @@ class HookExecutor:
             if error := await self._in_thread(partial(hook.call, *arguments), batch):
                 raise error
             return
-        with trio.move_on_after(self._timeout) as scope:
+        with trio.move_on_after(self._timeout_s) as scope:
             await hook.function(*arguments)
         if scope.cancelled_caught:
-            raise SinkFailed(f"{hook.name} took longer than {self._timeout:g} s")
+            raise SinkFailed(f"{hook.name} took longer than {self._timeout_s:g} s")
 
     async def _in_thread(self, work: Callable[[], None], batch: Batch | None) -> Exception | None:
-        """Do the work in the thread of this sink. Returns what it raised, or None."""
+        """Do the work in the thread of this sink. Returns what it raised, or None. Cancelled, it leaves the thread to
+        the nursery.
+        """
         ended = trio.Event()
         errors: list[Exception] = []
-        self._nursery.start_soon(self._supervise, work, batch, errors, ended)
-        with trio.CancelScope(shield=True):
-            await ended.wait()
+        self._nursery.start_soon(self._run_thread, work, batch, errors, ended)
+        await ended.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
         return errors[0] if errors else None
 
-    async def _supervise(
+    async def _run_thread(
         self, work: Callable[[], None], batch: Batch | None, errors: list[Exception], ended: trio.Event
     ) -> None:
         def contained() -> None:
@@ -90,33 +87,32 @@ class HookExecutor:
                 errors.append(SinkFailed(f"a hook raised {type(error).__name__}"))
 
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch, batch)
-                with trio.CancelScope(shield=True) as patience:
-                    nursery.start_soon(grace_after_cancel, patience, CANCELED_CALL_TIMEOUT_S)
-                    await trio.to_thread.run_sync(contained, limiter=self._thread, abandon_on_cancel=True)
-                nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch_timeout, batch)
+                    await trio.to_thread.run_sync(contained, limiter=self._limiter, abandon_on_cancel=True)
+                    nursery.cancel_scope.cancel()
             if self.is_stuck and batch:
-                batch.error = batch.error or SinkFailed(self._overdue)
+                batch.error = batch.error or SinkFailed(self._overdue_text)
             elif self.is_stuck:
-                errors.append(SinkFailed(self._overdue))
+                errors.append(SinkFailed(self._overdue_text))
         finally:
             self.is_stuck = False
             ended.set()
 
-    async def _watch(self, batch: Batch | None) -> None:
-        """Say so when one call takes longer than the timeout; cancelled when the thread is back before that."""
+    async def _watch_timeout(self, batch: Batch | None) -> None:
+        """Report a call that takes longer than the timeout; cancelled when the thread returns."""
         begun, since = -1, trio.current_time()
         while True:
             now = trio.current_time()
-            if batch and batch.begun != begun:  # first: the loop may have stood still for longer than the timeout
-                begun, since = batch.begun, now
-            if (left := since + self._timeout - now) <= 0:
+            if batch and batch.calls_begun != begun:  # first: the loop may have stood still for longer than the timeout
+                begun, since = batch.calls_begun, now
+            if (left := since + self._timeout_s - now) <= 0:
                 break
-            await trio.sleep(min(left, self._timeout / 8))
+            await trio.sleep(min(left, self._timeout_s / 8))
         self.is_stuck = True
-        await self._on_overdue(self._overdue)
+        await self._on_overdue(self._overdue_text)
 
     @property
-    def _overdue(self) -> str:
-        return f"a hook takes longer than {self._timeout:g} s"
+    def _overdue_text(self) -> str:
+        return f"a hook takes longer than {self._timeout_s:g} s"

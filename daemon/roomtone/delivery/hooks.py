@@ -1,7 +1,7 @@
-"""What a sink's object implements: its hooks, validated by pluggy and ready to be called one by one.
+"""The hooks that a sink's object implements, validated by pluggy and ready to be called one by one.
 
-Each object gets a plugin manager of its own. A shared one would call every sink's hook in one loop, which the first
-sink that raises ends for the others.
+Each object gets a plugin manager of its own. A shared one would call the hooks of all sinks in one loop, and the first
+exception would end it for the other sinks.
 """
 
 import difflib
@@ -18,38 +18,40 @@ from roomtone.events import KINDS, Durable, kind_of
 from roomtone.legible import text_of
 from roomtone.sinks import PROJECT, Context, Hooks, Registry, Sink
 
-LIVE = ("interim", "level")
+LIVE_HOOKS = ("interim", "level")
 """The hooks of the live feed: best effort, without acknowledgement."""
 
 _WITHOUT_EVENT = ("flush", "register_sinks")
 
 
 class InvalidHook(Exception):  # noqa: N818 - it says what is true of the object
-    """The hooks of an object are not ours: misspelt, with another argument, or none. Says where, and what to do."""
+    """An object has a misspelt hook, a hook with another argument, or none. The text says where, and what to do."""
 
 
 class Hook(NamedTuple):
-    """One hook of one object. `function` takes the event, or nothing for `flush`, whatever the implementation names."""
+    """One hook of one object. `function` takes the event, or nothing for `flush`, whatever the implementation takes."""
 
     name: str
     function: Callable[..., Any]
     is_async: bool
 
     def call(self, *arguments: Any) -> None:
-        """Call a synchronous hook. Raises Misfit when it gives back something to be awaited, which nobody would."""
+        """Call a synchronous hook. Raises InvalidHook if it returns an awaitable, for nothing would await it."""
         result = self.function(*arguments)
         if result is not None and inspect.isawaitable(result):
             if inspect.iscoroutine(result):
                 result.close()  # else Python warns of it somewhere far from here
-            raise InvalidHook(f"{place_of(self.function)}: {self.name} gave back an awaitable; write it as `async def`")
+            raise InvalidHook(
+                f"{location_of(self.function)}: {self.name} returned an awaitable; write it as `async def`"
+            )
 
 
 class SinkHooks:
-    """The hooks of one object, by what they are called for."""
+    """The hooks of one object by the events that they are called for."""
 
     def __init__(self, hooks: dict[str, Hook]) -> None:
         self.flush = hooks.get("flush")
-        self.live = {name: hooks[name] for name in LIVE if name in hooks}
+        self.live = {name: hooks[name] for name in LIVE_HOOKS if name in hooks}
         self._durable = {
             kind: tuple(hooks[name] for name in (kind, "event") if name in hooks)
             for kind in KINDS
@@ -61,38 +63,38 @@ class SinkHooks:
         self.is_sync = not any(hook.is_async for hook in [*durable, *filter(None, [self.flush])])
 
     def hooks_for(self, event: Durable) -> tuple[Hook, ...]:
-        """The hooks to call for this event: that of its kind first, then `event`."""
+        """The hooks to call for this event: the one of its kind first, then `event`."""
         return self._durable.get(kind_of(event), ())
 
 
 def open_sink(sink: Sink, context: Context) -> AbstractAsyncContextManager[object]:
-    """The sink's context. Raises Misfit where its `open` gives none."""
+    """The sink's context. Raises InvalidHook if `open` returns none."""
     made = sink.open(context)
     if inspect.iscoroutine(made):
         made.close()  # else Python warns of it somewhere far from here
     if not isinstance(made, AbstractAsyncContextManager):
         raise InvalidHook(
-            f"{type(sink).__qualname__}.open gives no async context manager; put @asynccontextmanager above it"
+            f"{type(sink).__qualname__}.open returns no async context manager; put @asynccontextmanager above it"
         )
     return made
 
 
 def validate_hooks(plugin: object, *, name: str) -> SinkHooks:
-    """The hooks of what a sink has opened; `name` is the sink's, for messages.
+    """The hooks of the object that a sink has opened; `name` is the sink's, for messages.
 
-    Raises Misfit for a misspelt hook or argument, and for an object without any hook.
+    Raises InvalidHook for a misspelt hook or argument, and for an object without hooks.
     """
     hooks = find_hooks(plugin, [Hooks, Registry], name=name)
     hooks.pop("register_sinks", None)  # a drop-in file may announce sinks and be one
     if not hooks:
         raise InvalidHook(
-            f"{place_of(plugin)}: what sink {name} opened has no method marked with @hookimpl, so it gets nothing"
+            f"{location_of(plugin)}: what sink {name} opened has no method marked with @hookimpl, so it gets no events"
         )
     return SinkHooks(hooks)
 
 
 def find_hooks(plugin: object, specifications: Sequence[type], *, name: str) -> dict[str, Hook]:
-    """The marked functions of an object by the hook that they implement. Raises Misfit where one implements none."""
+    """The marked functions of an object by hook. Raises InvalidHook if one implements no known hook."""
     manager = pluggy.PluginManager(PROJECT)
     for specification in specifications:
         manager.add_hookspecs(specification)
@@ -107,17 +109,17 @@ def find_hooks(plugin: object, specifications: Sequence[type], *, name: str) -> 
                 found[caller.name] = _hook(caller.name, implementation)
             elif not implementation.optionalhook:
                 known = [hook for specification in specifications for hook in vars(specification) if hook[0] != "_"]
-                raise InvalidHook(f"{place_of(implementation.function)}: {_unknown(caller.name, known)}")
+                raise InvalidHook(f"{location_of(implementation.function)}: {_unknown(caller.name, known)}")
     return found
 
 
 def _hook(name: str, implementation: pluggy.HookImpl) -> Hook:
     function: Callable[..., Any] = implementation.function
-    place = place_of(function)
+    place = location_of(function)
     if implementation.wrapper or implementation.hookwrapper:
-        raise InvalidHook(f"{place}: {name} wraps a hook, and a sink has nothing to wrap; leave out wrapper=True")
+        raise InvalidHook(f"{place}: {name} is a hook wrapper, which a sink cannot have; remove wrapper=True")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise InvalidHook(f"{place}: {name} has a `yield`, so that calling it would do nothing; take it out")
+        raise InvalidHook(f"{place}: {name} contains `yield`, so calling it would do nothing; remove the `yield`")
     is_async = inspect.iscoroutinefunction(function)
     is_whole = name in _WITHOUT_EVENT or "event" in implementation.argnames
     return Hook(name, function if is_whole else _without_event(function), is_async)
@@ -134,7 +136,7 @@ def _without_event(function: Callable[..., Any]) -> Callable[..., Any]:
 def _unknown(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    return f"there is no hook {name}; {hint} (a function of your own needs no @hookimpl)"
+    return f"there is no hook {name}; {hint} (for a function of your own, remove @hookimpl)"
 
 
 def _explain(plugin: object, manager: pluggy.PluginManager, error: pluggy.PluginValidationError) -> str:
@@ -144,10 +146,10 @@ def _explain(plugin: object, manager: pluggy.PluginManager, error: pluggy.Plugin
             argument.name for argument in named if argument.name != "event" and argument.default is argument.empty
         ]:
             return (
-                f"{place_of(function)}: {function.__name__} has the argument {', '.join(wrong)}; "
-                "the hook of an event gets `event`, flush and register_sinks get nothing"
+                f"{location_of(function)}: {function.__name__} has the argument {', '.join(wrong)}; "
+                "a hook for events takes `event`; flush and register_sinks take nothing"
             )
-    return f"{place_of(plugin)}: {' '.join(text_of(error).split())}"
+    return f"{location_of(plugin)}: {' '.join(text_of(error).split())}"
 
 
 def _marked(plugin: object, manager: pluggy.PluginManager) -> Iterator[Any]:
@@ -156,8 +158,8 @@ def _marked(plugin: object, manager: pluggy.PluginManager) -> Iterator[Any]:
             yield getattr(plugin, name)
 
 
-def place_of(thing: object) -> str:
-    """Where a person finds it: file and line of a function, file of a module, else file and name of the class."""
+def location_of(thing: object) -> str:
+    """The location for a message: file and line of a function, file of a module, else file and name of the class."""
     code = getattr(inspect.unwrap(thing) if callable(thing) else thing, "__code__", None)
     if code is not None:
         return f"{code.co_filename}:{code.co_firstlineno}"

@@ -1,7 +1,7 @@
 """Finds the sinks that plugins bring: installed packages (entry points of the group `roomtone`) and drop-in files.
 
-Nothing raises because of a plugin. Each is loaded for itself, what is wrong with one is a `Problem` that says where and
-what to do, and the rest works.
+A plugin cannot make this raise. Each is loaded on its own; a fault of one is a `PluginProblem`, which says where it is
+and what to do, and the other plugins work.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import Any, Union
 
 import msgspec
 
-from roomtone.delivery.hooks import Hook, InvalidHook, find_hooks, place_of
+from roomtone.delivery.hooks import Hook, InvalidHook, find_hooks, location_of
 from roomtone.legible import text_of, well_formed
 from roomtone.paths import foreign_hand
 from roomtone.sinks import Hooks, Module, Registry, Sink
@@ -24,16 +24,16 @@ from roomtone.sinks import Hooks, Module, Registry, Sink
 GROUP = "roomtone"
 
 RESERVED = frozenset({"Sink", "module"})
-"""The kinds of the classes that others derive from."""
+"""The kinds of the base classes."""
 
 _PREFIX = "roomtone_drop_in_"
 _SOURCE = "__roomtone_source__"
 
 
-class Problem(msgspec.Struct, frozen=True):
-    """What is wrong with a plugin: its name, `what` in one stable word, and a text for the person who can mend it.
+class PluginProblem(msgspec.Struct, frozen=True):
+    """A fault of a plugin: the plugin's name, `what` in one stable word, and a text for the user who can correct it.
 
-    `is_file`: it is a drop-in file, which needs no table to be a sink.
+    `is_file`: the plugin is a drop-in file, which is a sink without a table.
     """
 
     plugin: str
@@ -43,37 +43,37 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Plugins(msgspec.Struct, frozen=True):
-    """What was found: every kind of sink with its class, which of them are drop-in files of hooks, and the problems."""
+    """The plugins found: every kind of sink with its class, the drop-in files of hooks among them, and the problems."""
 
     kinds: dict[str, type[Sink]]
     modules: dict[str, type[Module]]
-    problems: tuple[Problem, ...]
+    problems: tuple[PluginProblem, ...]
 
 
 def load_plugins(paths: Sequence[Path] = ()) -> Plugins:
     """Load the installed plugins, then the drop-in files: each path is a file, or a folder of files.
 
-    The first who announces a kind has it, and ours come first. Raises nothing because of a plugin.
+    The first plugin that announces a kind gets it, and the bundled ones come first. A plugin cannot make this raise.
     """
-    shelf = _Discovery()
+    discovery = _Discovery()
     for entry in sorted(
         entry_points(group=GROUP), key=lambda entry: (_owner(entry) != GROUP, _owner(entry), entry.name)
     ):
-        shelf.add_installed(entry)
-    shelf.is_at_files = True
+        discovery.add_installed(entry)
+    discovery.is_at_files = True
     for path in paths:
-        for file in shelf.files(path):
-            shelf.add_file(file)
-    return Plugins(shelf.kinds, shelf.modules, tuple(shelf.problems))
+        for file in discovery.files(path):
+            discovery.add_file(file)
+    return Plugins(discovery.kinds, discovery.modules, tuple(discovery.problems))
 
 
 class _Discovery:
-    """What has been found so far."""
+    """The plugins found so far."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, type[Sink]] = {}
         self.modules: dict[str, type[Module]] = {}
-        self.problems: list[Problem] = []
+        self.problems: list[PluginProblem] = []
         self.is_at_files = False
 
     def add_installed(self, entry: EntryPoint) -> None:
@@ -90,8 +90,8 @@ class _Discovery:
             self._note(
                 entry.name,
                 "hooks",
-                f"{place_of(plugin)}: a package announces its sinks with a function register_sinks marked with "
-                "@hookimpl; hooks of events at the level of the module are for drop-in files",
+                f"{location_of(plugin)}: a package announces its sinks with a function register_sinks marked with "
+                "@hookimpl; only a drop-in file may have hooks for events at module level",
             )
             return
         self._register(entry.name, hooks["register_sinks"])
@@ -103,7 +103,7 @@ class _Discovery:
         if module is None or hooks is None:
             return
         if not hooks:
-            self._note(name, "hooks", f"{file}: there is no function marked with @hookimpl, so it does nothing")
+            self._note(name, "hooks", f"{file}: no function is marked with @hookimpl, so the file does nothing")
             return
         if "register_sinks" in hooks:
             self._register(name, hooks.pop("register_sinks"))
@@ -111,14 +111,14 @@ class _Discovery:
             self._add_module(name, module, file, has_audio="audio" in hooks)
 
     def files(self, path: Path) -> Iterator[Path]:
-        """The plugin files that a path means, by name; those that begin with a dot or an underscore are left alone."""
+        """The plugin files at a path, by name; names that begin with a dot or an underscore are skipped."""
         try:
             if not path.is_dir():
                 yield path
                 return
             found = sorted(path.glob("*.py"))
         except OSError as error:
-            self._note(path.stem, "file", f"{path}: cannot be read: {error.strerror}; see who may read it")
+            self._note(path.stem, "file", f"{path}: cannot be read: {error.strerror}; check its permissions")
             return
         yield from (file for file in found if not file.name.startswith((".", "_")))
 
@@ -126,42 +126,42 @@ class _Discovery:
         try:
             source = self._source(file)
         except OSError as error:
-            self._note(
-                file.stem, "file", f"{file}: cannot be read: {error.strerror}; see that it is there, or leave it out"
-            )
+            self._note(file.stem, "file", f"{file}: cannot be read: {error.strerror}; correct the path, or remove it")
             return None
         if source is None:
             return None
         known = sys.modules.get(f"{_PREFIX}{file.stem}")
         if known is not None and known.__dict__.get(_SOURCE) == (str(file), source):
-            return known  # as an import would: what has not changed is the same module, and so the same sink
+            return known  # as an import would: an unchanged file is the same module, and so the same sink
         module = ModuleType(f"{_PREFIX}{file.stem}")
         module.__file__ = str(file)
-        # msgspec and dataclasses look up the annotations of a class in its module, and find modules here only.
+        # msgspec and dataclasses look up the annotations of a class in its module, which they find only here.
         sys.modules[module.__name__] = module
         try:
             # Not by an import: that would write __pycache__ beside the file, and run a stale one.
-            exec(compile(source, str(file), "exec"), module.__dict__)  # noqa: S102 - running it is what it is there for
+            exec(compile(source, str(file), "exec"), module.__dict__)  # noqa: S102 - a plugin is there to be run
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary
-            self._note(file.stem, "import", f"{_explain(error, file)}; repair the file, or take it out of the folder")
+            self._note(file.stem, "import", f"{_explain(error, file)}; repair the file, or remove it from the folder")
             return None
         module.__dict__[_SOURCE] = str(file), source
         return module
 
     def _source(self, file: Path) -> bytes | None:
-        """The file's text, if nobody but root and we could have written it: it runs with all that the daemon may do.
+        """The file's text, if only root and this user could have written it: it runs with the rights of the daemon.
 
-        Naming the configuration changes nothing of that.
+        That holds even for a configuration that is named explicitly.
         """
         real = file.resolve()
         with real.open("rb") as opened:
-            # The open file is asked, not the path, so that what was checked is what is read.
+            # The open file is checked, not its path, so that the checked file is the one that is read.
             for place, status in ((real, os.fstat(opened.fileno())), (real.parent, real.parent.stat())):
                 if fault := _unsafe(place, status):
                     self._note(file.stem, "unsafe", fault)
                     return None
             if hand := foreign_hand(file):
-                text = f"{hand}, who could run code as the daemon so; move {file}, or give what is above it to root"
+                text = (
+                    f"{hand}, who could thereby run code as the daemon; move {file}, or give its parent folders to root"
+                )
                 self._note(file.stem, "unsafe", text)
                 return None
             return opened.read()
@@ -169,16 +169,16 @@ class _Discovery:
     def _hooks(self, plugin: Any, name: str) -> dict[str, Hook] | None:
         try:
             return find_hooks(plugin, [Registry, Hooks], name=name)
-        except InvalidHook as misfit:
-            self._note(name, "hooks", str(misfit))
+        except InvalidHook as invalid:
+            self._note(name, "hooks", str(invalid))
         except Exception as error:  # noqa: BLE001 - the plugin boundary: an object of theirs is looked at
             self._note(name, "hooks", _explain(error))
         return None
 
     def _register(self, name: str, register_sinks: Hook) -> None:
-        where = f"{place_of(register_sinks.function)}: register_sinks"
+        where = f"{location_of(register_sinks.function)}: register_sinks"
         if register_sinks.is_async:
-            self._note(name, "sinks", f"{where} is asynchronous; write it as `def`")
+            self._note(name, "sinks", f"{where} is asynchronous; write `def`")
             return
         try:
             classes: Iterable[Any] = tuple(register_sinks.function())
@@ -187,7 +187,7 @@ class _Discovery:
             return
         for wrong in classes:
             if fault := self._fault(wrong):
-                self._note(name, "sinks", f"{where} gave {_called(wrong)}: {fault}")
+                self._note(name, "sinks", f"{where} returned {_called(wrong)}: {fault}")
             else:
                 self.kinds[_kind(wrong)] = wrong
 
@@ -208,7 +208,7 @@ class _Discovery:
         self.kinds[stem] = self.modules[stem] = kind
 
     def _fault(self, kind: Any) -> str | None:
-        """Why this class cannot be a kind of sink beside those that are there."""
+        """The reason why this class cannot be a kind of sink beside the known ones, or None."""
         if not (isinstance(kind, type) and issubclass(kind, Sink)):
             return "it is not a class derived from roomtone.Sink; return the classes themselves"
         if fault := _misshapen(kind):
@@ -223,35 +223,37 @@ class _Discovery:
         return None
 
     def _note(self, plugin: str, what: str, text: str) -> None:
-        self.problems.append(Problem(plugin, what, text, self.is_at_files))
+        self.problems.append(PluginProblem(plugin, what, text, self.is_at_files))
 
 
 def _misshapen(kind: type[Sink]) -> str | None:
     config = kind.__struct_config__
     if not config.frozen:
-        return "it is not frozen; leave out frozen=False"
+        return "it is not frozen; remove frozen=False"
     if not isinstance(config.tag, str) or config.tag_field != "kind" or config.array_like:
-        return 'its kind must be text under the key kind; give it tag="mykind" and leave tag_field and array_like'
+        return 'its kind must be text under the key kind; give it tag="mykind" and do not set tag_field or array_like'
     if config.tag in RESERVED:
         return f'the kind "{config.tag}" is reserved; give it another tag'
     return None
 
 
 def _unsafe(place: Path, status: os.stat_result) -> str | None:
-    """Why others could change what is there. In a folder with the sticky bit they cannot replace what is not theirs."""
+    """The reason why others could change this file or folder, or None. In a folder with the sticky bit they cannot
+    replace the files of others.
+    """
     if status.st_uid not in {0, os.geteuid()}:
         return (
-            f"{place} belongs to user {status.st_uid}, who could change what runs as the daemon; "
+            f"{place} belongs to user {status.st_uid}, who could change code that runs as the daemon; "
             f"give it to root (chown root {place})"
         )
     is_guarded = S_ISDIR(status.st_mode) and status.st_mode & S_ISVTX
     if status.st_mode & (S_IWGRP | S_IWOTH) and not is_guarded:
-        return f"{place} may be changed by others, who could run code as the daemon so; forbid it (chmod go-w {place})"
+        return f"others may write to {place} and could thereby run code as the daemon; forbid it (chmod go-w {place})"
     return None
 
 
 def _explain(error: BaseException, file: Path | None = None) -> str:
-    """What was raised, and where: in that file if it was there, else in the innermost place."""
+    """The exception and its location: the innermost line in that file if there is one, else the innermost of all."""
     if isinstance(error, SyntaxError):
         return text_of(f"{error.filename}:{error.lineno}: {error.msg}")
     frames = traceback.extract_tb(error.__traceback__)

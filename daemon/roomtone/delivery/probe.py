@@ -1,4 +1,4 @@
-"""One event through one sink, outside of the daemon: opened, called, flushed, left, as delivery would do it once."""
+"""Delivers one event to one sink outside of the daemon: opens, calls, flushes and leaves it, as a runner would."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,9 @@ from roomtone.sinks import Context, Sink
 
 
 class ProbeResult(msgspec.Struct, frozen=True):
-    """What came of it: `event` was sent, or None; `refused` says why it was set aside, `error` what failed.
+    """The outcome: `event` was sent, if any; `refused` is the reason why it was set aside, `error` the failure.
 
-    Without either it is acknowledged.
+    Without either the event is acknowledged.
     """
 
     event: Durable | None = None
@@ -26,39 +26,38 @@ class ProbeResult(msgspec.Struct, frozen=True):
 
 
 async def probe_sink(sink: Sink, context: Context, choose: Callable[[SinkHooks], Durable | None]) -> ProbeResult:
-    """Open the sink, send what `choose` makes for its hooks, and leave it. Raises nothing of the sink's.
+    """Open the sink, send the event that `choose` makes for its hooks, and leave it. Raises no error of the sink.
 
-    A synchronous hook that never returns holds this up: who asks is a person, and can interrupt it.
+    A synchronous hook that outlives the timeout is abandoned, and its context is left meanwhile.
     """
     outcome = ProbeResult()
     try:
         async with trio.open_nursery() as nursery:
-            with trio.CancelScope() as patience:
-                patience.deadline = trio.current_time() + sink.timeout
+            with trio.CancelScope() as timeout:
+                timeout.deadline = trio.current_time() + sink.timeout
                 async with open_sink(sink, context) as plugin:
-                    patience.deadline = float("inf")
-                    outcome = await _send(sink, validate_hooks(plugin, name=context.name), choose, nursery)
-                    patience.deadline = trio.current_time() + sink.timeout
+                    timeout.deadline = float("inf")
+                    outcome = await _send(sink, validate_hooks(plugin, name=context.name), choose)
+                    timeout.deadline = trio.current_time() + sink.timeout
             nursery.cancel_scope.cancel()
-        if patience.cancelled_caught:
+        if timeout.cancelled_caught:
             return ProbeResult(error=f"opening or leaving took longer than {sink.timeout:g} s")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the plugin boundary: all of it runs the sink's code
         return ProbeResult(error=explain(leaves_of(error)[0]))
     return outcome
 
 
-async def _send(
-    sink: Sink, hooks: SinkHooks, choose: Callable[[SinkHooks], Durable | None], nursery: trio.Nursery
-) -> ProbeResult:
+async def _send(sink: Sink, hooks: SinkHooks, choose: Callable[[SinkHooks], Durable | None]) -> ProbeResult:
     event = choose(hooks)
     if event is None:
         return ProbeResult()
 
     async def overdue(text: str) -> None:
-        raise SinkFailed(text)
+        raise SinkFailed(text)  # which abandons the thread: the process ends soon
 
     batch = Batch([event], hooks)
-    await HookExecutor(hooks, timeout=sink.timeout, nursery=nursery, on_overdue=overdue).deliver(batch)
+    async with trio.open_nursery() as nursery:
+        await HookExecutor(hooks, timeout_s=sink.timeout, nursery=nursery, on_overdue=overdue).deliver(batch)
     if failure := batch.error or batch.flush_error:
         return ProbeResult(event, error=explain(failure))
     return ProbeResult(event, refused=batch.refused[0][1] if batch.refused else None)

@@ -144,7 +144,7 @@ class Eraser:
             f"sink {outlet.name} has no hook `forgotten`, and names no files in `holdings`: it was neither told nor "
             "searched"
             for outlet in self._outlets
-            if outlet.is_deaf()
+            if outlet.misses_forgotten()
             and not holdings.get(outlet.name)
             and not rooms.isdisjoint(_rooms_of(tables.get(outlet.name)) or rooms)
         ]

@@ -7,7 +7,8 @@ import trio
 
 from roomtone import paths
 from roomtone.config.model import Config
-from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
+from roomtone.delivery.manager import SinkManager, SinkPaths
+from roomtone.delivery.runner import SinkRunner
 from roomtone.forget.eraser import Erased, Eraser
 from roomtone.forget.room import ForgetScope, closed
 from roomtone.journal.journal import open_journal
@@ -22,12 +23,12 @@ async def forget(
 
     Errors: StateError where a daemon has the state, or it cannot be used; those of the journal.
     """
-    state, live, at_work = config.state(environ), Live(), dict[str, Outlet]()
+    state, live, at_work = config.state(environ), Live(), dict[str, SinkRunner]()
     grounds = SinkPaths(config.sinks_folder(environ), state / "sinks")
     rates = {name: room.rate for name, room in config.rooms.items()}
     with paths.lock(state):
         async with open_journal(state / "journal.sqlite") as journal, trio.open_nursery() as delivery:
-            outlets = SinkManager(delivery, journal=journal, live=live, grounds=grounds, rates=rates, at_work=at_work)
+            outlets = SinkManager(delivery, journal=journal, live=live, paths=grounds, rates=rates, at_work=at_work)
             for name, sink in config.sinks.items():
                 outlets.begin(name, sink)
             premises = ForgetScope(journal, live, closed(state / SPOOL_FOLDER))

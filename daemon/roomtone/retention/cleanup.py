@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from roomtone.config.model import Storage
-from roomtone.delivery.audio_pins import is_pinned, pins_key, pins_of
+from roomtone.delivery.controls import is_pinned, pins_key, pins_of
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal
 from roomtone.journal.records import CoverageSpan, Mark, Record

@@ -1,7 +1,6 @@
-"""What tests of Roomtone and of its plugins stand on: a fake speech service, a fake room, the conformance kit.
+"""For tests of Roomtone and of its plugins: a fake speech service, a fake room, the conformance kit.
 
-Loaded lazily: whoever wants the room has no need of the service's protocol, and nothing here needs pytest until it is
-asked for a test.
+Loaded lazily: the room does not need the service's protocol, and nothing here needs pytest until a test is made.
 """
 
 from importlib import import_module

@@ -1,17 +1,16 @@
-"""The conformance kit: whether a sink keeps its part of the contract, tried with the daemon's own delivery.
+"""The conformance kit: tests of a sink's part of the contract, with the daemon's own delivery.
 
-In a test module of pytest it is one line, which makes one test for each law:
+In a pytest module one line makes a test for each law:
 
     test_conformance = conformance_tests(make_sink, read_back)
 
-`make_sink(folder)` gives the sink with everything that it writes below the folder, or an async context manager that
-gives it, for one that needs a receiver. `read_back(folder)` gives what has arrived there, oldest first: by default the
-ids of the events, else what `key` makes of one. Doubled entries are allowed, for delivery is at least once; what counts
-is the first coming of each. A sink that hands on what it gets, and keeps nothing of it, is tried with `keeps=False`.
+`make_sink(folder)` returns the sink, which must write below the folder, or an async context manager that yields it, for
+one that needs a receiver. `read_back(folder)` returns the arrived events, oldest first: by default their ids, otherwise
+their values by `key`. Doubled entries are allowed, for delivery is at least once; the first entry of each counts. Use
+`keeps=False` for a sink that hands events on and keeps nothing of them.
 """
 
 import resource
-import sys
 import threading
 import time
 from array import array
@@ -38,10 +37,10 @@ from roomtone.testing.room import NOON, FakeRoom, context_of, open_room
 NAME = "sink"
 ROOM = "desk"
 RATE = 16_000
-SEGMENT = 16_000
+SEGMENT_SAMPLES = 16_000
 """Samples in a segment of audio; each of segment n has the value n."""
-STALL = 1.0
-"""Seconds for which no step of an asynchronous hook may keep the loop."""
+MAX_STEP_S = 1.0
+"""Seconds that a step of an asynchronous hook may take at most: it blocks the loop."""
 LAW_TIMEOUT_S = 20.0
 
 HOSTILE = (
@@ -54,15 +53,15 @@ HOSTILE = (
     "   ",
     "x" * 1_000_000,
 )
-"""Texts of turns that a sink has to live with."""
+"""Difficult texts of turns, which a sink must accept or refuse."""
 
 MakeSink: TypeAlias = Callable[[Path], Sink | AbstractAsyncContextManager[Sink]]
 ReadBack: TypeAlias = Callable[[Path], Sequence[Hashable]]
 Key: TypeAlias = Callable[[Any], Hashable]
 
 
-class LawBroken(AssertionError):  # noqa: N818 - it says what is true of the sink
-    """The sink does not keep the contract. Says which law, and what was seen."""
+class LawBroken(AssertionError):  # noqa: N818 - it states a fact about the sink
+    """The sink breaks the contract. The text says how."""
 
 
 def conformance_tests(
@@ -73,12 +72,12 @@ def conformance_tests(
     kinds: Sequence[str] = ("turn",),
     keeps: bool = True,
 ) -> Callable[..., None]:
-    """A test for pytest with a case for each law, to be bound to a name that begins with `test_`.
+    """A pytest test with a case for each law. Bind it to a name that begins with `test_`.
 
-    `kinds` are those that `read_back` finds again; events of all other kinds come in between. `key` says what it finds
-    of an event, by default its id. `keeps`: what it finds lies in files of the sink's own, which can forget it.
+    `read_back` finds events of these `kinds`; events of all other kinds come in between. `key` gives the value of an
+    event in `read_back`, by default its id. `keeps`: the sink keeps events in files of its own, and can forget them.
     """
-    import pytest  # noqa: PLC0415 - the kit runs without it too, see `check`
+    import pytest  # noqa: PLC0415 - `check` runs without pytest
 
     @pytest.mark.parametrize("law", list(LAWS))
     def test_conformance(law: str, tmp_path: Path) -> None:
@@ -97,18 +96,18 @@ def check(
     kinds: Sequence[str] = ("turn",),
     keeps: bool = True,
 ) -> None:
-    """Try one of the LAWS in an empty folder. Raises LawBroken."""
+    """Test one of the LAWS in an empty folder. Raises LawBroken."""
 
-    async def try_it() -> None:
+    async def run() -> None:
         made = make_sink(folder)
         async with nullcontext(made) if isinstance(made, Sink) else made as sink:
             await LAWS[law](Bench(sink, read_back, folder, key or _id, tuple(kinds), keeps=keeps))
 
-    trio.run(try_it)
+    trio.run(run)
 
 
 class Bench:
-    """A sink, and what its laws need: events, ways to deliver them, and a look at what has arrived."""
+    """A sink with the tools of the laws: events, ways to deliver them, and the arrived events."""
 
     def __init__(
         self, sink: Sink, read_back: ReadBack, folder: Path, key: Key, kinds: tuple[str, ...], *, keeps: bool
@@ -124,25 +123,25 @@ class Bench:
         (folder / ".room").mkdir(parents=True, exist_ok=True)
 
     def events(self, count: int, text: str = "") -> list[Durable]:
-        """So many events of the kinds that are found again, and one of each other kind in between."""
+        """This many events of the bench's kinds, and one of each other kind in between."""
         others = [kind for kind in events.KINDS if kind not in self.kinds]
         chosen: list[Durable] = []
         for number in range(count):
             chosen.append(self.event(self.kinds[number % len(self.kinds)], text))
-            if number < len(others) and others[number] != "forgotten":  # it would take away what is to be found
+            if number < len(others) and others[number] != "forgotten":  # it would remove the events that must be found
                 chosen.append(self.event(others[number], text))
         return chosen
 
     def event(self, kind: str, text: str = "") -> Durable:
-        """The next event, of this kind; with an id, which the journal replaces by its own."""
+        """The next event, of this kind. The journal replaces its id."""
         self._made += 1
         number = self._made
-        position = (number - 1) * SEGMENT
+        position = (number - 1) * SEGMENT_SAMPLES
         at = NOON + timedelta(seconds=position / RATE)
         made = _fields(kind, number, text or f"This is number {number}.", at)
         if kind == "audio":
             file = self.folder / ".room" / f"{number}.pcm"
-            file.write_bytes(array("h", [number % 30_000]) * SEGMENT)
+            file.write_bytes(array("h", [number % 30_000]) * SEGMENT_SAMPLES)
             made["file"] = str(file)
         envelope = {"kind": kind, "seq": number, "id": _number(number), "room": ROOM, "position": position, "at": at}
         event: Durable = msgspec.convert(envelope | made, Durable)
@@ -156,26 +155,25 @@ class Bench:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Callable[[Sequence[Durable]], Awaitable[Batch]]]:
-        """The sink opened once; yields what takes events through its hooks and a flush, and acknowledges nothing."""
+        """The sink opened once; yields a call that takes events through its hooks and a flush."""
 
         async def overdue(text: str) -> None:
             raise LawBroken(f"the sink hangs: {text}")
 
-        async with trio.open_nursery() as nursery:
-            async with open_sink(self.sink, self.context) as plugin:
-                hooks = validate_hooks(plugin, name=NAME)
-                worker = HookExecutor(hooks, timeout=self.sink.timeout, nursery=nursery, on_overdue=overdue)
+        async with open_sink(self.sink, self.context) as plugin:
+            hooks = validate_hooks(plugin, name=NAME)
+            async with trio.open_nursery() as nursery:
+                executor = HookExecutor(hooks, timeout_s=self.sink.timeout, nursery=nursery, on_overdue=overdue)
 
                 async def deliver(given: Sequence[Durable]) -> Batch:
                     batch = Batch([each for each in given if wants(self.sink, each) and hooks.hooks_for(each)], hooks)
-                    await worker.deliver(batch)
+                    await executor.deliver(batch)
                     return batch
 
                 yield deliver
-            nursery.cancel_scope.cancel()
 
     async def deliver_all(self, given: Sequence[Durable]) -> None:
-        """Take all of them through the sink, in as many batches as it needs."""
+        """Deliver all of them to the sink, in as many batches as it needs."""
         async with self.session() as deliver:
             left = list(given)
             while left:
@@ -188,7 +186,7 @@ class Bench:
                 left = [event for event in left if event.seq > last] if batch.done < len(batch.events) else []
 
     def expect(self, given: Sequence[Durable], what: str, *, besides: Sequence[Durable] = ()) -> None:
-        """All of these have arrived, in this order, and nothing that was not sent; `besides` may have, or not."""
+        """Raises LawBroken unless all of these have arrived, in this order, and no others; `besides` are optional."""
         wanted = [self._key(event) for event in given if kind_of(event) in self.kinds]
         optional = {self._key(event) for event in besides}
         found = [key for key in dict.fromkeys(self._read_back(self.folder)) if key not in optional]
@@ -197,16 +195,16 @@ class Bench:
         missing = [each for each in wanted if each not in found]
         unknown = [each for each in found if each not in wanted]
         fault = f"{len(missing)} missing, such as {_short(missing[0])}" if missing else "in another order"
-        fault = f"{len(unknown)} that nobody sent, such as {_short(unknown[0])}" if unknown and not missing else fault
+        fault = f"{len(unknown)} that were not sent, such as {_short(unknown[0])}" if unknown and not missing else fault
         raise LawBroken(f"{what}: of {len(wanted)} events {fault}")
 
-    def has(self, given: Sequence[Durable]) -> list[Hashable]:
-        """Which of these have not arrived."""
+    def missing(self, given: Sequence[Durable]) -> list[Hashable]:
+        """The keys of these that have not arrived."""
         found = set(self._read_back(self.folder))
         return [key for event in given if kind_of(event) in self.kinds and (key := self._key(event)) not in found]
 
     def files_with(self, given: Sequence[Durable]) -> list[Path]:
-        """The sink's files that have anything of these. It must be closed: see `forget/search.py`."""
+        """The sink's files that contain data of these. It must be closed: see `forget/search.py`."""
         places = [place for place in self.folder.iterdir() if place.name != ".room"]
         order = Order(
             places=(*map(str, places), str(self.context.state)),
@@ -220,14 +218,14 @@ class Bench:
 
 
 def _samples(event: Audio) -> bytes:
-    return array("h", [event.position // SEGMENT % 30_000 + 1]).tobytes() * SEGMENT
+    return array("h", [event.position // SEGMENT_SAMPLES % 30_000 + 1]).tobytes() * SEGMENT_SAMPLES
 
 
 # The laws
 
 
 async def keeps_the_order(bench: Bench) -> None:
-    """Everything arrives, in the order of the journal: many at once, and one by one."""
+    """Everything arrives in the order of the journal: many in one batch, and one by one."""
     async with bench.room() as room:
         sent = list(await room.commit(*bench.events(40)))
         await room.delivered(LAW_TIMEOUT_S)
@@ -238,16 +236,16 @@ async def keeps_the_order(bench: Bench) -> None:
 
 
 async def has_what_it_acknowledges(bench: Bench) -> None:
-    """At the moment of its acknowledgement an event is where a reader finds it: from then on it never comes again."""
+    """A reader finds an event at the moment of its acknowledgement: from then on it never comes again."""
     sent: list[Durable] = []
     early: list[Hashable] = []
 
     def witness(name: str, seq: int) -> None:
-        early.extend(bench.has([event for event in sent if event.seq <= seq]))
+        early.extend(bench.missing([event for event in sent if event.seq <= seq]))
 
     async with bench.room(witness) as room:
         for count in (30, 1, 1, 5):
-            # Known before they are committed, for delivery may be quicker than this task.
+            # Known before the commit, for delivery may be quicker than this task.
             given = bench.events(count)
             first = room.journal.tip + 1
             sent += [msgspec.structs.replace(event, seq=first + place) for place, event in enumerate(given)]
@@ -255,11 +253,11 @@ async def has_what_it_acknowledges(bench: Bench) -> None:
             sent[-len(committed) :] = committed
             await room.delivered(LAW_TIMEOUT_S)
     if early:
-        raise LawBroken(f"acknowledged and not there yet: {len(early)} events, such as {_short(early[0])}")
+        raise LawBroken(f"acknowledged before they can be read back: {len(early)} events, such as {_short(early[0])}")
 
 
 async def takes_events_again(bench: Bench) -> None:
-    """Events that come twice, as after a crash, do no harm, and none after them is lost."""
+    """Events that come twice, as after a crash, do no harm, and later events are not lost."""
     async with bench.room() as room:
         sent = list(await room.commit(*bench.events(20)))
         await room.delivered(LAW_TIMEOUT_S)
@@ -270,7 +268,7 @@ async def takes_events_again(bench: Bench) -> None:
 
 
 async def survives_cancellation(bench: Bench) -> None:
-    """Cancelled anywhere in its hooks, and left without an acknowledgement, it takes the same events again."""
+    """After a cancellation anywhere in its hooks, without an acknowledgement, it takes the same events again."""
     given = bench.events(12)
     for steps in (0, 1, 2, 3, 5, 8, 13, 21, 34):
         with trio.CancelScope() as scope:
@@ -283,7 +281,7 @@ async def survives_cancellation(bench: Bench) -> None:
 
 
 async def can_be_opened_again(bench: Bench) -> None:
-    """Left and opened again between any two events, it goes on where it was."""
+    """It goes on where it was if it is left and opened again between any two events."""
     sent: list[Durable] = []
     for count in (1, 1, 6, 1, 3):
         async with bench.room() as room:
@@ -293,7 +291,7 @@ async def can_be_opened_again(bench: Bench) -> None:
 
 
 async def takes_hostile_text(bench: Bench) -> None:
-    """Emoji, newlines, NUL, nothing, and a megabyte: each arrives, or is refused for itself, and stops no other."""
+    """Emoji, newlines, NUL, nothing, and a megabyte: each arrives, or is refused alone, and stops no other."""
     async with bench.room() as room:
         sent = [event for text in HOSTILE for event in await room.commit(*bench.events(1, text))]
         sent += await room.commit(*bench.events(2))
@@ -305,18 +303,18 @@ async def takes_hostile_text(bench: Bench) -> None:
 
 
 async def waits_with_an_empty_journal(bench: Bench) -> None:
-    """With nothing to do it opens, waits, and ends in order."""
+    """Without events it opens, waits, and ends in order."""
     async with bench.room() as room:
         await trio.sleep(0.05)
         if (status := room.status(NAME)).state in {"failing", "configuration error"}:
-            raise LawBroken(f"it fails before anything has come: {status.error}")
+            raise LawBroken(f"it fails before the first event: {status.error}")
     bench.expect([], "of an empty journal")
 
 
 async def survives_a_full_disk(bench: Bench) -> None:
-    """When a write fails halfway, nothing is acknowledged that is not there, and with room again all arrives whole.
+    """When a write fails halfway, only what is there is acknowledged, and with room again everything arrives whole.
 
-    No file may grow beyond a limit meanwhile (RLIMIT_FSIZE), which fails as a full disk does, and needs no root.
+    A limit on the size of files (RLIMIT_FSIZE) fails like a full disk, and needs no root.
     """
     before, given = bench.events(2), bench.events(10, "This is a long story. " * 3_000)
     await bench.deliver_all(before)
@@ -334,7 +332,7 @@ async def survives_a_full_disk(bench: Bench) -> None:
 
 
 async def ends_when_told(bench: Bench) -> None:
-    """Told to stop it takes what waits and is left; killed in the middle of a write it goes on at the next start."""
+    """At a stop it takes the waiting events and is left; killed during a write it goes on at the next start."""
     sent: list[Durable] = []
     for delay in (0.0, 0.002, 0.01):
         with trio.CancelScope() as scope:
@@ -342,8 +340,6 @@ async def ends_when_told(bench: Bench) -> None:
                 sent += await room.commit(*bench.events(8))
                 await trio.sleep(delay)
                 scope.cancel()
-        while _is_in_hook():  # noqa: ASYNC110 - the process would be gone here, and its thread with it
-            await trio.sleep(0.005)
     with trio.fail_after(LAW_TIMEOUT_S):
         async with bench.room() as room:
             sent += await room.commit(*bench.events(8))
@@ -351,63 +347,63 @@ async def ends_when_told(bench: Bench) -> None:
 
 
 async def leaves_the_loop_alone(bench: Bench) -> None:
-    """No step of an asynchronous hook keeps the loop, and so everything else, for a second."""
+    """A step of an asynchronous hook never blocks the loop, and so everything else, for a second."""
     given = bench.events(10)
-    for _ in range(3):  # a busy machine may do this once, a hook does it again
+    for _ in range(3):  # a busy machine may cause this once, a hook causes it each time
         stopwatch = _Stopwatch()
         trio.lowlevel.add_instrument(stopwatch)
         try:
             await bench.deliver_all(given)
         finally:
             trio.lowlevel.remove_instrument(stopwatch)
-        if stopwatch.longest < STALL:
+        if stopwatch.longest < MAX_STEP_S:
             return
-    raise LawBroken(f"it keeps the loop for {stopwatch.longest:.1f} s; write `def` instead of `async def`")
+    raise LawBroken(f"it blocks the loop for {stopwatch.longest:.1f} s; write `def` instead of `async def`")
 
 
 async def leaves_nothing_behind(bench: Bench) -> None:
-    """What an opening has made is gone when it is left: files, sockets, threads, tasks."""
+    """When it is left, everything that it has opened is gone: files, sockets, threads, tasks."""
     left = []
     for _ in range(6):
         await bench.deliver_all(bench.events(2))
         left.append(_belongings())
-    # The first openings may fill caches; what grows with each one afterwards is a leak.
+    # The first openings may fill caches; growth with each later one is a leak.
     for what in left[-1]:
         if all(later[what] > earlier[what] for earlier, later in pairwise(left[2:])):
             raise LawBroken(f"each opening leaves something behind: {what} {[each[what] for each in left]}")
 
 
 async def forgets_when_told(bench: Bench) -> None:
-    """A stretch that is to be forgotten is in none of its files, and what was before and after it is where it was."""
+    """A forgotten stretch is in none of its files, and the events before and after it are where they were."""
     async with open_sink(bench.sink, bench.context) as plugin:
         if "forgotten" not in validate_hooks(plugin, name=NAME).kinds:
-            raise LawBroken("it has no hook `forgotten`, so that nothing of what it got could ever be forgotten")
+            raise LawBroken("it has no hook `forgotten`, so that its data could never be forgotten")
     given, gone, forgotten = _stretch(bench)
     await bench.deliver_all(given)
     bench.expect(given, "before anything is forgotten")
     await bench.deliver_all([forgotten])
     if not bench.keeps:
         return
-    if len(bench.has(gone)) < len(gone):
-        raise LawBroken(f"told to forget {len(gone)} events, it has {len(gone) - len(bench.has(gone))} of them still")
+    if len(bench.missing(gone)) < len(gone):
+        raise LawBroken(f"of {len(gone)} events to forget it still has {len(gone) - len(bench.missing(gone))}")
     if files := bench.files_with(gone):
-        raise LawBroken(f"{files[0]} still has what is forgotten; with SQLite, set PRAGMA secure_delete = ON")
+        raise LawBroken(f"{files[0]} still has forgotten data; with SQLite, set PRAGMA secure_delete = ON")
     left = [event for event in given if event not in gone]
     bench.expect(left, "after others were forgotten", besides=[forgotten])
 
 
 async def names_its_files(bench: Bench) -> None:
-    """What it keeps lies in its own state folder, or where `holdings` says: `roomtone forget` searches only there."""
+    """Its files lie in its own state folder, or where `holdings` says: `roomtone forget` searches only there."""
     given, _, _ = _stretch(bench)
     await bench.deliver_all(given)
     named = [bench.context.state, *map(Path, bench.sink.holdings(bench.context))]
     for path in bench.files_with(given) if bench.keeps else ():
         if not any(path.is_relative_to(place) or str(path).startswith(f"{place}-") for place in named):
-            raise LawBroken(f"{path} has what it got, and `holdings` does not name it")
+            raise LawBroken(f"{path} has data of its events, and `holdings` does not name it")
 
 
 def _stretch(bench: Bench) -> tuple[list[Durable], list[Durable], Forgotten]:
-    """Events, those among them that are to be forgotten, and what says so."""
+    """Events, those among them that are to be forgotten, and the event `forgotten` for them."""
     given = [
         bench.event(bench.kinds[number % len(bench.kinds)], f"Sentence {number} of nine that tell of nothing.")
         for number in range(9)
@@ -415,8 +411,8 @@ def _stretch(bench: Bench) -> tuple[list[Durable], list[Durable], Forgotten]:
     gone, forgotten = given[3:6], bench.event("forgotten")
     first, last = gone[0], given[6]
     times = {"start": first.position, "end": last.position, "from_": first.at, "until": last.at}
-    told = msgspec.structs.replace(forgotten, position=first.position, at=first.at, **times)
-    return given, gone, cast("Forgotten", told)
+    event = msgspec.structs.replace(forgotten, position=first.position, at=first.at, **times)
+    return given, gone, cast("Forgotten", event)
 
 
 Law: TypeAlias = Callable[[Bench], Awaitable[None]]
@@ -439,11 +435,11 @@ LAWS: Mapping[str, Law] = {
         names_its_files,
     )
 }
-"""What is tried, by name."""
+"""The laws by name."""
 
 
 class _Stopwatch(trio.abc.Instrument):
-    """How long the longest step of any task took."""
+    """Measures the longest step of any task."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -458,7 +454,7 @@ class _Stopwatch(trio.abc.Instrument):
 
 @contextmanager
 def _full_disk(folder: Path) -> Iterator[None]:
-    """No file of this process can grow beyond the largest one that is there."""
+    """Meanwhile no file of this process can grow beyond the largest existing one."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and ".pcm" not in path.name]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max([65_536, *sizes]) + 1_000, hard))
@@ -468,19 +464,8 @@ def _full_disk(folder: Path) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def _is_in_hook() -> bool:
-    """Whether a thread that a cancelled delivery has left behind is still in a hook."""
-    for thread, frame in sys._current_frames().items():  # noqa: SLF001 - documented, and the only way to see
-        step = frame if thread != threading.get_ident() else None
-        while step is not None:
-            if step.f_code is Batch.run.__code__:
-                return True
-            step = step.f_back
-    return False
-
-
 def _belongings() -> dict[str, int]:
-    """What this process holds, as far as it can be counted."""
+    """The countable resources of this process."""
     descriptors = Path("/proc/self/fd")
     return {
         "descriptors": len(list(descriptors.iterdir())) if descriptors.exists() else 0,
@@ -503,7 +488,7 @@ async def _cancel_after(steps: int, scope: trio.CancelScope) -> None:
 
 def _fields(kind: str, number: int, text: str, at: Any) -> dict[str, Any]:
     """The fields of an event beyond the envelope."""
-    start = (number - 1) * SEGMENT
+    start = (number - 1) * SEGMENT_SAMPLES
     fields: dict[str, dict[str, Any]] = {
         "recording_started": {"rate": RATE, "source": text},
         "recording_stopped": {"reason": "stopping"},
@@ -511,12 +496,12 @@ def _fields(kind: str, number: int, text: str, at: Any) -> dict[str, Any]:
         "session_ended": {"session_id": "script", "audio_seconds": 1, "session_seconds": 1, "reason": "terminated"},
         "turn": {"session_id": "script", "turn_order": number, "text": text},
         "answer": {"session_id": "script", "turn_order": number, "text": text, "response": {"text": text}},
-        "analysis": {"name": "summary", "start": start, "end": start + SEGMENT, "text": text, "response": {}},
-        "audio": {"samples": SEGMENT, "rate": RATE},
-        # Of no length: the room's sound has no hole for it.
+        "analysis": {"name": "summary", "start": start, "end": start + SEGMENT_SAMPLES, "text": text, "response": {}},
+        "audio": {"samples": SEGMENT_SAMPLES, "rate": RATE},
+        # Without length: the room's audio has no hole for it.
         "gap": {"start": start, "end": start, "from": at, "until": at, "cause": "device"},
         "muted": {"until": None},
-        "forgotten": {"start": start, "end": start + SEGMENT, "from": at, "until": at},
+        "forgotten": {"start": start, "end": start + SEGMENT_SAMPLES, "from": at, "until": at},
         "notice": {"severity": "info", "code": "sink.test", "text": text},
     }
     return fields.get(kind, {})

@@ -1,8 +1,8 @@
-"""Speech for tests: words are numbers that the audio itself carries, so that what was said is known from the samples.
+"""Speech for tests: words are numbers that the audio itself encodes, so that the samples determine the text.
 
 A word is 280 ms of square wave: a preamble, a number, a checksum, one bit in each 5 ms. It survives another volume,
-resampling, and the loss of a few samples; of a word that is cut, or sent by half, nothing is heard. An Ear hears it
-from any offset on, so a text is a function of the audio alone, whoever sends it, in whatever pieces, and however often.
+resampling, and the loss of a few samples; a word that is cut is not heard at all. An Ear hears it from any offset on,
+so the text is a function of the audio alone, regardless of its sender, its pieces and its repetitions.
 """
 
 import binascii
@@ -36,7 +36,7 @@ class HeardWord(NamedTuple):
 def speak(numbers: Iterable[int], rate: int, *, turn: int = 8, pause: float = 0.12, break_: float = 1.2) -> bytes:
     """Say the numbers: s16le mono at `rate` Hz, a pause in seconds after each word, a break after each `turn` words.
 
-    The last word is followed by a break too. Raises ValueError for a number that is no word.
+    The last word is followed by a break too. Raises ValueError for a number that is not a word.
     """
     audio = bytearray()
     last = 0
@@ -54,19 +54,19 @@ def quiet(seconds: float, rate: int) -> bytes:
 
 
 def spell(number: int) -> str:
-    """The word that a number is in a transcript."""
+    """The word for a number in a transcript."""
     return f"w{number}"
 
 
 def numbers_in(text: str) -> list[int]:
-    """The numbers that a transcript says, whatever its case and punctuation, misheard ones (m7 for w7) included."""
+    """The numbers in a transcript, in any case and punctuation, including misheard ones (m7 for w7)."""
     return [int(number) for number in re.findall(r"\b[wm](\d+)\b", text.casefold())]
 
 
 class Ear:
     """Hears the words in audio that comes in pieces.
 
-    `samples` counts what it was given; `loud_until` is where the last sample that was no silence ends.
+    `samples` counts its input; `loud_until` is the end of the last sample that was not silent.
     """
 
     def __init__(self, rate: int) -> None:
@@ -102,7 +102,7 @@ class Ear:
             first = self.samples - len(self._kept) + start
             heard.append(HeardWord(number, first, first + self._word))
         else:
-            # Noise: only so much is kept as may be the beginning of the quiet that ends it.
+            # Noise: keep only the samples that may begin the quiet that ends it.
             at = max(at, len(self._kept) - (round(_CLEAR * self._rate) if self._noise else 0))
         del self._kept[:at]
         return heard
@@ -133,7 +133,7 @@ class Ear:
 
 def _word(number: int, rate: int) -> bytes:
     if not 0 <= number <= MAX_NUMBER:
-        raise ValueError(f"{number} is no word: 0 to {MAX_NUMBER} are")
+        raise ValueError(f"{number} is not a word: use 0 to {MAX_NUMBER}")
     value = _PREAMBLE << 40 | number << 16 | _checksum(number)
     edges = [round(bit * _CELL * rate) for bit in range(_BITS + 1)]
     samples = array("h")

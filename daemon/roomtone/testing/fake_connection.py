@@ -1,4 +1,4 @@
-"""One connection to the fake service, once its upgrade is asked for: the session's record, its line and its faults."""
+"""One connection to the fake service, from its upgrade on: the session's record, its stream and its faults."""
 
 import socket
 import struct
@@ -21,7 +21,7 @@ _CLOSING = 2.0
 
 
 class ServiceRules(msgspec.Struct, frozen=True):
-    """What holds for every connection of one service: the arguments of `open_service`."""
+    """The rules for every connection of one service: the arguments of `open_service`."""
 
     manner: Manner
     faults: Faults
@@ -32,9 +32,9 @@ class ServiceRules(msgspec.Struct, frozen=True):
 
 
 class SessionRecord:
-    """What the service knows of one connection. Times are trio's, in seconds; `ended` says how it ended.
+    """The service's record of one connection. Times are trio's, in seconds; `ended` is the reason of its end.
 
-    `crowded`: it is one too many for `sessions_a_minute`.
+    `crowded`: it exceeds `sessions_a_minute`.
     """
 
     def __init__(self, number: int, request: WebSocketRequest) -> None:
@@ -56,7 +56,7 @@ class SessionRecord:
 
     @property
     def open_seconds(self) -> float:
-        """What is billed: Begin to the end."""
+        """The seconds that are billed: from Begin to the end."""
         if self.began_at is None:
             return 0.0
         return (trio.current_time() if self.ended_at is None else self.ended_at) - self.began_at
@@ -100,7 +100,7 @@ class FaultyStream(trio.abc.Stream):
 
 
 class FakeConnection:
-    """One accepted connection: what the service does from the upgrade to the close."""
+    """One accepted connection: the service's part from the upgrade to the close."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class FakeConnection:
         self._thinking = trio.Event()
         self._is_numb = False
         self._lag = 0.0
-        # Bounded, and full is no loss: the reader waits, as a service does that cannot keep up.
+        # Bounded, and a full one loses nothing: the reader waits, like a service that cannot keep up.
         self._send, self._outbox = trio.open_memory_channel[tuple[float, str | bytes | None]](1000)
 
     async def run(self) -> None:
@@ -159,7 +159,7 @@ class FakeConnection:
             await self._fail(_only(group))
 
     def _admit(self) -> FakeSettings:
-        """The session's settings. Raises Refused for who may not come in, and for bad parameters."""
+        """The session's settings. Raises SessionRejected for a client that is not admitted, and for bad parameters."""
         given = self._record.headers.get("authorization") or self._record.query.get("token")
         if self._rules.key is not None and given is None:
             raise SessionRejected(1008, "Unauthorized Connection: Missing Authorization header")
@@ -169,8 +169,8 @@ class FakeConnection:
             raise SessionRejected(3009, "Unauthorized Connection: Too many concurrent sessions")
         return settings_of(self._record.query)
 
-    def _check_hurry(self) -> None:
-        """Raises Refused for audio that comes faster than anybody speaks."""
+    def _check_rate(self) -> None:
+        """Raises SessionRejected for audio that comes faster than anyone can speak."""
         audio, lasted = self._record.audio_seconds, self._record.open_seconds
         if self._rules.rush is not None and audio > 10 + self._rules.rush * lasted:
             raise SessionRejected(
@@ -182,16 +182,16 @@ class FakeConnection:
     async def _read(self, conversation: FakeSession) -> None:
         settings = conversation.settings
         while True:
-            with trio.move_on_after(settings.inactivity_timeout) as patience:
+            with trio.move_on_after(settings.inactivity_timeout) as timeout:
                 message = await self._websocket.get_message()
-            if patience.cancelled_caught:
+            if timeout.cancelled_caught:
                 seconds = f"{settings.inactivity_timeout:g}"
                 raise SessionRejected(
                     3006, f"Session terminated due to inactivity: No messages received for {seconds} seconds"
                 )
             if isinstance(message, bytes):
                 await self._hear(conversation, message)
-            elif await self._obey(conversation, message):
+            elif await self._execute(conversation, message):
                 return
 
     async def _hear(self, conversation: FakeSession, audio: bytes) -> None:
@@ -203,15 +203,15 @@ class FakeConnection:
                 "Expected between 50 and 1000 ms",
             )
         self._record.audio_seconds += seconds
-        self._check_hurry()
+        self._check_rate()
         await self._say(*conversation.hear(audio))
         self._record.numbers = conversation.numbers
         for words, event in self._waiting:
             if len(conversation.numbers) >= words:
                 event.set()
 
-    async def _obey(self, conversation: FakeSession, text: str) -> bool:
-        """Do what the client asks for; True when that was the end."""
+    async def _execute(self, conversation: FakeSession, text: str) -> bool:
+        """Execute the client's command. Returns True if it was the last one."""
         try:
             command = protocol.parse_command(text)
         except protocol.Malformed as malformed:
@@ -253,7 +253,7 @@ class FakeConnection:
                 await self._send.send((due, protocol.encode(message)))
 
     async def _think(self) -> None:
-        """Answers of the language model come late, and never after Termination."""
+        """Send answers of the language model, late and never after Termination."""
         while True:
             await self._thinking.wait()
             self._thinking = trio.Event()

@@ -1,7 +1,7 @@
-"""A language model that is known by heart: chat completions over HTTP, which repeat what they are asked.
+"""A scripted language model: chat completions over HTTP that repeat the last message.
 
-It commits the mishaps that it is told to, one for each request in order, and keeps every request. It listens on
-loopback; `gateway.transport` serves the same without a socket, so that a test can run on a virtual clock.
+It carries out the given mishaps, one for each request in order, and keeps every request. It listens on loopback;
+`gateway.transport` serves the same without a socket, so that a test can run on a virtual clock.
 
     async with open_gateway(mishaps=[Limited(retry_after=2), Empty()]) as gateway:
         ...
@@ -35,7 +35,7 @@ class StatusReply(msgspec.Struct, frozen=True):
 
 
 class Silent(msgspec.Struct, frozen=True):
-    """Take the request and never answer."""
+    """Accept the request and never answer."""
 
 
 class CutOff(msgspec.Struct, frozen=True):
@@ -43,7 +43,7 @@ class CutOff(msgspec.Struct, frozen=True):
 
 
 class Garbled(msgspec.Struct, frozen=True):
-    """200 with one of BODIES, by the name of what is wrong with it."""
+    """200 with one of BODIES, by the name of its fault."""
 
     body: str
 
@@ -68,7 +68,7 @@ BODIES: Final[Mapping[str, bytes]] = {
     "binary": b"\xff\xfe\x00",
     "long": b'{"choices":"' + b"x" * (9 << 20) + b'"}',
 }
-"""Bodies that no client should trip over, none of them an answer."""
+"""Malformed bodies: none of them is an answer."""
 
 
 class FakeGateway:
@@ -104,7 +104,7 @@ class FakeGateway:
         return 200, {"content-type": "application/json"}, _completion(request)
 
     async def serve(self, stream: trio.abc.Stream) -> None:
-        """One connection, until it ends; what breaks it is contained here."""
+        """Serve one connection until it ends; its errors are contained here."""
         connection = h11.Connection(h11.SERVER)
         try:
             while await self._exchange(connection, stream):
@@ -163,9 +163,9 @@ class _Content(httpx2.AsyncByteStream):
 async def open_gateway(
     *, mishaps: Iterable[Mishap] = (), port: int | None = 0, host: str = "127.0.0.1"
 ) -> AsyncIterator[FakeGateway]:
-    """Serve chat completions on loopback, at `gateway.url`, until the context is left; `port=None`: on no socket.
+    """Serve chat completions on loopback, at `gateway.url`, until the context is left; `port=None`: without a socket.
 
-    Each request has the next mishap; None, or there being no more, is an answer.
+    Each request gets the next mishap; None, or the end of the mishaps, is an answer.
     """
     async with trio.open_nursery() as nursery:
         if port is None:
@@ -180,7 +180,7 @@ async def open_gateway(
 
 
 def _completion(request: Mapping[str, Any]) -> bytes:
-    """The model repeats what it is asked last, as far as `max_tokens` goes. A token is a word here."""
+    """The model repeats the last message, up to `max_tokens`. A token is a word here."""
     asked = str(request["messages"][-1]["content"])
     if len(asked.split()) > request["max_tokens"]:
         asked = " ".join(asked.split()[: request["max_tokens"]])

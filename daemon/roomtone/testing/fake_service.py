@@ -1,8 +1,8 @@
-"""A speech service that is known by heart: v3 as AssemblyAI serves it, with a text that the audio itself determines.
+"""A scripted speech service: v3 as AssemblyAI serves it, with a text that the audio itself determines.
 
 It hears the words of `roomtone.testing.spoken` and nothing else, in what was sent to it and not in what was meant to
 be, so that each word that a daemon misses, doubles or misplaces shows. It is as strict as the service is said to be
-(frames of 50 to 1000 ms, values of parameters, the key) and commits the faults that it is told to, see `faults`.
+(frames of 50 to 1000 ms, values of parameters, the key) and carries out the given faults, see `faults`.
 
     async with open_service(faults=script({0: [Drop(words=3)]})) as service:
         async with open_session(service.url + "?" + query(streaming, rate), connect=service.connect) as session:
@@ -42,7 +42,7 @@ _BROKEN = (
 class FakeService:
     """A running fake service. `sessions` has every connection that asked for an upgrade, in order.
 
-    `connections` counts those that did not, too.
+    `connections` also counts those that did not.
     """
 
     def __init__(self, url: str, rules: ServiceRules, nursery: trio.Nursery) -> None:
@@ -53,14 +53,14 @@ class FakeService:
         self._nursery = nursery
 
     async def connect(self, url: str) -> trio.abc.Stream:
-        """The `connect` of `open_session`: a stream in memory to this service, whatever the address says."""
+        """The `connect` of `open_session`: a stream in memory to this service, for any address."""
         await trio.lowlevel.checkpoint()
         near, far = trio.testing.memory_stream_pair()
         self._nursery.start_soon(self.serve, far)
         return near
 
     async def serve(self, stream: trio.abc.Stream) -> None:
-        """One connection, from its first byte to its last; what breaks it is contained here."""
+        """Serve one connection, from its first byte to its last; its errors are contained here."""
         number = self.connections
         self.connections += 1
         line = FaultyStream(stream)
@@ -114,11 +114,11 @@ async def open_service(
     sessions_a_minute: int | None = None,
     utc: Callable[[], float] = time.time,
 ) -> AsyncIterator[FakeService]:
-    """Serve v3 on 127.0.0.1, at `service.url`, until the context is left; sessions that are open break then.
+    """Serve v3 on 127.0.0.1, at `service.url`, until the context is left; open sessions break then.
 
-    `manner` is how it hears and answers; `key` is the only one that is let in, None lets in everybody. `rush`: more
-    audio than so many times real time, after 10 s of grace, ends a session with 3007. `sessions_a_minute`: more new
-    ones than that are refused with 3009. `utc` gives the Unix time for `expires_at`.
+    `manner` is its behavior; `key` is the only accepted key, None accepts any. `rush`: more audio than this many times
+    real time, after 10 s of grace, ends a session with 3007. `sessions_a_minute`: more new ones than that are refused
+    with 3009. `utc` gives the Unix time for `expires_at`.
     """
     rules = ServiceRules(manner or Manner(), faults, key, rush, sessions_a_minute, utc)
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""How the fake service hears and answers: audio and commands in, messages out, without any I/O.
+"""A session of the fake service: audio and commands in, messages out, without I/O.
 
 Everything in here is a function of the audio, the settings, the Manner's seed and the session's number.
 """
@@ -26,13 +26,13 @@ class SessionRejected(Exception):  # noqa: N818 - it is the service's answer
 
 
 class Manner(msgspec.Struct, frozen=True, kw_only=True):
-    """How the service hears and answers.
+    """The behavior of the service.
 
-    `latency` is the seconds between audio and its text. `jitter` moves the times of words by up to so many seconds,
-    `early` lets the first word of a turn begin up to so much too early, `misheard` is the share of words, 0 to 1, that
-    become others; all three depend on seed, word and session. `pause` ends a turn, in seconds. `two_finals`: US models
-    with `format_turns` send an unformatted final before the formatted one. `gateway`: whether the account has one;
-    `thinking` is how many seconds its language model takes, and `failure` the body that comes instead of every answer.
+    `latency` is the seconds between audio and its text. `jitter` moves the times of words by up to this many seconds,
+    `early` lets the first word of a turn begin up to this much too early, `misheard` is the share of words, 0 to 1,
+    that become others; all three depend on seed, word and session. `pause` ends a turn, in seconds. `two_finals`: US
+    models with `format_turns` send an unformatted final before the formatted one. `gateway`: the account has one; its
+    language model takes `thinking` seconds, and `failure` is the body that comes instead of every answer.
     """
 
     seed: int = 0
@@ -48,7 +48,7 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FakeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The parameters of a session that make a difference here. Seconds and Hz."""
+    """The parameters of a session that matter here. Seconds and Hz."""
 
     model: str
     rate: int
@@ -68,7 +68,7 @@ class FakeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def settings_of(query: Mapping[str, str]) -> FakeSettings:
-    """Read a session's query as the service does: unknown names are ignored. Raises Refused for a bad value."""
+    """Read a session's query as the service does: unknown names are ignored. Raises SessionRejected for a bad value."""
     model = query.get("speech_model", parameters.DEFAULT_MODEL)
     if model not in parameters.MODELS:
         raise _invalid("speech_model", f"Input should be one of {', '.join(sorted(parameters.MODELS))}")
@@ -97,7 +97,7 @@ def settings_of(query: Mapping[str, str]) -> FakeSettings:
 
 
 class FakeSession:
-    """One session's hearing. `numbers` are the words heard so far, as they were said."""
+    """One session. `numbers` are the words heard so far, as they were spoken."""
 
     def __init__(self, manner: Manner, settings: FakeSettings, session: int) -> None:
         self.settings = settings
@@ -124,7 +124,7 @@ class FakeSession:
         return messages.Begin(identity, expires_at, configuration)
 
     def hear(self, audio: bytes) -> Iterator[messages.Message]:
-        """What there is to say after one frame, s16le mono."""
+        """The messages after one frame, s16le mono."""
         size = 2 * round(_SLICE * self.settings.rate)
         for start in range(0, len(audio), size):
             for heard in self._ear.hear(audio[start : start + size]):
@@ -136,7 +136,7 @@ class FakeSession:
                 yield from self._silence()
 
     def end_turn(self) -> Iterator[messages.Message]:
-        """The final of the turn that is open, if any, and what the language model says to it."""
+        """The final of the open turn, if any, and the language model's answer to it."""
         if not self._turn:
             return
         words, self._turn = tuple(self._turn), []
@@ -149,7 +149,7 @@ class FakeSession:
             yield _answer(self.settings.gateway, final, self._manner.failure)
 
     def finish(self) -> Iterator[messages.Message]:
-        """What comes between Terminate and Termination."""
+        """The messages between Terminate and Termination."""
         yield from self.end_turn()
         if self.settings.us:
             yield TurnMessage(len(self._turns), True, "", end_of_turn_confidence=1, words=(), utterance="")
@@ -163,7 +163,7 @@ class FakeSession:
             )
 
     def change(self, changes: Mapping[str, Any]) -> None:
-        """UpdateConfiguration. Raises Refused for a bad value."""
+        """UpdateConfiguration. Raises SessionRejected for a bad value."""
         silence = changes.get("max_turn_silence")
         if silence is not None:
             if not isinstance(silence, int):
@@ -231,7 +231,7 @@ class FakeSession:
 def _answer(
     gateway: Mapping[str, Any], final: TurnMessage, failure: Mapping[str, Any] | None
 ) -> messages.LLMGatewayResponse:
-    """The language model repeats what it is asked last, so that a test sees what it was asked."""
+    """The language model repeats the last message that it gets, so that a test can see it."""
     if failure is not None:
         return messages.LLMGatewayResponse(final.turn_order, final.transcript, failure)
     asked = str(gateway["messages"][-1]["content"]).replace("{{turn}}", final.transcript)

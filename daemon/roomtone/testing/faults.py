@@ -1,4 +1,4 @@
-"""What can go wrong at a speech service: frozen facts, one for each fear, that the fake service is told to commit.
+"""Faults of a speech service, as frozen Structs that the fake service carries out.
 
 A fault belongs to one connection: `script` says which has which, `weather` leaves it to chance, repeatably. `seconds`
 count from the moment when the session is up, `words` are those heard in it; a fault strikes when both are reached.
@@ -14,7 +14,7 @@ from roomtone.protocol.messages import LLMGatewayResponse, Message, TurnMessage
 
 
 class Refuse(msgspec.Struct, frozen=True, tag=True):
-    """Answer the upgrade with this HTTP status. `told`: with the length of the body, else it ends with the stream.
+    """Answer the upgrade with this HTTP status. `told`: with the length of the body; otherwise the stream ends it.
 
     `retry_after` is the header of that name, if there is one.
     """
@@ -25,21 +25,21 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
 
 
 class Deaf(msgspec.Struct, frozen=True, tag=True):
-    """Take the connection and never answer the upgrade."""
+    """Accept the connection and never answer the upgrade."""
 
 
 class HangUp(msgspec.Struct, frozen=True, tag=True):
-    """Take the connection and close it before the upgrade, `garbage` first if there is some."""
+    """Accept the connection and close it before the upgrade, after sending any `garbage`."""
 
     garbage: bytes = b""
 
 
 class NoBegin(msgspec.Struct, frozen=True, tag=True):
-    """Upgrade, listen, and never say Begin."""
+    """Upgrade, read, and never send Begin."""
 
 
 class Close(msgspec.Struct, frozen=True, tag=True):
-    """Send the Error message if it has a text, then close with the code. `text` None is the service's for that code."""
+    """Send the Error message if it has a text, then close with the code. `text` None: the service's text for it."""
 
     code: int
     text: str | None = None
@@ -48,7 +48,7 @@ class Close(msgspec.Struct, frozen=True, tag=True):
 
 
 class Drop(msgspec.Struct, frozen=True, tag=True):
-    """The connection breaks without a goodbye: `end` as a FIN does, `reset` as an RST does."""
+    """The connection breaks without a close frame: `end` as by a FIN, `reset` as by an RST."""
 
     how: Literal["end", "reset"] = "end"
     seconds: float = 0.0
@@ -56,7 +56,7 @@ class Drop(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stall(msgspec.Struct, frozen=True, tag=True):
-    """Read and write nothing for `duration` seconds, for ever if None: what a pulled cable looks like."""
+    """Read and write nothing for `duration` seconds, or to the end if None: like a pulled cable."""
 
     duration: float | None = None
     seconds: float = 0.0
@@ -64,14 +64,14 @@ class Stall(msgspec.Struct, frozen=True, tag=True):
 
 
 class Numb(msgspec.Struct, frozen=True, tag=True):
-    """Say nothing any more, and answer pings and Terminate as before: what stood behind the connection is gone."""
+    """Send no more messages, but answer pings and Terminate: the recognizer behind the connection is gone."""
 
     seconds: float = 0.0
     words: int = 0
 
 
 class Lag(msgspec.Struct, frozen=True, tag=True):
-    """Say everything `delay` seconds later than before, and answer pings as before: a service that cannot keep up."""
+    """Send everything `delay` seconds later, but answer pings immediately: a service that cannot keep up."""
 
     delay: float
     seconds: float = 0.0
@@ -79,13 +79,13 @@ class Lag(msgspec.Struct, frozen=True, tag=True):
 
 
 class NoTermination(msgspec.Struct, frozen=True, tag=True):
-    """Answer Terminate with nothing; `close`: with the last turns and a close, but no Termination."""
+    """Do not answer Terminate; `close`: answer with the last turns and a close, but without Termination."""
 
     close: bool = False
 
 
 class Garble(msgspec.Struct, frozen=True, tag=True):
-    """Send one message that no client should trip over, by its name in GARBLED."""
+    """Send one malformed message, by its name in GARBLED."""
 
     message: str
     seconds: float = 0.0
@@ -93,7 +93,7 @@ class Garble(msgspec.Struct, frozen=True, tag=True):
 
 
 class Say(msgspec.Struct, frozen=True, tag=True):
-    """Send this text, as it is, so many times; `{n}` in it is the count from 0."""
+    """Send this text `times` times; `{n}` in it is the count from 0."""
 
     text: str
     times: int = 1
@@ -102,26 +102,26 @@ class Say(msgspec.Struct, frozen=True, tag=True):
 
 
 class Miscount(msgspec.Struct, frozen=True, tag=True):
-    """Count turns from 0 again after so many of them; with 1 every turn is the first."""
+    """Count turns from 0 again after this many; with 1 every turn is the first."""
 
     after: int = 1
 
 
 class Repeat(msgspec.Struct, frozen=True, tag=True):
-    """Send every final and every answer so many times; `by_order`: each time as another turn, far ahead."""
+    """Send every final and every answer `times` times; `by_order`: each time as another turn, far ahead."""
 
     times: int = 2
     by_order: bool = False
 
 
 class Name(msgspec.Struct, frozen=True, tag=True):
-    """Begin by this id."""
+    """Begin with this id."""
 
     id: str
 
 
 class Expire(msgspec.Struct, frozen=True, tag=True):
-    """The session lasts so many seconds: `expires_at` says so, and at that moment it ends with 3008."""
+    """The session lasts `lifetime` seconds: `expires_at` says so, and at that moment it ends with 3008."""
 
     lifetime: float
 
@@ -162,7 +162,7 @@ CLOSE_TEXTS: Final[Mapping[int, str]] = {
     3008: "Session Expired: Maximum session duration exceeded",
     3009: "Unauthorized Connection: Too many concurrent sessions",
 }
-"""What the service's Error message says before it closes with a code; an empty one is not sent."""
+"""The text of the service's Error message before it closes with a code; an empty one is not sent."""
 
 GARBLED: Final[Mapping[str, str | bytes]] = {
     "no json": '{"type":"Turn","turn_order":0,',
@@ -180,11 +180,11 @@ GARBLED: Final[Mapping[str, str | bytes]] = {
     "old casing": '{"type":"LlmGatewayResponse","turn_order":0,"transcript":"x","data":{"choices":null}}',
     "warning": '{"type":"Warning","warning_code":1234,"warning":"session ending soon"}',
 }
-"""Messages by the name of what is wrong with them; the last four are odd and harmless."""
+"""Malformed messages by the name of their fault; the last four are odd and harmless."""
 
 
 def distort(faults: Sequence[Fault], messages: Iterable[Message]) -> Iterator[Message]:
-    """The messages as a service with these faults says them."""
+    """The messages as a service with these faults sends them."""
     for message in messages:
         said: list[Message] = [message]
         for one in faults:
@@ -206,7 +206,7 @@ def script(faults: Mapping[int, Sequence[Fault]]) -> Faults:
 
 
 def weather(seed: int, faults: Sequence[Fault], share: float) -> Faults:
-    """One of the faults for this share of the connections, 0 to 1; the same for the same seed."""
+    """One of the faults for this share of the connections, 0 to 1; the same seed gives the same faults."""
 
     def choose(connection: int) -> Sequence[Fault]:
         chance = random.Random(f"{seed}/{connection}")

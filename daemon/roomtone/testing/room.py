@@ -1,4 +1,4 @@
-"""A room that says what a test tells it, with everything behind it real: the journal, the live feed, the delivery.
+"""A scripted room for tests, with a real journal, a real live feed and real delivery.
 
     async with open_room(folder, {"notes": Notes(path="notes.md")}) as room:
         await room.say("Hello there.", speaker="Ada")
@@ -6,8 +6,8 @@
         await room.delivered()
     assert "Hello there." in (folder / "notes.md").read_text()
 
-Its clock is its own: it begins at noon and goes on by what is said, so that a test gives the same files each time. A
-second room in the same folder goes on where the first one was, as the daemon does over a restart.
+Its own clock begins at noon and advances with the script, so that a test makes the same files each time. A second room
+in the same folder goes on where the first one ended, as the daemon does after a restart.
 """
 
 import struct
@@ -31,7 +31,7 @@ NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
 WORDS_A_SECOND = 2.5
 
 Witness = Callable[[str, int], None]
-"""Is told of each acknowledgement before it is made: the sink's name, and the seq up to which it has everything."""
+"""Called before each acknowledgement, with the sink's name and the seq up to which it has everything."""
 
 Fact = TypeVar("Fact", bound=Durable)
 
@@ -43,7 +43,7 @@ class FakeRoom:
         self.name = name
         self.rate = rate
         self.position = position
-        """The next sample's, which is also how much time has passed since noon."""
+        """The position of the next sample, which is also the time since noon."""
         self.journal = journal
         self.live = Live()
         self.deliveries: dict[str, SinkRunner] = {}
@@ -51,7 +51,7 @@ class FakeRoom:
 
     @property
     def at(self) -> datetime:
-        """What time it is in this room."""
+        """The present time in this room."""
         return self.time_of(self.position)
 
     def time_of(self, position: int) -> datetime:
@@ -59,17 +59,17 @@ class FakeRoom:
         return NOON + timedelta(seconds=position / self.rate)
 
     async def start(self) -> RecordingStarted:
-        """The source is there."""
+        """The source has its first samples."""
         return await self._one(
             RecordingStarted(room=self.name, position=self.position, at=self.at, rate=self.rate, source="script")
         )
 
     async def stop(self) -> RecordingStopped:
-        """No more will come for now."""
+        """The source ends for now."""
         return await self._one(RecordingStopped(room=self.name, position=self.position, at=self.at, reason="stopping"))
 
     async def say(self, text: str, *, speaker: str | None = None, session_id: str = "script") -> Turn:
-        """Somebody says this: the words come one by one as interim text, and then there is the turn."""
+        """Say this: the words come one by one as interim text, and then as a turn."""
         start, words = self.position, list[Word]()
         for word in text.split() or [text]:
             end = self.position + round(self.rate / WORDS_A_SECOND)
@@ -94,7 +94,7 @@ class FakeRoom:
         )
 
     async def record(self, samples: Sequence[int]) -> Audio:
-        """A segment of audio is closed: these samples, 16 bit each."""
+        """Close a segment of audio: these samples, 16 bits each."""
         start = self.position
         file = self._folder / f"{self.name}_{start:016d}.pcm"
         file.write_bytes(struct.pack(f"<{len(samples)}h", *samples))
@@ -111,7 +111,7 @@ class FakeRoom:
         )
 
     async def lose(self, seconds: float, cause: Cause = "overrun") -> Gap:
-        """So much is missing, and why."""
+        """Lose this many seconds of audio."""
         start, self.position = self.position, self.position + round(seconds * self.rate)
         return await self._one(
             Gap(
@@ -127,30 +127,30 @@ class FakeRoom:
         )
 
     async def commit(self, *events: Durable) -> tuple[Durable, ...]:
-        """Any events, in one transaction: they come in one batch."""
+        """Commit any events in one transaction: they come in one batch."""
         return await self.journal.commit(*events)
 
     async def delivered(self, timeout: float = 60.0) -> None:
-        """Return when every sink has acknowledged everything. Fails, with what the sinks say, when that never comes."""
+        """Return when every sink has acknowledged everything. Fails after the timeout, with the sinks' status."""
         with trio.move_on_after(timeout):
-            while any(delivery.status().behind for delivery in self.deliveries.values()):  # noqa: ASYNC110 - a cursor wakes nobody
+            while any(each.status().behind for each in self.deliveries.values()):  # noqa: ASYNC110 - a cursor wakes no task
                 await trio.sleep(0.005)
             return
         raise AssertionError(f"not delivered after {timeout:g} s: {[self.status(name) for name in self.deliveries]}")
 
     def status(self, sink: str) -> SinkStatus:
-        """How the sink stands at this moment."""
+        """The sink's status at this moment."""
         return self.deliveries[sink].status()
 
     async def refused(self, sink: str) -> list[Refusal]:
-        """What the sink has refused."""
+        """The events that the sink has refused."""
         return await self.journal.refused(sink)
 
     async def replay(self, sink: str, after: int = 0) -> None:
-        """Everything after that seq comes again, as with `roomtone sinks replay`."""
+        """Deliver everything after that seq again, as `roomtone sinks replay` does."""
         await self.journal.commit(Mark(f"sink/{sink}/rewind", after))
-        self.deliveries[sink].look()
-        while await self.journal.mark(f"sink/{sink}/rewind") is not None:  # noqa: ASYNC110 - nobody tells of it
+        self.deliveries[sink].check_controls()
+        while await self.journal.mark(f"sink/{sink}/rewind") is not None:  # noqa: ASYNC110 - a mark wakes no task
             await trio.sleep(0.005)
 
     async def _one(self, event: Fact) -> Fact:
@@ -169,40 +169,38 @@ async def open_room(
 ) -> AsyncIterator[FakeRoom]:
     """A room whose events are delivered to these sinks, from the first one on; its state lies in `folder`/.room.
 
-    Leaving it ends it in order: what waits is delivered, and the sinks are left. Errors of sinks are theirs: see
-    `status`; only the journal's come out here.
+    Leaving it delivers the waiting events and leaves the sinks. Errors of a sink are in its `status`; only those of the
+    journal come out here.
     """
     state = folder / ".room"
     state.mkdir(parents=True, exist_ok=True)
-    closing = trio.Event()
     async with open_journal(state / "journal.sqlite") as journal, trio.open_nursery() as nursery:
         position = await journal.mark(f"room/{name}/script")
         room = FakeRoom(journal, state, name, rate, position or 0)
         for sink_name, sink in sinks.items():
             if await journal.cursor(sink_name) is None:
-                await journal.advance(sink_name, 0)  # whatever its `start` says, and before anything is committed
-            room.deliveries[sink_name] = delivery = SinkRunner(
-                sink_name,
+                await journal.advance(sink_name, 0)  # regardless of its `start`, and before the first commit
+            room.deliveries[sink_name] = runner = SinkRunner(
                 sink,
-                journal=cast("Journal", _Witnessed(journal, witness)) if witness else journal,
+                context_of(folder, sink_name, {name: rate}),
+                journal=cast("Journal", _ObservedJournal(journal, witness)) if witness else journal,
                 live=room.live,
-                context=context_of(folder, sink_name, {name: rate}),
-                closing=closing,
             )
-            nursery.start_soon(delivery.run)
+            nursery.start_soon(runner.run)
         yield room
-        closing.set()
+        for runner in room.deliveries.values():
+            runner.finish()
 
 
 def context_of(folder: Path, name: str, rates: Mapping[str, int]) -> Context:
-    """What the daemon tells a sink of this name, with everything below `folder`."""
+    """The daemon's context for a sink of this name, with all paths below `folder`."""
     state = folder / ".room" / "sinks" / name
     state.mkdir(parents=True, exist_ok=True)
     return Context(name=name, folder=folder, state=state, rates=dict(rates))
 
 
-class _Witnessed:
-    """The journal, with somebody who is told before an acknowledgement becomes durable."""
+class _ObservedJournal:
+    """The journal, with a callback before an acknowledgement becomes durable."""
 
     def __init__(self, journal: Journal, witness: Witness) -> None:
         self._journal = journal

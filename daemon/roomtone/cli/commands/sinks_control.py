@@ -22,7 +22,7 @@ from roomtone.cli.output import say
 from roomtone.cli.unit import enter
 from roomtone.config import loader, validation
 from roomtone.config import toml_file as document
-from roomtone.delivery.controls import Pause, Retry, cancel, controls_of, mark_of, prefix
+from roomtone.delivery.controls import Pause, Retry, cancel_mark, control_mark, controls_of, prefix
 from roomtone.delivery.plugins import load_plugins
 from roomtone.journal.database import Database
 from roomtone.journal.records import Mark
@@ -51,7 +51,7 @@ def pause(name: str, given: Path | None, reason: str) -> None:
     The batch that is under way ends first.
     """
     with ordering(name, given) as (database, _):
-        _put(database, mark_of(name, Pause(datetime.now(UTC), "person", reason)))
+        _put(database, control_mark(name, Pause(datetime.now(UTC), "person", reason)))
     say(f"{name} is paused; its events wait. `roomtone sinks resume {name}` goes on")
 
 
@@ -62,7 +62,7 @@ def resume(name: str, given: Path | None) -> None:
         if controls_of(name, database.marks(prefix(name))).paused is None:
             say(f"{name} is not paused")
             return
-        _put(database, cancel(name, "paused"))
+        _put(database, cancel_mark(name, "paused"))
         say(f"{name} goes on after event {cursor}")
 
 
@@ -80,14 +80,14 @@ def replay(name: str, given: Path | None, since: str | None, *, is_refused: bool
         if is_refused:
             last, count = database.last_refusal(name), database.count_refusals(name)
             if count:
-                _put(database, mark_of(name, Retry(0, last)))
+                _put(database, control_mark(name, Retry(0, last)))
             say(f"{name} gets {_events(count)} again that it refused")
         if since is not None:
             seq = _first(database, since)
             if seq > cursor:
                 say(f"{name} has event {seq} and all after it still to come: it is at {cursor}")
                 return
-            _put(database, mark_of(name, seq - 1))
+            _put(database, control_mark(name, seq - 1))
             say(f"{name} gets event {seq} and all after it again")
 
 

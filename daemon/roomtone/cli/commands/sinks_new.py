@@ -10,7 +10,7 @@ import click
 
 from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.cli.output import say
-from roomtone.delivery.hooks import LIVE
+from roomtone.delivery.hooks import LIVE_HOOKS
 from roomtone.delivery.plugins import RESERVED
 from roomtone.events import KINDS
 
@@ -27,7 +27,7 @@ def new(name: str, directory: Path | None, *, as_file: bool) -> None:
 
     Nothing that is there is written over.
     """
-    if not NAME.fullmatch(name) or name in {*KINDS, *LIVE, *RESERVED}:
+    if not NAME.fullmatch(name) or name in {*KINDS, *LIVE_HOOKS, *RESERVED}:
         raise click.BadParameter(f"{name!r}: take words of a-z and 0-9 joined by -, as in my-sink", param_hint="NAME")
     module = name.replace("-", "_")
     target = directory or Path("plugins" if as_file else name)

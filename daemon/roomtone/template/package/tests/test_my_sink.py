@@ -1,4 +1,4 @@
-"""The sink, tried by Roomtone's conformance kit: order, redelivery, crashes, hostile text, a full disk, and more."""
+"""The sink in Roomtone's conformance kit: order, redelivery, crashes, hostile text, a full disk, and more."""
 
 import sqlite3
 from contextlib import closing
@@ -14,7 +14,7 @@ def make_sink(folder):
 
 
 def read_back(folder):
-    """What has arrived, oldest first: here the ids of the events, as a reader of the database would find them."""
+    """The arrived events, oldest first: here their ids, as a reader of the database would find them."""
     if not (folder / "out.sqlite").exists():
         return []
     with closing(sqlite3.connect(folder / "out.sqlite")) as database:
