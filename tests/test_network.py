@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from roomtone import Turn
 from roomtone.llm.client import LLMClient, RequestFailed, Retryability, Route
 from roomtone.network import find_fault, open_stream, read_trust
-from roomtone.protocol.messages import RetryAdvice as Ending
+from roomtone.protocol.close_codes import RetryAdvice as Ending
 from roomtone.proxy import NetworkError
 from roomtone.speech.connection import open_connection
 from roomtone.speech.session_errors import SessionClosed
@@ -155,14 +155,14 @@ async def test_a_proxy_that_refuses(proxy: TinyProxy, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HTTP_PROXY", f"http://joe:hidden@127.0.0.1:{proxy.port}")
     over = await begin(url)
     assert over is not None
-    assert (over.code, over.verdict) == (401, Ending.FATAL)  # tinyproxy's answer where others have 407
+    assert (over.code, over.advice) == (401, Ending.FATAL)  # tinyproxy's answer where others have 407
     assert str(over).startswith(
         f"401: the proxy http://127.0.0.1:{proxy.port} answered 401 to the request for {BEHIND}:9; check the user"
     )
     monkeypatch.setenv("HTTP_PROXY", f"http://joe:hid%2Eden@127.0.0.1:{proxy.port}")
     passing = await begin(url)
     assert passing is not None
-    assert (passing.code, passing.verdict) == (500, Ending.BACK_OFF)
+    assert (passing.code, passing.advice) == (500, Ending.BACK_OFF)
     assert "hid" not in str(over) + str(passing)
 
 
@@ -171,7 +171,7 @@ async def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HTTP_PROXY", "http://joe:hidden@127.0.0.1:9")
     over = await begin(f"ws://{BEHIND}/v3/ws")
     assert over is not None
-    assert over.verdict is Ending.BACK_OFF
+    assert over.advice is Ending.BACK_OFF
     assert over.text.startswith("the proxy http://127.0.0.1:9 is not reached: ")
 
 
@@ -292,7 +292,7 @@ async def test_an_environment_that_cannot_be_used(broken: str, tmp_path: Path) -
     """It fails each component by itself, with the name of the variable; what is mended holds from the next attempt."""
     over = await begin(f"wss://{BEHIND}:9/v3/ws")
     assert over is not None
-    assert over.verdict is Ending.FATAL
+    assert over.advice is Ending.FATAL
     with pytest.raises(RequestFailed) as failed:
         await LLMClient(5).ask(Route(f"https://{BEHIND}:9/v1", {}), {})
     assert failed.value.verdict is Retryability.FATAL

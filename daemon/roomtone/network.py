@@ -18,7 +18,7 @@ import httpx2
 import trio
 
 from roomtone.concurrency import leaves_of
-from roomtone.proxy import NetworkError, Proxy, find_proxy, join, split
+from roomtone.proxy import NetworkError, Proxy, find_proxy, join_authority, split_authority
 
 ENCRYPTED = frozenset({"https", "wss"})
 
@@ -106,7 +106,7 @@ async def open_client(
 
 
 def _as_option(proxy: Proxy, url: str, trust: ssl.SSLContext) -> httpx2.Proxy:
-    host, _ = split(url)
+    host, _ = split_authority(url)
     if ":" in host and urlsplit(url).scheme in ENCRYPTED:
         # httpcore2 2.16 asks for `CONNECT 2001:db8::1:443`, without the brackets.
         raise NetworkError(f"${proxy.variable}: its proxy is not used for an IPv6 address; list that in $NO_PROXY")
@@ -114,12 +114,12 @@ def _as_option(proxy: Proxy, url: str, trust: ssl.SSLContext) -> httpx2.Proxy:
     return httpx2.Proxy(proxy.url, headers=secret, ssl_context=trust if proxy.scheme in ENCRYPTED else None)
 
 
-async def read_content(response: httpx2.Response, limit: int, patience: float = math.inf) -> bytes:
+async def read_content(response: httpx2.Response, limit: int, timeout_s: float = math.inf) -> bytes:
     """The body as it came, or the beginning of it: what there is after `patience` seconds, or of a body that has more
     than `limit` bytes, somewhat more. Raises httpx2.HTTPError.
     """
     body = bytearray()  # bytes that grow by one byte would be copied for each
-    with trio.move_on_after(patience) as enough:
+    with trio.move_on_after(timeout_s) as enough:
         async for part in response.aiter_raw():
             body += part
             if len(body) > limit:
@@ -134,7 +134,7 @@ async def open_stream(url: str) -> trio.abc.Stream:
 
     Raises OSError, of which NetworkError and ProxyFailed are kinds.
     """
-    host, port = split(url)
+    host, port = split_authority(url)
     proxy = find_proxy(url)
     trust = await _trust(url, proxy)
     try:
@@ -144,7 +144,7 @@ async def open_stream(url: str) -> trio.abc.Stream:
     stream: trio.abc.Stream = await _connect_to(proxy, trust) if proxy else await trio.open_tcp_stream(host, port)
     try:
         if proxy is not None:
-            await _tunnel(stream, proxy, join(host, port))
+            await _tunnel(stream, proxy, join_authority(host, port))
         return await _encrypt(stream, host, trust) if urlsplit(url).scheme in ENCRYPTED else stream
     except BaseException:
         await trio.aclose_forcefully(stream)

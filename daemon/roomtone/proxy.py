@@ -38,15 +38,15 @@ class Proxy(NamedTuple):
     @property
     def url(self) -> str:
         """Its address without user and password, for errors and notes."""
-        return f"{self.scheme}://{join(self.host, self.port)}"
+        return f"{self.scheme}://{join_authority(self.host, self.port)}"
 
 
-def join(host: str, port: int) -> str:
+def join_authority(host: str, port: int) -> str:
     """Host and port as an authority has them: an IPv6 address stands in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def split(url: str) -> tuple[str, int]:
+def split_authority(url: str) -> tuple[str, int]:
     """Host, without brackets, and port of an address. Raises ValueError where it has none."""
     parts = urlsplit(url)
     port = parts.port or _PORTS.get(parts.scheme)
@@ -69,7 +69,7 @@ def find_proxy(url: str, environ: Mapping[str, str] = os.environ) -> Proxy | Non
     A variable in lower case counts for more than one in upper case. `ws` is `http` here, and `wss` is `https`.
     Raises NetworkError for a proxy that cannot be used, ValueError for an address without a host.
     """
-    host, port = split(url)
+    host, port = split_authority(url)
     if is_loopback(host) or host.endswith(".localhost") or _is_exempt(host, port, _read(environ, "NO_PROXY")):
         return None
     for variable in (_VARIABLES[urlsplit(url).scheme], "ALL_PROXY"):

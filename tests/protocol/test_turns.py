@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roomtone.protocol.messages import Revision, SpeakerRevision, Termination, TimedWord, TurnMessage
 from roomtone.protocol.turns import (
-    MAX_OPEN,
+    MAX_OPEN_TURNS,
     MAX_REMEMBERED_BYTES,
     MAX_REMEMBERED_TURNS,
     Abandoned,
@@ -338,10 +338,10 @@ def test_the_memory_of_open_turns_is_bounded() -> None:
     """A service that opens turns without end has the oldest abandoned, each with its words."""
     book = TurnBook()
     outcomes: list[TurnOutcome] = []
-    for order in range(3 * MAX_OPEN):
+    for order in range(3 * MAX_OPEN_TURNS):
         outcomes += book.feed(said(order, 1000 * order, str(order), final=False), 0)
-    assert len([one for one in outcomes if isinstance(one, Abandoned)]) == 2 * MAX_OPEN
-    assert standing(outcomes + book.close()) == [str(order) for order in range(3 * MAX_OPEN)]
+    assert len([one for one in outcomes if isinstance(one, Abandoned)]) == 2 * MAX_OPEN_TURNS
+    assert standing(outcomes + book.close()) == [str(order) for order in range(3 * MAX_OPEN_TURNS)]
 
 
 def test_the_memory_of_long_turns_is_bounded() -> None:

@@ -30,8 +30,8 @@ async def test_what_is_sent_again(
     """Some seconds before what is settled, and nothing of a hole: who hears its end twice would say it twice."""
     async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
         await room.spool.append(bytes(2 * RATE * 100), BEGAN + timedelta(seconds=0))
-        attempts = Reconnector(room.desk, trio.Event())
-        repairs = Backfill(room.desk, attempts, first="newest", leaving=trio.Event())
+        attempts = Reconnector(room.context, trio.Event())
+        repairs = Backfill(room.context, attempts, first="newest", leaving=trio.Event())
         if hole is not None:
             repairs.add(Spans([(hole[0] * RATE, hole[1] * RATE)]))
-        assert repairs.again_from(done * RATE) == begins * RATE
+        assert repairs.resend_from(done * RATE) == begins * RATE

@@ -13,7 +13,8 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Message, Request, TextMessage
 
 from roomtone.protocol import messages as protocol
-from roomtone.protocol.messages import Begin, Error, RetryAdvice, Termination, TimedWord, TurnMessage, Unknown
+from roomtone.protocol.close_codes import RetryAdvice
+from roomtone.protocol.messages import Begin, Error, Termination, TimedWord, TurnMessage, Unknown
 from roomtone.speech.connection import (
     CLOSE_TIMEOUT_S,
     MAX_QUEUED_MESSAGES,
@@ -95,7 +96,7 @@ async def test_a_silent_network_is_given_up(autojump_clock: MockClock) -> None:
     """Connecting is a part of the 10 s."""
     _, over = await ending(silent_network)
     assert trio.current_time() == 10
-    assert (over.code, over.verdict, over.refused) == (None, RetryAdvice.BACK_OFF, True)
+    assert (over.code, over.advice, over.refused) == (None, RetryAdvice.BACK_OFF, True)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 10", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"])
@@ -123,7 +124,7 @@ async def test_a_refusal_without_an_end_is_told_as_a_refusal(autojump_clock: Moc
 
     async with peer(handler) as connect:
         _, over = await ending(connect)
-    assert (over.code, over.verdict) == (403, RetryAdvice.FATAL)
+    assert (over.code, over.advice) == (403, RetryAdvice.FATAL)
 
 
 async def test_begin_lifts_the_deadline(autojump_clock: MockClock) -> None:
@@ -211,7 +212,7 @@ async def test_the_error_message_counts_for_more_than_the_code(autojump_clock: M
     async with peer(handler) as connect:
         messages, over = await ending(connect)
     assert messages == [turn]
-    assert (over.code, over.verdict, over.refused) == (3005, RetryAdvice.BACK_OFF, False)
+    assert (over.code, over.advice, over.refused) == (3005, RetryAdvice.BACK_OFF, False)
 
 
 @pytest.mark.parametrize("last", [Termination(1, 2), Error("x", 3005)])
@@ -244,7 +245,7 @@ async def test_secrets_are_in_no_text(autojump_clock: MockClock) -> None:
             connect, URL + "&webhook_auth_header_value=hook-secret", headers=[("Authorization", "Bearer sk-secret")]
         )
     assert over.text == "Invalid API key"
-    assert over.verdict is RetryAdvice.FATAL
+    assert over.advice is RetryAdvice.FATAL
     assert "secret" not in repr(over) + str(over)
 
 
@@ -494,7 +495,7 @@ async def test_a_host_that_does_not_exist_is_no_connection(host: str) -> None:
     with pytest.raises(SessionClosed) as over:
         async with open_connection(f"ws://{host}/v3/ws"):
             pass
-    assert over.value.verdict is RetryAdvice.BACK_OFF
+    assert over.value.advice is RetryAdvice.BACK_OFF
 
 
 async def test_a_server_without_tls_is_no_connection() -> None:
@@ -524,7 +525,7 @@ async def test_an_unmasked_lie_is_a_broken_protocol(autojump_clock: MockClock) -
 
     async with peer(handler) as connect:
         _, over = await ending(connect)
-    assert (over.verdict, over.refused) == (RetryAdvice.BACK_OFF, False)
+    assert (over.advice, over.refused) == (RetryAdvice.BACK_OFF, False)
 
 
 async def test_the_close_code_is_told(autojump_clock: MockClock) -> None:

@@ -36,7 +36,7 @@ def turn(order: int | str, start: float, end: float, text: str, *, final: bool =
 async def hear(room: Room, audio: bytes) -> None:
     """Have the room transcribed while this is said in it, to the end."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
         await room.record(audio)
         room.spool.end_of_data()
 
@@ -158,7 +158,9 @@ async def test_an_answer_that_comes_twice(tmp_path: Path, autojump_clock: MockCl
     )
     async with (
         open_service(faults=lambda _: [Repeat(3), Miscount(2)], port=None, utc=trio.current_time) as service,
-        open_room(tmp_path, reach(service, streaming=terms), terms=SessionParameters(terms), answers=answers) as room,
+        open_room(
+            tmp_path, reach(service, streaming=terms), parameters=SessionParameters(terms), answers=answers
+        ) as room,
     ):
         await hear(room, speak(NUMBERS, RATE))
         turns = await room.turns()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from roomtone.protocol.messages import RetryAdvice
+from roomtone.protocol.close_codes import RetryAdvice
 from roomtone.speech.reconnect import REFUSED_RETRY_S, Reconnector
 from roomtone.speech.session import SessionOutcome
 from roomtone.testing.fake_service import open_service
@@ -29,5 +29,5 @@ async def test_the_next_attempt(
 ) -> None:
     """No sooner than that, and at most the first back-off of half a second later."""
     async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
-        ending = SessionOutcome(complete=False, verdict=verdict, text="", wait=wait)
-        assert least <= Reconnector(room.desk, trio.Event()).next_delay(ending) <= least + 0.5
+        ending = SessionOutcome(complete=False, advice=verdict, text="", wait=wait)
+        assert least <= Reconnector(room.context, trio.Event()).next_delay(ending) <= least + 0.5

@@ -80,7 +80,7 @@ async def suffer(folder: Path, name: str, rows: list[Row]) -> None:
         async with trio.open_nursery() as nursery:
 
             async def follow() -> None:
-                await transcribe(room.desk, realtime=True)
+                await transcribe(room.context, realtime=True)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(follow)

@@ -34,7 +34,7 @@ async def take_minutes(folder: Path, old: Sequence[float]) -> AsyncIterator[tupl
         settled.set()
         yield (
             SessionJournal(
-                room.desk,
+                room.context,
                 track,
                 ledger,
                 session_id="new",
@@ -68,10 +68,10 @@ async def test_a_correction_finds_its_turn_waiting(tmp_path: Path, autojump_cloc
     async with take_minutes(tmp_path, [2.0]) as (minutes, room):
         turn = heard(0, 2.95)
         minutes.add(turn)
-        await minutes.journal()
+        await minutes.write_turns()
         assert await new_turns(room) == []
         minutes.add(revised(turn))
-        await minutes.journal(whatever_comes=True)
+        await minutes.write_turns(force=True)
         (event,) = await new_turns(room)
 
     assert (event.speaker, event.supersedes) == ("B.new", None)
@@ -83,11 +83,11 @@ async def test_a_correction_keeps_its_words(tmp_path: Path, autojump_clock: Mock
         early, again, later = heard(0, 1.5), heard(1, 2.0), heard(2, 5.0)
         for turn in (early, again, later):
             minutes.add(turn)
-        await minutes.journal()
+        await minutes.write_turns()
         assert [event.turn_order for event in await new_turns(room)] == [0, 2]
         for turn in (early, again, later):
             minutes.add(revised(turn))
-            await minutes.journal(whatever_comes=True)
+            await minutes.write_turns(force=True)
         first, first_again, last, last_again = await new_turns(room)
 
     assert (first_again.supersedes, last_again.supersedes) == (first.id, last.id)
@@ -99,7 +99,7 @@ async def test_two_tasks_journal_at_once(tmp_path: Path, autojump_clock: MockClo
     async with take_minutes(tmp_path, [2.0, 3.0]) as (minutes, room):
         minutes.add(heard(0, 2.0, 3.0, 6.0))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(minutes.journal)
+            nursery.start_soon(minutes.write_turns)
             nursery.start_soon(minutes.report)
 
         (turn,) = await new_turns(room)
@@ -110,7 +110,7 @@ async def test_a_session_beside_this_one_has_said_more(tmp_path: Path, autojump_
     """A repair runs beside the live session: what it said since the last turn was journalled is not said again."""
     async with take_minutes(tmp_path, [2.0]) as (minutes, room):
         minutes.add(heard(0, 2.0, 4.0))
-        await minutes.journal()
+        await minutes.write_turns()
         words = (Word("yes", round(5.8 * RATE), 6 * RATE),)
         await room.journal.commit(
             Turn(
@@ -118,7 +118,7 @@ async def test_a_session_beside_this_one_has_said_more(tmp_path: Path, autojump_
             )
         )
         minutes.add(heard(1, 6.0, 8.0))
-        await minutes.journal(whatever_comes=True)
+        await minutes.write_turns(force=True)
 
         turns = await new_turns(room)
         assert [[word.end / RATE for word in turn.words] for turn in turns] == [[4.0], [8.0]]
@@ -130,12 +130,12 @@ async def test_what_is_not_written_is_not_settled(tmp_path: Path, autojump_clock
         make_room = fill_disk(room.journal)
         minutes.add(heard(0, *(3 + number / 100 for number in range(200))))
         with trio.move_on_after(20) as patience:
-            await minutes.journal(whatever_comes=True)
+            await minutes.write_turns(force=True)
         assert patience.cancelled_caught
         assert minutes.acknowledged == 1
         assert await new_turns(room) == []
         make_room()
-        await minutes.journal(whatever_comes=True)
+        await minutes.write_turns(force=True)
 
         (turn,) = await new_turns(room)
         assert len(turn.words) == 200
@@ -145,7 +145,7 @@ async def test_an_answer_that_is_not_written_waits(tmp_path: Path, autojump_cloc
     """A commit that is cancelled while the disk is full loses no answer: the end of the session writes it, once."""
     async with take_minutes(tmp_path, [1.0]) as (minutes, room):
         minutes.add(heard(0, 3.0), is_answered=True)
-        await minutes.journal(whatever_comes=True)
+        await minutes.write_turns(force=True)
         make_room = fill_disk(room.journal)
         body = {"choices": [{"message": {"role": "assistant", "content": "long " * 10_000}}]}
         with trio.move_on_after(20) as patience:

@@ -89,7 +89,7 @@ def listen(audio: bytes, detector: Detector, *, preroll: float = 2.0, close_afte
     step = round(DETECTOR_STEP_S * RATE)
     for position in range(0, len(audio) // 2, step):
         piece = audio[2 * position : 2 * (position + step)]
-        hearing.hear(Span(position, position + len(piece) // 2), detector.hear(position, piece), fresh=False)
+        hearing.add(Span(position, position + len(piece) // 2), detector.hear(position, piece), fresh=False)
         if start is None and hearing.wanted:
             start = end = next(iter(hearing.wanted)).start
             opened = hearing.heard
@@ -97,7 +97,7 @@ def listen(audio: bytes, detector: Detector, *, preroll: float = 2.0, close_afte
             end = hearing.follow(end)
             if hearing.is_silent_after(end):
                 sessions.append(Session(start, opened, hearing.heard))
-                hearing.forget(hearing.settled)
+                hearing.drop_before(hearing.settled)
                 start = None
     if start is not None and opened is not None:
         sessions.append(Session(start, opened, hearing.heard))

@@ -11,7 +11,6 @@ machine speaks the same words with the encoders below.
 
 import re
 from collections.abc import Callable, Mapping
-from enum import Enum, StrEnum
 from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
 import msgspec
@@ -249,11 +248,11 @@ _PARTS: Final[Mapping[str, type[msgspec.Struct]]] = {"words": TimedWord, "revisi
 """The lists in messages, by the names of their fields."""
 
 
-def _tell_nobody(field: str) -> None:
+def _ignore(field: str) -> None:
     """For who does not want to know what was left out."""
 
 
-def parse(text: str | bytes, unusable: Callable[[str], None] = _tell_nobody) -> Message:
+def parse(text: str | bytes, on_unusable: Callable[[str], None] = _ignore) -> Message:
     """The message that one frame holds.
 
     A field that may be absent counts as absent where its value is of no use, and `unusable` is told its name: a speaker
@@ -274,7 +273,7 @@ def parse(text: str | bytes, unusable: Callable[[str], None] = _tell_nobody) -> 
     try:
         message: Message = _convert(fields, _KINDS[kind])
     except msgspec.ValidationError:
-        message = _convert_essence(fields, _KINDS[kind], unusable)
+        message = _convert_essence(fields, _KINDS[kind], on_unusable)
     return message
 
 
@@ -346,96 +345,6 @@ def parse_command(text: str | bytes) -> ClientCommand:
     return ClientCommand(kind, decoded)
 
 
-class Phase(StrEnum):
-    """Where a session is. It is up, and paid for, from BEGUN on."""
-
-    CONNECTING = "connecting"
-    BEGUN = "begun"
-    TERMINATING = "terminating"
-    OVER = "over"
-
-
-CLOSED: Final = "closed"
-_RUNNING: Final = ("SpeechStarted", "Turn", "SpeakerRevision", "LLMGatewayResponse", "Heartbeat", "Silence", "Warning")
-
-TRANSITIONS: Final[Mapping[tuple[Phase, str], Phase]] = {
-    (Phase.CONNECTING, Begin.kind): Phase.BEGUN,
-    (Phase.CONNECTING, Warning.kind): Phase.CONNECTING,
-    **{(Phase.BEGUN, kind): Phase.BEGUN for kind in _RUNNING},
-    (Phase.BEGUN, "Terminate"): Phase.TERMINATING,
-    (Phase.BEGUN, Termination.kind): Phase.OVER,  # at expiry the service may send one unasked, and then 3008
-    **{(Phase.TERMINATING, kind): Phase.TERMINATING for kind in _RUNNING},
-    (Phase.TERMINATING, "Terminate"): Phase.TERMINATING,
-    (Phase.TERMINATING, Termination.kind): Phase.OVER,
-    **{(phase, Error.kind): Phase.OVER for phase in Phase},
-    **{(phase, CLOSED): Phase.OVER for phase in Phase},
-}
-"""What may happen in each phase and where it leads: a message's kind, the Terminate that we sent, or the close."""
-
-
-def step(phase: Phase, kind: str) -> tuple[Phase, bool]:
-    """The phase after this, and whether it was to be expected.
-
-    What was not, a Turn before Begin for instance, changes no phase: the caller reports it and uses what it can.
-    """
-    following = TRANSITIONS.get((phase, kind))
-    return (phase, False) if following is None else (following, True)
-
-
-class RetryAdvice(Enum):
-    """What the end of a session means for the next one. The words are for who reads them behind the reason."""
-
-    RETRY = "tried again at once"
-    BACK_OFF = "tried again soon"
-    BACK_OFF_A_MINUTE = "tried again in a minute"
-    EXCESS = "left alone for a minute"
-    FATAL = "a person must mend this"
-
-
-# The first row that fits. Text goes before codes: one and the same code is used for what a person must mend and for
-# what passes by itself, and the rate limit has come with three different codes.
-_BY_TEXT: Final = (
-    (
-        re.compile(r"too many (concurrent|sessions|streams|requests)|rate limit", re.IGNORECASE),
-        RetryAdvice.BACK_OFF_A_MINUTE,
-    ),
-    (re.compile(r"inactivity|session expired|maximum session duration", re.IGNORECASE), RetryAdvice.RETRY),
-    (re.compile(r"transmission rate", re.IGNORECASE), RetryAdvice.BACK_OFF),
-    (
-        re.compile(r"duration violation|invalid api key|unauthorized|signature has expired", re.IGNORECASE),
-        RetryAdvice.FATAL,
-    ),
-)
-_BY_CODE: Final[Mapping[int, RetryAdvice]] = {
-    1000: RetryAdvice.RETRY,
-    1008: RetryAdvice.FATAL,
-    3006: RetryAdvice.FATAL,
-    3007: RetryAdvice.BACK_OFF,
-    3008: RetryAdvice.RETRY,
-    3009: RetryAdvice.BACK_OFF_A_MINUTE,
-    4008: RetryAdvice.RETRY,
-    **dict.fromkeys((4000, 4001, 4002, 4003, 4100, 4101), RetryAdvice.FATAL),
-    # The answer to the upgrade, where it is no switch of protocols.
-    **dict.fromkeys((408, 425), RetryAdvice.BACK_OFF),
-    429: RetryAdvice.BACK_OFF_A_MINUTE,
-}
-
-
-def classify(code: int | None, text: str) -> RetryAdvice:
-    """What a session's end means: a close code or the HTTP status of a refused upgrade, and the text that came with it.
-
-    None is a network that broke. Every code that the table does not have is backed off from, except an HTTP status of
-    400 to 499: that request will not do better the next time.
-    """
-    if code is None or code >= 1000:  # the body of an HTTP answer is some proxy's prose
-        for pattern, verdict in _BY_TEXT:
-            if pattern.search(text):
-                return verdict
-    if code is None:
-        return RetryAdvice.BACK_OFF
-    return _BY_CODE.get(code, RetryAdvice.FATAL if 400 <= code <= 499 else RetryAdvice.BACK_OFF)
-
-
 def _decode(text: str | bytes) -> Any:
     if len(text) > MAX_MESSAGE_BYTES:
         raise Malformed(f"the message has more than {MAX_MESSAGE_BYTES} bytes")
@@ -461,10 +370,10 @@ def _convert(value: Any, kind: Any) -> Any:
     return msgspec.convert(value, kind, strict=False)
 
 
-def _convert_essence(fields: Mapping[str, Any], kind: type[Message], unusable: Callable[[str], None]) -> Message:
+def _convert_essence(fields: Mapping[str, Any], kind: type[Message], on_unusable: Callable[[str], None]) -> Message:
     """The message without what may be absent and is of no use. Raises Malformed where more than that is wrong."""
     try:
-        message: Message = _convert(_usable(fields, kind, unusable), kind)
+        message: Message = _convert(_usable(fields, kind, on_unusable), kind)
     except msgspec.ValidationError as error:
         # Only the place: the rest of its text may quote the message.
         place = re.search(r" - at `([^`]*)`$", str(error))
@@ -473,19 +382,23 @@ def _convert_essence(fields: Mapping[str, Any], kind: type[Message], unusable: C
     return message
 
 
-def _usable(fields: Mapping[str, Any], kind: type[msgspec.Struct], unusable: Callable[[str], None]) -> dict[str, Any]:
+def _usable(
+    fields: Mapping[str, Any], kind: type[msgspec.Struct], on_unusable: Callable[[str], None]
+) -> dict[str, Any]:
     """The fields of a message without those that may be absent and do not fit, in its lists too.
 
     A list itself stays: a turn whose words cannot be read would stand at no position.
     """
-    return _without(fields, kind, {kind: msgspec.structs.fields(kind) for kind in (kind, *_PARTS.values())}, unusable)
+    return _without(
+        fields, kind, {kind: msgspec.structs.fields(kind) for kind in (kind, *_PARTS.values())}, on_unusable
+    )
 
 
 def _without(
     fields: Mapping[str, Any],
     kind: type[msgspec.Struct],
     known: Mapping[type[msgspec.Struct], tuple[msgspec.structs.FieldInfo, ...]],
-    unusable: Callable[[str], None],
+    on_unusable: Callable[[str], None],
 ) -> dict[str, Any]:
     kept = dict(fields)
     for field in known[kind]:
@@ -495,11 +408,11 @@ def _without(
         part = _PARTS.get(field.name)
         if part is not None and isinstance(value, list):
             kept[field.name] = [
-                _without(item, part, known, unusable) if isinstance(item, dict) else item for item in value
+                _without(item, part, known, on_unusable) if isinstance(item, dict) else item for item in value
             ]
         elif part is None and not field.required and not _fits(value, field.type):
             del kept[field.name]
-            unusable(field.name)
+            on_unusable(field.name)
     return kept
 
 

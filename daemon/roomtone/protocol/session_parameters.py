@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from roomtone.protocol.messages import UPDATABLE
 from roomtone.protocol.parameters import Streaming
 
-Tell: TypeAlias = Callable[[Mapping[str, Any]], None]
+ApplyChanges: TypeAlias = Callable[[Mapping[str, Any]], None]
 
 _CLEARED = frozenset({"keyterms_prompt", "language_codes"})
 """Lists, which an empty one clears. Of everything else it is not known how its default comes back."""
@@ -40,7 +40,7 @@ class SessionParameters:
 
     def __init__(self, streaming: Streaming) -> None:
         self.streaming = streaming
-        self._sessions: dict[object, Tell] = {}
+        self._sessions: dict[object, ApplyChanges] = {}
 
     def change(self, streaming: Streaming) -> bool:
         """Have the sessions that are up, and those to come, go on by these. False, and nothing has changed, where only
@@ -56,12 +56,12 @@ class SessionParameters:
         return True
 
     @contextmanager
-    def told(self, tell: Tell, *, asked: Streaming) -> Iterator[None]:
+    def follow(self, apply: ApplyChanges, *, begun_with: Streaming) -> Iterator[None]:
         """A session is up that was `asked` for these terms: it is told of every change until this is left."""
-        if missed := live_changes(asked, self.streaming):
-            tell(missed)
+        if missed := live_changes(begun_with, self.streaming):
+            apply(missed)
         key = object()
-        self._sessions[key] = tell
+        self._sessions[key] = apply
         try:
             yield
         finally:

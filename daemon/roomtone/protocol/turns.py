@@ -20,12 +20,12 @@ MAX_REMEMBERED_TURNS: Final = 2048
 is not remembered is dropped."""
 MAX_REMEMBERED_BYTES: Final = 4 << 20
 """Bytes, as messages, of the final turns kept for corrections: three hours of uninterrupted talk have as many."""
-MAX_OPEN: Final = 16
+MAX_OPEN_TURNS: Final = 16
 """Turns without a final that are kept; the service has one open, or two while it changes over. Then the oldest is
 abandoned."""
 EDGE_MS: Final = 1000
 """How far a correction may fall short of what it corrects: the service pads a turn's edges by up to a second."""
-_LARGEST_ORDER: Final = 1 << 31
+_MAX_ORDER: Final = 1 << 31
 
 
 class InterimText(msgspec.Struct, frozen=True):
@@ -73,9 +73,9 @@ class TurnBook:
     session ends.
     """
 
-    def __init__(self, *, two_finals: bool = False, patience: float = 2.0) -> None:
+    def __init__(self, *, two_finals: bool = False, twin_timeout_s: float = 2.0) -> None:
         self._two_finals = two_finals
-        self._patience = patience
+        self._twin_timeout_s = twin_timeout_s
         self._partials: dict[int, TurnMessage] = {}
         self._held: tuple[float, TurnMessage] | None = None
         self._known: dict[int, _Known] = {}
@@ -174,7 +174,7 @@ class TurnBook:
             or order <= self._forgotten
             or any(order in numbers for numbers in (self._known, self._partials, self._numbers.values()))
         )
-        number = self._highest + 1 if is_taken or not 0 <= order < _LARGEST_ORDER else order
+        number = self._highest + 1 if is_taken or not 0 <= order < _MAX_ORDER else order
         self._highest = max(self._highest, number)
         self._numbers.pop(order, None)
         self._numbers[order] = number
@@ -190,7 +190,7 @@ class TurnBook:
         if self._held and order == self._held[1].turn_order:
             return released
         self._partials[order] = message
-        crowded = self._abandon([next(iter(self._partials))]) if len(self._partials) > MAX_OPEN else []
+        crowded = self._abandon([next(iter(self._partials))]) if len(self._partials) > MAX_OPEN_TURNS else []
         return [*released, *crowded, InterimText(message)]
 
     def _final(self, message: TurnMessage, now: float) -> list[TurnOutcome]:
@@ -205,7 +205,7 @@ class TurnBook:
                 self._partials.pop(order, None)
             return [*outcomes, EmptyFinal(order)]
         if self._two_finals and not message.turn_is_formatted and not self._is_final(order):
-            due = now + self._patience if self._held is None else self._held[0]
+            due = now + self._twin_timeout_s if self._held is None else self._held[0]
             self._held = (due, message)
             self._partials.pop(order, None)
             return outcomes

@@ -25,9 +25,17 @@ from wsproto.utilities import ProtocolError
 
 from roomtone.network import open_stream
 from roomtone.protocol import messages
-from roomtone.protocol.messages import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage, Unknown
+from roomtone.protocol.messages import Begin, Error, Malformed, Message, Termination, TurnMessage, Unknown
+from roomtone.protocol.phases import Phase, step
 from roomtone.speech.allowance import WIRE_BURST_BYTES, WIRE_RATIO, Allowance
-from roomtone.speech.session_errors import FAILURES, MAX_ERROR_BODY_BYTES, CloseEvidence, Excess, Redaction, first_of
+from roomtone.speech.session_errors import (
+    FAILURES,
+    MAX_ERROR_BODY_BYTES,
+    CloseEvidence,
+    ExcessiveTraffic,
+    Redaction,
+    first_of,
+)
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -73,7 +81,7 @@ class Connection:
     async def send(self, text: str) -> bool:
         """Send one of `protocol`'s commands. False: the session is over."""
         if text == messages.terminate():
-            self._phase, _ = messages.step(self._phase, "Terminate")
+            self._phase, _ = step(self._phase, "Terminate")
         return await self._send(text)
 
     async def ping(self) -> bool:
@@ -103,7 +111,7 @@ class Connection:
         After an Error or a Termination the close has LEAVING seconds to come.
         """
         message = self._early.popleft() if self._early else await _receive(self._socket, self._evidence)
-        self._phase, expected = messages.step(self._phase, message.kind)
+        self._phase, expected = step(self._phase, message.kind)
         if not expected:
             self._evidence.note_odd("message.unexpected", kind=_kind(message), phase=self._phase.value)
         return message
@@ -191,7 +199,7 @@ class _Observed(trio.abc.Stream):
         if len(self._evidence.head) < MAX_ERROR_BODY_BYTES:
             self._evidence.head += data[:MAX_ERROR_BODY_BYTES]
         if not self._allowance.take(len(data), self._evidence.audio_bytes):
-            raise Excess
+            raise ExcessiveTraffic
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -286,8 +294,8 @@ async def _begin(
             # What a service says too early is used as if it had come in time.
             evidence.note_odd("message.unexpected", kind=_kind(message), phase=Phase.CONNECTING.value)
             early.append(message)
-        raise evidence.over(None, f"{MAX_QUEUED_MESSAGES} messages and no Begin among them")
-    raise evidence.over(evidence.status, f"no session within {timeout:g} s")
+        raise evidence.closed(None, f"{MAX_QUEUED_MESSAGES} messages and no Begin among them")
+    raise evidence.closed(evidence.status, f"no session within {timeout:g} s")
 
 
 async def _receive(socket: WebSocketConnection, evidence: CloseEvidence) -> Message:
@@ -296,7 +304,7 @@ async def _receive(socket: WebSocketConnection, evidence: CloseEvidence) -> Mess
         with trio.move_on_at(evidence.deadline) as limit:
             message = await _next(socket, evidence)
         if limit.cancelled_caught:
-            raise evidence.over(1000 if evidence.error is None else None, "the service did not close the connection")
+            raise evidence.closed(1000 if evidence.error is None else None, "the service did not close the connection")
         if isinstance(message, Error | Termination):
             evidence.deadline = trio.current_time() + CLOSE_TIMEOUT_S
         if isinstance(message, Error):
@@ -326,6 +334,6 @@ async def _next(socket: WebSocketConnection, evidence: CloseEvidence) -> Message
         reason = evidence.redact(str(malformed))
         if malformed.kind in {None, TurnMessage.kind, Begin.kind}:
             # It was, or may have been, somebody's words: the next session hears them again.
-            raise evidence.over(None, reason) from None
+            raise evidence.closed(None, reason) from None
         evidence.note_odd("message.malformed", kind=malformed.kind, reason=reason)
         return None

@@ -7,9 +7,8 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
-from roomtone.protocol import parameters
-from roomtone.protocol.messages import RetryAdvice
-from roomtone.protocol.parameters import LOCAL
+from roomtone.protocol.close_codes import RetryAdvice
+from roomtone.protocol.parameters import ENDPOINTS, LOCAL, build_query, resolve_endpoint
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.proxy import is_loopback
 from roomtone.secret import Key
@@ -28,7 +27,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     name: str
     remote: bool
-    patience: float
+    ping_timeout_s: float
     open: Callable[[], AbstractAsyncContextManager[Connection]]
 
 
@@ -39,16 +38,18 @@ class Endpoints:
         self._recognizer = recognizer
         self._wanted = wanted
 
-    def choose(self, terms: SessionParameters, rate: int, key: Key | None, *, instead: str | None = None) -> Endpoint:
-        """The endpoint of a room, given the terms of its sessions and its rate in Hz; or the one named `instead`.
+    def choose(
+        self, parameters: SessionParameters, rate: int, key: Key | None, *, instead: str | None = None
+    ) -> Endpoint:
+        """The endpoint of a room, given the parameters of its sessions and its rate in Hz; or the one named `instead`.
 
-        Each session is opened under the terms that then hold. The first room that wants the recognizer starts it.
+        Each session is opened under the parameters that then hold. The first room that wants the recognizer starts it.
         """
-        url = parameters.resolve(instead or terms.streaming.endpoint, has_key=key is not None)
+        url = resolve_endpoint(instead or parameters.streaming.endpoint, has_key=key is not None)
         if url != LOCAL:
-            return _remote(url, terms, rate, key)
+            return _remote(url, parameters, rate, key)
         self._wanted.set()
-        return _local(self._recognizer, terms, rate)
+        return _local(self._recognizer, parameters, rate)
 
 
 @asynccontextmanager
@@ -59,13 +60,13 @@ async def open_endpoints() -> AsyncIterator[Endpoints]:
         yield Endpoints(recognizer, wanted)
 
 
-def _remote(url: str, terms: SessionParameters, rate: int, key: Key | None) -> Endpoint:
+def _remote(url: str, parameters: SessionParameters, rate: int, key: Key | None) -> Endpoint:
     headers = [("Authorization", key.reveal())] if key is not None and _may_see_key(url) else []
 
     def open_remote() -> AbstractAsyncContextManager[Connection]:
-        return open_connection(f"{url}?{parameters.query(terms.streaming, rate)}", headers=headers)
+        return open_connection(f"{url}?{build_query(parameters.streaming, rate)}", headers=headers)
 
-    return Endpoint(name=_show(url), remote=True, patience=10.0, open=open_remote)
+    return Endpoint(name=_show(url), remote=True, ping_timeout_s=10.0, open=open_remote)
 
 
 def _may_see_key(url: str) -> bool:
@@ -75,10 +76,10 @@ def _may_see_key(url: str) -> bool:
 
 
 def _show(url: str) -> str:
-    return next((name for name, address in parameters.ENDPOINTS.items() if address == url), url)
+    return next((name for name, address in ENDPOINTS.items() if address == url), url)
 
 
-def _local(recognizer: Recognizer, terms: SessionParameters, rate: int) -> Endpoint:
+def _local(recognizer: Recognizer, parameters: SessionParameters, rate: int) -> Endpoint:
     @asynccontextmanager
     async def open_local() -> AsyncIterator[Connection]:
         try:
@@ -86,7 +87,7 @@ def _local(recognizer: Recognizer, terms: SessionParameters, rate: int) -> Endpo
         except RecognizerUnavailable as unavailable:
             # Waiting mends it only where a person does: the room is recorded, and is transcribed when there is one.
             raise SessionClosed(None, str(unavailable), RetryAdvice.FATAL, refused=True) from None
-        async with open_connection(f"{url}?{parameters.query(terms.streaming, rate)}", headers=headers) as session:
+        async with open_connection(f"{url}?{build_query(parameters.streaming, rate)}", headers=headers) as session:
             yield session
 
-    return Endpoint(name=LOCAL, remote=False, patience=120.0, open=open_local)
+    return Endpoint(name=LOCAL, remote=False, ping_timeout_s=120.0, open=open_local)

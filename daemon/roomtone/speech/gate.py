@@ -49,7 +49,7 @@ class GateDecisions:
         """Whether the room has been silent for so long that no session is to be open."""
         return self._last is None or self.heard - self._last >= self._close_after
 
-    def hear(self, piece: Span, speech: Iterable[Span], *, fresh: bool) -> None:
+    def add(self, piece: Span, speech: Iterable[Span], *, fresh: bool) -> None:
         """The detector has heard this piece of audio. `fresh`: time without a source lies before it."""
         if fresh or piece.start > self.heard:
             # Nothing comes behind the last speech any more.
@@ -59,7 +59,7 @@ class GateDecisions:
             self.wanted |= Spans([(max(0, start - self._preroll), end + self._tail)])
             self._last = end
 
-    def forget(self, position: int) -> None:
+    def drop_before(self, position: int) -> None:
         """What lies before this position is settled."""
         self.wanted -= Spans([(0, position)])
 
@@ -74,7 +74,7 @@ class GateDecisions:
         """Whether what is wanted ends at this position, and it has been silent for long enough since."""
         return self._is_long(position, self.heard)
 
-    def passages(self, start: int, end: int) -> Spans:
+    def wanted_between(self, start: int, end: int) -> Spans:
         """What is wanted between these positions, in pieces as sessions would have taken it."""
         pieces: list[Span] = []
         for span in self.wanted & Spans([(start, end)]):
@@ -117,37 +117,37 @@ class GateSettings(NamedTuple):
         hearing = GateDecisions(
             rate, preroll=self.preroll, close_after=self.close_after, heard=heard, wanted=wanted, last=last
         )
-        hearing.forget(done)
+        hearing.drop_before(done)
         return hearing
 
 
 class Gate:
     """Follows a room's spool with a detector. `over`: the spool has ended, and all of it is decided."""
 
-    def __init__(self, spool: Spool, gating: GateSettings, hearing: GateDecisions) -> None:
-        self.hearing = hearing
+    def __init__(self, spool: Spool, settings: GateSettings, decisions: GateDecisions) -> None:
+        self.decisions = decisions
         self.over = False
         self._spool = spool
-        self._gating = gating
+        self._settings = settings
         self._changed = trio.lowlevel.ParkingLot()
 
     async def run(self) -> None:
         """Listen until the spool has ended. One thread at a time works for it."""
-        detector = self._gating.detector()
+        detector = self._settings.detector()
         while (piece := await self._next()) is not None:
             speech = await self._run(detector.hear, piece.position, piece.audio)
-            self.hearing.hear(Span(piece.position, piece.end), speech, fresh=piece.fresh)
+            self.decisions.add(Span(piece.position, piece.end), speech, fresh=piece.fresh)
             self._changed.unpark_all()
         self.over = True
         self._changed.unpark_all()
 
     async def _next(self) -> Piece | None:
         """The next STEP of audio, or what there is of it at the end of the spool."""
-        heard, size = self.hearing.heard, round(DETECTOR_STEP_S * self._spool.rate)
+        heard, size = self.decisions.heard, round(DETECTOR_STEP_S * self._spool.rate)
         await self._spool.wait_past(heard + size - 1)
         return await self._spool.read(heard, size)
 
-    async def changed(self) -> None:
+    async def wait_changed(self) -> None:
         """Return when more is decided; at once when all is."""
         await trio.lowlevel.checkpoint()
         if not self.over:
@@ -156,30 +156,30 @@ class Gate:
     @property
     def settled(self) -> int:
         """As Hearing has it; at the end of the spool, all of it."""
-        return self._spool.end if self.over else self.hearing.settled
+        return self._spool.end if self.over else self.decisions.settled
 
     async def next_wanted(self, position: int) -> int | None:
         """The first recorded position from here on that a session must hear. None: the spool ends without one."""
         while True:
             is_over = self.over
-            for span in self.hearing.wanted - Spans([(0, position)]):
+            for span in self.decisions.wanted - Spans([(0, position)]):
                 piece = await self._spool.read(span.start, 1)
                 if piece is not None and piece.position < span.end:
                     return piece.position
             if is_over:
                 return None
-            await self.changed()
+            await self.wait_changed()
 
     async def fall_silent(self, position: int) -> int:
         """Return when a session that began here need not be open any more, with the position up to which it is."""
         while True:
             is_over = self.over
-            position = self.hearing.follow(position)
-            if is_over or self.hearing.is_silent_after(position):
+            position = self.decisions.follow(position)
+            if is_over or self.decisions.is_silent_after(position):
                 return position
-            await self.changed()
+            await self.wait_changed()
 
     async def _run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        if self._gating.inline:
+        if self._settings.inline:
             return call(*args)
         return await trio.to_thread.run_sync(call, *args)

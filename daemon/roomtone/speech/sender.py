@@ -27,23 +27,23 @@ class AudioSender:
     def __init__(
         self,
         spool: Spool,
-        track: TimeMap,
-        ledger: AckTracker,
+        time_map: TimeMap,
+        acks: AckTracker,
         *,
         rate: int,
         frame: int,
         until: int | None,
         remote: bool,
-        doubt: SessionWatchdog,
+        watchdog: SessionWatchdog,
     ) -> None:
-        self.position = track.position
+        self.position = time_map.position
         self.until = until
         self._spool = spool
-        self._track = track
-        self._ledger = ledger
+        self._time_map = time_map
+        self._acks = acks
         self._rate = rate
         self._frame = frame
-        self._doubt = doubt
+        self._watchdog = watchdog
         self._pace = Pace(rate, now=trio.current_time(), speed=1.2 if remote else None)
 
     async def send(self, session: Connection) -> bool:
@@ -54,7 +54,7 @@ class AudioSender:
         """
         size = 2 * self._frame
         held = b""
-        while (found := await self._next(self._frame - len(held) // 2)) is not None:
+        while (found := await self._read_next(self._frame - len(held) // 2)) is not None:
             audio, lost = found
             if lost and held:
                 await self._send_frame(session, held)
@@ -62,7 +62,7 @@ class AudioSender:
             if lost > MAX_ZEROS_S * self._rate or lost == AWAY:
                 await session.send(messages.force_endpoint())
                 lost = 0
-            self._track.jump(self.position - len(audio) // 2 - lost - len(held) // 2)
+            self._time_map.jump(self.position - len(audio) // 2 - lost - len(held) // 2)
             held += bytes(2 * lost) + audio
             while len(held) >= size:
                 if not await self._send_frame(session, held[:size]):
@@ -70,7 +70,7 @@ class AudioSender:
                 held = held[size:]
         return not held or await self._send_frame(session, held)
 
-    async def _next(self, limit: int) -> tuple[bytes, int] | None:
+    async def _read_next(self, limit: int) -> tuple[bytes, int] | None:
         """The next audio and the samples missing before it, or AWAY; None where the stretch ends."""
         piece: Piece | None = None
         if self.until is None or self.position < self.until:
@@ -84,7 +84,7 @@ class AudioSender:
                 return None
             piece = piece._replace(audio=piece.audio[: 2 * (self.until - piece.position)])
         lost = piece.position - self.position
-        if self._track.sent == 0:
+        if self._time_map.sent == 0:
             lost = 0
         elif piece.fresh and lost <= MAX_ZEROS_S * self._rate:
             lost = AWAY
@@ -95,13 +95,13 @@ class AudioSender:
         """Send one frame, padded to the shortest that the service takes."""
         samples = len(frame) // 2
         padded = max(samples, round(self._rate * messages.MIN_FRAME_S))
-        await trio.sleep(self._pace.wait(self._track.sent, trio.current_time()))
+        await trio.sleep(self._pace.wait(self._time_map.sent, trio.current_time()))
         sent = await session.send_audio(frame + bytes(2 * (padded - samples)))
-        position = self._track.position + samples
-        self._track.send(padded)
-        self._track.jump(position)
-        self._ledger.sent = position
-        self._doubt.send(position - samples, frame)
+        position = self._time_map.position + samples
+        self._time_map.send(padded)
+        self._time_map.jump(position)
+        self._acks.sent = position
+        self._watchdog.add_audio(position - samples, frame)
         return sent
 
 

@@ -17,13 +17,14 @@ from roomtone.backoff import is_worth_saying
 from roomtone.concurrency import grace_after_cancel
 from roomtone.journal.journal import Mark
 from roomtone.protocol import messages
-from roomtone.protocol.messages import Begin, RetryAdvice
+from roomtone.protocol.close_codes import RetryAdvice
+from roomtone.protocol.messages import Begin
 from roomtone.protocol.turns import Abandoned, EmptyFinal, FinalTurn, InterimText, TurnBook, TurnOutcome
 from roomtone.speech.acks import AckTracker
 from roomtone.speech.allowance import EVENT_BYTES, KEPT_BURST_BYTES, KEPT_BYTES_PER_S, Allowance
 from roomtone.speech.connection import Connection
 from roomtone.speech.sender import AudioSender
-from roomtone.speech.session_errors import Excess, SessionClosed
+from roomtone.speech.session_errors import ExcessiveTraffic, SessionClosed
 from roomtone.speech.session_journal import SessionContext, SessionJournal, identify
 from roomtone.speech.session_watchdog import SessionWatchdog
 from roomtone.speech.time_map import TimeMap
@@ -48,7 +49,7 @@ class SessionOutcome(NamedTuple):
     """
 
     complete: bool
-    verdict: RetryAdvice
+    advice: RetryAdvice
     text: str
     begun: bool = True
     wait: float = 0.0
@@ -64,7 +65,7 @@ class StreamingSession:
 
     def __init__(
         self,
-        desk: SessionContext,
+        context: SessionContext,
         *,
         start: int,
         floor: int,
@@ -75,20 +76,20 @@ class StreamingSession:
         doubted_after: float = math.inf,
     ) -> None:
         self.over = trio.Event()
-        self.ending = SessionOutcome(complete=False, verdict=RetryAdvice.RETRY, text="left", begun=False)
+        self.outcome = SessionOutcome(complete=False, advice=RetryAdvice.RETRY, text="left", begun=False)
         self.expires_at: datetime | None = None
         self.begun_at = trio.current_time()
-        self._desk = desk
+        self._context = context
         self._until = until
         self._marks = marks
         self._settled = settled
         self._may_send = may_send
         self._doubted_after = doubted_after
-        self._book = TurnBook(two_finals=desk.two_finals)
+        self._book = TurnBook(two_finals=context.two_finals)
         self._allowance = Allowance(burst=KEPT_BURST_BYTES, rate=KEPT_BYTES_PER_S)
         self._furthest_ms = 0.0
         self._warnings = 0
-        self._asked = False
+        self._is_terminating = False
         self._changes: dict[str, Any] = {}
         self._changed = trio.Event()
         self.begin_at(start, floor)
@@ -97,41 +98,41 @@ class StreamingSession:
         """Where the first sample is read, and what is settled before; may be moved until `may_send` is set."""
         self._start = start
         self._floor = self.acknowledged = max(floor, start)
-        self._ledger = AckTracker(start, floor=self._floor)
+        self._acks = AckTracker(start, floor=self._floor)
         self._furthest_ms = 0.0
-        self._track = TimeMap(start, self._desk.rate)
-        self._doubt = SessionWatchdog(start, self._desk.rate, minutes=self._doubted_after)
-        self._outgoing = AudioSender(
-            self._desk.spool,
-            self._track,
-            self._ledger,
-            rate=self._desk.rate,
-            frame=self._desk.frame,
+        self._time_map = TimeMap(start, self._context.rate)
+        self._watchdog = SessionWatchdog(start, self._context.rate, suspicion_minutes=self._doubted_after)
+        self._sender = AudioSender(
+            self._context.spool,
+            self._time_map,
+            self._acks,
+            rate=self._context.rate,
+            frame=self._context.frame,
             until=self._until,
-            remote=self._desk.endpoint.remote,
-            doubt=self._doubt,
+            remote=self._context.endpoint.remote,
+            watchdog=self._watchdog,
         )
 
-    def end_at_once(self) -> int:
+    def end_here(self) -> int:
         """End the stretch where the session is now, and say where that is: another session takes over from there."""
-        self._outgoing.until = self._outgoing.position
-        return self._outgoing.position
+        self._sender.until = self._sender.position
+        return self._sender.position
 
     def end_by(self, position: int) -> None:
         """End the stretch at this position, or where the session is now if that is later."""
-        until = max(position, self._outgoing.position)
-        if self._outgoing.until is None or until < self._outgoing.until:
-            self._until = self._outgoing.until = until
+        until = max(position, self._sender.position)
+        if self._sender.until is None or until < self._sender.until:
+            self._until = self._sender.until = until
 
     def share_until(self, position: int, seam: int) -> None:
         """End the stretch at this position, and leave to another session what is heard behind the seam."""
-        self._ledger.limit = seam
+        self._acks.limit = seam
         self.end_by(position)
 
     @property
     def position(self) -> int:
         """The position that is sent next."""
-        return self._outgoing.position
+        return self._sender.position
 
     @property
     def progress(self) -> int:
@@ -141,7 +142,7 @@ class StreamingSession:
     @property
     def deaf_since(self) -> int | None:
         """From where on this session seems to have heard nothing of what it was sent, if that is so."""
-        return self._doubt.deaf_since
+        return self._watchdog.deaf_since
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Open a session and live it. `started` comes when it has begun, or could not; `ending` says which, and how it
@@ -149,18 +150,18 @@ class StreamingSession:
 
         Errors: those of the journal and the spool. Everything of the network and the service is an Ending.
         """
-        terms = self._desk.terms
+        terms = self._context.parameters
         asked = terms.streaming
         try:
-            async with self._desk.endpoint.open() as session:
-                self.ending = self.ending._replace(begun=True)
+            async with self._context.endpoint.open() as session:
+                self.outcome = self.outcome._replace(begun=True)
                 task_status.started()
-                with terms.told(self._tell, asked=asked):
+                with terms.follow(self._queue_update, begun_with=asked):
                     await self._converse(session)
         except SessionClosed as over:
-            begun = self.ending.begun
-            self.ending = SessionOutcome(
-                complete=False, verdict=over.verdict, text=str(over), begun=begun, wait=over.wait
+            begun = self.outcome.begun
+            self.outcome = SessionOutcome(
+                complete=False, advice=over.advice, text=str(over), begun=begun, wait=over.wait
             )
             if not begun:
                 task_status.started()
@@ -172,19 +173,21 @@ class StreamingSession:
         if session.begin.expires_at is not None:
             self.expires_at = datetime.fromtimestamp(session.begin.expires_at, UTC)
         await self._wait_until_it_may_send(session)
-        minutes = await self._open_minutes(session.begin)
+        minutes = await self._open_journal(session.begin)
         termination: messages.Termination | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send, session, minutes, nursery.cancel_scope)
                 nursery.start_soon(self._ping, session, nursery.cancel_scope)
-                nursery.start_soon(self._update, session)
-                nursery.start_soon(_report_for_ever, minutes)
+                nursery.start_soon(self._send_updates, session)
+                nursery.start_soon(_report_periodically, minutes)
                 try:
                     termination = await self._receive(session, minutes)
-                    self.ending = SessionOutcome(complete=self._asked, verdict=RetryAdvice.RETRY, text="terminated")
+                    self.outcome = SessionOutcome(
+                        complete=self._is_terminating, advice=RetryAdvice.RETRY, text="terminated"
+                    )
                 except SessionClosed as over:
-                    self.ending = SessionOutcome(complete=False, verdict=over.verdict, text=str(over))
+                    self.outcome = SessionOutcome(complete=False, advice=over.advice, text=str(over))
                 nursery.cancel_scope.cancel()
             await self._settled.wait()
         finally:
@@ -200,7 +203,7 @@ class StreamingSession:
         """Keep a session alive that is to relieve another, for the service ends who says nothing. Raises SessionOver
         where it has ended already.
         """
-        pause = min(PING_INTERVAL_S, self._desk.terms.streaming.inactivity_timeout / 2)
+        pause = min(PING_INTERVAL_S, self._context.parameters.streaming.inactivity_timeout / 2)
         while not self._may_send.is_set():
             with trio.move_on_after(pause):
                 await self._may_send.wait()
@@ -208,13 +211,13 @@ class StreamingSession:
                 while True:
                     await session.receive()
 
-    async def _open_minutes(self, begin: Begin) -> SessionJournal:
-        async with self._desk.seam:  # two sessions beside each other must not both find an id unused
+    async def _open_journal(self, begin: Begin) -> SessionJournal:
+        async with self._context.seam:  # two sessions beside each other must not both find an id unused
             minutes = SessionJournal(
-                self._desk,
-                self._track,
-                self._ledger,
-                session_id=await identify(self._desk, begin.id),
+                self._context,
+                self._time_map,
+                self._acks,
+                session_id=await identify(self._context, begin.id),
                 start=self._start,
                 floor=self._floor,
                 marks=self._marks,
@@ -228,59 +231,59 @@ class StreamingSession:
             match outcome:
                 case FinalTurn(turn=turn):
                     minutes.add(turn)
-                case Abandoned(turn=turn) if self.ending.complete:
+                case Abandoned(turn=turn) if self.outcome.complete:
                     minutes.add(turn)
-        if self.ending.complete:
-            await minutes.journal(whatever_comes=True)
-            self._ledger.terminated()
-        await minutes.end(self.ending.text, termination, trio.current_time() - self.begun_at)
+        if self.outcome.complete:
+            await minutes.write_turns(force=True)
+            self._acks.terminated()
+        await minutes.end(self.outcome.text, termination, trio.current_time() - self.begun_at)
         self.acknowledged = minutes.acknowledged
 
     async def _send(self, session: Connection, minutes: SessionJournal, conversation: trio.CancelScope) -> None:
-        if not await self._outgoing.send(session):
+        if not await self._sender.send(session):
             return  # over: the receiver says how
-        if self._desk.answers is not None:
-            await self._hear_answers(session, minutes)
-        self._asked = True
+        if self._context.answers is not None:
+            await self._wait_for_answers(session, minutes)
+        self._is_terminating = True
         await session.send(messages.terminate())
         await trio.sleep(TERMINATION_TIMEOUT_S)
         self._give_up(conversation, f"no Termination within {TERMINATION_TIMEOUT_S:.0f} s")
 
-    def _tell(self, changes: Mapping[str, Any]) -> None:
+    def _queue_update(self, changes: Mapping[str, Any]) -> None:
         """Have the session told of other terms. What does not fit is merged: the last value of each counts."""
         self._changes.update(changes)
         self._changed.set()
 
-    async def _update(self, session: Connection) -> None:
+    async def _send_updates(self, session: Connection) -> None:
         while True:
             await self._changed.wait()
             self._changed = trio.Event()
             changes, self._changes = self._changes, {}
             await session.send(messages.update_configuration(changes))
-            log.info("session.updated", room=self._desk.room, parameters=sorted(changes))
+            log.info("session.updated", room=self._context.room, parameters=sorted(changes))
 
-    async def _hear_answers(self, session: Connection, minutes: SessionJournal) -> None:
+    async def _wait_for_answers(self, session: Connection, minutes: SessionJournal) -> None:
         """Wait for the answers to the last turns: nothing follows Termination, and what is then missing is lost."""
         with trio.move_on_after(LAST_ANSWERS_TIMEOUT_S):
             await session.send(messages.force_endpoint())
             await trio.sleep(LAST_TURN_TIMEOUT_S)
-            while minutes.is_expecting or self._book.open_since() != math.inf:  # noqa: ASYNC110 - two books, no event
+            while minutes.is_awaiting_answers or self._book.open_since() != math.inf:  # noqa: ASYNC110 - two books, no event
                 await trio.sleep(0.1)
 
     async def _ping(self, session: Connection, conversation: trio.CancelScope) -> None:
-        patience = self._desk.endpoint.patience
+        patience = self._context.endpoint.ping_timeout_s
         while True:
             await trio.sleep(PING_INTERVAL_S)
-            sent = self._ledger.sent
+            sent = self._acks.sent
             with trio.move_on_after(patience) as scope:
                 if not await session.ping():
                     return
-                self._ledger.answered(sent, trio.current_time())
+                self._acks.answered(sent, trio.current_time())
             if scope.cancelled_caught:
                 self._give_up(conversation, f"no answer to a ping within {patience:.0f} s")
 
     def _give_up(self, conversation: trio.CancelScope, text: str) -> None:
-        self.ending = SessionOutcome(complete=False, verdict=RetryAdvice.BACK_OFF, text=text)
+        self.outcome = SessionOutcome(complete=False, advice=RetryAdvice.BACK_OFF, text=text)
         conversation.cancel()
 
     async def _receive(self, session: Connection, minutes: SessionJournal) -> messages.Termination:
@@ -291,9 +294,9 @@ class StreamingSession:
                 message = await session.receive()
             now = trio.current_time()
             if isinstance(message, messages.TurnMessage | messages.Silence):
-                self._doubt.hear()
+                self._watchdog.on_message()
             if isinstance(message, messages.TurnMessage) and message.words:
-                self._measure(max(word.end for word in message.words))
+                self._measure_lag(max(word.end for word in message.words))
             match message:
                 case messages.TurnMessage() | messages.SpeakerRevision():
                     await self._take(self._book.feed(message, now), minutes)
@@ -305,21 +308,21 @@ class StreamingSession:
                 case messages.Warning(warning_code=code):
                     self._warnings += 1
                     if is_worth_saying(self._warnings):
-                        log.warning("session.warned", room=self._desk.room, code=code, warnings=self._warnings)
+                        log.warning("session.warned", room=self._context.room, code=code, warnings=self._warnings)
                 case None:
                     await self._take(self._book.expire(now), minutes)
 
-    def _measure(self, end_ms: float) -> None:
+    def _measure_lag(self, end_ms: float) -> None:
         """How late the service is shows in words that it says for the first time, and not in what it says again."""
-        if end_ms > self._furthest_ms and self._track.has_sent(end_ms):
+        if end_ms > self._furthest_ms and self._time_map.has_sent(end_ms):
             self._furthest_ms = end_ms
-            self._ledger.late_by(self._track.sent / self._desk.rate - end_ms / 1000)
+            self._acks.late_by(self._time_map.sent / self._context.rate - end_ms / 1000)
 
     def _charge(self, message: messages.Message) -> None:
         """Raises SessionOver for more to keep than the audio that was sent can give rise to."""
         size = EVENT_BYTES + messages.weigh(message)
-        if not self._allowance.take(size, self._track.sent / self._desk.rate):
-            raise SessionClosed(None, str(Excess()), RetryAdvice.EXCESS, refused=False)
+        if not self._allowance.take(size, self._time_map.sent / self._context.rate):
+            raise SessionClosed(None, str(ExcessiveTraffic()), RetryAdvice.EXCESS, refused=False)
 
     async def _take(self, outcomes: Sequence[TurnOutcome], minutes: SessionJournal) -> None:
         for outcome in outcomes:
@@ -328,18 +331,18 @@ class StreamingSession:
                     self._charge(turn)
             match outcome:
                 case InterimText(turn=turn):
-                    minutes.show(turn)
+                    minutes.publish_interim(turn)
                 case EmptyFinal(turn_order=order):
-                    self._ledger.closed(order, None)
+                    self._acks.closed(order, None)
                 case FinalTurn(turn=turn, corrects=corrects):
                     minutes.add(turn, is_answered=not corrects)
                 case Abandoned(turn=turn):
                     # An abandoned turn is taken at its last word: the service went on without it, its speech was heard.
                     minutes.add(turn)
-        await minutes.journal()
+        await minutes.write_turns()
 
 
-async def _report_for_ever(minutes: SessionJournal) -> None:
+async def _report_periodically(minutes: SessionJournal) -> None:
     while True:
         await trio.sleep(1)
         await minutes.report()

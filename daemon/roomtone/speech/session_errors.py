@@ -21,8 +21,8 @@ from wsproto.utilities import ProtocolError
 from roomtone.backoff import is_worth_saying, wait_of
 from roomtone.concurrency import leaves_of
 from roomtone.network import ProxyFailed, causes
-from roomtone.protocol import messages
-from roomtone.protocol.messages import Error, RetryAdvice
+from roomtone.protocol.close_codes import RetryAdvice, classify
+from roomtone.protocol.messages import Error
 from roomtone.protocol.parameters import Streaming
 from roomtone.proxy import NetworkError
 
@@ -74,20 +74,20 @@ class SessionClosed(Exception):  # noqa: N818 - most sessions end well
     how many seconds it asks to be left alone.
     """
 
-    def __init__(self, code: int | None, text: str, verdict: RetryAdvice, *, refused: bool, wait: float = 0.0) -> None:
-        super().__init__(code, text, verdict)
+    def __init__(self, code: int | None, text: str, advice: RetryAdvice, *, refused: bool, wait: float = 0.0) -> None:
+        super().__init__(code, text, advice)
         self.code = code
         self.text = text
-        self.verdict = verdict
+        self.advice = advice
         self.refused = refused
         self.wait = wait
 
     def __str__(self) -> str:
         code = "" if self.code is None else f"{self.code}: "
-        return f"{code}{self.text} ({self.verdict.value})"
+        return f"{code}{self.text} ({self.advice.value})"
 
 
-class Excess(OSError):  # noqa: N818 - it says what is true of the service
+class ExcessiveTraffic(OSError):  # noqa: N818 - it says what is true of the service
     """The service says more than any speech is: it is read no further."""
 
     def __init__(self) -> None:
@@ -146,7 +146,7 @@ class CloseEvidence:
         if is_worth_saying(self._odd):
             log.warning(event, messages=self._odd, **facts)
 
-    def over(self, code: int | None, text: str, said: str = "") -> SessionClosed:
+    def closed(self, code: int | None, text: str, said: str = "") -> SessionClosed:
         """The Error message counts for more than the close that follows it, which libraries on the way replace.
 
         `text` is ours, and `said` the service's.
@@ -155,7 +155,7 @@ class CloseEvidence:
             code = code if self.error.error_code is None else self.error.error_code
             said = self.error.error or said
             text = f"the service reports error {code}"
-        verdict = messages.classify(code, self.redact(said or text))
+        verdict = classify(code, self.redact(said or text))
         text = known_phrases(said) or self.redact(text)
         return SessionClosed(code, text, verdict, refused=not self.begun, wait=self._wait())
 
@@ -169,20 +169,20 @@ class CloseEvidence:
     def judge(self, failure: BaseException) -> SessionClosed:
         status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
         match failure:
-            case Excess():
+            case ExcessiveTraffic():
                 return SessionClosed(None, str(failure), RetryAdvice.EXCESS, refused=not self.begun)
             case _ if status is not None:
-                return self.over(status, f"the service refuses the connection with HTTP {status}")
+                return self.closed(status, f"the service refuses the connection with HTTP {status}")
             case ConnectionClosed(reason=CloseReason() as reason):
                 # 1006 is never sent: it is how libraries say that the network broke.
                 code = None if reason.code == 1006 else reason.code
-                return self.over(code, f"the connection is closed ({reason.name.lower()})", reason.reason or "")
+                return self.closed(code, f"the connection is closed ({reason.name.lower()})", reason.reason or "")
             case NetworkError():
                 return SessionClosed(None, str(failure), RetryAdvice.FATAL, refused=True)
             case ProxyFailed(status=code):
-                return self.over(code, str(failure))
+                return self.closed(code, str(failure))
             case _:
-                return self.over(None, _describe(failure))
+                return self.closed(None, _describe(failure))
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -40,11 +40,11 @@ MAX_TURN_S = 120
 
 MAX_INTERIM_LENGTH = 10_000
 """Characters of a turn that is still being said that are shown, the last ones: ten minutes without a pause."""
-LONGEST_ID = 64
+MAX_ID_LENGTH = 64
 """Characters of a session's id. The service's has 36."""
 
 
-def _tell_nobody(reason: str) -> None:
+def _ignore(reason: str) -> None:
     """For a desk at which nobody asks."""
 
 
@@ -65,17 +65,17 @@ class SessionContext(NamedTuple):
     journal: Journal
     live: Live
     endpoint: Endpoint
-    terms: SessionParameters
+    parameters: SessionParameters
     speech_model: str | None
     two_finals: bool
     seam: trio.Lock
-    failed: Callable[[str], None] = _tell_nobody
+    report_failure: Callable[[str], None] = _ignore
     meter: Meter = FREE
     answers: RoomAnswers | None = None
     speakers: Mapping[str, str] = MappingProxyType({})
     gated: bool = False
 
-    def tell(self, event: str, **facts: object) -> None:
+    def log_session(self, event: str, **facts: object) -> None:
         """Log the beginning or the end of a session. The events are in the journal in any case."""
         (log.debug if self.gated else log.info)(event, room=self.room, **facts)
 
@@ -83,15 +83,15 @@ class SessionContext(NamedTuple):
 _NEVER = 1 << 62  # no position
 
 
-async def identify(desk: SessionContext, session_id: str) -> str:
+async def identify(context: SessionContext, session_id: str) -> str:
     """The id of a session that has begun: the service's, unless that is not one.
 
     One that another session of this room has had, that cannot be told from such a one by what stands in a speaker's
     label, or that has what no id has, is replaced by one of ours: events, answers and what is forgotten go by it.
     """
-    known = await desk.journal.select(desk.room, ["session_started"], 0, _NEVER)
+    known = await context.journal.select(context.room, ["session_started"], 0, _NEVER)
     told = {label_of(event.session_id) for event in known if isinstance(event, SessionStarted)}
-    is_plain = len(session_id) <= LONGEST_ID and re.fullmatch(r"[A-Za-z0-9._:-]+", session_id) is not None
+    is_plain = len(session_id) <= MAX_ID_LENGTH and re.fullmatch(r"[A-Za-z0-9._:-]+", session_id) is not None
     return session_id if is_plain and label_of(session_id) not in told else str(uuid.uuid4())
 
 
@@ -114,9 +114,9 @@ class SessionJournal:
 
     def __init__(
         self,
-        desk: SessionContext,
-        track: TimeMap,
-        ledger: AckTracker,
+        context: SessionContext,
+        time_map: TimeMap,
+        acks: AckTracker,
         *,
         session_id: str,
         start: int,
@@ -125,32 +125,32 @@ class SessionJournal:
         settled: trio.Event,
     ) -> None:
         self.acknowledged = floor
-        self._desk = desk
-        self._track = track
-        self._ledger = ledger
+        self._context = context
+        self._time_map = time_map
+        self._acks = acks
         self._id = session_id
-        self._metered = f"{desk.room}/{session_id}"
+        self._meter_key = f"{context.room}/{session_id}"
         self._start = start
-        self._margin = desk.rate if start < floor else 0
+        self._margin = context.rate if start < floor else 0
         self._marks = marks
         self._settled = settled
         self._waiting: list[tuple[TurnMessage, tuple[Word, ...]]] = []
         self._waiting_since = 0.0
         self._reported_at = trio.current_time()
         self._begun: dict[int, int] = {}
-        self._speakers = Speakers(session_id, desk.speakers)
+        self._speakers = Speakers(session_id, context.speakers)
         self._ids: dict[int, str] = {}
         self._kept: dict[int, _Kept] = {}
-        self._replies = SessionAnswers(desk.room, session_id, desk.spool.at, desk.answers)
+        self._answers = SessionAnswers(context.room, session_id, context.spool.at, context.answers)
 
-    def show(self, turn: TurnMessage) -> None:
+    def publish_interim(self, turn: TurnMessage) -> None:
         """Publish a turn that is still being said."""
         position = self._open(turn)
-        self._desk.live.publish(
+        self._context.live.publish(
             Interim(
-                room=self._desk.room,
+                room=self._context.room,
                 position=position,
-                at=self._desk.spool.at(position),
+                at=self._context.spool.at(position),
                 session_id=self._id,
                 turn_order=turn.turn_order,
                 text=turn.text[-MAX_INTERIM_LENGTH:],
@@ -165,24 +165,24 @@ class SessionJournal:
         self._open(turn)
         now = trio.current_time()
         self._waiting_since = self._waiting_since if self._waiting else now
-        entry = (turn, self._track.words(turn.words or ()))
+        entry = (turn, self._time_map.words(turn.words or ()))
         # A turn that was abandoned, or that is corrected, before its seam is decided is still one turn.
         waiting = next((i for i, (other, _) in enumerate(self._waiting) if other.turn_order == turn.turn_order), None)
         if waiting is not None:
             self._waiting[waiting] = entry
         else:
             self._waiting.append(entry)
-        if turn.end_of_turn and turn.words and self._track.has_sent(max(word.end for word in turn.words)):
-            self._ledger.prove(max(word.end for word in entry[1]))
+        if turn.end_of_turn and turn.words and self._time_map.has_sent(max(word.end for word in turn.words)):
+            self._acks.prove(max(word.end for word in entry[1]))
         if is_answered:
-            self._replies.expect(turn.turn_order, now)
+            self._answers.expect(turn.turn_order, now)
 
     def _open(self, turn: TurnMessage) -> int:
         """The position of the turn's first word; nothing behind it counts as heard before the turn is journalled."""
         first = min(turn.words or (), key=lambda word: word.start, default=None)
-        words = self._track.words([first] if first else [])
-        position = words[0].start if words else self._ledger.heard(trio.current_time())
-        self._ledger.opened(turn.turn_order, position)
+        words = self._time_map.words([first] if first else [])
+        position = words[0].start if words else self._acks.heard(trio.current_time())
+        self._acks.opened(turn.turn_order, position)
         begun = self._begun.setdefault(turn.turn_order, position)
         for remembered in (self._begun, self._ids, self._kept):
             if len(remembered) > 2 * MAX_REMEMBERED_TURNS:
@@ -191,30 +191,30 @@ class SessionJournal:
 
     async def report(self) -> None:
         """Write what has become due: turns whose seam is decided now, and coverage once in REPORT_EVERY seconds."""
-        await self.journal()
-        await self._journal_answers()
-        async with self._desk.seam:
+        await self.write_turns()
+        await self._write_answers()
+        async with self._context.seam:
             if trio.current_time() >= self._reported_at + COVERAGE_COMMIT_INTERVAL_S and self._settled.is_set():
                 await self._commit(())
 
-    async def journal(self, *, whatever_comes: bool = False) -> None:
+    async def write_turns(self, *, force: bool = False) -> None:
         """Write the turns whose seam is decided, or all of them, and what they settle, in one transaction.
 
         Cancelled, it has written nothing, and they wait on.
         """
-        async with self._desk.seam:
-            if self._waiting and (self._settled.is_set() or whatever_comes):
-                await self._journal(whatever_comes=whatever_comes)
+        async with self._context.seam:
+            if self._waiting and (self._settled.is_set() or force):
+                await self._write_turns(force=force)
 
-    async def _journal(self, *, whatever_comes: bool) -> None:
+    async def _write_turns(self, *, force: bool) -> None:
         old = await self._recall()
-        if not (self._decided(old) or whatever_comes):
+        if not (self._decided(old) or force):
             return
         waiting = tuple(self._waiting)
         self._keep(waiting, old)
         turns: list[Turn] = []
         for turn, heard in waiting:
-            limit = self._ledger.limit
+            limit = self._acks.limit
             kept = [i for i in self._kept[turn.turn_order].indexes if limit is None or heard[i].end <= limit]
             if kept or not heard:
                 turns.append(self._turn(turn, tuple(heard[i] for i in kept), whole=len(kept) == len(heard)))
@@ -222,14 +222,14 @@ class SessionJournal:
             turn.turn_order: Span(heard[0].start, max(word.end for word in heard)) if heard else None
             for turn, heard in waiting
         }
-        events = await self._commit([*turns, *self._replies.marks(turns)], closed)
+        events = await self._commit([*turns, *self._answers.marks(turns)], closed)
         # One that was corrected meanwhile is another entry, and still waits.
         done = {id(entry) for entry in waiting}
         self._waiting = [entry for entry in self._waiting if id(entry) not in done]
         written = {event.turn_order: event for event in events if isinstance(event, Turn)}
         self._ids.update((order, turn.id) for order, turn in written.items())
-        self._replies.written((turn.turn_order for turn, _ in waiting), written)
-        await self._journal_answers()
+        self._answers.written((turn.turn_order for turn, _ in waiting), written)
+        await self._write_answers()
 
     def _keep(self, waiting: Sequence[tuple[TurnMessage, tuple[Word, ...]]], old: Sequence[Sequence[Word]]) -> None:
         """Decide which words of these turns are new. A correction of the same words keeps those that were kept before:
@@ -241,20 +241,20 @@ class SessionJournal:
             if self._kept.get(turn.turn_order, _NONE).of != len(heard)
         ]
         words = [word for _, heard in undecided for word in heard]
-        new = {id(words[index]) for index in unheard(old, words, self._desk.rate)}
+        new = {id(words[index]) for index in unheard(old, words, self._context.rate)}
         for order, heard in undecided:
             self._kept[order] = _Kept(len(heard), tuple(i for i, word in enumerate(heard) if id(word) in new))
 
     def _decided(self, old: Sequence[Sequence[Word]]) -> bool:
         """Whether all that older sessions have said, and that these turns may repeat, can be told from what is new."""
         words = [word for _, heard in self._waiting for word in heard]
-        common = near(old, words, self._desk.rate)
+        common = near(old, words, self._context.rate)
         if not common:
             return True
-        edge = max(turn[-1].end for turn in common) + self._desk.rate
+        edge = max(turn[-1].end for turn in common) + self._context.rate
         return (
             words[-1].end > edge
-            or self._ledger.sent > edge + SEAM_TIMEOUT_S * self._desk.rate
+            or self._acks.sent > edge + SEAM_TIMEOUT_S * self._context.rate
             or trio.current_time() >= self._waiting_since + SEAM_TIMEOUT_S
         )
 
@@ -264,7 +264,7 @@ class SessionJournal:
 
         Where nothing is sent again, the words of the session that was relieved end before this one's first sample.
         """
-        desk = self._desk
+        desk = self._context
         words = [word for _, heard in self._waiting for word in heard]
         if not words:
             return []
@@ -283,9 +283,9 @@ class SessionJournal:
     def _turn(self, turn: TurnMessage, words: tuple[Word, ...], *, whole: bool) -> Turn:
         position = words[0].start if words else self._begun[turn.turn_order]
         return Turn(
-            room=self._desk.room,
+            room=self._context.room,
             position=position,
-            at=self._desk.spool.at(position),
+            at=self._context.spool.at(position),
             session_id=self._id,
             turn_order=turn.turn_order,
             text=turn.text if whole else " ".join(word.text for word in words),
@@ -302,9 +302,9 @@ class SessionJournal:
 
         Nothing counts as settled before it is in the journal.
         """
-        desk = self._desk
+        desk = self._context
         self._reported_at = trio.current_time()
-        acknowledged, rows = self._ledger.after(closed).report(self._reported_at)
+        acknowledged, rows = self._acks.after(closed).report(self._reported_at)
         covers = [
             CoverageSpan(
                 room=desk.room,
@@ -320,27 +320,27 @@ class SessionJournal:
         marks = self._marks(acknowledged) if acknowledged > self.acknowledged else ()
         events = await desk.journal.commit(*facts, *covers, *marks) if facts or covers or marks else ()
         self.acknowledged = max(self.acknowledged, acknowledged)
-        self._ledger.settle(acknowledged, closed)
+        self._acks.settle(acknowledged, closed)
         return events
 
     @property
-    def is_expecting(self) -> bool:
+    def is_awaiting_answers(self) -> bool:
         """Whether the language model has not yet answered a turn that it was asked about."""
-        return self._replies.is_expecting
+        return self._answers.is_expecting
 
     async def answer(self, message: LLMGatewayResponse) -> None:
         """Take what the language model said to a turn; it is journalled behind the turn."""
-        self._replies.take(message)
-        await self._journal_answers()
+        self._answers.take(message)
+        await self._write_answers()
 
-    async def _journal_answers(self, *, is_last: bool = False) -> None:
-        with self._replies.due(trio.current_time(), is_last=is_last) as facts:
+    async def _write_answers(self, *, is_last: bool = False) -> None:
+        with self._answers.due(trio.current_time(), is_last=is_last) as facts:
             if facts:
-                await self._desk.journal.commit(*facts)
+                await self._context.journal.commit(*facts)
 
     async def begin(self, expires_at: datetime | None) -> None:
         """Journal that the session is up."""
-        desk = self._desk
+        desk = self._context
         await desk.journal.commit(
             SessionStarted(
                 room=desk.room,
@@ -351,19 +351,19 @@ class SessionJournal:
                 speech_model=desk.speech_model,
                 expires_at=expires_at,
             ),
-            *desk.meter.begin(self._metered),
+            *desk.meter.begin(self._meter_key),
         )
-        desk.tell("session.started", session_id=self._id, endpoint=desk.endpoint.name)
+        desk.log_session("session.started", session_id=self._id, endpoint=desk.endpoint.name)
 
     async def end(self, reason: str, termination: Termination | None, seconds: float) -> None:
         """Journal what still waits, how the session ended, and all that this settles.
 
         The service's own seconds count; `seconds` is how long the session was open where it does not say.
         """
-        desk = self._desk
-        await self.journal(whatever_comes=True)
-        await self._journal_answers(is_last=True)
-        position = self._ledger.sent if self._ledger.limit is None else min(self._ledger.sent, self._ledger.limit)
+        desk = self._context
+        await self.write_turns(force=True)
+        await self._write_answers(is_last=True)
+        position = self._acks.sent if self._acks.limit is None else min(self._acks.sent, self._acks.limit)
         audio = None if termination is None else termination.audio_duration_seconds
         told = None if termination is None else termination.session_duration_seconds
         open_for = round(seconds, 3) if told is None else told
@@ -374,11 +374,11 @@ class SessionJournal:
                     position=position,
                     at=desk.spool.at(position),
                     session_id=self._id,
-                    audio_seconds=round(self._track.sent / desk.rate, 3) if audio is None else audio,
+                    audio_seconds=round(self._time_map.sent / desk.rate, 3) if audio is None else audio,
                     session_seconds=open_for,
                     reason=reason,
                 ),
-                *desk.meter.end(self._metered, open_for),
+                *desk.meter.end(self._meter_key, open_for),
             ]
         )
-        desk.tell("session.ended", session_id=self._id, reason=reason, seconds=round(seconds, 1))
+        desk.log_session("session.ended", session_id=self._id, reason=reason, seconds=round(seconds, 1))

@@ -26,15 +26,15 @@ class SessionWatchdog:
     `minutes`: so many in succession that sound like speech, and no sign, make it deaf; math.inf: it never is.
     """
 
-    def __init__(self, start: int, rate: int, *, minutes: float) -> None:
+    def __init__(self, start: int, rate: int, *, suspicion_minutes: float) -> None:
         self._rate = rate
-        self._needed = minutes
+        self._needed = suspicion_minutes
         self._levels: list[float] = []
         self._heard = 0
         self._begin = self._end = self._since = start
         self._loud = 0
 
-    def send(self, position: int, audio: bytes) -> None:
+    def add_audio(self, position: int, audio: bytes) -> None:
         """The session was sent this audio, s16le mono, its first sample at `position`."""
         if self._needed == math.inf:
             return
@@ -47,7 +47,7 @@ class SessionWatchdog:
             self._loud = self._loud + 1 if is_loud else 0
             self._start_minute()
 
-    def hear(self) -> None:
+    def on_message(self) -> None:
         """The session has said a word, or that there is none: it is not deaf."""
         self._loud = 0
         self._start_minute()

@@ -6,9 +6,9 @@ people are never one by accident. A name is given on purpose, by who knows the r
 
 from collections.abc import Mapping
 
-EVERYBODY = "*"
+ANY_SPEAKER = "*"
 """The label that stands for every speaker, labelled or not."""
-_NOBODY = frozenset({"", "UNKNOWN", "PENDING"})
+_UNKNOWN_LABELS = frozenset({"", "UNKNOWN", "PENDING"})
 """What the service says where it does not know: two of them are not one person."""
 
 
@@ -26,8 +26,8 @@ class Speakers:
 
     def name(self, label: str | None) -> str | None:
         """The name for this label, else the label with its session; None for nobody known."""
-        if EVERYBODY in self._names:
-            return self._names[EVERYBODY]
-        if label is None or label in _NOBODY:
+        if ANY_SPEAKER in self._names:
+            return self._names[ANY_SPEAKER]
+        if label is None or label in _UNKNOWN_LABELS:
             return None
         return self._names.get(label) or f"{label}.{self._session}"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from roomtone.events import Word
 from roomtone.protocol.messages import TimedWord
 
-PADDING = 0.5
+MAX_PADDING_S = 0.5
 """Seconds that a turn's last word may end too late; half of them are usual."""
 
 
@@ -63,7 +63,7 @@ class TimeMap:
 
     def has_sent(self, milliseconds: float) -> bool:
         """True if that moment is not in the future of what was sent, give or take a padded edge."""
-        return milliseconds * self.rate / 1000 <= self.sent + PADDING * self.rate
+        return milliseconds * self.rate / 1000 <= self.sent + MAX_PADDING_S * self.rate
 
     def _place(self, sample: int, stretch: int) -> int:
         return self._positions[stretch] + sample - self._sent[stretch]

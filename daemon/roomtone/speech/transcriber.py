@@ -23,7 +23,7 @@ import trio
 from roomtone.journal.journal import Mark
 from roomtone.journal.records import CoverageSpan
 from roomtone.spans import Span, Spans
-from roomtone.speech.backfill import Backfill, already_set
+from roomtone.speech.backfill import Backfill, set_event
 from roomtone.speech.gate import Gate, GateSettings
 from roomtone.speech.pause import ends_quiet, last_pause
 from roomtone.speech.reconnect import Reconnector
@@ -138,7 +138,7 @@ class _Lanes:
         # Where all of the spool is settled, its last session has heard the end of it: nothing is to be sent again.
         self._again = self._acknowledged < desk.spool.end
         await self._repairs.load()
-        await self._repairs.take_wishes(self._acknowledged)
+        await self._repairs.take_requests(self._acknowledged)
 
     async def _last_captured(self) -> tuple[int, datetime]:
         """The last position that the journal knows to be recorded, and its time; now where it knows none."""
@@ -177,15 +177,15 @@ class _Lanes:
         """Follow the head until the spool has ended and all of it is settled, or in a hole."""
         while await self._wait_for_work():
             begun = trio.current_time()
-            self._doubted_after = await self._repairs.doubted_after()
+            self._doubted_after = await self._repairs.suspicion_minutes()
             ending = await self._chain()
             self._again = not ending.complete
             for passage in self._open:
                 end = min(passage.position, self._acknowledged)
                 if passage.deaf_since is not None and passage.deaf_since < end:
-                    await self._repairs.doubt(Span(passage.deaf_since, end))
+                    await self._repairs.suspect(Span(passage.deaf_since, end))
             settled = sum(passage.progress for passage in self._open) / self._desk.rate
-            if not await self._attempts.wait_out(ending, trio.current_time() - begun, progress=settled):
+            if not await self._attempts.wait_before_retry(ending, trio.current_time() - begun, progress=settled):
                 return
 
     async def _wait_for_work(self) -> bool:
@@ -193,7 +193,7 @@ class _Lanes:
         if self._gate is None:
             return await wait_piece(self._desk.spool, self._acknowledged, 1) is not None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._repairs.mend_for_ever, lambda: self._acknowledged)
+            nursery.start_soon(self._repairs.run, lambda: self._acknowledged)
             found = await self._wait_for_speech(self._gate)
             nursery.cancel_scope.cancel()
         return found
@@ -204,7 +204,7 @@ class _Lanes:
             is_over, found = gate.over, None
             with trio.move_on_after(COVERAGE_COMMIT_INTERVAL_S):
                 found = await gate.next_wanted(self._acknowledged)
-            if found is not None and self._is_far(found) and gate.hearing.is_quiet:
+            if found is not None and self._is_far(found) and gate.decisions.is_quiet:
                 # Nobody speaks any more, and no session could be had while somebody did.
                 await self._leave_hole(Span(self._acknowledged, gate.settled), acknowledged=gate.settled)
             elif found is not None:
@@ -222,10 +222,10 @@ class _Lanes:
         """Sessions that relieve one another, from the durable position to the first that ends without a successor."""
         start, floor = await self._choose_start()
         self._open, self._until = [], None
-        passage = self._passage(start, floor, settled=already_set(), may_send=already_set())
+        passage = self._passage(start, floor, settled=set_event(), may_send=set_event())
         async with trio.open_nursery() as nursery:
             if not await self._attempts.begin(nursery, passage):
-                return passage.ending
+                return passage.outcome
             beside = trio.CancelScope()
             nursery.start_soon(self._work_beside, beside, start)
             while not passage.over.is_set():
@@ -234,7 +234,7 @@ class _Lanes:
                     break
                 passage = await self._relieve(nursery, passage)
             beside.cancel()
-        return passage.ending
+        return passage.outcome
 
     def _passage(self, start: int, floor: int, *, settled: trio.Event, may_send: trio.Event) -> StreamingSession:
         passage = StreamingSession(
@@ -255,8 +255,8 @@ class _Lanes:
         mark = Mark(self._key("acknowledged"), self._acknowledged)
         if self._gate is None:
             return [mark]
-        self._gate.hearing.forget(self._acknowledged)
-        return [mark, Mark(self._key("gate"), self._gate.hearing.state())]
+        self._gate.decisions.drop_before(self._acknowledged)
+        return [mark, Mark(self._key("gate"), self._gate.decisions.state())]
 
     async def _choose_start(self) -> tuple[int, int]:
         """Where the next session begins to read, and up to where all is settled."""
@@ -268,7 +268,7 @@ class _Lanes:
                 done = max(self._acknowledged, min(done, self._gate.settled))
             await self._leave_hole(Span(self._acknowledged, done), acknowledged=done)
             return done, done
-        return (self._repairs.again_from(done) if self._again else done), done
+        return (self._repairs.resend_from(done) if self._again else done), done
 
     async def _pause_before(self, head: int) -> int:
         """The last pause within the seconds that a session catches up with, or the head itself."""
@@ -286,7 +286,7 @@ class _Lanes:
         """What goes on while a chain of sessions that began at `start` does."""
         with scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._repairs.mend_for_ever, lambda: self._acknowledged)
+                nursery.start_soon(self._repairs.run, lambda: self._acknowledged)
                 nursery.start_soon(self._doubt_for_ever)
                 if self._gate is not None:
                     nursery.start_soon(self._close_in_silence, self._gate, start)
@@ -314,7 +314,7 @@ class _Lanes:
         noted = None
         while self._gate is not None:
             await trio.sleep(COVERAGE_COMMIT_INTERVAL_S)
-            state = self._gate.hearing.state()
+            state = self._gate.decisions.state()
             if state["wanted"] and state != noted:
                 await self._desk.journal.commit(Mark(self._key("gate"), state))
                 noted = state
@@ -349,16 +349,16 @@ class _Lanes:
         new = self._passage(old.position, old.position, settled=settled, may_send=may_send)
         paused = await self._attempts.begin(nursery, new) and await self._wait_for_pause(old, new)
         if new.over.is_set():
-            log.warning("session.unrelieved", room=self._desk.room, reason=new.ending.text)
-            with trio.move_on_after(self._attempts.next_delay(new.ending)):
+            log.warning("session.unrelieved", room=self._desk.room, reason=new.outcome.text)
+            with trio.move_on_after(self._attempts.next_delay(new.outcome)):
                 await old.over.wait()
             return old
         if old.over.is_set():
             done = old.acknowledged
-            new.begin_at(self._repairs.again_from(done), done)
+            new.begin_at(self._repairs.resend_from(done), done)
             settled.set()
         else:
-            begin = seam = old.end_at_once() if paused else old.position
+            begin = seam = old.end_here() if paused else old.position
             if not paused:
                 # Nobody paused. Each session hears its own edge badly, so both are sent this, and the seam is inside.
                 shared = round(min(OVERLAP_S, max(SHARED_LEAST, self._left(old) - 1)) * self._desk.rate)
@@ -413,7 +413,7 @@ class _Lanes:
         ends_by = trio.current_time() + PAUSE_TIMEOUT_S
         while passage.deaf_since is not None:
             if await self._pauses(passage) or trio.current_time() >= ends_by:
-                passage.end_at_once()
+                passage.end_here()
                 return
             await trio.sleep(self._desk.frame / self._desk.rate)
 
@@ -421,14 +421,14 @@ class _Lanes:
 
     async def _leave_hole(self, hole: Span, *, acknowledged: int) -> None:
         """Everything up to `acknowledged` is settled, or in a hole: of this one, what the gate wants heard."""
-        holes = Spans([hole]) if self._gate is None else self._gate.hearing.passages(hole.start, hole.end)
+        holes = Spans([hole]) if self._gate is None else self._gate.decisions.wanted_between(hole.start, hole.end)
         unsent = self._unsent(Spans([hole]) - holes)
         await self._desk.journal.commit(*unsent, *self._advance(acknowledged), self._repairs.add(holes))
         log.info("hole.left", room=self._desk.room, seconds=round((hole.end - hole.start) / self._desk.rate, 1))
 
     async def repair(self) -> None:
         """Transcribe what is in holes; when leaving, none."""
-        await self._repairs.mend()
+        await self._repairs.run_pending()
 
     def tell_left(self) -> None:
         """Where the room is left before all of it is transcribed: say how much is left, in one line."""
