@@ -36,7 +36,7 @@ from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.secret import Secret
 from roomtone.speech.endpoint import Endpoint, Endpoints
 from roomtone.speech.gate import GateSettings
-from roomtone.speech.session_journal import SessionContext
+from roomtone.speech.session_context import SessionContext
 from roomtone.speech.transcriber import transcribe, withhold
 from roomtone.speech.vad import lacks_detector, open_detector
 from roomtone.spool.spool import Spool, open_closed_spool, open_spool

@@ -364,6 +364,42 @@ def test_the_memory_of_orders_is_bounded() -> None:
     assert len(book._numbers) == 2 * MAX_REMEMBERED_TURNS
 
 
+def test_a_forgotten_number_is_not_given_again() -> None:
+    """A turn whose order was forgotten cannot be confused with an earlier one, also where that was empty."""
+    book = TurnBook()
+    given = [book.number(order) for order in range(3 * MAX_REMEMBERED_TURNS)]
+    assert book.number(0) not in given
+
+
+def test_an_order_in_use_is_forgotten_last() -> None:
+    """An order that got a new turn is remembered as if it were new."""
+    book = TurnBook()
+    book.feed(said(0, 1000, "a"), 0)
+    for order in range(1, 2 * MAX_REMEMBERED_TURNS):
+        book.number(order)
+    (outcome,) = book.feed(said(0, 9000, "b"), 0)
+    book.number(3 * MAX_REMEMBERED_TURNS)
+    assert outcome == FinalTurn(said(2 * MAX_REMEMBERED_TURNS, 9000, "b"))
+    assert book.number(0) == 2 * MAX_REMEMBERED_TURNS
+
+
+def test_an_empty_final_ends_its_turn() -> None:
+    """Nothing of it is left to be abandoned."""
+    book = TurnBook()
+    book.feed(said(0, 1000, "a", final=False), 0)
+    assert book.feed(TurnMessage(0, True, ""), 0) == [EmptyFinal(0)]
+    assert book.close() == []
+
+
+def test_a_held_final_replaces_its_partial() -> None:
+    """While it waits for its twin, the turn is open from the first word of the final."""
+    book = TurnBook(two_finals=True)
+    book.feed(TurnMessage(0, False, "a"), 0)
+    assert book.open_since() == 0
+    book.feed(msgspec.structs.replace(said(0, 1000, "a"), turn_is_formatted=False), 0)
+    assert book.open_since() == 1000
+
+
 class Utterance(NamedTuple):
     """What is said once, and how a service that cannot count tells it."""
 

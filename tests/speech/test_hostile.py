@@ -10,8 +10,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from roomtone.events import Answer, Notice, SessionStarted
+from roomtone.budget.governor import open_governor
+from roomtone.budget.limits import Budget
+from roomtone.events import Answer, Notice, SessionEnded, SessionStarted
 from roomtone.llm.room_answers import Policy, RoomAnswers, Unanswered
+from roomtone.protocol.messages import MAX_MESSAGE_BYTES
 from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.speech.allowance import KEPT_BURST_BYTES, KEPT_BYTES_PER_S, Allowance
@@ -116,6 +119,7 @@ async def test_all_of_it_together(seed: int, tmp_path: Path, autojump_clock: Moc
 
 
 FLOODS = {
+    "a message that is too long": '{"type":"Warning","warning":"' + "w" * MAX_MESSAGE_BYTES + '"}',
     "finals": turn("{n}", 0, 1, "{n}" + "f" * 900_000),
     "finals of no length": turn("{n}", 0, 0, "{n}" + "f" * 900_000),
     "partials": turn("{n}", 0, 1, "p" * 900_000, final=False),
@@ -148,6 +152,30 @@ async def test_a_flood(what: str, tmp_path: Path, autojump_clock: MockClock) -> 
         assert codes == ["session.excessive"]
         assert first.ended_at is not None
         assert second.asked_at - first.ended_at >= 60
+
+
+@pytest.mark.parametrize("seconds", [-1e14, -1.0, 1e14, 86_400, "NaN"])
+async def test_no_service_bills_more_than_a_session_can_cost(
+    seconds: float | str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Nonsense in Termination reaches neither the bill nor the journal: then the seconds that we saw count."""
+    nonsense = f'{{"type":"Termination","session_duration_seconds":{seconds},"audio_duration_seconds":{seconds}}}'
+    faults = script({0: [Say(nonsense.replace("NaN", '"NaN"'), words=10)]})
+    async with (
+        open_service(faults=faults, port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service)) as room,
+        open_governor(room.journal, Budget, utc=trio.current_time) as governor,
+    ):
+        meter = governor.meter("desk", SessionParameters(Streaming()))
+        await hear(room._replace(context=room.context._replace(meter=meter)), speak(NUMBERS, RATE))
+        ended = await room.journal.select("desk", ["session_ended"], 0, 1 << 60)
+        spent = governor.spent().day.seconds
+        open_for = [event.session_seconds for event in ended if isinstance(event, SessionEnded)]
+
+        assert await room.numbers() == NUMBERS
+        assert all(0 <= seconds <= trio.current_time() for seconds in open_for)
+        assert open_for[0] > 0
+        assert spent == pytest.approx(sum(open_for), abs=1)
 
 
 async def test_an_answer_that_comes_twice(tmp_path: Path, autojump_clock: MockClock) -> None:

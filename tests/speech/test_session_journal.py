@@ -8,10 +8,11 @@ import msgspec
 import trio
 from trio.testing import MockClock
 
-from roomtone.events import Answer, Turn, Word
+from roomtone.events import Answer, SessionStarted, Turn, Word
 from roomtone.protocol.messages import LLMGatewayResponse, TimedWord, TurnMessage
 from roomtone.speech.acks import AckTracker
-from roomtone.speech.session_journal import SessionJournal
+from roomtone.speech.session_context import Stretch
+from roomtone.speech.session_journal import MAX_KNOWN_LABELS, SessionJournal, identify
 from roomtone.speech.time_map import TimeMap
 from roomtone.testing.fake_service import open_service
 from support.journal import fill_disk
@@ -38,8 +39,7 @@ async def take_minutes(folder: Path, old: Sequence[float]) -> AsyncIterator[tupl
                 track,
                 ledger,
                 session_id="new",
-                start=0,
-                floor=1,
+                stretch=Stretch(0, 1),
                 marks=lambda _: (),
                 settled=settled,
             ),
@@ -61,6 +61,24 @@ def revised(turn: TurnMessage) -> TurnMessage:
 async def new_turns(room: Room) -> list[Turn]:
     found = await room.journal.select("desk", ["turn"], 0, 1 << 60)
     return [event for event in found if isinstance(event, Turn) and event.session_id == "new"]
+
+
+async def test_a_label_is_of_one_session(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """An id whose label a session of this room has had is replaced, and the memory of labels is bounded."""
+    async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
+        # An earlier version kept no labels.
+        begun = SessionStarted(
+            room="desk", position=0, at=BEGAN, session_id="00000000-old", endpoint="x", speech_model=None
+        )
+        await room.journal.commit(begun)
+        for number in range(MAX_KNOWN_LABELS + 2):
+            chosen, mark = await identify(room.context, f"{number:08}-new")
+            assert (chosen == f"{number:08}-new") is (number > 0)
+            await room.journal.commit(mark)
+        again, mark = await identify(room.context, "00000009-again")
+
+    assert again != "00000009-again"
+    assert len(mark.value) == MAX_KNOWN_LABELS
 
 
 async def test_a_correction_finds_its_turn_waiting(tmp_path: Path, autojump_clock: MockClock) -> None:

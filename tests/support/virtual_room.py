@@ -16,7 +16,7 @@ from roomtone.protocol.parameters import Streaming, build_query
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.speech.connection import open_connection
 from roomtone.speech.endpoint import Endpoint
-from roomtone.speech.session_journal import SessionContext
+from roomtone.speech.session_context import SessionContext
 from roomtone.spool.spool import Spool, open_spool
 from roomtone.testing.encoded_speech import numbers_in
 from roomtone.testing.fake_service import FakeService

@@ -23,10 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roomtone.protocol import messages as protocol
+from roomtone.protocol.close_codes import RetryAdvice
 from roomtone.protocol.messages import (
     LLMGatewayResponse,
     Message,
-    RetryAdvice,
     SpeakerRevision,
     Termination,
     TurnMessage,
@@ -264,7 +264,7 @@ WRONG = [
     ((Drop("reset", words=2),), None, RetryAdvice.BACK_OFF, False),
     ((Expire(1.0),), 3008, RetryAdvice.RETRY, False),
     ((Garble("no json"),), None, RetryAdvice.BACK_OFF, False),
-    ((Garble("long"),), 1009, RetryAdvice.BACK_OFF, False),
+    ((Garble("long"),), None, RetryAdvice.EXCESS, False),
 ]
 
 

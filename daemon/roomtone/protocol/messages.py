@@ -54,6 +54,8 @@ Milliseconds = (
     Annotated[int, Meta(ge=-1_000_000_000, le=1_000_000_000)]
     | Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)]
 )
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+"""The length of a session, which costs money: none lasts a day."""
 UnixSeconds = Annotated[float, Meta(ge=0, le=253_402_300_799)]
 Label = Annotated[str, Meta(max_length=100)]
 """A speaker's or a language's: a longer one is not a label, and would be kept with each word."""
@@ -198,8 +200,8 @@ class Termination(msgspec.Struct, frozen=True):
     """The last message of a session that ended well. Whole seconds, by the service's count; the second is billed."""
 
     kind: ClassVar[str] = "Termination"
-    audio_duration_seconds: Number | None = None
-    session_duration_seconds: Number | None = None
+    audio_duration_seconds: Seconds | None = None
+    session_duration_seconds: Seconds | None = None
 
 
 class Unknown(msgspec.Struct, frozen=True):

@@ -179,7 +179,8 @@ class TurnBook:
         self._numbers.pop(order, None)
         self._numbers[order] = number
         if len(self._numbers) > 2 * MAX_REMEMBERED_TURNS:
-            del self._numbers[next(iter(self._numbers))]
+            # Its number stays taken: a turn may have been reported by it.
+            self._forgotten = max(self._forgotten, self._numbers.pop(next(iter(self._numbers))))
         return number
 
     # --- what becomes of it ---

@@ -1,4 +1,4 @@
-"""How a room tries for its sessions: how long one may take to begin, what follows a failure, who hears of it."""
+"""A room's attempts to open sessions: their time limit, the delay after a failure, the notices to the operator."""
 
 from typing import Literal
 
@@ -10,29 +10,29 @@ from roomtone.events import Notice, Severity
 from roomtone.journal.journal import Mark
 from roomtone.protocol.close_codes import RetryAdvice
 from roomtone.speech.session import SessionOutcome, StreamingSession
-from roomtone.speech.session_journal import SessionContext
+from roomtone.speech.session_context import SessionContext
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 REFUSED_RETRY_S = 300.0
-"""Seconds between attempts that only a person can make succeed."""
+"""Seconds between attempts after a refusal that only the operator can remove."""
 HEALTHY_SESSION_S = 60.0
-"""Seconds after which a session that has ended had nothing wrong with it."""
+"""Seconds after which a session counts as healthy, however it ended."""
 MIN_PROGRESS_S = 5.0
-"""Seconds of audio that the next session hears again."""
+"""Seconds of audio that must be settled for progress: as many as the next session is sent again."""
 EXCESSIVE = (
-    "The speech service says more than speech can be, so its session was ended: nothing of it is kept beyond what the "
-    "audio allows. The room is recorded on, and is tried again each minute. See that the endpoint is the one you mean."
+    "The speech service sent far more text than speech can contain, so its session was ended and the excess dropped. "
+    "Recording goes on, and a new session is tried every minute. Check that `endpoint` names the right service."
 )
 STOPPING_OPEN_TIMEOUT_S = 5.0
-"""Seconds that a session may take to begin when the daemon stops: what is pending is kept for the next start."""
+"""Seconds that a session may take to begin while the daemon stops: pending audio is kept for the next start."""
 
 
 class Reconnector:
-    """A room's attempts at having a session. Its lanes share them: they meet one service.
+    """The attempts of one room. Its live lane and its backfill share them, since both use one service.
 
-    `leaving` ends all waiting: the daemon stops. A refusal that was told is a mark: it is mended by another
-    configuration or another start, and its end must be told then.
+    `leaving` ends all waiting: the daemon stops. A reported refusal is a mark: another configuration or another start
+    may end it, and its end must be reported then.
     """
 
     def __init__(self, context: SessionContext, leaving: trio.Event) -> None:
@@ -46,11 +46,11 @@ class Reconnector:
         self._has_tried = False
 
     async def load(self) -> None:
-        """Look in the journal for a refusal whose end was not told yet."""
-        self._is_refused = bool(await self._context.journal.mark(self._key))
+        """Read from the journal if there is a refusal whose end was not reported yet."""
+        self._is_refused = bool(await self._context.journal.mark(self._context.key("refused")))
 
     def next_delay(self, outcome: SessionOutcome) -> float:
-        """Seconds until the next attempt: at least what the service has asked for, and no two rooms in step."""
+        """Seconds until the next attempt: at least what the service asked for, and a random part."""
         least = outcome.wait
         match outcome.advice:
             case RetryAdvice.BACK_OFF_A_MINUTE | RetryAdvice.EXCESS:
@@ -60,9 +60,7 @@ class Reconnector:
         return least + self._backoff.next()
 
     async def begin(self, nursery: trio.Nursery, session: StreamingSession) -> bool:
-        """Run the passage in this nursery. Whether the service lets its session begin; one that does is accepted again,
-        whatever was refused before.
-        """
+        """Run the session in this nursery. Returns True if it has begun, which ends an earlier refusal."""
         async with trio.open_nursery() as opening:
             opening.start_soon(self._limit_opening, opening.cancel_scope)
             await nursery.start(session.run)
@@ -75,18 +73,18 @@ class Reconnector:
     async def _limit_opening(self, opening: trio.CancelScope) -> None:
         await self._leaving.wait()
         if self._context.endpoint.remote:
-            # The recognizer on this machine may be reading its model, and it will come.
+            # The recognizer on this machine may still be loading its model.
             await trio.sleep(STOPPING_OPEN_TIMEOUT_S)
             opening.cancel()
 
     async def wait_before_retry(self, outcome: SessionOutcome, lasted: float, *, progress: float = 0.0) -> bool:
-        """Wait as long as this ending asks for; a session that lived, not one that spoke, resets the back-off.
+        """Wait as long as this outcome requires. A session of `lasted` healthy seconds resets the back-off.
 
-        `progress`: so many seconds of audio were settled. More of them than the next session hears again is an
-        achievement too: else sessions that all die young would be ever further apart, and the room never caught up.
+        So does `progress` of more seconds of audio than the next session is sent again: without that, sessions that all
+        die young would be opened ever more rarely, and the room would never catch up.
 
-        False: the daemon stops, and there is nothing to wait for any more. Where it stops while this waits, or while a
-        session was up, there is one more attempt, at once, unless the service wants none so soon.
+        Returns False where the daemon stops and another attempt is pointless. Where it stops during this wait, or
+        during a session, one more attempt follows immediately, unless the service asked for a longer pause.
         """
         if lasted >= HEALTHY_SESSION_S:
             self._count = 0
@@ -118,14 +116,10 @@ class Reconnector:
             return outcome.advice in {RetryAdvice.RETRY, RetryAdvice.BACK_OFF}
         return True
 
-    @property
-    def _key(self) -> str:
-        return f"room/{self._context.room}/refused"
-
     async def _notify(self, severity: Severity, code: str, text: str, refused: Literal[True] | None) -> None:
-        desk = self._context
-        position = desk.spool.end
+        context = self._context
+        position = context.spool.end
         notice = Notice(
-            room=desk.room, position=position, at=desk.spool.at(position), severity=severity, code=code, text=text
+            room=context.room, position=position, at=context.spool.at(position), severity=severity, code=code, text=text
         )
-        await desk.journal.commit(notice, Mark(self._key, refused))
+        await context.journal.commit(notice, Mark(context.key("refused"), refused))

@@ -22,7 +22,7 @@ from roomtone.backoff import is_worth_saying, wait_of
 from roomtone.concurrency import leaves_of
 from roomtone.network import ProxyFailed, causes
 from roomtone.protocol.close_codes import RetryAdvice, classify
-from roomtone.protocol.messages import Error
+from roomtone.protocol.messages import MAX_MESSAGE_BYTES, Error
 from roomtone.protocol.parameters import Streaming
 from roomtone.proxy import NetworkError
 
@@ -40,6 +40,7 @@ FAILURES: Final = (
 """What a network and its far end can do to us. UnicodeError is how wsproto meets a header that is not ASCII.
 ssl.SSLError is an OSError; ConnectionRejected, ConnectionTimeout and DisconnectionTimeout are HandshakeErrors."""
 
+_TOO_LONG: Final = f"Exceeded maximum message size: {MAX_MESSAGE_BYTES} bytes"
 MAX_ERROR_BODY_BYTES: Final = 8192
 """Bytes of a server's answer that are looked at."""
 _SECRET_PARAMETERS: Final = frozenset({"token", "webhook_auth_header_value"})
@@ -169,8 +170,8 @@ class CloseEvidence:
     def judge(self, failure: BaseException) -> SessionClosed:
         status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
         match failure:
-            case ExcessiveTraffic():
-                return SessionClosed(None, str(failure), RetryAdvice.EXCESS, refused=not self.begun)
+            case _ if isinstance(failure, ExcessiveTraffic) or _is_too_long(failure):
+                return SessionClosed(None, str(ExcessiveTraffic()), RetryAdvice.EXCESS, refused=not self.begun)
             case _ if status is not None:
                 return self.closed(status, f"the service refuses the connection with HTTP {status}")
             case ConnectionClosed(reason=CloseReason() as reason):
@@ -183,6 +184,15 @@ class CloseEvidence:
                 return self.closed(code, str(failure))
             case _:
                 return self.closed(None, _describe(failure))
+
+
+def _is_too_long(failure: BaseException) -> bool:
+    """True if trio-websocket has closed the connection, since a message had more than MAX_MESSAGE_BYTES.
+
+    A service that closes with 1009, for a message of ours, gives another reason.
+    """
+    reason = failure.reason if isinstance(failure, ConnectionClosed) else None
+    return reason is not None and (reason.code, reason.reason) == (1009, _TOO_LONG)
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

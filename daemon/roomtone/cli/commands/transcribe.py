@@ -29,7 +29,7 @@ from roomtone.rooms import has_two_finals
 from roomtone.spans import Spans
 from roomtone.speech.backfill import request_mark
 from roomtone.speech.endpoint import Endpoints, open_endpoints
-from roomtone.speech.session_journal import SessionContext
+from roomtone.speech.session_context import SessionContext
 from roomtone.speech.transcriber import repair
 from roomtone.spool.segment import SPOOL_FOLDER, list_segments
 from roomtone.spool.spool import open_spool
