@@ -1,12 +1,12 @@
-"""The v3 streaming protocol without any I/O: JSON in, typed messages out, and the words for both directions.
+"""The messages of the v3 streaming protocol: JSON in, typed messages out, and the encoders for both directions. Pure.
 
-What comes from the network is hostile until it is typed: `parse` returns a message or raises Malformed, and nothing
-else ever. What is typed is lenient, for the service changes without notice: unknown fields are dropped, unknown types
-become Unknown, and whatever may be absent is None, also where its value is of no use. Times in messages are
-milliseconds of the session's audio.
+Input from the network is hostile until it is typed: `parse` returns a message or raises Malformed, and nothing else.
+The types are lenient, since the service changes without notice: unknown fields are dropped, unknown types become
+Unknown, and an optional field whose value is unusable is None. Times in messages are milliseconds of the session's
+audio.
 
-The facts are AssemblyAI's: its two SDKs, its API specification, and what was seen on the wire. The recognizer of this
-machine speaks the same words with the encoders below.
+The facts are AssemblyAI's: its two SDKs, its API specification, and observations on the wire. The recognizer on this
+machine uses the encoders below.
 """
 
 import re
@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
-"""Bytes of the longest message that is looked at. The longest honest ones, a long turn with words, have some 50 KB."""
+"""Bytes of the longest message that is read. The longest honest ones, long turns with words, have some 50 KB."""
 
 MIN_FRAME_S: Final = 0.050
 MAX_FRAME_S: Final = 1.000
@@ -47,7 +47,7 @@ UPDATABLE: Final = frozenset(
 
 _MAX_DEPTH = 32
 
-# The bounds keep NaN, infinities, and what no position, date or database column can hold out of every consumer.
+# The bounds keep out NaN, infinities, and numbers that no position, date or database column can hold.
 Whole = Annotated[int, Meta(ge=-(2**53), le=2**53)]
 Number = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Milliseconds = (
@@ -58,17 +58,15 @@ Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 """The length of a session, which costs money: none lasts a day."""
 UnixSeconds = Annotated[float, Meta(ge=0, le=253_402_300_799)]
 Label = Annotated[str, Meta(max_length=100)]
-"""A speaker's or a language's: a longer one is not a label, and would be kept with each word."""
-
-
+"""Of a speaker or a language. A longer one is not a label, and would be kept with each word."""
 WordText = Annotated[str, Meta(max_length=1000)]
-"""One that is longer is not a word, and would be compared with every word near it."""
+"""A longer one is not a word, and would be compared with every word near it."""
 
 
 class Malformed(Exception):  # noqa: N818 - it says what is true of the message
-    """A message that cannot be used. Its text says why and never quotes the message: that may be what somebody said.
+    """A message that cannot be used. Its text says why and never quotes the message: that may be speech.
 
-    `kind` is the message's type where that much was to be read.
+    `kind` is the message's type if that could be read.
     """
 
     def __init__(self, text: str, kind: str | None = None) -> None:
@@ -98,7 +96,7 @@ class Begin(msgspec.Struct, frozen=True):
 
 
 class SpeechStarted(msgspec.Struct, frozen=True):
-    """Speech began at `timestamp`. It comes with the turn's first partial, so it is no early signal."""
+    """Speech began at `timestamp`. It comes with the turn's first partial, so it is not an early signal."""
 
     kind: ClassVar[str] = "SpeechStarted"
     timestamp: Milliseconds
@@ -106,7 +104,7 @@ class SpeechStarted(msgspec.Struct, frozen=True):
 
 
 class TurnMessage(msgspec.Struct, frozen=True):
-    """A turn as far as it goes. `end_of_turn` alone says that it is final; `turn_is_formatted` may be set on partials.
+    """A turn so far. `end_of_turn` alone says that it is final; `turn_is_formatted` may be set on partials.
 
     `turn_order` counts from 0 in each session. `transcript` is the whole turn so far, never an addition to the last.
     """
@@ -126,12 +124,12 @@ class TurnMessage(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """What was said; from the words where the transcript is empty, as in partials of the US models."""
+        """The text of the turn; from the words where the transcript is empty, as in partials of the US models."""
         return self.transcript.strip() or " ".join(word.text for word in self.words or ()).strip()
 
 
 class Revision(msgspec.Struct, frozen=True):
-    """A turn's speakers, corrected: the label of the turn and of each word; text and times are as they were."""
+    """A turn's corrected speakers: the label of the turn and of each word; text and times are unchanged."""
 
     turn_order: Whole
     speaker_label: Label | None = None
@@ -146,7 +144,7 @@ class SpeakerRevision(msgspec.Struct, frozen=True):
 
 
 class LLMGatewayResponse(msgspec.Struct, frozen=True):
-    """What the language model said to a final turn. `data` is the body of a chat completion, or of its failure."""
+    """The language model's answer to a final turn. `data` is the body of a chat completion, or of its failure."""
 
     kind: ClassVar[str] = "LLMGatewayResponse"
     turn_order: Whole
@@ -189,7 +187,7 @@ class Warning(msgspec.Struct, frozen=True):  # noqa: A001 - the protocol's own w
 
 
 class Error(msgspec.Struct, frozen=True):
-    """Why the session ends: the close follows, with the same code and a text that says to look here."""
+    """The reason why the session ends: the close follows, with the same code and a text that refers to this one."""
 
     kind: ClassVar[str] = "Error"
     error: str = ""
@@ -251,16 +249,16 @@ _PARTS: Final[Mapping[str, type[msgspec.Struct]]] = {"words": TimedWord, "revisi
 
 
 def _ignore(field: str) -> None:
-    """For who does not want to know what was left out."""
+    """The default of `on_unusable`."""
 
 
 def parse(text: str | bytes, on_unusable: Callable[[str], None] = _ignore) -> Message:
     """The message that one frame holds.
 
-    A field that may be absent counts as absent where its value is of no use, and `unusable` is told its name: a speaker
-    that became a number must not cost the words. Raises Malformed, and only that, for whatever cannot be used: no JSON,
-    no object, half a message, nesting deeper than any honest one, numbers out of all range where a message needs them,
-    more than LARGEST bytes.
+    An optional field counts as absent where its value is unusable, and `on_unusable` receives its name: a speaker that
+    became a number must not cost the words. Raises Malformed, and nothing else, for all that cannot be used: invalid
+    JSON, a value that is not an object, half a message, deep nesting, a required number out of range, more than
+    MAX_MESSAGE_BYTES.
     """
     fields = _object(text)
     kind = fields.pop("type", None)
@@ -299,7 +297,7 @@ def weigh(message: Message) -> int:
 
 
 class ClientCommand(msgspec.Struct, frozen=True):
-    """What a client asks for; `changes` only with UpdateConfiguration."""
+    """A client's command; `changes` only with UpdateConfiguration."""
 
     type: str
     changes: dict[str, Any] = {}
@@ -314,7 +312,7 @@ def terminate() -> str:
 
 
 def force_endpoint() -> str:
-    """End the current turn at once. A word that is being said is cut."""
+    """End the current turn immediately. A word that is being spoken is cut."""
     return '{"type":"ForceEndpoint"}'
 
 
@@ -354,7 +352,7 @@ def _decode(text: str | bytes) -> Any:
         decoded = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         # Only the kind of the failure: its text may quote the message.
-        raise Malformed(f"the message is no JSON ({type(error).__name__})") from None
+        raise Malformed(f"the message is not JSON ({type(error).__name__})") from None
     if _deeper(decoded, _MAX_DEPTH):
         raise Malformed(f"the message is nested more than {_MAX_DEPTH} deep")
     return decoded
@@ -363,7 +361,7 @@ def _decode(text: str | bytes) -> Any:
 def _object(text: str | bytes) -> dict[str, Any]:
     decoded = _decode(text)
     if not isinstance(decoded, dict):
-        raise Malformed("the message is no object")
+        raise Malformed("the message is not an object")
     return decoded
 
 
@@ -373,7 +371,7 @@ def _convert(value: Any, kind: Any) -> Any:
 
 
 def _convert_essence(fields: Mapping[str, Any], kind: type[Message], on_unusable: Callable[[str], None]) -> Message:
-    """The message without what may be absent and is of no use. Raises Malformed where more than that is wrong."""
+    """The message without its unusable optional fields. Raises Malformed if more than those is wrong."""
     try:
         message: Message = _convert(_usable(fields, kind, on_unusable), kind)
     except msgspec.ValidationError as error:

@@ -1,12 +1,12 @@
 """The `[rooms.<name>.streaming]` table: each parameter of Universal-Streaming v3 by its own name, typed and ranged.
 
 A parameter that is not set is not sent, so that the service's own default holds; two are always sent: `speech_model`,
-whose default at the service has changed twice in a year, and `inactivity_timeout`, which ends a session that nobody
-uses any more. `sample_rate`, `encoding` and `token` are no parameters here: the daemon knows the first two, and a key
-is no matter for this table.
+whose default at the service has changed twice in a year, and `inactivity_timeout`, which ends an unused session.
+`sample_rate`, `encoding` and `token` are not keys of this table: the daemon knows the first two, and a token is a
+secret.
 
-Three steps, each pure: `explain` reads the raw table and speaks of names, msgspec converts it and speaks of types and
-ranges, `check` reads the result and speaks of what does not fit together.
+Three steps, each pure: `explain` checks the names in the raw table, msgspec checks types and ranges, `check` finds
+values that do not fit together.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,8 +38,8 @@ U3_MODELS: Final = frozenset(
 )
 US_MODELS: Final = frozenset({"universal-streaming-english", "universal-streaming-multilingual"})
 MODELS: Final = U3_MODELS | US_MODELS | {"whisper-rt"}
-"""What the service was seen to accept, or documents (`assemblyai-stt-3-7-realtime`, recommended for the labels of
-speakers). It adds some every few months, so others only get a warning.
+"""The models that the service was seen to accept, or documents (`assemblyai-stt-3-7-realtime`,
+recommended for speaker labels). It adds some every few months, so others only get a warning.
 """
 
 Milliseconds = Annotated[int, Meta(ge=0, le=600_000)]
@@ -49,7 +49,7 @@ Context = Annotated[str, Meta(max_length=1750)]
 
 
 class ParameterProblem(msgspec.Struct, frozen=True):
-    """What is wrong with one key, for the person who wrote it. `key` is relative to the table, dots between the parts.
+    """A problem with one key, for the author of the configuration. `key` is relative to the table, with dots.
 
     A warning leaves the configuration valid.
     """
@@ -76,14 +76,14 @@ class Fallback(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 
 
 class FallbackPolicy(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How far the chain of fallbacks goes. A chain of two needs `depth = 2`."""
+    """The length of the chain of fallbacks. A chain of two needs `depth = 2`."""
 
     depth: Annotated[int, Meta(ge=1, le=10)] | None = None
     retry: bool | None = None
 
 
 class LLMGatewayConfig(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The `llm_gateway` table: what a language model is asked about every turn.
+    """The `llm_gateway` table: the request to a language model about every turn.
 
     The service documents `model`, `messages` and `max_tokens`; the others are those of its chat completions, which the
     parameter is said to share.
@@ -101,7 +101,7 @@ class LLMGatewayConfig(msgspec.Struct, frozen=True, omit_defaults=True, forbid_u
 
 
 class Streaming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How a room is transcribed. None means that the parameter is not sent and the service's default holds."""
+    """The parameters of a room's sessions. None means that a parameter is not sent and the service's default holds."""
 
     endpoint: Name | None = None
     """`assemblyai`, `assemblyai-us`, `assemblyai-eu`, `local`, or a ws:// or wss:// address. Absent: `assemblyai` with
@@ -189,7 +189,7 @@ _EXAMPLES: Final[Mapping[str, str]] = {
 
 
 def explain(raw: Mapping[str, Any]) -> list[ParameterProblem]:
-    """What msgspec would only call an unknown field: the names in the raw table that the service or we do not take.
+    """Explains names in the raw table that are refused or renamed, which msgspec would only call unknown fields.
 
     A key that is unknown and not named here is left to msgspec, so that each is reported once.
     """
@@ -202,14 +202,14 @@ def explain(raw: Mapping[str, Any]) -> list[ParameterProblem]:
 
 
 def check(streaming: Streaming) -> list[ParameterProblem]:
-    """What does not fit together in a table whose every value is in range by itself."""
+    """Finds values that do not fit together, in a table in which each is in range by itself."""
     return [*_endpoint(streaming), *_model(streaming), *_pairs(streaming), *_gateway(streaming), *_size(streaming)]
 
 
 def resolve_endpoint(endpoint: str | None, *, has_key: bool) -> str:
     """The address of the endpoint without a query, or LOCAL. An address without a path gets `/v3/ws`.
 
-    Raises ValueError, with what to do, for what is no endpoint.
+    Raises ValueError, with what to do, for anything else.
     """
     if endpoint is None:
         endpoint = "assemblyai" if has_key else LOCAL
@@ -241,12 +241,12 @@ def _address(endpoint: str) -> str:
         # Not with the error's text, which quotes the address: a password may stand there, and not where one belongs.
         raise ValueError(f"is not an address: {choices}") from None
     if " " in endpoint:
-        raise ValueError(f"is no address, for it has a space: {choices}")
+        raise ValueError(f"is not an address, since it contains a space: {choices}")
     if parts.scheme in {"http", "https"}:
         scheme = parts.scheme.replace("http", "ws")
         raise ValueError(f"must be a WebSocket address: write {scheme}:// instead of {parts.scheme}://")
     if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-        raise ValueError(f"is no endpoint: {choices}")
+        raise ValueError(f"is not an endpoint: {choices}")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user or password: the key belongs in `api_key_file` in [service]")
     if parts.query or parts.fragment:

@@ -1,4 +1,4 @@
-"""Where a room's sessions are opened: AssemblyAI, an address that speaks v3, or the recognizer on this machine."""
+"""The endpoints of a room's sessions: AssemblyAI, a URL that speaks v3, or the recognizer on this machine."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,8 +21,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     """Opens sessions for one room.
 
     A `remote` endpoint takes little more than real time and costs money while a session is open; the recognizer on this
-    machine takes what it is sent at its own pace. `patience` is how many seconds an answer to a ping may take: a busy
-    recognizer answers after the audio before it, a network that is gone never does.
+    machine takes what it is sent at its own pace. `ping_timeout_s` is for the answer to a
+    ping: a busy recognizer answers after the audio before it, a broken network never does.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class Endpoints:
-    """Where the sessions of this daemon's rooms are opened. Made by `open_endpoints`."""
+    """The endpoints of this daemon's rooms. Made by `open_endpoints`."""
 
     def __init__(self, recognizer: Recognizer, wanted: trio.Event) -> None:
         self._recognizer = recognizer
@@ -70,7 +70,7 @@ def _remote(url: str, parameters: SessionParameters, rate: int, key: Key | None)
 
 
 def _may_see_key(url: str) -> bool:
-    """The key is for its owner's hosts over TLS, and for this machine; nobody else on the way may read it."""
+    """True if the key may be sent: over TLS, or to this machine. Otherwise it could be read on the way."""
     parts = urlsplit(url)
     return parts.scheme == "wss" or is_loopback(parts.hostname or "")
 
@@ -85,7 +85,7 @@ def _local(recognizer: Recognizer, parameters: SessionParameters, rate: int) -> 
         try:
             url, headers = await recognizer.address()
         except RecognizerUnavailable as unavailable:
-            # Waiting mends it only where a person does: the room is recorded, and is transcribed when there is one.
+            # Only the operator can correct this: until then the room is recorded, and transcribed later.
             raise SessionClosed(None, str(unavailable), RetryAdvice.FATAL, refused=True) from None
         async with open_connection(f"{url}?{build_query(parameters.streaming, rate)}", headers=headers) as session:
             yield session

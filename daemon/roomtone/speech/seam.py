@@ -1,4 +1,4 @@
-"""Which words of a new session an old one has already said. Pure: words in, indexes out.
+"""Decides which words of a new session an old one has already said. Pure: words in, indexes out.
 
 After a session has died, the next one is sent the last seconds again, so that some words are heard twice. Times alone
 cannot tell which: two hearings of one word differ by a quarter of a second, and a turn's first word may start a second
