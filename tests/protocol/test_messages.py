@@ -45,7 +45,7 @@ ALMOST = st.fixed_dictionaries(
 
 
 def only_malformed(text: str | bytes) -> Message | None:
-    """What `parse` makes of it, with every promise about a message that it lets through."""
+    """The result of `parse`, with every promise about the message checked."""
     try:
         message = parse(text)
     except Malformed:
@@ -111,7 +111,7 @@ def test_what_cannot_be_used_is_malformed(text: str) -> None:
 
 
 def test_a_malformed_message_names_its_kind_and_quotes_nothing() -> None:
-    """Whoever logs it learns what it was, and nothing that somebody said."""
+    """Its text is safe to log: it names the kind, and quotes no speech."""
     with pytest.raises(Malformed) as malformed:
         parse('{"type":"Turn","transcript":"my secret","turn_order":"my secret"}')
     assert malformed.value.kind == "Turn"
@@ -232,7 +232,7 @@ def test_what_is_optional_costs_no_words(fields: dict[str, Any], parts: tuple[di
     ],
 )
 def test_what_is_of_no_use_is_left_out_by_name(text: str, message: Message, names: list[str]) -> None:
-    """The rest of the message counts, and who asks is told which fields did not."""
+    """The rest of the message counts, and the caller is notified of the fields that did not."""
     unusable: set[str] = set()
     assert parse(text, unusable.add) == message
     assert sorted(unusable) == names
@@ -269,7 +269,7 @@ def test_the_server_sends_what_clients_expect() -> None:
     ],
 )
 def test_answers_are_read_defensively(data: Any, text: str | None) -> None:
-    """A body without words is no error: it has no text."""
+    """A body without words is not an error: it has no text."""
     assert LLMGatewayResponse(0, "x", data).text == text
 
 

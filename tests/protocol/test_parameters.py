@@ -69,7 +69,7 @@ def test_lists_and_objects_are_one_json_string_each() -> None:
 
 @given(st.text(max_size=50), st.text(min_size=1, max_size=50))
 def test_any_text_survives_the_query(prompt: str, term: str) -> None:
-    """What a person writes arrives as it was written."""
+    """A value in the configuration arrives unchanged."""
     streaming = read(prompt=prompt, keyterms_prompt=[term])
     sent = dict(parse_qsl(build_query(streaming, 16_000), keep_blank_values=True))
     assert sent["prompt"] == prompt
@@ -112,7 +112,7 @@ def test_any_text_survives_the_query(prompt: str, term: str) -> None:
     ],
 )
 def test_values_out_of_range_are_refused_here(key: str, value: object) -> None:
-    """What the service would end the session for, 3006, is no valid configuration."""
+    """A value for which the service would end the session with 3006 is not valid."""
     with pytest.raises(msgspec.ValidationError):
         read(**{key: value})
 
@@ -174,7 +174,7 @@ def test_what_does_not_fit_together_is_an_error(table: dict[str, Any], key: str)
     ],
 )
 def test_what_has_no_effect_is_a_warning(table: dict[str, Any], key: str) -> None:
-    """What the service ignores, or may not know, is said, and the configuration stays valid."""
+    """A value that the service ignores, or may not know, gets a warning, and the configuration stays valid."""
     assert errors(**table) == {}
     assert warnings(**table).keys() == {key}
 
@@ -220,7 +220,7 @@ def test_endpoints() -> None:
         ("http://localhost:8080", "ws://"),
         ("https://x", "wss://"),
         ("streaming.assemblyai.com", "begins with"),
-        ("ws://", "no endpoint"),
+        ("ws://", "not an endpoint"),
         ("ws://[::1", "not an address"),
         ("ws://x:port", "not an address"),
         ("ws://x y/z", "a space"),

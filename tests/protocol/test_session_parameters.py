@@ -1,4 +1,4 @@
-"""Sessions go on by other terms where the service takes them, and say who speaks by names that are nobody else's."""
+"""Running sessions take new parameters where the service accepts them; speakers' names are unambiguous."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -44,7 +44,7 @@ def test_what_a_session_can_be_told(after: dict[str, Any], changes: dict[str, An
 
 
 def test_who_is_told() -> None:
-    """Sessions that are up are told, one that was asked for the old terms is told at once, one that is over is not."""
+    """Open sessions get the changes, one that has begun with old parameters immediately, one that is over does not."""
     terms, told = SessionParameters(WAS), list[Mapping[str, Any]]()
     later = msgspec.structs.replace(WAS, prompt="A game.")
     with terms.follow(told.append, begun_with=WAS):
@@ -89,7 +89,7 @@ async def test_key_terms_change_within_a_session(tmp_path: Path, autojump_clock:
 
 
 def test_a_label_is_of_one_session() -> None:
-    """Two sessions' "A" are two people, nobody known is nobody, and a name is given on purpose only."""
+    """Two sessions' "A" are two people, an unknown speaker has no name, and only the configuration gives names."""
     assert Speakers("de5d9927-73a6", {}).name("A") == "A.de5d9927"
     assert Speakers("12c77068-02b3", {}).name("A") != Speakers("de5d9927-73a6", {}).name("A")
     assert [Speakers("s", {}).name(label) for label in (None, "UNKNOWN", "PENDING")] == [None] * 3

@@ -97,7 +97,7 @@ def test_the_unformatted_final_never_replaces_the_formatted() -> None:
 
 
 def test_without_two_finals_nothing_waits() -> None:
-    """Unformatted text of a model that does not format counts at once."""
+    """Unformatted text of a model that does not format counts immediately."""
     book = TurnBook()
     assert book.feed(final(0, formatted=False), 0) == [FinalTurn(final(0, formatted=False))]
 
@@ -127,7 +127,7 @@ def test_where_words_wait_for_their_final() -> None:
 
 
 def test_speakers_are_corrected() -> None:
-    """A revision that changes something is a correction; of a turn that nobody knows it is nothing."""
+    """A revision that changes something is a correction; of an unknown turn it is nothing."""
     book = TurnBook()
     turn = TurnMessage(
         0, True, "a b", True, words=(TimedWord(0, 1, "a", speaker="A"), TimedWord(1, 2, "b")), speaker_label="A"
@@ -243,7 +243,7 @@ def test_a_short_final_does_not_take_a_long_turn() -> None:
 
 
 def test_half_of_a_turn_does_not_take_the_rest() -> None:
-    """What ends long before the turn of its order ends is another turn."""
+    """A final that ends long before the turn of its order ends is another turn."""
     book = TurnBook()
     book.feed(said(0, 0, *(str(i) for i in range(200))), 0)
     shorter = said(0, 0, *(f"{i}." for i in range(150)), "x")
@@ -345,7 +345,7 @@ def test_the_memory_of_open_turns_is_bounded() -> None:
 
 
 def test_the_memory_of_long_turns_is_bounded() -> None:
-    """Turns are remembered by their bytes; one that is forgotten lends its order to nobody."""
+    """Turns are remembered by their bytes; one that is forgotten does not lend its order to another."""
     book = TurnBook()
     text = "x" * (MAX_REMEMBERED_BYTES // 4)
     for order in range(8):
@@ -401,7 +401,7 @@ def test_a_held_final_replaces_its_partial() -> None:
 
 
 class Utterance(NamedTuple):
-    """What is said once, and how a service that cannot count tells it."""
+    """Turns that are spoken once, and the messages of a service that cannot count."""
 
     order: int
     partials: int

@@ -159,7 +159,7 @@ async def test_the_request_has_the_key_the_version_and_the_query(autojump_clock:
 
 
 async def test_a_refusal_in_one_packet_is_heard(autojump_clock: MockClock) -> None:
-    """Upgrade, Error, close and the end of the stream at once: the Error tells, not the end."""
+    """Upgrade, Error, close and the end of the stream in one moment: the Error counts, not the end."""
 
     async def handler(far: Peer) -> None:
         await far.upgrade()
@@ -173,7 +173,7 @@ async def test_a_refusal_in_one_packet_is_heard(autojump_clock: MockClock) -> No
 
 
 async def test_a_refusal_before_the_end_is_heard(autojump_clock: MockClock) -> None:
-    """Upgrade, Error and the end of the stream at once, without a close, in whatever order our tasks learn of it."""
+    """Upgrade, Error and the end of the stream in one moment, without a close, in any order of our tasks."""
 
     async def handler(far: Peer) -> None:
         await far.upgrade()
@@ -330,7 +330,7 @@ class Defective(trio.abc.Stream):
 
 @pytest.mark.parametrize("good", [0, 1, 2])
 async def test_a_defect_is_not_contained(autojump_clock: MockClock, good: int) -> None:
-    """What no network does propagates, before Begin and after: only named failures become SessionOver."""
+    """Only named failures become SessionClosed, before Begin and after; any other exception propagates."""
 
     async def handler(far: Peer) -> None:
         await far.upgrade()
@@ -350,7 +350,7 @@ async def test_a_defect_is_not_contained(autojump_clock: MockClock, good: int) -
 
 
 async def test_leaving_a_dead_network_takes_two_seconds(autojump_clock: MockClock) -> None:
-    """A peer that answers nothing any more holds nobody for a minute."""
+    """A peer that stops answering delays the close by seconds at most."""
     async with open_service(port=None, faults=script({0: [Stall()]})) as service:
         async with open_connection(service.url, connect=service.connect) as session:
             await trio.sleep(5)
@@ -359,7 +359,7 @@ async def test_leaving_a_dead_network_takes_two_seconds(autojump_clock: MockCloc
 
 
 async def test_a_cancelled_session_is_terminated(autojump_clock: MockClock) -> None:
-    """A session that is only dropped may be billed for hours: it is told to end even where nobody hears its words."""
+    """A session that is only dropped may be billed for hours: it gets Terminate even if its words are dropped."""
     async with open_service(port=None) as service:
         with trio.move_on_after(5):
             async with open_connection(service.url, connect=service.connect) as session:
@@ -413,7 +413,7 @@ async def test_a_blocked_sender_can_be_left() -> None:
 
 
 async def test_leaving_closes_the_stream(autojump_clock: MockClock) -> None:
-    """Whoever leaves a session, the far end sees the stream's end."""
+    """However a session is left, the peer sees the end of the stream."""
     ends: list[bytes] = []
 
     async def handler(far: Peer) -> None:
@@ -529,7 +529,7 @@ async def test_an_unmasked_lie_is_a_broken_protocol(autojump_clock: MockClock) -
 
 
 async def test_the_close_code_is_told(autojump_clock: MockClock) -> None:
-    """Without an Error message the close's own code and text tell."""
+    """Without an Error message the close's own code and text count."""
     async with open_service(port=None, faults=script({0: [Close(1011, "")]})) as service:
         _, over = await ending(service.connect, service.url)
     assert over.code == 1011

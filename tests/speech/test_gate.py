@@ -1,4 +1,4 @@
-"""A gate has sessions open only while somebody speaks, and no word is lost, doubled or forgotten for it."""
+"""With a gate sessions are open only while there is speech, and no word is lost, doubled or forgotten."""
 
 import random
 import shutil
@@ -62,7 +62,7 @@ def test_it_is_quiet_after_the_last_speech() -> None:
 
 
 def test_nothing_is_wanted_across_a_break() -> None:
-    """What comes after time without a source does not belong to the speech before it."""
+    """Audio after time without a source does not belong to the speech before it."""
     room = hearing()
     room.add(Span(0, 10 * S), [Span(9 * S, 10 * S)], fresh=False)
     room.add(Span(10 * S, 11 * S), [], fresh=True)
@@ -119,7 +119,7 @@ async def test_sessions_are_open_while_somebody_speaks(tmp_path: Path, autojump_
     with capture_logs() as logs:
         service = await listen(tmp_path, script({}), day())
 
-    # Several in a minute are no news: the events say it, and the log if it is asked for.
+    # Several in a minute are not news: they are in the journal, and in the log at level debug.
     assert [entry["event"] for entry in logs if entry["log_level"] != "debug"] == []
     spoken = sum(len(speak(talk, RATE)) / 2 / RATE for talk in TALKS)
     ideal = spoken + len(TALKS) * (2 + CLOSE_AFTER)
@@ -142,7 +142,7 @@ FAULTS: dict[str, Sequence[Fault]] = {
     "end of the stream": [Drop("end", words=5)],
     "reset in silence": [Drop("reset", seconds=13)],
     "expiry": [Expire(25.0)],
-    "stall for ever": [Stall(None, words=5)],
+    "stall without end": [Stall(None, words=5)],
     "no Termination": [NoTermination()],
     "no Begin": [NoBegin()],
     "refusal 401": [Refuse(401)],
@@ -177,7 +177,7 @@ async def test_sessions_are_relieved(tmp_path: Path, autojump_clock: MockClock) 
 
 
 async def test_an_outage_leaves_holes_of_speech_only(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What was said while no session could be had is transcribed when the service is back, and no silence with it."""
+    """Speech during an outage is transcribed when the service is back, without the silence around it."""
     back_at = trio.current_time() + 260
 
     async with (
@@ -247,7 +247,7 @@ async def test_a_gate_comes_and_goes(tmp_path: Path, autojump_clock: MockClock) 
 
 
 async def test_what_the_gate_held_back_can_be_wished_for(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """A stretch that a person wants transcribed is, whatever the gate thought, beside the daemon's other work."""
+    """A requested stretch is transcribed against the gate's decision, concurrently with the daemon's other work."""
 
     class Deaf:
         def hear(self, position: int, audio: bytes) -> list[Span]:

@@ -51,7 +51,7 @@ HOSTILE: dict[str, Sequence[Fault]] = {
     "everything twice, as another turn": [Repeat(by_order=True)],
     "Begin twice": [Say('{"type":"Begin","id":"another"}', words=10)],
     "Termination before it was asked for": [Say('{"type":"Termination"}', words=10)],
-    "Termination at once": [Say('{"type":"Termination"}')],
+    "Termination immediately": [Say('{"type":"Termination"}')],
     "nonsense in Termination": [
         Say('{"type":"Termination","session_duration_seconds":-1e14,"audio_duration_seconds":1e14}', words=10)
     ],
@@ -68,7 +68,7 @@ HOSTILE: dict[str, Sequence[Fault]] = {
 
 
 ENDING = {name for name in HOSTILE if "Termination" in name or "a word of" in name}
-"""What ends a session, so that a service that always does it is never transcribed."""
+"""Faults that end a session: a room whose service always has them is never transcribed."""
 
 
 @pytest.mark.parametrize("breaks", [False, True], ids=["whole", "broken"])
@@ -132,8 +132,8 @@ FLOODS = {
 
 @pytest.mark.parametrize("what", FLOODS)
 async def test_a_flood(what: str, tmp_path: Path, autojump_clock: MockClock) -> None:
-    """A service that says a megabyte without pause is left alone for a minute, and that is told once; little of what it
-    said is kept, and the words are heard by the next sessions.
+    """A service that says a megabyte without pause is not tried for a minute, and that is reported once; little of its
+    text is kept, and the next sessions hear the words.
     """
     flood = [Say(FLOODS[what], times=12, words=10)]
     async with (

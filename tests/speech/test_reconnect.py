@@ -1,4 +1,4 @@
-"""How long a room waits before it tries for a session again: as long as the service asks for, and a person needs."""
+"""The delay before the next attempt at a session: as long as the service asks for, or the operator needs."""
 
 from pathlib import Path
 

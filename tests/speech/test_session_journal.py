@@ -1,4 +1,4 @@
-"""What one session says is journalled once, and a correction of it corrects what was journalled, and nothing else."""
+"""The words of a session are written once, and a correction changes those that were written, and nothing else."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -113,7 +113,7 @@ async def test_a_correction_keeps_its_words(tmp_path: Path, autojump_clock: Mock
 
 
 async def test_two_tasks_journal_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What arrives and what has become due may be written at one moment: neither goes past what was said before."""
+    """Words that arrive and words that become due may be written in one moment: neither overtakes earlier ones."""
     async with take_minutes(tmp_path, [2.0, 3.0]) as (minutes, room):
         minutes.add(heard(0, 2.0, 3.0, 6.0))
         async with trio.open_nursery() as nursery:

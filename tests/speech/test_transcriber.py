@@ -1,4 +1,4 @@
-"""A room is transcribed for ever: whatever becomes of the sessions, each word is in the transcript once."""
+"""A room stays transcribed: however its sessions end, each word is in the transcript once."""
 
 import random
 import shutil
@@ -99,14 +99,14 @@ async def test_nothing_happens(tmp_path: Path, autojump_clock: MockClock) -> Non
 FAULTS: dict[str, Sequence[Fault]] = {
     "end of the stream": [Drop("end", words=20)],
     "reset": [Drop("reset", words=20)],
-    "reset at once": [Drop("reset")],
+    "reset immediately": [Drop("reset")],
     **{
         f"close {code}": [Close(code, words=20)]
         for code in (1000, 1006, 1008, 1011, 1013, 3005, 3006, 3007, 3008, 3009)
     },
     "expiry": [Expire(25.0)],
     "stall of 5 s": [Stall(5.0, words=20)],
-    "stall for ever": [Stall(None, words=20)],
+    "stall without end": [Stall(None, words=20)],
     "no Termination": [NoTermination()],
     "no Termination but a close": [NoTermination(close=True)],
     "deaf": [Deaf()],
@@ -253,7 +253,7 @@ async def test_a_service_that_is_late(delay: int, tmp_path: Path, autojump_clock
 
 @pytest.mark.usefixtures("short_minutes")
 async def test_music_is_doubted_ever_more_rarely(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What sounds like speech and is none costs other sessions after 1, 2 and 4 minutes, then after 8."""
+    """Audio that only sounds like speech costs other sessions after 1, 2 and 4 minutes, then after 8."""
     silent = [Numb()]
     async with (
         open_service(faults=lambda _: silent, port=None, utc=trio.current_time) as service,
@@ -270,7 +270,7 @@ async def test_music_is_doubted_ever_more_rarely(tmp_path: Path, autojump_clock:
 
 
 async def test_a_quiet_room_is_not_cut(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """A room in which nobody speaks for half an hour keeps its one session."""
+    """A room that is silent for half an hour keeps its one session."""
     async with (
         open_service(port=None, utc=trio.current_time) as service,
         open_room(tmp_path, reach(service), sync_interval=600) as room,
@@ -464,7 +464,7 @@ async def test_it_is_said_that_sessions_are_accepted_again(tmp_path: Path, autoj
 
 
 async def test_a_refusal_ends_with_another_configuration(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """Who mends the key reloads, or starts the daemon again: that sessions are accepted again is told all the same."""
+    """The operator corrects the key and reloads, or restarts the daemon: the recovery is reported in both cases."""
     wrong = [Close(1008, "Unauthorized Connection: Invalid API key")]
     async with (
         open_service(faults=script({0: wrong}), port=None, utc=trio.current_time) as service,
@@ -565,7 +565,7 @@ AWAY: dict[str, tuple[Faults, float]] = {
     "refused from the beginning": (lambda _: [Refuse(503)], 1.0),
     "a key that is wrong": (lambda _: [Close(1008, "Invalid API key")], 1.0),
     "too many sessions": (lambda _: [Refuse(429)], 1.0),
-    "nobody answers": (lambda _: [Deaf()], STOPPING_OPEN_TIMEOUT_S + 1.0),
+    "no answer": (lambda _: [Deaf()], STOPPING_OPEN_TIMEOUT_S + 1.0),
     "gone in the middle": (lambda number: [Drop(words=20)] if number == 0 else [Refuse(503)], 1.0),
     "not accepted in the middle": (
         lambda number: [Drop(words=20)] if number == 0 else [NoBegin()],
@@ -579,7 +579,7 @@ AWAY: dict[str, tuple[Faults, float]] = {
 async def test_a_stop_does_not_wait_for_a_service_that_is_away(
     name: str, stop: float, tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where no session can be had, the room is left at once, in one line, and the next start transcribes the rest."""
+    """Without a session the room is left immediately, with one log line; the next start transcribes the rest."""
     faults, allowed = AWAY[name]
     speech = speak(NUMBERS, RATE)
     seconds, before, after = await leave(tmp_path, faults, stop, audio=speech)
@@ -595,7 +595,7 @@ async def test_a_stop_does_not_wait_for_a_service_that_is_away(
 async def test_a_stop_drains_a_session_that_is_up(
     fault: list[Fault], tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was said last is transcribed before the room is left, also where a session broke and the next one is up."""
+    """The last words are transcribed before the room is left, also where a session broke and the next one is open."""
     _, before, after = await leave(tmp_path, script({0: fault}), 20.0, audio=speak(NUMBERS, RATE))
 
     assert before == after
@@ -624,7 +624,7 @@ async def test_a_service_that_always_breaks_is_left(tmp_path: Path, autojump_clo
 
 
 async def test_a_stop_leaves_holes(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What an outage has left behind is not repaired before the end, however long ago the service came back."""
+    """Holes of an outage are not transcribed before the end, however long ago the service came back."""
     numbers = list(range(1, 601))
     back_at = trio.current_time() + 250
     seconds, before, after = await leave(
@@ -682,7 +682,7 @@ async def test_a_spool_that_was_removed_closes_its_holes(
 
 
 async def test_a_hole_of_which_some_is_left(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What the quota took is said to be missing, once, and the rest is transcribed at once: no session has failed."""
+    """Audio that the quota removed is reported missing, once, and the rest is transcribed without delay."""
     failures: list[str] = []
     async with (
         open_service(port=None, utc=trio.current_time) as service,

@@ -61,7 +61,7 @@ def converse(
     most: int = 8,
     seed: int = 1,
 ) -> Talk:
-    """Conversations of at most so many sentences that fill this share of the time, so far above the noise."""
+    """Conversations of at most `most` sentences that fill this share of the time, `decibels` above the noise."""
     rng, total = random.Random(seed), round(seconds * RATE)
     speech, sentences, position = np.zeros(total), list[Span](), 40 * RATE
     while position < total - 40 * RATE:
@@ -105,8 +105,8 @@ def listen(audio: bytes, detector: Detector, *, preroll: float = 2.0, close_afte
 
 
 class Verdict(NamedTuple):
-    """What the gate did: seconds that sessions were open, the ideal, sentences in all, those whose first word no
-    session had, and sessions in which nobody spoke.
+    """The gate's result: seconds that sessions were open, the ideal, sentences in all, those whose first word no
+    session had, and sessions without speech.
     """
 
     seconds: float

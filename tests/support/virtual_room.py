@@ -34,7 +34,7 @@ class Room(NamedTuple):
     context: SessionContext
 
     async def record(self, audio: bytes, *, live: bool = True) -> None:
-        """Append the audio as a microphone would, a frame when its last sample has come; not `live`: all at once."""
+        """Append the audio as a microphone would, a frame when its last sample has come; not `live`: without delay."""
         for start in range(0, len(audio), 2 * FRAME):
             frame = audio[start : start + 2 * FRAME]
             if live:
