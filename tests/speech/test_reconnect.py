@@ -13,7 +13,7 @@ from support.virtual_room import open_room, reach
 
 
 @pytest.mark.parametrize(
-    ("verdict", "wait", "least"),
+    ("advice", "wait", "least"),
     [
         (RetryAdvice.RETRY, 0.0, 0.0),
         (RetryAdvice.BACK_OFF, 0.0, 0.0),
@@ -25,9 +25,9 @@ from support.virtual_room import open_room, reach
     ],
 )
 async def test_the_next_attempt(
-    verdict: RetryAdvice, wait: float, least: float, tmp_path: Path, autojump_clock: trio.abc.Clock
+    advice: RetryAdvice, wait: float, least: float, tmp_path: Path, autojump_clock: trio.abc.Clock
 ) -> None:
     """No sooner than that, and at most the first back-off of half a second later."""
     async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
-        ending = SessionOutcome(complete=False, advice=verdict, text="", wait=wait)
-        assert least <= Reconnector(room.context, trio.Event()).next_delay(ending) <= least + 0.5
+        outcome = SessionOutcome(complete=False, advice=advice, text="", wait=wait)
+        assert least <= Reconnector(room.context, trio.Event()).next_delay(outcome) <= least + 0.5

@@ -1,4 +1,4 @@
-"""How a session ended, by its close code and text, and the advice for the next session. Pure."""
+"""The advice for the next session, by the close code and the text of the last one. Pure."""
 
 import re
 from collections.abc import Mapping

@@ -146,6 +146,5 @@ class Backfill:
         return self._notice(span.start, "transcript.missing", text)
 
     def _notice(self, position: int, code: str, text: str) -> Notice:
-        desk = self._context
-        at = desk.spool.at(position)
-        return Notice(room=desk.room, position=position, at=at, severity="warning", code=code, text=text)
+        room, at = self._context.room, self._context.spool.at(position)
+        return Notice(room=room, position=position, at=at, severity="warning", code=code, text=text)

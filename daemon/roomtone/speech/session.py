@@ -65,7 +65,7 @@ JOURNAL_CLOSE_TIMEOUT_S = 2.0
 
 
 class SessionOutcome(NamedTuple):
-    """How a session ended. `complete`: the service has answered Terminate, so that all it was sent is heard;
+    """The end of a session. `complete`: the service has answered Terminate, so that all it was sent is heard;
     `begun`: it was open at all; `wait`: seconds for which the service asks to be left alone.
     """
 
