@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from roomtone import Turn
 from roomtone.llm.client import LLMClient, RequestFailed, Retryability, Route
 from roomtone.network import find_fault, open_stream, read_trust
-from roomtone.protocol.messages import RetryAdvice as Ending
+from roomtone.protocol.close_codes import RetryAdvice as Ending
 from roomtone.proxy import NetworkError
 from roomtone.speech.connection import open_connection
 from roomtone.speech.session_errors import SessionClosed
@@ -89,7 +89,7 @@ async def speech_service(certificate: Path) -> AsyncIterator[str]:
 
 
 async def begin(url: str) -> SessionClosed | None:
-    """How a session fails there, or None when it begins."""
+    """The failure of a session there, or None if it begins."""
     try:
         async with open_connection(url):
             return None
@@ -145,24 +145,24 @@ async def test_a_session_through_a_proxy_behind_tls(
         monkeypatch.delenv("SSL_CERT_FILE")
         over = await begin(url)
     assert over is not None
-    assert over.text.startswith(f"the proxy https://localhost:{port} is not reached: ")
+    assert over.text.startswith(f"the proxy https://localhost:{port} cannot be reached: ")
     assert "CERTIFICATE_VERIFY_FAILED" in over.text
 
 
 async def test_a_proxy_that_refuses(proxy: TinyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong password is for a person, a host that the proxy does not reach passes; neither shows a password."""
+    """A wrong password is for the operator, an unreachable host is retried; neither text shows a password."""
     url = f"ws://{BEHIND}:9/v3/ws"
     monkeypatch.setenv("HTTP_PROXY", f"http://joe:hidden@127.0.0.1:{proxy.port}")
     over = await begin(url)
     assert over is not None
-    assert (over.code, over.verdict) == (401, Ending.FATAL)  # tinyproxy's answer where others have 407
+    assert (over.code, over.advice) == (401, Ending.FATAL)  # tinyproxy's answer where others have 407
     assert str(over).startswith(
         f"401: the proxy http://127.0.0.1:{proxy.port} answered 401 to the request for {BEHIND}:9; check the user"
     )
     monkeypatch.setenv("HTTP_PROXY", f"http://joe:hid%2Eden@127.0.0.1:{proxy.port}")
     passing = await begin(url)
     assert passing is not None
-    assert (passing.code, passing.verdict) == (500, Ending.BACK_OFF)
+    assert (passing.code, passing.advice) == (500, Ending.BACK_OFF)
     assert "hid" not in str(over) + str(passing)
 
 
@@ -171,8 +171,8 @@ async def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HTTP_PROXY", "http://joe:hidden@127.0.0.1:9")
     over = await begin(f"ws://{BEHIND}/v3/ws")
     assert over is not None
-    assert over.verdict is Ending.BACK_OFF
-    assert over.text.startswith("the proxy http://127.0.0.1:9 is not reached: ")
+    assert over.advice is Ending.BACK_OFF
+    assert over.text.startswith("the proxy http://127.0.0.1:9 cannot be reached: ")
 
 
 @pytest.mark.parametrize(
@@ -180,9 +180,9 @@ async def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (b"", "closed the connection"),
         (b"HTTP/1.1 200", "closed the connection"),
-        (b"SSH-2.0-OpenSSH\r\n\r\n", "does not answer as a proxy does"),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "does not answer as a proxy does"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999999999999999\r\n\r\n", "does not answer as a proxy does"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "does not answer like a proxy"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "does not answer like a proxy"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999999999999999\r\n\r\n", "does not answer like a proxy"),
         (b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 101 Switching Protocols\r\n\r\n", "sends more than its answer"),
         (b"HTTP/1.1 999 No\r\nRetry-After: " + b"9" * 5000 + b"\r\n\r\n", "answered 999"),
         (b"HTTP/1.1 403 No\r\nContent-Length: 1000\r\n\r\n", "answered 403"),
@@ -292,7 +292,7 @@ async def test_an_environment_that_cannot_be_used(broken: str, tmp_path: Path) -
     """It fails each component by itself, with the name of the variable; what is mended holds from the next attempt."""
     over = await begin(f"wss://{BEHIND}:9/v3/ws")
     assert over is not None
-    assert over.verdict is Ending.FATAL
+    assert over.advice is Ending.FATAL
     with pytest.raises(RequestFailed) as failed:
         await LLMClient(5).ask(Route(f"https://{BEHIND}:9/v1", {}), {})
     assert failed.value.verdict is Retryability.FATAL
@@ -307,7 +307,7 @@ async def test_an_environment_that_cannot_be_used(broken: str, tmp_path: Path) -
 
 @pytest.mark.usefixtures("broken")
 async def test_this_machine_needs_no_environment(tmp_path: Path, certificate: Path) -> None:
-    """What is broken there does not concern an address of this machine without TLS, nor a sink with a CA of its own."""
+    """A broken environment does not concern an address of this machine without TLS, nor a sink with a CA of its own."""
     async with (
         open_receiver() as receiver,
         open_receiver(trust=listening(certificate)) as secure,
@@ -320,7 +320,7 @@ async def test_this_machine_needs_no_environment(tmp_path: Path, certificate: Pa
 
 
 async def test_variables_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other programs read is nothing to this one."""
+    """Variables of other programs are ignored."""
     for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSLKEYLOGFILE", "FTP_PROXY"):
         monkeypatch.setenv(variable, "/nonexistent/file")
     monkeypatch.setenv("NO_PROXY", "http://[::1, 999.0.0.0/99, ::1]")
@@ -339,7 +339,7 @@ def test_certificates_of_the_environment(certificate: Path) -> None:
 async def test_a_host_that_is_none() -> None:
     """A name that no host can have is an OSError as any other."""
     for host in ("a..b", "x" * 64, "ä" * 70):
-        with pytest.raises(OSError, match="cannot be the name of a host"):
+        with pytest.raises(OSError, match="is not a valid host name"):
             await open_stream(f"ws://{host}:80/")
 
 
@@ -432,7 +432,7 @@ async def test_a_way_that_cannot_be_gone_stops_no_recording(
 
 
 def notices(folder: Path, subject: str) -> bool:
-    """True if the trouble with this subject was told."""
+    """True if the trouble with this subject was reported."""
     code = "analysis.refused" if subject.startswith("analysis") else "session.refused"
     return code in {event["code"] for event in events(folder, "notice")}
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roomtone.proxy import NetworkError, Proxy, find_proxy, is_loopback, join, split
+from roomtone.proxy import NetworkError, Proxy, find_proxy, is_loopback, join_authority, split_authority
 
 WSS = "wss://streaming.example.org/v3/ws"
 HTTP, HTTPS = Proxy("HTTP_PROXY", "http", "a", 1), Proxy("HTTPS_PROXY", "http", "b", 2)
@@ -76,16 +76,16 @@ def test_what_no_proxy_exempts(exempt: str, url: str, *, is_direct: bool) -> Non
         ("socks5://127.0.0.1:1080", "ALL_PROXY names a SOCKS proxy"),
         ("socks5h://joe:hidden@127.0.0.1:1080", "not supported; name an HTTP proxy"),
         ("socks://127.0.0.1", "SOCKS"),
-        ("ftp://joe:hidden@x", "no address of a proxy; write http://host:port"),
-        ("http://joe:hidden@[::1", "no address"),
-        ("http://joe:hidden@x:99999", "no address"),
-        ("http://joe:hidden", "no address"),
-        ("http://joe:hid/den@x:1", "no address"),
-        ("http://", "no address"),
-        ("http://exa mple:1", "no address"),
-        ("http://[::1%lo]:1", "no address"),
-        ("\x1b[2J", "no address"),
-        ("://", "no address"),
+        ("ftp://joe:hidden@x", "does not contain a proxy URL; write http://host:port"),
+        ("http://joe:hidden@[::1", "proxy URL"),
+        ("http://joe:hidden@x:99999", "proxy URL"),
+        ("http://joe:hidden", "proxy URL"),
+        ("http://joe:hid/den@x:1", "proxy URL"),
+        ("http://", "proxy URL"),
+        ("http://exa mple:1", "proxy URL"),
+        ("http://[::1%lo]:1", "proxy URL"),
+        ("\x1b[2J", "proxy URL"),
+        ("://", "proxy URL"),
     ],
 )
 def test_a_proxy_that_cannot_be_used(value: str, says: str) -> None:
@@ -108,7 +108,7 @@ def test_any_environment_is_a_way_or_an_error(value: str, exempt: str) -> None:
     proxy = None
     with contextlib.suppress(NetworkError):
         proxy = find_proxy(WSS, {"HTTPS_PROXY": value, "NO_PROXY": exempt})
-    assert proxy is None or split(proxy.url) == (proxy.host, proxy.port)
+    assert proxy is None or split_authority(proxy.url) == (proxy.host, proxy.port)
 
 
 def test_credentials_show_themselves_to_nobody() -> None:
@@ -125,9 +125,9 @@ def test_credentials_show_themselves_to_nobody() -> None:
 
 def test_hosts_and_ports() -> None:
     """An address is divided and put together with the brackets of IPv6 where they belong."""
-    assert split("ws://[::1]:8080/v3/ws") == ("::1", 8080)
-    assert split("https://example.org") == ("example.org", 443)
-    assert join(*split("http://[fd00::1]")) == "[fd00::1]:80"
+    assert split_authority("ws://[::1]:8080/v3/ws") == ("::1", 8080)
+    assert split_authority("https://example.org") == ("example.org", 443)
+    assert join_authority(*split_authority("http://[fd00::1]")) == "[fd00::1]:80"
     assert [is_loopback(host) for host in ("::1", "127.9.9.9", "localhost", "10.0.0.1", "localhost.org")] == [
         True,
         True,

@@ -130,7 +130,7 @@ async def live_on(folder: Path, service: FakeService, sink: Counting, minutes: r
         trio.open_nursery() as supporting,
         trio.open_nursery() as rooms,
     ):
-        desk = room.desk._replace(frame=RATE)
+        desk = room.context._replace(frame=RATE)
         delivery = SinkRunner(sink, context, journal=room.journal, live=desk.live)
         rules = CleanupPolicy(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
         supporting.start_soon(delivery.run)
@@ -158,7 +158,7 @@ async def test_hours_of_audio(tmp_path: Path, autojump_clock: MockClock, report:
             service.sessions.clear()
         async with open_room(tmp_path, reach(service), spool_folder="spool/desk") as room:
             room.spool.end_of_data()
-            await transcribe(room.desk, realtime=True, utc=now)
+            await transcribe(room.context, realtime=True, utc=now)
             last = [number for turn in await room.turns() for word in turn.words for number in numbers_in(word.text)]
     for hour, (objects, files, disk) in enumerate(sizes, 1):
         report(f"after hour {hour}: {objects} objects, {files} files, {disk} KiB on disk")
@@ -221,7 +221,7 @@ async def live_a_day(folder: Path, service: FakeService, sink: Counting, day: in
         open_room(folder, reach(service), spool_folder="spool/desk", sync_interval=1800) as room,
         trio.open_nursery() as nursery,
     ):
-        delivery = SinkRunner(sink, context, journal=room.journal, live=room.desk.live)
+        delivery = SinkRunner(sink, context, journal=room.journal, live=room.context.live)
         rules = CleanupPolicy(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
         nursery.start_soon(delivery.run)
         nursery.start_soon(run_cleanup, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))

@@ -1,7 +1,7 @@
-"""Connections to other machines: the certificates they are trusted by, HTTP clients, and streams.
+"""Connections to other machines: trusted certificates, HTTP clients, and streams.
 
-Everything that opens one goes this way, at the moment when it needs it: an environment that cannot be used fails that
-component alone, and is looked at again at its next attempt. `find_fault` is how `roomtone check` sees it before.
+Every component opens its connections here, when it needs them: an unusable environment fails that component alone, and
+is read again at its next attempt. `roomtone check` uses `find_fault`.
 """
 
 import math
@@ -18,13 +18,13 @@ import httpx2
 import trio
 
 from roomtone.concurrency import leaves_of
-from roomtone.proxy import NetworkError, Proxy, find_proxy, join, split
+from roomtone.proxy import NetworkError, Proxy, find_proxy, join_authority, split_authority
 
 ENCRYPTED = frozenset({"https", "wss"})
 
 
 class ProxyFailed(OSError):  # noqa: N818 - it says what is true of the proxy
-    """The proxy does not lead to the host. `status` is its answer, None where it gave none."""
+    """The proxy does not connect to the host. `status` is its answer, or None."""
 
     def __init__(self, proxy: Proxy, text: str, status: int | None = None) -> None:
         super().__init__(f"the proxy {proxy.url} {text}")
@@ -52,7 +52,7 @@ def read_trust(environ: Mapping[str, str] = os.environ) -> ssl.SSLContext:
 
 
 async def _trust(url: str, proxy: Proxy | None) -> ssl.SSLContext:
-    """The certificates for this way; none, and no file is read, where nothing on it is encrypted."""
+    """The certificates for this URL; none, and no file is read, if neither it nor the proxy is encrypted."""
     if urlsplit(url).scheme in ENCRYPTED or (proxy is not None and proxy.scheme in ENCRYPTED):
         return await trio.to_thread.run_sync(read_trust)
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -67,7 +67,7 @@ def read_certificates(path: Path) -> ssl.SSLContext:
 
 
 async def find_fault(url: str) -> str | None:
-    """The reason why the environment keeps this address from being reached, or None. Nothing is connected to."""
+    """The reason why the environment prevents connections to this URL, or None. It does not connect."""
     try:
         await _trust(url, find_proxy(url))
     except (NetworkError, ValueError) as error:
@@ -84,7 +84,7 @@ async def open_client(
     auth: tuple[str, str] | None = None,
     trust: ssl.SSLContext | None = None,
 ) -> AsyncIterator[httpx2.AsyncClient]:
-    """An HTTP client for this address. It believes `trust`, or else what the environment does.
+    """An HTTP client for this URL. It trusts `trust`, or else the certificates of the environment.
 
     Resources: the connections. Raises NetworkError.
     """
@@ -98,7 +98,7 @@ async def open_client(
         timeout=timeout,
         follow_redirects=False,  # a redirect might carry a secret elsewhere
         proxy=None if proxy is None else _as_option(proxy, url, trust),
-        # Nobody here wants a cookie, and the library's parser of them fails aloud, with what it was sent.
+        # Cookies are not used, and the library's parser fails with an error that quotes them.
         cookies=CookieJar(DefaultCookiePolicy(netscape=False, rfc2965=False)),
         trust_env=False,  # the library refuses a client for whatever is wrong in the environment, needed or not
     ) as client:
@@ -106,7 +106,7 @@ async def open_client(
 
 
 def _as_option(proxy: Proxy, url: str, trust: ssl.SSLContext) -> httpx2.Proxy:
-    host, _ = split(url)
+    host, _ = split_authority(url)
     if ":" in host and urlsplit(url).scheme in ENCRYPTED:
         # httpcore2 2.16 asks for `CONNECT 2001:db8::1:443`, without the brackets.
         raise NetworkError(f"${proxy.variable}: its proxy is not used for an IPv6 address; list that in $NO_PROXY")
@@ -114,12 +114,13 @@ def _as_option(proxy: Proxy, url: str, trust: ssl.SSLContext) -> httpx2.Proxy:
     return httpx2.Proxy(proxy.url, headers=secret, ssl_context=trust if proxy.scheme in ENCRYPTED else None)
 
 
-async def read_content(response: httpx2.Response, limit: int, patience: float = math.inf) -> bytes:
-    """The body as it came, or the beginning of it: what there is after `patience` seconds, or of a body that has more
-    than `limit` bytes, somewhat more. Raises httpx2.HTTPError.
+async def read_content(response: httpx2.Response, limit: int, timeout_s: float = math.inf) -> bytes:
+    """The body as it came, or its beginning: all that came within `timeout_s`, and little more than `limit` bytes.
+
+    Raises httpx2.HTTPError.
     """
     body = bytearray()  # bytes that grow by one byte would be copied for each
-    with trio.move_on_after(patience) as enough:
+    with trio.move_on_after(timeout_s) as enough:
         async for part in response.aiter_raw():
             body += part
             if len(body) > limit:
@@ -134,17 +135,17 @@ async def open_stream(url: str) -> trio.abc.Stream:
 
     Raises OSError, of which NetworkError and ProxyFailed are kinds.
     """
-    host, port = split(url)
+    host, port = split_authority(url)
     proxy = find_proxy(url)
     trust = await _trust(url, proxy)
     try:
         host = host.encode("idna").decode()
     except UnicodeError:
-        raise OSError(f"{host!r} cannot be the name of a host") from None
+        raise OSError(f"{host!r} is not a valid host name") from None
     stream: trio.abc.Stream = await _connect_to(proxy, trust) if proxy else await trio.open_tcp_stream(host, port)
     try:
         if proxy is not None:
-            await _tunnel(stream, proxy, join(host, port))
+            await _tunnel(stream, proxy, join_authority(host, port))
         return await _encrypt(stream, host, trust) if urlsplit(url).scheme in ENCRYPTED else stream
     except BaseException:
         await trio.aclose_forcefully(stream)
@@ -156,7 +157,7 @@ async def _connect_to(proxy: Proxy, trust: ssl.SSLContext) -> trio.abc.Stream:
         stream = await trio.open_tcp_stream(proxy.host, proxy.port)
         return await _encrypt(stream, proxy.host, trust) if proxy.scheme in ENCRYPTED else stream
     except (OSError, UnicodeError, trio.BrokenResourceError) as error:
-        raise ProxyFailed(proxy, f"is not reached: {'; '.join(causes(error))}") from None
+        raise ProxyFailed(proxy, f"cannot be reached: {'; '.join(causes(error))}") from None
 
 
 async def _encrypt(stream: trio.abc.Stream, host: str, trust: ssl.SSLContext) -> trio.abc.Stream:
@@ -188,9 +189,9 @@ async def _tunnel(stream: trio.abc.Stream, proxy: Proxy, target: str) -> None:
                     raise ProxyFailed(proxy, "closed the connection")
                 connection.receive_data(bytes(data))
             elif not isinstance(event, h11.InformationalResponse):
-                raise ProxyFailed(proxy, "does not answer as a proxy does")
+                raise ProxyFailed(proxy, "does not answer like a proxy")
     except h11.RemoteProtocolError:
-        raise ProxyFailed(proxy, "does not answer as a proxy does") from None
+        raise ProxyFailed(proxy, "does not answer like a proxy") from None
     except trio.BrokenResourceError:
         raise ProxyFailed(proxy, "closed the connection") from None
     status = event.status_code
@@ -202,7 +203,7 @@ async def _tunnel(stream: trio.abc.Stream, proxy: Proxy, target: str) -> None:
 
 
 def causes(error: BaseException) -> list[str]:
-    """The reasons for a failed connection: trio tries each address of a name, and says only that all failed."""
+    """The reasons for a failed connection: trio tries each address of a name, and reports only that all failed."""
     if error.__cause__ is None:
         return [str(error) or type(error).__name__]
     return sorted({str(leaf) for leaf in leaves_of(error.__cause__)})

@@ -1,6 +1,6 @@
-"""The way to another machine, as the environment sets it: directly, or through an HTTP proxy. Pure.
+"""The HTTP proxy that the environment sets for a URL, if any. Pure.
 
-Sessions, webhooks and language models all ask here, so that $HTTPS_PROXY and $NO_PROXY mean the same to each of them.
+Sessions, webhooks and language models all use this, so that $HTTPS_PROXY and $NO_PROXY mean the same to each of them.
 """
 
 import base64
@@ -20,13 +20,13 @@ _WITH_PORT = re.compile(r"(\[.*\]|[^:]*):([0-9]+)")
 
 
 class NetworkError(OSError):
-    """The environment names something that cannot be used. The text names the variable, says what to do, and shows
-    nothing of a password.
+    """A variable of the environment has an unusable value. The text names it, says what to do, and shows no
+    password.
     """
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy; it is spoken to over TLS where `scheme` is https. `host` is without brackets."""
+    """An HTTP proxy, reached over TLS if `scheme` is https. `host` is without brackets."""
 
     variable: str
     scheme: str
@@ -37,16 +37,16 @@ class Proxy(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Its address without user and password, for errors and notes."""
-        return f"{self.scheme}://{join(self.host, self.port)}"
+        """Its URL without user and password, for errors and logs."""
+        return f"{self.scheme}://{join_authority(self.host, self.port)}"
 
 
-def join(host: str, port: int) -> str:
-    """Host and port as an authority has them: an IPv6 address stands in brackets."""
+def join_authority(host: str, port: int) -> str:
+    """Host and port as the authority of a URL: an IPv6 address stands in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def split(url: str) -> tuple[str, int]:
+def split_authority(url: str) -> tuple[str, int]:
     """Host, without brackets, and port of an address. Raises ValueError where it has none."""
     parts = urlsplit(url)
     port = parts.port or _PORTS.get(parts.scheme)
@@ -64,12 +64,12 @@ def is_loopback(host: str) -> bool:
 
 
 def find_proxy(url: str, environ: Mapping[str, str] = os.environ) -> Proxy | None:
-    """The proxy for this address, or None where it is reached directly: this machine always is.
+    """The proxy for this URL, or None if it is reached directly, as this machine always is.
 
-    A variable in lower case counts for more than one in upper case. `ws` is `http` here, and `wss` is `https`.
+    A variable in lower case takes precedence over one in upper case. `ws` is `http` here, and `wss` is `https`.
     Raises NetworkError for a proxy that cannot be used, ValueError for an address without a host.
     """
-    host, port = split(url)
+    host, port = split_authority(url)
     if is_loopback(host) or host.endswith(".localhost") or _is_exempt(host, port, _read(environ, "NO_PROXY")):
         return None
     for variable in (_VARIABLES[urlsplit(url).scheme], "ALL_PROXY"):
@@ -102,8 +102,8 @@ def _names(entry: str, host: str, port: int) -> bool:
 
 
 def _parse(variable: str, value: str) -> Proxy:
-    """The proxy in this variable. Raises NetworkError for any other text, and shows none of it: it may be a secret."""
-    wrong = NetworkError(f"${variable} holds no address of a proxy; write http://host:port")
+    """The proxy in this variable. Raises NetworkError for any other text, without quoting it: it may be a secret."""
+    wrong = NetworkError(f"${variable} does not contain a proxy URL; write http://host:port")
     try:
         parts = urlsplit(value if "://" in value else f"http://{value}")
         scheme, host, port = parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)

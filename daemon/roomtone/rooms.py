@@ -36,7 +36,7 @@ from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.secret import Secret
 from roomtone.speech.endpoint import Endpoint, Endpoints
 from roomtone.speech.gate import GateSettings
-from roomtone.speech.session_journal import SessionContext
+from roomtone.speech.session_context import SessionContext
 from roomtone.speech.transcriber import transcribe, withhold
 from roomtone.speech.vad import lacks_detector, open_detector
 from roomtone.spool.spool import Spool, open_closed_spool, open_spool
@@ -232,11 +232,11 @@ class RunningRoom:
             journal=around.journal,
             live=around.live,
             endpoint=endpoint,
-            terms=self._terms,
+            parameters=self._terms,
             speech_model=table.streaming.speech_model,
             two_finals=has_two_finals(table.streaming),
             seam=trio.Lock(),
-            failed=partial(around.glance.failed, self.name),
+            report_failure=partial(around.glance.failed, self.name),
             meter=around.governor.meter(self.name, self._terms) if endpoint.remote else FREE,
             answers=around.analyst.answers(self.name, table.streaming, remote=endpoint.remote),
             speakers=table.speakers,

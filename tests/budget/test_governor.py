@@ -171,11 +171,11 @@ async def work(room: Room, governor: Governor, other: Room | None, course: CapAc
     """What a room does, by its budget: at the service, at the recognizer, or only recording."""
     follow = partial(transcribe, realtime=True, utc=trio.current_time)
     if course is None:
-        await follow(room.desk._replace(meter=governor.meter("desk", SessionParameters(Streaming()))))
+        await follow(room.context._replace(meter=governor.meter("desk", SessionParameters(Streaming()))))
     elif other is not None:
-        await follow(other.desk)
+        await follow(other.context)
     else:
-        await withhold(room.desk)
+        await withhold(room.context)
 
 
 async def spend(
@@ -190,7 +190,9 @@ async def spend(
         open_room(folder, reach(service)) as room,
         open_governor(room.journal, lambda: budget, utc=clock) as governor,
     ):
-        beside = room._replace(desk=room.desk._replace(endpoint=reach(recognizer, remote=False))) if local else None
+        beside = (
+            room._replace(context=room.context._replace(endpoint=reach(recognizer, remote=False))) if local else None
+        )
         with trio.fail_after(200_000):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(governor.run_within_budget, partial(work, room, governor, beside))
@@ -265,7 +267,7 @@ async def test_the_recognizer_gives_back(tmp_path: Path, autojump_clock: MockClo
             room.journal, lambda: budget, utc=lambda: month_end - 120 + trio.current_time() - begun
         ) as governor,
     ):
-        beside = room._replace(desk=room.desk._replace(endpoint=reach(recognizer, remote=False)))
+        beside = room._replace(context=room.context._replace(endpoint=reach(recognizer, remote=False)))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(governor.run_within_budget, partial(work, room, governor, beside))
             await room.record(speak(range(1, 301), RATE))

@@ -334,7 +334,7 @@ def test_init_asks_again(home: Path) -> None:
     said = output.decode()
     for wrong in (
         '[rooms."Front Desk"]: a name',
-        'endpoint = "foo": is no endpoint',
+        'endpoint = "foo": is not an endpoint',
         'url = "example.org": must begin',
     ):
         assert wrong in said

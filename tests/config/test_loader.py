@@ -187,7 +187,7 @@ def test_drop_in() -> None:
         (
             DESK + '[rooms.desk.streaming]\nendpoint = "asemblyai"',
             (
-                '[rooms.desk.streaming] endpoint = "asemblyai": is no endpoint: use one of "assemblyai", '
+                '[rooms.desk.streaming] endpoint = "asemblyai": is not an endpoint: use one of "assemblyai", '
                 '"assemblyai-us", "assemblyai-eu", "local", or an address that begins with ws:// or wss://'
             ),
         ),

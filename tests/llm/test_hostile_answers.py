@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from roomtone import Turn, Unprocessable
 from roomtone.llm.client import LLMClient, RequestFailed, Route
+from roomtone.llm.completion import MAX_TOKENS, read
 from roomtone.speech.connection import open_connection
 from roomtone.speech.session_errors import SessionClosed
 from roomtone_webhook import Webhook
@@ -142,3 +143,11 @@ def test_any_text_is_an_address_or_a_mistake(text: str) -> None:
 
 
 MISTAKES = {"is not an address; write https://host/path", "must begin with https:// (or http://) and a host"}
+
+
+@pytest.mark.parametrize(("tokens", "counted"), [(MAX_TOKENS, MAX_TOKENS), (MAX_TOKENS + 1, 0), (-1, 0), (1e300, 0)])
+def test_no_model_bills_more_tokens_than_a_request_can_have(tokens: float, counted: int) -> None:
+    """Token counts become money: nonsense counts as none."""
+    body = {"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": tokens, "completion_tokens": tokens}}
+    usage = read(body).usage
+    assert (usage.input_tokens, usage.output_tokens) == (counted, counted)

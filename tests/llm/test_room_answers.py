@@ -67,13 +67,13 @@ async def talk(
         service = await enter(open_service(manner=manner, faults=script({0: faults}), port=None, utc=trio.current_time))
         gateway = await enter(fake.open_gateway(mishaps=mishaps, port=None))
         terms = SessionParameters(STREAMING)
-        room = await enter(open_room(folder, reach(service, streaming=STREAMING, remote=remote), terms=terms))
+        room = await enter(open_room(folder, reach(service, streaming=STREAMING, remote=remote), parameters=terms))
         setting = LLMSettings(GatewayConfig(endpoint=gateway.url, **access), {}, {"desk": RoomFacts(RATE, STREAMING)})
         governor = await enter(open_governor(room.journal, Budget))
         analyst = await enter(
             open_analyst(room.journal, setting, lambda _: room.spool.end, governor, transport=gateway.transport)
         )
-        desk = room.desk._replace(answers=analyst.answers("desk", STREAMING, remote=remote))
+        desk = room.context._replace(answers=analyst.answers("desk", STREAMING, remote=remote))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(transcribe, desk, realtime=True, longest=longest, utc=trio.current_time))
             await room.record(speech)

@@ -13,13 +13,13 @@ from roomtone.protocol.parameters import (
     LOCAL,
     MODELS,
     LLMGatewayConfig,
-    Problem,
+    ParameterProblem,
     Prompt,
     Streaming,
+    build_query,
     check,
     explain,
-    query,
-    resolve,
+    resolve_endpoint,
 )
 
 
@@ -37,7 +37,7 @@ def warnings(**table: Any) -> dict[str, str]:
 
 def test_an_empty_table_sends_model_and_leak_guard() -> None:
     """Nothing that was not set is sent, except the model and the time after which an unused session ends."""
-    assert dict(parse_qsl(query(read(), 16_000))) == {
+    assert dict(parse_qsl(build_query(read(), 16_000))) == {
         "sample_rate": "16000",
         "encoding": "pcm_s16le",
         "speech_model": "universal-3-5-pro",
@@ -56,7 +56,7 @@ def test_lists_and_objects_are_one_json_string_each() -> None:
         vad_threshold=0.25,
         llm_gateway={"model": "m", "messages": [{"role": "user", "content": "{{turn}}"}], "max_tokens": 10},
     )
-    sent = parse_qs(query(streaming, 44_100), strict_parsing=True)
+    sent = parse_qs(build_query(streaming, 44_100), strict_parsing=True)
     assert sent["keyterms_prompt"] == ['["Birchwood Lane","Müller & Söhne"]']
     assert sent["language_codes"] == ['["en","de"]']
     assert sent["speaker_labels"] == ["true"]
@@ -69,9 +69,9 @@ def test_lists_and_objects_are_one_json_string_each() -> None:
 
 @given(st.text(max_size=50), st.text(min_size=1, max_size=50))
 def test_any_text_survives_the_query(prompt: str, term: str) -> None:
-    """What a person writes arrives as it was written."""
+    """A value in the configuration arrives unchanged."""
     streaming = read(prompt=prompt, keyterms_prompt=[term])
-    sent = dict(parse_qsl(query(streaming, 16_000), keep_blank_values=True))
+    sent = dict(parse_qsl(build_query(streaming, 16_000), keep_blank_values=True))
     assert sent["prompt"] == prompt
     assert msgspec.json.decode(sent["keyterms_prompt"]) == [term]
 
@@ -112,7 +112,7 @@ def test_any_text_survives_the_query(prompt: str, term: str) -> None:
     ],
 )
 def test_values_out_of_range_are_refused_here(key: str, value: object) -> None:
-    """What the service would end the session for, 3006, is no valid configuration."""
+    """A value for which the service would end the session with 3006 is not valid."""
     with pytest.raises(msgspec.ValidationError):
         read(**{key: value})
 
@@ -174,7 +174,7 @@ def test_what_does_not_fit_together_is_an_error(table: dict[str, Any], key: str)
     ],
 )
 def test_what_has_no_effect_is_a_warning(table: dict[str, Any], key: str) -> None:
-    """What the service ignores, or may not know, is said, and the configuration stays valid."""
+    """A value that the service ignores, or may not know, gets a warning, and the configuration stays valid."""
     assert errors(**table) == {}
     assert warnings(**table).keys() == {key}
 
@@ -201,17 +201,17 @@ def test_the_secret_of_the_webhook_is_not_shown() -> None:
     """A table in a log or a traceback has no secret in it; what is sent has."""
     streaming = read(webhook_url="https://x", webhook_auth_header_name="X-Key", webhook_auth_header_value="s3cret")
     assert "s3cret" not in repr(streaming)
-    assert "s3cret" in query(streaming, 16_000)
+    assert "s3cret" in build_query(streaming, 16_000)
 
 
 def test_endpoints() -> None:
     """Without one it is AssemblyAI with a key and this machine without; an address stands for itself."""
-    assert resolve(None, has_key=True) == ENDPOINTS["assemblyai"] == "wss://streaming.assemblyai.com/v3/ws"
-    assert resolve(None, has_key=False) == LOCAL
-    assert resolve("local", has_key=True) == LOCAL
-    assert resolve("assemblyai-eu", has_key=False) == "wss://streaming.eu.assemblyai.com/v3/ws"
-    assert resolve("ws://10.0.0.2:8080", has_key=False) == "ws://10.0.0.2:8080/v3/ws"
-    assert resolve("wss://speech.example/own/path", has_key=False) == "wss://speech.example/own/path"
+    assert resolve_endpoint(None, has_key=True) == ENDPOINTS["assemblyai"] == "wss://streaming.assemblyai.com/v3/ws"
+    assert resolve_endpoint(None, has_key=False) == LOCAL
+    assert resolve_endpoint("local", has_key=True) == LOCAL
+    assert resolve_endpoint("assemblyai-eu", has_key=False) == "wss://streaming.eu.assemblyai.com/v3/ws"
+    assert resolve_endpoint("ws://10.0.0.2:8080", has_key=False) == "ws://10.0.0.2:8080/v3/ws"
+    assert resolve_endpoint("wss://speech.example/own/path", has_key=False) == "wss://speech.example/own/path"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_endpoints() -> None:
         ("http://localhost:8080", "ws://"),
         ("https://x", "wss://"),
         ("streaming.assemblyai.com", "begins with"),
-        ("ws://", "no endpoint"),
+        ("ws://", "not an endpoint"),
         ("ws://[::1", "not an address"),
         ("ws://x:port", "not an address"),
         ("ws://x y/z", "a space"),
@@ -231,11 +231,11 @@ def test_endpoints() -> None:
 def test_what_is_no_endpoint_says_what_to_write(endpoint: str, hint: str) -> None:
     """The error names what to do, and holds no password."""
     with pytest.raises(ValueError, match=hint) as refused:
-        resolve(endpoint, has_key=True)
+        resolve_endpoint(endpoint, has_key=True)
     assert "secret" not in str(refused.value)
     assert [problem.key for problem in check(Streaming(endpoint=endpoint))] == ["endpoint"]
 
 
 def test_problems_are_errors_unless_said() -> None:
     """A problem that names no severity refuses the configuration."""
-    assert Problem("x", "y").severity == "error"
+    assert ParameterProblem("x", "y").severity == "error"

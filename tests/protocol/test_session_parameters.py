@@ -1,4 +1,4 @@
-"""Sessions go on by other terms where the service takes them, and say who speaks by names that are nobody else's."""
+"""Running sessions take new parameters where the service accepts them; speakers' names are unambiguous."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -44,16 +44,16 @@ def test_what_a_session_can_be_told(after: dict[str, Any], changes: dict[str, An
 
 
 def test_who_is_told() -> None:
-    """Sessions that are up are told, one that was asked for the old terms is told at once, one that is over is not."""
+    """Open sessions get the changes, one that has begun with old parameters immediately, one that is over does not."""
     terms, told = SessionParameters(WAS), list[Mapping[str, Any]]()
     later = msgspec.structs.replace(WAS, prompt="A game.")
-    with terms.told(told.append, asked=WAS):
+    with terms.follow(told.append, begun_with=WAS):
         assert terms.change(later)
         assert not terms.change(Streaming())
     assert terms.streaming == later
     assert terms.change(msgspec.structs.replace(WAS, prompt="A walk."))
     assert told == [{"prompt": "A game."}]
-    with terms.told(told.append, asked=later):
+    with terms.follow(told.append, begun_with=later):
         assert told[1:] == [{"prompt": "A walk."}]
 
 
@@ -68,10 +68,10 @@ async def test_key_terms_change_within_a_session(tmp_path: Path, autojump_clock:
     terms = SessionParameters(Streaming(keyterms_prompt=("one",)))
     async with (
         open_service(faults=script({0: [Drop(words=20)]}), port=None, utc=trio.current_time) as service,
-        open_room(tmp_path, reach_by(service, terms), terms=terms) as room,
+        open_room(tmp_path, reach_by(service, terms), parameters=terms) as room,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
         nursery.start_soon(room.record, speak(range(1, 61), RATE))
         await trio.sleep(5)
         assert terms.change(Streaming(keyterms_prompt=("two",), max_turn_silence=700))
@@ -89,7 +89,7 @@ async def test_key_terms_change_within_a_session(tmp_path: Path, autojump_clock:
 
 
 def test_a_label_is_of_one_session() -> None:
-    """Two sessions' "A" are two people, nobody known is nobody, and a name is given on purpose only."""
+    """Two sessions' "A" are two people, an unknown speaker has no name, and only the configuration gives names."""
     assert Speakers("de5d9927-73a6", {}).name("A") == "A.de5d9927"
     assert Speakers("12c77068-02b3", {}).name("A") != Speakers("de5d9927-73a6", {}).name("A")
     assert [Speakers("s", {}).name(label) for label in (None, "UNKNOWN", "PENDING")] == [None] * 3
@@ -107,7 +107,7 @@ async def converse(folder: Path, *, manner: Manner | None = None, names: Mapping
         open_room(folder, reach(service, streaming=streaming), speakers=names or {}, two_finals=True) as room,
     ):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
             await room.record(speak(range(1, 61), RATE))
             room.spool.end_of_data()
         assert await room.numbers() == list(range(1, 61))
@@ -158,7 +158,7 @@ async def test_a_revision_says_nothing_anew(seed: int, tmp_path: Path, autojump_
         open_room(tmp_path, reach(service, streaming=streaming)) as room,
     ):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
             await room.record(speak([number % 3 for number in range(60)], RATE, turn=3))
             room.spool.end_of_data()
         found = await room.journal.select("desk", ["turn"], 0, 1 << 60)

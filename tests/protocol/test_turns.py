@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roomtone.protocol.messages import Revision, SpeakerRevision, Termination, TimedWord, TurnMessage
 from roomtone.protocol.turns import (
-    MAX_OPEN,
+    MAX_OPEN_TURNS,
     MAX_REMEMBERED_BYTES,
     MAX_REMEMBERED_TURNS,
     Abandoned,
@@ -97,7 +97,7 @@ def test_the_unformatted_final_never_replaces_the_formatted() -> None:
 
 
 def test_without_two_finals_nothing_waits() -> None:
-    """Unformatted text of a model that does not format counts at once."""
+    """Unformatted text of a model that does not format counts immediately."""
     book = TurnBook()
     assert book.feed(final(0, formatted=False), 0) == [FinalTurn(final(0, formatted=False))]
 
@@ -127,7 +127,7 @@ def test_where_words_wait_for_their_final() -> None:
 
 
 def test_speakers_are_corrected() -> None:
-    """A revision that changes something is a correction; of a turn that nobody knows it is nothing."""
+    """A revision that changes something is a correction; of an unknown turn it is nothing."""
     book = TurnBook()
     turn = TurnMessage(
         0, True, "a b", True, words=(TimedWord(0, 1, "a", speaker="A"), TimedWord(1, 2, "b")), speaker_label="A"
@@ -243,7 +243,7 @@ def test_a_short_final_does_not_take_a_long_turn() -> None:
 
 
 def test_half_of_a_turn_does_not_take_the_rest() -> None:
-    """What ends long before the turn of its order ends is another turn."""
+    """A final that ends long before the turn of its order ends is another turn."""
     book = TurnBook()
     book.feed(said(0, 0, *(str(i) for i in range(200))), 0)
     shorter = said(0, 0, *(f"{i}." for i in range(150)), "x")
@@ -338,14 +338,14 @@ def test_the_memory_of_open_turns_is_bounded() -> None:
     """A service that opens turns without end has the oldest abandoned, each with its words."""
     book = TurnBook()
     outcomes: list[TurnOutcome] = []
-    for order in range(3 * MAX_OPEN):
+    for order in range(3 * MAX_OPEN_TURNS):
         outcomes += book.feed(said(order, 1000 * order, str(order), final=False), 0)
-    assert len([one for one in outcomes if isinstance(one, Abandoned)]) == 2 * MAX_OPEN
-    assert standing(outcomes + book.close()) == [str(order) for order in range(3 * MAX_OPEN)]
+    assert len([one for one in outcomes if isinstance(one, Abandoned)]) == 2 * MAX_OPEN_TURNS
+    assert standing(outcomes + book.close()) == [str(order) for order in range(3 * MAX_OPEN_TURNS)]
 
 
 def test_the_memory_of_long_turns_is_bounded() -> None:
-    """Turns are remembered by their bytes; one that is forgotten lends its order to nobody."""
+    """Turns are remembered by their bytes; one that is forgotten does not lend its order to another."""
     book = TurnBook()
     text = "x" * (MAX_REMEMBERED_BYTES // 4)
     for order in range(8):
@@ -364,8 +364,44 @@ def test_the_memory_of_orders_is_bounded() -> None:
     assert len(book._numbers) == 2 * MAX_REMEMBERED_TURNS
 
 
+def test_a_forgotten_number_is_not_given_again() -> None:
+    """A turn whose order was forgotten cannot be confused with an earlier one, also where that was empty."""
+    book = TurnBook()
+    given = [book.number(order) for order in range(3 * MAX_REMEMBERED_TURNS)]
+    assert book.number(0) not in given
+
+
+def test_an_order_in_use_is_forgotten_last() -> None:
+    """An order that got a new turn is remembered as if it were new."""
+    book = TurnBook()
+    book.feed(said(0, 1000, "a"), 0)
+    for order in range(1, 2 * MAX_REMEMBERED_TURNS):
+        book.number(order)
+    (outcome,) = book.feed(said(0, 9000, "b"), 0)
+    book.number(3 * MAX_REMEMBERED_TURNS)
+    assert outcome == FinalTurn(said(2 * MAX_REMEMBERED_TURNS, 9000, "b"))
+    assert book.number(0) == 2 * MAX_REMEMBERED_TURNS
+
+
+def test_an_empty_final_ends_its_turn() -> None:
+    """Nothing of it is left to be abandoned."""
+    book = TurnBook()
+    book.feed(said(0, 1000, "a", final=False), 0)
+    assert book.feed(TurnMessage(0, True, ""), 0) == [EmptyFinal(0)]
+    assert book.close() == []
+
+
+def test_a_held_final_replaces_its_partial() -> None:
+    """While it waits for its twin, the turn is open from the first word of the final."""
+    book = TurnBook(two_finals=True)
+    book.feed(TurnMessage(0, False, "a"), 0)
+    assert book.open_since() == 0
+    book.feed(msgspec.structs.replace(said(0, 1000, "a"), turn_is_formatted=False), 0)
+    assert book.open_since() == 1000
+
+
 class Utterance(NamedTuple):
-    """What is said once, and how a service that cannot count tells it."""
+    """Turns that are spoken once, and the messages of a service that cannot count."""
 
     order: int
     partials: int

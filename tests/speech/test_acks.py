@@ -97,7 +97,7 @@ def test_a_service_that_is_late_has_longer() -> None:
 
 
 def test_a_turn_that_is_later_than_that() -> None:
-    """What was held to be silent is transcribed all the same, but for what older sessions have settled."""
+    """Audio that counted as silent is transcribed after all, except where older sessions have settled it."""
     ledger = AckTracker(0, floor=100)
     ledger.sent = 1000
     ledger.answered(1000, now=0)
@@ -121,7 +121,7 @@ def test_termination_settles_everything() -> None:
 
 
 def test_what_others_settled_is_not_reported_again() -> None:
-    """Audio that is sent a second time, before the floor, is in nobody's report twice."""
+    """Audio that is sent a second time, before the floor, is not reported twice."""
     ledger = AckTracker(0, floor=600)
     ledger.sent = 1000
     ledger.closed(0, Span(500, 700))
@@ -163,7 +163,7 @@ def test_reports_cover_everything_once(steps: list[tuple[str, int]]) -> None:
 
 
 def test_termination_hears_what_was_still_being_said() -> None:
-    """A turn that never had its final holds nothing back behind the service's last word; and what is told is let go."""
+    """A turn that never had its final holds nothing back behind the service's last word; settled spans are released."""
     ledger = AckTracker(0, floor=0)
     ledger.opened(0, 100)
     ledger.closed(0, Span(100, 200))

@@ -30,8 +30,8 @@ async def test_what_is_sent_again(
     """Some seconds before what is settled, and nothing of a hole: who hears its end twice would say it twice."""
     async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
         await room.spool.append(bytes(2 * RATE * 100), BEGAN + timedelta(seconds=0))
-        attempts = Reconnector(room.desk, trio.Event())
-        repairs = Backfill(room.desk, attempts, first="newest", leaving=trio.Event())
+        reconnector = Reconnector(room.context, trio.Event())
+        backfill = Backfill(room.context, reconnector, first="newest", leaving=trio.Event())
         if hole is not None:
-            repairs.add(Spans([(hole[0] * RATE, hole[1] * RATE)]))
-        assert repairs.again_from(done * RATE) == begins * RATE
+            backfill.add(Spans([(hole[0] * RATE, hole[1] * RATE)]))
+        assert backfill.resend_from(done * RATE) == begins * RATE

@@ -13,7 +13,8 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Message, Request, TextMessage
 
 from roomtone.protocol import messages as protocol
-from roomtone.protocol.messages import Begin, Error, RetryAdvice, Termination, TimedWord, TurnMessage, Unknown
+from roomtone.protocol.close_codes import RetryAdvice
+from roomtone.protocol.messages import Begin, Error, Termination, TimedWord, TurnMessage, Unknown
 from roomtone.speech.connection import (
     CLOSE_TIMEOUT_S,
     MAX_QUEUED_MESSAGES,
@@ -95,7 +96,7 @@ async def test_a_silent_network_is_given_up(autojump_clock: MockClock) -> None:
     """Connecting is a part of the 10 s."""
     _, over = await ending(silent_network)
     assert trio.current_time() == 10
-    assert (over.code, over.verdict, over.refused) == (None, RetryAdvice.BACK_OFF, True)
+    assert (over.code, over.advice, over.refused) == (None, RetryAdvice.BACK_OFF, True)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 10", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"])
@@ -123,7 +124,7 @@ async def test_a_refusal_without_an_end_is_told_as_a_refusal(autojump_clock: Moc
 
     async with peer(handler) as connect:
         _, over = await ending(connect)
-    assert (over.code, over.verdict) == (403, RetryAdvice.FATAL)
+    assert (over.code, over.advice) == (403, RetryAdvice.FATAL)
 
 
 async def test_begin_lifts_the_deadline(autojump_clock: MockClock) -> None:
@@ -158,7 +159,7 @@ async def test_the_request_has_the_key_the_version_and_the_query(autojump_clock:
 
 
 async def test_a_refusal_in_one_packet_is_heard(autojump_clock: MockClock) -> None:
-    """Upgrade, Error, close and the end of the stream at once: the Error tells, not the end."""
+    """Upgrade, Error, close and the end of the stream in one moment: the Error counts, not the end."""
 
     async def handler(far: Peer) -> None:
         await far.upgrade()
@@ -172,7 +173,7 @@ async def test_a_refusal_in_one_packet_is_heard(autojump_clock: MockClock) -> No
 
 
 async def test_a_refusal_before_the_end_is_heard(autojump_clock: MockClock) -> None:
-    """Upgrade, Error and the end of the stream at once, without a close, in whatever order our tasks learn of it."""
+    """Upgrade, Error and the end of the stream in one moment, without a close, in any order of our tasks."""
 
     async def handler(far: Peer) -> None:
         await far.upgrade()
@@ -211,7 +212,7 @@ async def test_the_error_message_counts_for_more_than_the_code(autojump_clock: M
     async with peer(handler) as connect:
         messages, over = await ending(connect)
     assert messages == [turn]
-    assert (over.code, over.verdict, over.refused) == (3005, RetryAdvice.BACK_OFF, False)
+    assert (over.code, over.advice, over.refused) == (3005, RetryAdvice.BACK_OFF, False)
 
 
 @pytest.mark.parametrize("last", [Termination(1, 2), Error("x", 3005)])
@@ -244,7 +245,7 @@ async def test_secrets_are_in_no_text(autojump_clock: MockClock) -> None:
             connect, URL + "&webhook_auth_header_value=hook-secret", headers=[("Authorization", "Bearer sk-secret")]
         )
     assert over.text == "Invalid API key"
-    assert over.verdict is RetryAdvice.FATAL
+    assert over.advice is RetryAdvice.FATAL
     assert "secret" not in repr(over) + str(over)
 
 
@@ -329,7 +330,7 @@ class Defective(trio.abc.Stream):
 
 @pytest.mark.parametrize("good", [0, 1, 2])
 async def test_a_defect_is_not_contained(autojump_clock: MockClock, good: int) -> None:
-    """What no network does propagates, before Begin and after: only named failures become SessionOver."""
+    """Only named failures become SessionClosed, before Begin and after; any other exception propagates."""
 
     async def handler(far: Peer) -> None:
         await far.upgrade()
@@ -349,7 +350,7 @@ async def test_a_defect_is_not_contained(autojump_clock: MockClock, good: int) -
 
 
 async def test_leaving_a_dead_network_takes_two_seconds(autojump_clock: MockClock) -> None:
-    """A peer that answers nothing any more holds nobody for a minute."""
+    """A peer that stops answering delays the close by seconds at most."""
     async with open_service(port=None, faults=script({0: [Stall()]})) as service:
         async with open_connection(service.url, connect=service.connect) as session:
             await trio.sleep(5)
@@ -358,7 +359,7 @@ async def test_leaving_a_dead_network_takes_two_seconds(autojump_clock: MockCloc
 
 
 async def test_a_cancelled_session_is_terminated(autojump_clock: MockClock) -> None:
-    """A session that is only dropped may be billed for hours: it is told to end even where nobody hears its words."""
+    """A session that is only dropped may be billed for hours: it gets Terminate even if its words are dropped."""
     async with open_service(port=None) as service:
         with trio.move_on_after(5):
             async with open_connection(service.url, connect=service.connect) as session:
@@ -412,7 +413,7 @@ async def test_a_blocked_sender_can_be_left() -> None:
 
 
 async def test_leaving_closes_the_stream(autojump_clock: MockClock) -> None:
-    """Whoever leaves a session, the far end sees the stream's end."""
+    """However a session is left, the peer sees the end of the stream."""
     ends: list[bytes] = []
 
     async def handler(far: Peer) -> None:
@@ -494,7 +495,7 @@ async def test_a_host_that_does_not_exist_is_no_connection(host: str) -> None:
     with pytest.raises(SessionClosed) as over:
         async with open_connection(f"ws://{host}/v3/ws"):
             pass
-    assert over.value.verdict is RetryAdvice.BACK_OFF
+    assert over.value.advice is RetryAdvice.BACK_OFF
 
 
 async def test_a_server_without_tls_is_no_connection() -> None:
@@ -524,11 +525,11 @@ async def test_an_unmasked_lie_is_a_broken_protocol(autojump_clock: MockClock) -
 
     async with peer(handler) as connect:
         _, over = await ending(connect)
-    assert (over.verdict, over.refused) == (RetryAdvice.BACK_OFF, False)
+    assert (over.advice, over.refused) == (RetryAdvice.BACK_OFF, False)
 
 
 async def test_the_close_code_is_told(autojump_clock: MockClock) -> None:
-    """Without an Error message the close's own code and text tell."""
+    """Without an Error message the close's own code and text count."""
     async with open_service(port=None, faults=script({0: [Close(1011, "")]})) as service:
         _, over = await ending(service.connect, service.url)
     assert over.code == 1011

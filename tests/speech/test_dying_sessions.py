@@ -51,7 +51,7 @@ async def test_sessions_that_die_each_twenty_seconds(
         open_room(tmp_path, reach(service)) as room,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
         await room.record(speech)
         behind = len(numbers) - len(await room.numbers())
         end = room.spool.end

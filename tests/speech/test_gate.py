@@ -1,4 +1,4 @@
-"""A gate has sessions open only while somebody speaks, and no word is lost, doubled or forgotten for it."""
+"""With a gate sessions are open only while there is speech, and no word is lost, doubled or forgotten."""
 
 import random
 import shutil
@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from roomtone.journal.records import Mark
 from roomtone.spans import Span, Spans
-from roomtone.speech.backfill import wish_mark
+from roomtone.speech.backfill import request_mark
 from roomtone.speech.gate import HANGOVER_S, GateDecisions
 from roomtone.speech.transcriber import repair, transcribe
 from roomtone.testing.encoded_speech import quiet, speak
@@ -34,7 +34,7 @@ def hearing(*, preroll: float = 2.0, close_after: float = 30.0) -> GateDecisions
 def test_speech_is_wanted_with_what_surrounds_it() -> None:
     """Wanted is the speech, the pre-roll before it and a tail behind it; before the pre-roll all is settled."""
     room = hearing()
-    room.hear(Span(0, 100 * S), [Span(60 * S, 61 * S)], fresh=False)
+    room.add(Span(0, 100 * S), [Span(60 * S, 61 * S)], fresh=False)
 
     assert room.wanted == Spans([(58 * S, round((61 + HANGOVER_S) * S))])
     assert 97 * S < room.settled < 98 * S
@@ -43,35 +43,35 @@ def test_speech_is_wanted_with_what_surrounds_it() -> None:
 def test_short_silences_are_no_end() -> None:
     """A session goes on over silences shorter than close_after, and is not wanted over longer ones."""
     room = hearing()
-    room.hear(Span(0, 200 * S), [Span(at * S, (at + 1) * S) for at in (10, 39, 71, 110)], fresh=False)
+    room.add(Span(0, 200 * S), [Span(at * S, (at + 1) * S) for at in (10, 39, 71, 110)], fresh=False)
 
     assert room.follow(8 * S) == (40 + HANGOVER_S) * S
     assert room.is_silent_after(round((40 + HANGOVER_S) * S))
-    assert list(room.passages(0, 200 * S)) == [(8 * S, 42 * S), (69 * S, 74 * S), (108 * S, 113 * S)]
+    assert list(room.wanted_between(0, 200 * S)) == [(8 * S, 42 * S), (69 * S, 74 * S), (108 * S, 113 * S)]
 
 
 def test_it_is_quiet_after_the_last_speech() -> None:
     """A room is quiet from close_after behind the last speech on."""
     room = hearing()
-    room.hear(Span(0, 11 * S), [Span(10 * S, 11 * S)], fresh=False)
+    room.add(Span(0, 11 * S), [Span(10 * S, 11 * S)], fresh=False)
     assert not room.is_quiet
-    room.hear(Span(11 * S, 41 * S - 1), [], fresh=False)
+    room.add(Span(11 * S, 41 * S - 1), [], fresh=False)
     assert not room.is_quiet
-    room.hear(Span(41 * S - 1, 41 * S), [], fresh=False)
+    room.add(Span(41 * S - 1, 41 * S), [], fresh=False)
     assert room.is_quiet
 
 
 def test_nothing_is_wanted_across_a_break() -> None:
-    """What comes after time without a source does not belong to the speech before it."""
+    """Audio after time without a source does not belong to the speech before it."""
     room = hearing()
-    room.hear(Span(0, 10 * S), [Span(9 * S, 10 * S)], fresh=False)
-    room.hear(Span(10 * S, 11 * S), [], fresh=True)
+    room.add(Span(0, 10 * S), [Span(9 * S, 10 * S)], fresh=False)
+    room.add(Span(10 * S, 11 * S), [], fresh=True)
 
     assert room.wanted == Spans([(7 * S, 10 * S)])
 
 
 async def follow(room: Room, *, realtime: bool = True) -> None:
-    await transcribe(room.desk, realtime=realtime, utc=trio.current_time, gating=gating(close_after=CLOSE_AFTER))
+    await transcribe(room.context, realtime=realtime, utc=trio.current_time, gating=gating(close_after=CLOSE_AFTER))
 
 
 TALKS = [range(1, 13), range(13, 17), range(17, 18), range(18, 30)]
@@ -119,7 +119,7 @@ async def test_sessions_are_open_while_somebody_speaks(tmp_path: Path, autojump_
     with capture_logs() as logs:
         service = await listen(tmp_path, script({}), day())
 
-    # Several in a minute are no news: the events say it, and the log if it is asked for.
+    # Several in a minute are not news: they are in the journal, and in the log at level debug.
     assert [entry["event"] for entry in logs if entry["log_level"] != "debug"] == []
     spoken = sum(len(speak(talk, RATE)) / 2 / RATE for talk in TALKS)
     ideal = spoken + len(TALKS) * (2 + CLOSE_AFTER)
@@ -142,7 +142,7 @@ FAULTS: dict[str, Sequence[Fault]] = {
     "end of the stream": [Drop("end", words=5)],
     "reset in silence": [Drop("reset", seconds=13)],
     "expiry": [Expire(25.0)],
-    "stall for ever": [Stall(None, words=5)],
+    "stall without end": [Stall(None, words=5)],
     "no Termination": [NoTermination()],
     "no Begin": [NoBegin()],
     "refusal 401": [Refuse(401)],
@@ -177,7 +177,7 @@ async def test_sessions_are_relieved(tmp_path: Path, autojump_clock: MockClock) 
 
 
 async def test_an_outage_leaves_holes_of_speech_only(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What was said while no session could be had is transcribed when the service is back, and no silence with it."""
+    """Speech during an outage is transcribed when the service is back, without the silence around it."""
     back_at = trio.current_time() + 260
 
     async with (
@@ -237,7 +237,7 @@ async def test_a_gate_comes_and_goes(tmp_path: Path, autojump_clock: MockClock) 
         for with_gate in (True, False, True):
             async with trio.open_nursery() as nursery:
                 gate = gating(close_after=CLOSE_AFTER) if with_gate else None
-                nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time, gating=gate))
+                nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time, gating=gate))
                 await room.record(quiet(40, RATE) if with_gate else day())
                 nursery.cancel_scope.cancel()
     async with open_service(port=None, utc=trio.current_time) as service, open_room(tmp_path, reach(service)) as room:
@@ -247,7 +247,7 @@ async def test_a_gate_comes_and_goes(tmp_path: Path, autojump_clock: MockClock) 
 
 
 async def test_what_the_gate_held_back_can_be_wished_for(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """A stretch that a person wants transcribed is, whatever the gate thought, beside the daemon's other work."""
+    """A requested stretch is transcribed against the gate's decision, concurrently with the daemon's other work."""
 
     class Deaf:
         def hear(self, position: int, audio: bytes) -> list[Span]:
@@ -259,10 +259,10 @@ async def test_what_the_gate_held_back_can_be_wished_for(tmp_path: Path, autojum
         open_room(tmp_path, reach(service)) as room,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time, gating=gate))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time, gating=gate))
         await room.record(day())
         assert not service.sessions
-        await room.journal.commit(wish_mark("desk", Span(20 * RATE, 45 * RATE)))
+        await room.journal.commit(request_mark("desk", Span(20 * RATE, 45 * RATE)))
         await room.record(quiet(30, RATE))
 
         assert await room.numbers() == list(TALKS[0])
@@ -276,10 +276,10 @@ async def test_a_wish_needs_no_daemon(tmp_path: Path, autojump_clock: MockClock)
     audio = day()
     async with open_service(port=None, utc=trio.current_time) as service, open_room(tmp_path, reach(service)) as room:
         await room.record(audio, live=False)
-        await room.journal.commit(wish_mark("desk", Span(20 * RATE, 45 * RATE)))
+        await room.journal.commit(request_mark("desk", Span(20 * RATE, 45 * RATE)))
         await room.journal.commit(Mark("room/desk/acknowledged", room.spool.end))
         room.spool.end_of_data()
-        await repair(room.desk)
+        await repair(room.context)
 
         assert await room.numbers() == list(TALKS[0])
         assert len(service.sessions) == 1

@@ -10,8 +10,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from roomtone.events import Answer, Notice, SessionStarted
+from roomtone.budget.governor import open_governor
+from roomtone.budget.limits import Budget
+from roomtone.events import Answer, Notice, SessionEnded, SessionStarted
 from roomtone.llm.room_answers import Policy, RoomAnswers, Unanswered
+from roomtone.protocol.messages import MAX_MESSAGE_BYTES
 from roomtone.protocol.parameters import LLMGatewayConfig, Prompt, Streaming
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.speech.allowance import KEPT_BURST_BYTES, KEPT_BYTES_PER_S, Allowance
@@ -36,7 +39,7 @@ def turn(order: int | str, start: float, end: float, text: str, *, final: bool =
 async def hear(room: Room, audio: bytes) -> None:
     """Have the room transcribed while this is said in it, to the end."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
         await room.record(audio)
         room.spool.end_of_data()
 
@@ -48,7 +51,7 @@ HOSTILE: dict[str, Sequence[Fault]] = {
     "everything twice, as another turn": [Repeat(by_order=True)],
     "Begin twice": [Say('{"type":"Begin","id":"another"}', words=10)],
     "Termination before it was asked for": [Say('{"type":"Termination"}', words=10)],
-    "Termination at once": [Say('{"type":"Termination"}')],
+    "Termination immediately": [Say('{"type":"Termination"}')],
     "nonsense in Termination": [
         Say('{"type":"Termination","session_duration_seconds":-1e14,"audio_duration_seconds":1e14}', words=10)
     ],
@@ -65,7 +68,7 @@ HOSTILE: dict[str, Sequence[Fault]] = {
 
 
 ENDING = {name for name in HOSTILE if "Termination" in name or "a word of" in name}
-"""What ends a session, so that a service that always does it is never transcribed."""
+"""Faults that end a session: a room whose service always has them is never transcribed."""
 
 
 @pytest.mark.parametrize("breaks", [False, True], ids=["whole", "broken"])
@@ -116,6 +119,7 @@ async def test_all_of_it_together(seed: int, tmp_path: Path, autojump_clock: Moc
 
 
 FLOODS = {
+    "a message that is too long": '{"type":"Warning","warning":"' + "w" * MAX_MESSAGE_BYTES + '"}',
     "finals": turn("{n}", 0, 1, "{n}" + "f" * 900_000),
     "finals of no length": turn("{n}", 0, 0, "{n}" + "f" * 900_000),
     "partials": turn("{n}", 0, 1, "p" * 900_000, final=False),
@@ -128,8 +132,8 @@ FLOODS = {
 
 @pytest.mark.parametrize("what", FLOODS)
 async def test_a_flood(what: str, tmp_path: Path, autojump_clock: MockClock) -> None:
-    """A service that says a megabyte without pause is left alone for a minute, and that is told once; little of what it
-    said is kept, and the words are heard by the next sessions.
+    """A service that says a megabyte without pause is not tried for a minute, and that is reported once; little of its
+    text is kept, and the next sessions hear the words.
     """
     flood = [Say(FLOODS[what], times=12, words=10)]
     async with (
@@ -150,6 +154,30 @@ async def test_a_flood(what: str, tmp_path: Path, autojump_clock: MockClock) -> 
         assert second.asked_at - first.ended_at >= 60
 
 
+@pytest.mark.parametrize("seconds", [-1e14, -1.0, 1e14, 86_400, "NaN"])
+async def test_no_service_bills_more_than_a_session_can_cost(
+    seconds: float | str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Nonsense in Termination reaches neither the bill nor the journal: then the seconds that we saw count."""
+    nonsense = f'{{"type":"Termination","session_duration_seconds":{seconds},"audio_duration_seconds":{seconds}}}'
+    faults = script({0: [Say(nonsense.replace("NaN", '"NaN"'), words=10)]})
+    async with (
+        open_service(faults=faults, port=None, utc=trio.current_time) as service,
+        open_room(tmp_path, reach(service)) as room,
+        open_governor(room.journal, Budget, utc=trio.current_time) as governor,
+    ):
+        meter = governor.meter("desk", SessionParameters(Streaming()))
+        await hear(room._replace(context=room.context._replace(meter=meter)), speak(NUMBERS, RATE))
+        ended = await room.journal.select("desk", ["session_ended"], 0, 1 << 60)
+        spent = governor.spent().day.seconds
+        open_for = [event.session_seconds for event in ended if isinstance(event, SessionEnded)]
+
+        assert await room.numbers() == NUMBERS
+        assert all(0 <= seconds <= trio.current_time() for seconds in open_for)
+        assert open_for[0] > 0
+        assert spent == pytest.approx(sum(open_for), abs=1)
+
+
 async def test_an_answer_that_comes_twice(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Each turn has one answer and is billed for one, however often it is sent, and whatever the turn is called."""
     terms, paid = Streaming(llm_gateway=GATEWAY), []
@@ -158,7 +186,9 @@ async def test_an_answer_that_comes_twice(tmp_path: Path, autojump_clock: MockCl
     )
     async with (
         open_service(faults=lambda _: [Repeat(3), Miscount(2)], port=None, utc=trio.current_time) as service,
-        open_room(tmp_path, reach(service, streaming=terms), terms=SessionParameters(terms), answers=answers) as room,
+        open_room(
+            tmp_path, reach(service, streaming=terms), parameters=SessionParameters(terms), answers=answers
+        ) as room,
     ):
         await hear(room, speak(NUMBERS, RATE))
         turns = await room.turns()

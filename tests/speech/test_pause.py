@@ -1,4 +1,4 @@
-"""Pauses: where nobody speaks, by loudness."""
+"""Pauses in speech, found by loudness."""
 
 import random
 from array import array
@@ -24,12 +24,12 @@ def test_the_last_pause_is_found() -> None:
 
 
 def test_a_short_silence_is_no_pause() -> None:
-    """Words have silence inside: 200 ms of it are no pause."""
+    """Words have silence inside: 200 ms of it are not a pause."""
     assert last_pause(noise(2, 4_000) + noise(0.2, 50) + noise(2, 4_000), RATE) is None
 
 
 def test_no_audio_has_no_pause() -> None:
-    """Nothing, or less than a window, is no pause, and no error."""
+    """Nothing, or less than a window, is neither a pause nor an error."""
     assert last_pause(b"", RATE) is None
     assert not ends_quiet(b"\0" * 100, RATE)
 

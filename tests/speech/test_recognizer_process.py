@@ -16,14 +16,14 @@ PYTHON = (sys.executable, "-c")
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process, other than as remains that nobody has collected."""
+    """True if the process runs, and is not a zombie."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 async def wait_gone(pid: int) -> None:
     with trio.fail_after(60):
-        while is_alive(pid):  # noqa: ASYNC110 - nothing tells of the end of somebody else's process
+        while is_alive(pid):  # noqa: ASYNC110 - no event reports the end of a process that is not a child
             await trio.sleep(0.05)
 
 
@@ -33,19 +33,19 @@ def children(pid: int) -> list[int]:
 
 
 def exposed(pid: int) -> str:
-    """What others can read of a process."""
+    """The part of a process that other users can read."""
     return "".join(Path(f"/proc/{pid}/{name}").read_text() for name in ("cmdline", "environ"))
 
 
 async def begins(recognizer: Recognizer) -> bool:
-    """Whether a session at the recognizer's address is up."""
+    """True if a session at the recognizer's address begins."""
     url, headers = await recognizer.address()
     async with client(f"{url}?sample_rate=16000", dict(headers)) as socket:
         return '"Begin"' in str(await socket.get_message())
 
 
 async def test_the_address_admits_and_the_token_is_no_argument() -> None:
-    """The headers open a session; the token stands in no command line, and nobody comes in without it."""
+    """The headers open a session; the token is not in a command line, and sessions need it."""
     async with open_recognizer() as recognizer:
         url, [(name, token)] = await recognizer.address()
         assert name == "Authorization"
@@ -58,7 +58,7 @@ async def test_the_address_admits_and_the_token_is_no_argument() -> None:
 
 
 async def test_a_child_that_dies_is_replaced() -> None:
-    """The next address is a new child's, with another token; whoever asks meanwhile waits."""
+    """The next address is a new child's, with another token; callers wait meanwhile."""
     async with open_recognizer() as recognizer:
         before = await recognizer.address()
         [pid] = children(os.getpid())
@@ -97,7 +97,7 @@ async def test_the_child_ends_when_its_owner_is_killed() -> None:
 
 
 async def test_a_missing_engine_is_said_and_not_waited_for() -> None:
-    """Where the extra is not installed, asking for the address says at once what to install."""
+    """Where the extra is not installed, asking for the address says immediately what to install."""
     program = (
         "import sys; sys.modules['pocketsphinx'] = None\n"
         "from roomtone.recognizer.__main__ import main\n"
@@ -117,14 +117,14 @@ async def test_a_missing_engine_is_said_and_not_waited_for() -> None:
     ],
 )
 async def test_a_program_that_cannot_start_is_said(command: list[str], text: str) -> None:
-    """Whatever goes wrong at the start has a text for a person."""
+    """Every failure at the start has a text for the operator."""
     async with open_recognizer(command=command) as recognizer:
         with trio.fail_after(60), pytest.raises(RecognizerUnavailable, match=text):
             await recognizer.address()
 
 
 async def test_it_is_tried_again_after_a_failure(tmp_path: Path) -> None:
-    """Somebody installs what was missing: no restart of the daemon is needed."""
+    """After the missing package is installed, no restart of the daemon is needed."""
     flag = tmp_path / "installed"
     program = (
         "import pathlib, sys\n"

@@ -1,11 +1,11 @@
-"""How long a room waits before it tries for a session again: as long as the service asks for, and a person needs."""
+"""The delay before the next attempt at a session: as long as the service asks for, or the operator needs."""
 
 from pathlib import Path
 
 import pytest
 import trio
 
-from roomtone.protocol.messages import RetryAdvice
+from roomtone.protocol.close_codes import RetryAdvice
 from roomtone.speech.reconnect import REFUSED_RETRY_S, Reconnector
 from roomtone.speech.session import SessionOutcome
 from roomtone.testing.fake_service import open_service
@@ -13,7 +13,7 @@ from support.virtual_room import open_room, reach
 
 
 @pytest.mark.parametrize(
-    ("verdict", "wait", "least"),
+    ("advice", "wait", "least"),
     [
         (RetryAdvice.RETRY, 0.0, 0.0),
         (RetryAdvice.BACK_OFF, 0.0, 0.0),
@@ -25,9 +25,9 @@ from support.virtual_room import open_room, reach
     ],
 )
 async def test_the_next_attempt(
-    verdict: RetryAdvice, wait: float, least: float, tmp_path: Path, autojump_clock: trio.abc.Clock
+    advice: RetryAdvice, wait: float, least: float, tmp_path: Path, autojump_clock: trio.abc.Clock
 ) -> None:
     """No sooner than that, and at most the first back-off of half a second later."""
     async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
-        ending = SessionOutcome(complete=False, verdict=verdict, text="", wait=wait)
-        assert least <= Reconnector(room.desk, trio.Event()).next_delay(ending) <= least + 0.5
+        outcome = SessionOutcome(complete=False, advice=advice, text="", wait=wait)
+        assert least <= Reconnector(room.context, trio.Event()).next_delay(outcome) <= least + 0.5

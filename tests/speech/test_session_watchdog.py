@@ -32,14 +32,14 @@ def rustle(seconds: float) -> bytes:
 def listen(doubt: SessionWatchdog, audio: bytes, position: int) -> int:
     """Send the audio from this position on, frame by frame; the position after it."""
     for start in range(0, len(audio), 2 * FRAME):
-        doubt.send(position, audio[start : start + 2 * FRAME])
+        doubt.add_audio(position, audio[start : start + 2 * FRAME])
         position += len(audio[start : start + 2 * FRAME]) // 2
     return position
 
 
 def test_a_minute_of_speech_without_a_word() -> None:
     """From its beginning on it may not have been heard, once the service has had its time to say something."""
-    doubt = SessionWatchdog(5 * RATE, RATE, minutes=1)
+    doubt = SessionWatchdog(5 * RATE, RATE, suspicion_minutes=1)
     position = listen(doubt, talk(WINDOW_S), 5 * RATE)
     assert doubt.deaf_since is None
 
@@ -51,7 +51,7 @@ def test_a_minute_of_speech_without_a_word() -> None:
 @pytest.mark.parametrize("sound", [hum, rustle, lambda seconds: quiet(seconds, RATE)])
 def test_what_is_no_speech(sound: Callable[[float], bytes]) -> None:
     """Machines and empty rooms give no reason to doubt, however long they last."""
-    doubt = SessionWatchdog(0, RATE, minutes=1)
+    doubt = SessionWatchdog(0, RATE, suspicion_minutes=1)
 
     listen(doubt, sound(5 * WINDOW_S), 0)
 
@@ -60,11 +60,11 @@ def test_what_is_no_speech(sound: Callable[[float], bytes]) -> None:
 
 def test_a_word_ends_the_doubt() -> None:
     """Whatever was said before it was heard, and a doubt begins anew behind it."""
-    doubt = SessionWatchdog(0, RATE, minutes=1)
+    doubt = SessionWatchdog(0, RATE, suspicion_minutes=1)
     position = listen(doubt, talk(WINDOW_S + SETTLE_DELAY_S), 0)
     assert doubt.deaf_since == 0
 
-    doubt.hear()
+    doubt.on_message()
     assert doubt.deaf_since is None
 
     listen(doubt, talk(WINDOW_S + SETTLE_DELAY_S), position)
@@ -73,7 +73,7 @@ def test_a_word_ends_the_doubt() -> None:
 
 def test_as_many_minutes_in_succession() -> None:
     """One quiet minute among them, and the count begins anew."""
-    doubt = SessionWatchdog(0, RATE, minutes=2)
+    doubt = SessionWatchdog(0, RATE, suspicion_minutes=2)
     position = listen(doubt, talk(WINDOW_S), 0)
     position = listen(doubt, quiet(WINDOW_S, RATE), position)
     third = listen(doubt, talk(WINDOW_S), position)
@@ -86,7 +86,7 @@ def test_as_many_minutes_in_succession() -> None:
 
 
 def test_who_is_believed_is_never_doubted() -> None:
-    doubt = SessionWatchdog(0, RATE, minutes=math.inf)
+    doubt = SessionWatchdog(0, RATE, suspicion_minutes=math.inf)
 
     listen(doubt, talk(10 * WINDOW_S), 0)
 

@@ -59,7 +59,7 @@ def test_every_time_has_a_place(stretches: list[tuple[int, int]], milliseconds: 
 
 
 def test_a_backlog_is_paced() -> None:
-    """Five seconds go at once, and from then on 1.2 seconds in a second."""
+    """Five seconds go immediately, and from then on 1.2 seconds in a second."""
     pace = Pace(RATE, now=0.0)
     now, sent, times = 0.0, 0, []
     for _ in range(100):

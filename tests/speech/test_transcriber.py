@@ -1,4 +1,4 @@
-"""A room is transcribed for ever: whatever becomes of the sessions, each word is in the transcript once."""
+"""A room stays transcribed: however its sessions end, each word is in the transcript once."""
 
 import random
 import shutil
@@ -71,7 +71,7 @@ async def listen(
         begun = trio.current_time()
 
         async def follow() -> None:
-            await transcribe(room.desk, realtime=live, longest=longest, utc=trio.current_time)
+            await transcribe(room.context, realtime=live, longest=longest, utc=trio.current_time)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(follow)
@@ -99,14 +99,14 @@ async def test_nothing_happens(tmp_path: Path, autojump_clock: MockClock) -> Non
 FAULTS: dict[str, Sequence[Fault]] = {
     "end of the stream": [Drop("end", words=20)],
     "reset": [Drop("reset", words=20)],
-    "reset at once": [Drop("reset")],
+    "reset immediately": [Drop("reset")],
     **{
         f"close {code}": [Close(code, words=20)]
         for code in (1000, 1006, 1008, 1011, 1013, 3005, 3006, 3007, 3008, 3009)
     },
     "expiry": [Expire(25.0)],
     "stall of 5 s": [Stall(5.0, words=20)],
-    "stall for ever": [Stall(None, words=20)],
+    "stall without end": [Stall(None, words=20)],
     "no Termination": [NoTermination()],
     "no Termination but a close": [NoTermination(close=True)],
     "deaf": [Deaf()],
@@ -132,7 +132,7 @@ async def test_a_new_recording_sends_nothing_again(tmp_path: Path, autojump_cloc
     for numbers in (range(1, 9), range(9, 17)):
         async with open_service(port=None) as service, open_room(tmp_path, reach(service)) as room:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+                nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
                 await room.record(speak(numbers, RATE))
                 room.spool.end_of_data()
 
@@ -147,7 +147,7 @@ async def test_a_silent_socket_is_noticed(tmp_path: Path, autojump_clock: MockCl
         open_room(tmp_path, reach(service)) as room,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
         await room.record(quiet(60, RATE))
         first, second = service.sessions
         nursery.cancel_scope.cancel()
@@ -177,7 +177,7 @@ async def test_a_session_that_hears_nothing(
     ):
         async with trio.open_nursery() as nursery:
             gate = gating() if gated else None
-            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time, gating=gate))
+            nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time, gating=gate))
             await room.record(speak(spoken, RATE) + quiet(60, RATE))
             room.spool.end_of_data()
 
@@ -200,7 +200,7 @@ async def test_a_doubt_that_was_right(tmp_path: Path, autojump_clock: MockClock)
         open_room(tmp_path, reach(service)) as room,
     ):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
             await room.record(speak(range(1, 400), RATE))
             room.spool.end_of_data()
 
@@ -216,7 +216,7 @@ async def test_a_doubted_session_that_was_relieved(tmp_path: Path, autojump_cloc
         open_room(tmp_path, reach(service)) as room,
     ):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(transcribe, room.desk, realtime=True, longest=24.0, utc=trio.current_time))
+            nursery.start_soon(partial(transcribe, room.context, realtime=True, longest=24.0, utc=trio.current_time))
             await room.record(speak(range(1, 200), RATE, turn=40))
             room.spool.end_of_data()
 
@@ -240,7 +240,7 @@ async def test_a_service_that_is_late(delay: int, tmp_path: Path, autojump_clock
         open_room(tmp_path, reach(service)) as room,
     ):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
             await room.record(speak(range(1, 500), RATE))
             room.spool.end_of_data()
 
@@ -253,14 +253,14 @@ async def test_a_service_that_is_late(delay: int, tmp_path: Path, autojump_clock
 
 @pytest.mark.usefixtures("short_minutes")
 async def test_music_is_doubted_ever_more_rarely(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What sounds like speech and is none costs other sessions after 1, 2 and 4 minutes, then after 8."""
+    """Audio that only sounds like speech costs other sessions after 1, 2 and 4 minutes, then after 8."""
     silent = [Numb()]
     async with (
         open_service(faults=lambda _: silent, port=None, utc=trio.current_time) as service,
         open_room(tmp_path, reach(service)) as room,
     ):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
             await room.record(speak(range(400), RATE))
             room.spool.end_of_data()
 
@@ -270,13 +270,13 @@ async def test_music_is_doubted_ever_more_rarely(tmp_path: Path, autojump_clock:
 
 
 async def test_a_quiet_room_is_not_cut(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """A room in which nobody speaks for half an hour keeps its one session."""
+    """A room that is silent for half an hour keeps its one session."""
     async with (
         open_service(port=None, utc=trio.current_time) as service,
         open_room(tmp_path, reach(service), sync_interval=600) as room,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
         await room.record(quiet(1800, RATE))
         nursery.cancel_scope.cancel()
 
@@ -291,7 +291,7 @@ async def test_a_session_is_relieved_before_it_expires(tmp_path: Path, autojump_
         open_room(tmp_path, reach(service)) as room,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
         await room.record(speech)
         room.spool.end_of_data()
         await settle(room)
@@ -346,7 +346,7 @@ async def test_an_outage_of_hours(
         open_room(tmp_path, reach(service), sync_interval=600) as room,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, first=first, utc=trio.current_time))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, first=first, utc=trio.current_time))
         await room.record(speech)
         await room.record(quiet(60, RATE))
         for _ in range(3):
@@ -369,14 +369,14 @@ async def test_the_daemon_dies_and_comes_back(tmp_path: Path, autojump_clock: Mo
         for start, end in pairwise(cuts):
             folder = tmp_path / str(start)
             async with open_room(folder, reach(service)) as room, trio.open_nursery() as nursery:
-                nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+                nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
                 await room.record(speech[start:end])
                 # What a kill leaves is what is on the disk at this moment.
                 shutil.copytree(folder, tmp_path / str(end))
                 nursery.cancel_scope.cancel()
         async with open_room(tmp_path / str(len(speech)), reach(service)) as room:
             room.spool.end_of_data()
-            await transcribe(room.desk, realtime=True, utc=trio.current_time)
+            await transcribe(room.context, realtime=True, utc=trio.current_time)
 
             assert await room.numbers() == list(range(1, 201))
             assert await room.unsettled() == 0
@@ -414,7 +414,7 @@ async def connections(folder: Path, faults: Faults, seconds: float, **more: Any)
         open_room(folder, reach(service)) as room,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, **({"utc": trio.current_time} | more)))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, **({"utc": trio.current_time} | more)))
         await room.record(speak(range(1, 400), RATE)[: round(seconds * RATE) * 2])
         nursery.cancel_scope.cancel()
         return [session.asked_at - service.sessions[0].asked_at for session in service.sessions]
@@ -455,7 +455,7 @@ async def test_it_is_said_that_sessions_are_accepted_again(tmp_path: Path, autoj
         open_room(tmp_path, reach(service, remote=False)) as room,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
         await room.record(quiet(380, RATE))
         assert await notices(room) == ["session.refused", "session.recovered"]
         await room.record(quiet(100, RATE))
@@ -464,7 +464,7 @@ async def test_it_is_said_that_sessions_are_accepted_again(tmp_path: Path, autoj
 
 
 async def test_a_refusal_ends_with_another_configuration(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """Who mends the key reloads, or starts the daemon again: that sessions are accepted again is told all the same."""
+    """The operator corrects the key and reloads, or restarts the daemon: the recovery is reported in both cases."""
     wrong = [Close(1008, "Unauthorized Connection: Invalid API key")]
     async with (
         open_service(faults=script({0: wrong}), port=None, utc=trio.current_time) as service,
@@ -472,7 +472,7 @@ async def test_a_refusal_ends_with_another_configuration(tmp_path: Path, autojum
     ):
         for codes in (["session.refused"], ["session.refused", "session.recovered"]):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+                nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
                 await room.record(quiet(20, RATE))
                 assert await notices(room) == codes
                 nursery.cancel_scope.cancel()
@@ -489,10 +489,10 @@ async def test_a_session_that_waits_to_relieve_another_is_kept_alive(tmp_path: P
     speech, terms = speak(numbers, RATE, turn=len(numbers)), Streaming(inactivity_timeout=5)
     async with (
         open_service(faults=lambda _: [Expire(100.0)], port=None, utc=trio.current_time) as service,
-        open_room(tmp_path, reach(service, streaming=terms), terms=SessionParameters(terms)) as room,
+        open_room(tmp_path, reach(service, streaming=terms), parameters=SessionParameters(terms)) as room,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+        nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
         await room.record(speech)
         room.spool.end_of_data()
         await settle(room)
@@ -516,7 +516,7 @@ async def test_a_full_disk_does_not_hold_a_session_that_is_left(tmp_path: Path, 
     """Where the journal has no room for the last of a session, it is left all the same, and heard again later."""
     async with open_service(port=None, utc=trio.current_time) as service:
         async with open_room(tmp_path, reach(service)) as room, trio.open_nursery() as nursery:
-            nursery.start_soon(partial(transcribe, room.desk, realtime=True, utc=trio.current_time))
+            nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time))
             await room.record(speak(range(1, 21), RATE))
             fill_disk(room.journal)
             await room.record(speak(range(21, 41), RATE))
@@ -525,7 +525,7 @@ async def test_a_full_disk_does_not_hold_a_session_that_is_left(tmp_path: Path, 
         assert trio.current_time() - begun < 30
         async with open_room(tmp_path, reach(service)) as room:
             room.spool.end_of_data()
-            await transcribe(room.desk, realtime=True, utc=trio.current_time)
+            await transcribe(room.context, realtime=True, utc=trio.current_time)
             assert await room.numbers() == list(range(1, 41))
 
 
@@ -536,7 +536,7 @@ async def leave(folder: Path, faults: Faults, stop: float, *, audio: bytes) -> t
     leaving, left = trio.Event(), trio.Event()
 
     async def follow() -> None:
-        await transcribe(room.desk, realtime=True, utc=trio.current_time, leaving=leaving)
+        await transcribe(room.context, realtime=True, utc=trio.current_time, leaving=leaving)
         left.set()
 
     def until_it_is_left(number: int) -> Sequence[Fault]:
@@ -556,7 +556,7 @@ async def leave(folder: Path, faults: Faults, stop: float, *, audio: bytes) -> t
             before = await room.numbers()
         async with open_room(folder, reach(service)) as room:
             room.spool.end_of_data()
-            await transcribe(room.desk, realtime=True, utc=trio.current_time)
+            await transcribe(room.context, realtime=True, utc=trio.current_time)
             assert await room.unsettled() == 0
             return seconds, before, await room.numbers()
 
@@ -565,7 +565,7 @@ AWAY: dict[str, tuple[Faults, float]] = {
     "refused from the beginning": (lambda _: [Refuse(503)], 1.0),
     "a key that is wrong": (lambda _: [Close(1008, "Invalid API key")], 1.0),
     "too many sessions": (lambda _: [Refuse(429)], 1.0),
-    "nobody answers": (lambda _: [Deaf()], STOPPING_OPEN_TIMEOUT_S + 1.0),
+    "no answer": (lambda _: [Deaf()], STOPPING_OPEN_TIMEOUT_S + 1.0),
     "gone in the middle": (lambda number: [Drop(words=20)] if number == 0 else [Refuse(503)], 1.0),
     "not accepted in the middle": (
         lambda number: [Drop(words=20)] if number == 0 else [NoBegin()],
@@ -579,7 +579,7 @@ AWAY: dict[str, tuple[Faults, float]] = {
 async def test_a_stop_does_not_wait_for_a_service_that_is_away(
     name: str, stop: float, tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where no session can be had, the room is left at once, in one line, and the next start transcribes the rest."""
+    """Without a session the room is left immediately, with one log line; the next start transcribes the rest."""
     faults, allowed = AWAY[name]
     speech = speak(NUMBERS, RATE)
     seconds, before, after = await leave(tmp_path, faults, stop, audio=speech)
@@ -595,7 +595,7 @@ async def test_a_stop_does_not_wait_for_a_service_that_is_away(
 async def test_a_stop_drains_a_session_that_is_up(
     fault: list[Fault], tmp_path: Path, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was said last is transcribed before the room is left, also where a session broke and the next one is up."""
+    """The last words are transcribed before the room is left, also where a session broke and the next one is open."""
     _, before, after = await leave(tmp_path, script({0: fault}), 20.0, audio=speak(NUMBERS, RATE))
 
     assert before == after
@@ -624,7 +624,7 @@ async def test_a_service_that_always_breaks_is_left(tmp_path: Path, autojump_clo
 
 
 async def test_a_stop_leaves_holes(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What an outage has left behind is not repaired before the end, however long ago the service came back."""
+    """Holes of an outage are not transcribed before the end, however long ago the service came back."""
     numbers = list(range(1, 601))
     back_at = trio.current_time() + 250
     seconds, before, after = await leave(
@@ -657,13 +657,13 @@ async def test_a_spool_that_was_removed_closes_its_holes(
             match work:
                 case "by hand":
                     room.spool.end_of_data()
-                    await repair(room.desk)
+                    await repair(room.context)
                 case "over budget":
-                    await withhold(room.desk)
+                    await withhold(room.context)
                 case _:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(
-                            partial(transcribe, room.desk, realtime=True, utc=trio.current_time, gating=gate)
+                            partial(transcribe, room.context, realtime=True, utc=trio.current_time, gating=gate)
                         )
                         await trio.sleep(30)
                         room.spool.end_of_data()
@@ -682,11 +682,11 @@ async def test_a_spool_that_was_removed_closes_its_holes(
 
 
 async def test_a_hole_of_which_some_is_left(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What the quota took is said to be missing, once, and the rest is transcribed at once: no session has failed."""
+    """Audio that the quota removed is reported missing, once, and the rest is transcribed without delay."""
     failures: list[str] = []
     async with (
         open_service(port=None, utc=trio.current_time) as service,
-        open_room(tmp_path, reach(service), failed=failures.append) as room,
+        open_room(tmp_path, reach(service), report_failure=failures.append) as room,
     ):
         await room.record(quiet(10, RATE), live=False)
         await room.spool.cut()
@@ -697,7 +697,7 @@ async def test_a_hole_of_which_some_is_left(tmp_path: Path, autojump_clock: Mock
         await room.journal.commit(Mark("room/desk/acknowledged", end), Mark("room/desk/holes", [[0, end]]))
         room.spool.end_of_data()
         begun = trio.current_time()
-        await repair(room.desk)
+        await repair(room.context)
 
         assert await room.numbers() == list(range(1, 9))
         assert await room.journal.mark("room/desk/holes") is None

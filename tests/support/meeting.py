@@ -61,7 +61,7 @@ def converse(
     most: int = 8,
     seed: int = 1,
 ) -> Talk:
-    """Conversations of at most so many sentences that fill this share of the time, so far above the noise."""
+    """Conversations of at most `most` sentences that fill this share of the time, `decibels` above the noise."""
     rng, total = random.Random(seed), round(seconds * RATE)
     speech, sentences, position = np.zeros(total), list[Span](), 40 * RATE
     while position < total - 40 * RATE:
@@ -89,7 +89,7 @@ def listen(audio: bytes, detector: Detector, *, preroll: float = 2.0, close_afte
     step = round(DETECTOR_STEP_S * RATE)
     for position in range(0, len(audio) // 2, step):
         piece = audio[2 * position : 2 * (position + step)]
-        hearing.hear(Span(position, position + len(piece) // 2), detector.hear(position, piece), fresh=False)
+        hearing.add(Span(position, position + len(piece) // 2), detector.hear(position, piece), fresh=False)
         if start is None and hearing.wanted:
             start = end = next(iter(hearing.wanted)).start
             opened = hearing.heard
@@ -97,7 +97,7 @@ def listen(audio: bytes, detector: Detector, *, preroll: float = 2.0, close_afte
             end = hearing.follow(end)
             if hearing.is_silent_after(end):
                 sessions.append(Session(start, opened, hearing.heard))
-                hearing.forget(hearing.settled)
+                hearing.drop_before(hearing.settled)
                 start = None
     if start is not None and opened is not None:
         sessions.append(Session(start, opened, hearing.heard))
@@ -105,8 +105,8 @@ def listen(audio: bytes, detector: Detector, *, preroll: float = 2.0, close_afte
 
 
 class Verdict(NamedTuple):
-    """What the gate did: seconds that sessions were open, the ideal, sentences in all, those whose first word no
-    session had, and sessions in which nobody spoke.
+    """The gate's result: seconds that sessions were open, the ideal, sentences in all, those whose first word no
+    session had, and sessions without speech.
     """
 
     seconds: float

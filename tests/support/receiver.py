@@ -13,7 +13,7 @@ import h11
 import msgspec
 import trio
 
-from roomtone.proxy import join
+from roomtone.proxy import join_authority
 
 
 class Answer(NamedTuple):
@@ -150,7 +150,7 @@ async def open_receiver(
     if trust is not None:
         listeners = [trio.SSLListener(listener, trust, https_compatible=True) for listener in listeners]
     scheme, name = ("http", host) if trust is None else ("https", "localhost")
-    receiver = Receiver(f"{scheme}://{join(name, bound)}/hook", bound)
+    receiver = Receiver(f"{scheme}://{join_authority(name, bound)}/hook", bound)
 
     async def handle(stream: trio.abc.Stream) -> None:
         async with stream:

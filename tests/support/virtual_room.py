@@ -12,12 +12,11 @@ from roomtone.events import Turn
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.journal.records import CoverageSpan
 from roomtone.live import Live
-from roomtone.protocol import parameters
-from roomtone.protocol.parameters import Streaming
+from roomtone.protocol.parameters import Streaming, build_query
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.speech.connection import open_connection
 from roomtone.speech.endpoint import Endpoint
-from roomtone.speech.session_journal import SessionContext
+from roomtone.speech.session_context import SessionContext
 from roomtone.spool.spool import Spool, open_spool
 from roomtone.testing.encoded_speech import numbers_in
 from roomtone.testing.fake_service import FakeService
@@ -28,14 +27,14 @@ BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Room(NamedTuple):
-    """A room that is recorded: its spool, its journal, and the desk of its transcriber."""
+    """A room that is recorded: its spool, its journal, and the context of its sessions."""
 
     spool: Spool
     journal: Journal
-    desk: SessionContext
+    context: SessionContext
 
     async def record(self, audio: bytes, *, live: bool = True) -> None:
-        """Append the audio as a microphone would, a frame when its last sample has come; not `live`: all at once."""
+        """Append the audio as a microphone would, a frame when its last sample has come; not `live`: without delay."""
         for start in range(0, len(audio), 2 * FRAME):
             frame = audio[start : start + 2 * FRAME]
             if live:
@@ -71,12 +70,12 @@ class Room(NamedTuple):
 
 def reach(service: FakeService, *, remote: bool = True, streaming: Streaming | None = None) -> Endpoint:
     """The service, through streams in memory or on its socket."""
-    query = parameters.query(streaming or Streaming(), RATE)
+    query = build_query(streaming or Streaming(), RATE)
     in_memory = service.url.startswith("ws://service.test")
     return Endpoint(
         name="service",
         remote=remote,
-        patience=10.0,
+        ping_timeout_s=10.0,
         open=lambda: open_connection(f"{service.url}?{query}", connect=service.connect if in_memory else None),
     )
 
@@ -90,18 +89,18 @@ async def open_room(
     inline: bool = True,
     spool_folder: str = "spool",
     sync_interval: float = 1.0,
-    terms: SessionParameters | None = None,
+    parameters: SessionParameters | None = None,
     **more: Any,
 ) -> AsyncIterator[Room]:
     """The room in this folder, as an earlier one has left it; `inline` touches the disk in the loop itself.
 
-    `terms` are those of its sessions, `more` is the desk's.
+    `parameters` are those of its sessions; `more` goes to the SessionContext.
     """
     async with (
         open_spool(folder / spool_folder, rate=RATE, sync_interval=sync_interval, inline=inline) as spool,
         open_journal(folder / "journal.sqlite", inline=inline) as journal,
     ):
-        desk = SessionContext(
+        context = SessionContext(
             room="desk",
             rate=RATE,
             frame=FRAME,
@@ -109,10 +108,10 @@ async def open_room(
             journal=journal,
             live=Live(),
             endpoint=endpoint,
-            terms=terms or SessionParameters(Streaming()),
+            parameters=parameters or SessionParameters(Streaming()),
             speech_model=None,
             two_finals=two_finals,
             seam=trio.Lock(),
             **more,
         )
-        yield Room(spool, journal, desk)
+        yield Room(spool, journal, context)

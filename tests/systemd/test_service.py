@@ -224,7 +224,7 @@ def test_a_wrong_key_stops_no_recording(roomtone: Installed) -> None:
     status = roomtone.show("StatusText")["StatusText"]
 
     assert notice["code"] == "session.refused"
-    assert "Invalid API key (a person must mend this)" in notice["text"]
+    assert "Invalid API key (the operator must correct this)" in notice["text"]
     assert status.startswith("Recording desk; no session for desk: ")
     assert health.returncode == 1
     assert "room desk: no session: " in health.stdout

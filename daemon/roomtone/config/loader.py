@@ -290,7 +290,7 @@ def _unfilled(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[
             )
 
 
-def _doubted(name: str, room: Room, doubt: parameters.Problem) -> Problem:
+def _doubted(name: str, room: Room, doubt: parameters.ParameterProblem) -> Problem:
     """What the streaming table says about itself, as a problem of the file."""
     key = doubt.key.rpartition(".")[2]
     table = ("rooms", name, "streaming", *doubt.key.split(".")[:-1])

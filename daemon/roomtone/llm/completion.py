@@ -17,6 +17,9 @@ from roomtone import proxy
 from roomtone.events import Turn
 from roomtone.protocol.parameters import LLMGatewayConfig
 
+MAX_TOKENS: Final = 10_000_000
+"""Tokens of one request that are believed: as many as the largest contexts have. They are billed."""
+
 ENDPOINTS: Final[Mapping[str, str]] = {
     "assemblyai": "https://llm-gateway.assemblyai.com/v1/chat/completions",
     "assemblyai-eu": "https://llm-gateway.eu.assemblyai.com/v1/chat/completions",
@@ -245,6 +248,6 @@ def _usage(body: Mapping[str, Any]) -> Usage:
 def _count(usage: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = usage.get(name)
-        if isinstance(value, int) and 0 <= value < 1 << 53:
+        if isinstance(value, int) and 0 <= value <= MAX_TOKENS:
             return value
     return 0

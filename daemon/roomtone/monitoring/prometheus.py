@@ -21,7 +21,7 @@ from roomtone.delivery.health import SinkStatus
 from roomtone.descriptors import kept_from_forks
 from roomtone.durable import replace
 from roomtone.monitoring.report import CostReport, Report, RoomReport
-from roomtone.proxy import join
+from roomtone.proxy import join_authority
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -80,7 +80,7 @@ async def _serve(address: str, is_public: bool, report: Reporting) -> None:
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
-        log.error("metrics.unavailable", address=join(host, port), error=str(error))  # noqa: TRY400 - the error's text says it all
+        log.error("metrics.unavailable", address=join_authority(host, port), error=str(error))  # noqa: TRY400 - the error's text says it all
         return
     door, places = Door(), trio.CapacityLimiter(MAX_CLIENTS)
 
@@ -88,7 +88,7 @@ async def _serve(address: str, is_public: bool, report: Reporting) -> None:
         with door.enter():
             await _answer(stream, places=places, report=report, is_public=is_public)
 
-    log.info("metrics.served", address=join(host, listeners[0].socket.getsockname()[1]))
+    log.info("metrics.served", address=join_authority(host, listeners[0].socket.getsockname()[1]))
     with kept_from_forks(*(listener.socket.fileno() for listener in listeners)):
         await trio.serve_listeners(answer, listeners)
 

@@ -1,24 +1,23 @@
-"""The v3 streaming protocol without any I/O: JSON in, typed messages out, and the words for both directions.
+"""The messages of the v3 streaming protocol: JSON in, typed messages out, and the encoders for both directions. Pure.
 
-What comes from the network is hostile until it is typed: `parse` returns a message or raises Malformed, and nothing
-else ever. What is typed is lenient, for the service changes without notice: unknown fields are dropped, unknown types
-become Unknown, and whatever may be absent is None, also where its value is of no use. Times in messages are
-milliseconds of the session's audio.
+Input from the network is hostile until it is typed: `parse` returns a message or raises Malformed, and nothing else.
+The types are lenient, since the service changes without notice: unknown fields are dropped, unknown types become
+Unknown, and an optional field whose value is unusable is None. Times in messages are milliseconds of the session's
+audio.
 
-The facts are AssemblyAI's: its two SDKs, its API specification, and what was seen on the wire. The recognizer of this
-machine speaks the same words with the encoders below.
+The facts are AssemblyAI's: its two SDKs, its API specification, and observations on the wire. The recognizer on this
+machine uses the encoders below.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from enum import Enum, StrEnum
 from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
-"""Bytes of the longest message that is looked at. The longest honest ones, a long turn with words, have some 50 KB."""
+"""Bytes of the longest message that is read. The longest honest ones, long turns with words, have some 50 KB."""
 
 MIN_FRAME_S: Final = 0.050
 MAX_FRAME_S: Final = 1.000
@@ -48,26 +47,26 @@ UPDATABLE: Final = frozenset(
 
 _MAX_DEPTH = 32
 
-# The bounds keep NaN, infinities, and what no position, date or database column can hold out of every consumer.
+# The bounds keep out NaN, infinities, and numbers that no position, date or database column can hold.
 Whole = Annotated[int, Meta(ge=-(2**53), le=2**53)]
 Number = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Milliseconds = (
     Annotated[int, Meta(ge=-1_000_000_000, le=1_000_000_000)]
     | Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)]
 )
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+"""The length of a session, which costs money: none lasts a day."""
 UnixSeconds = Annotated[float, Meta(ge=0, le=253_402_300_799)]
 Label = Annotated[str, Meta(max_length=100)]
-"""A speaker's or a language's: a longer one is not a label, and would be kept with each word."""
-
-
+"""Of a speaker or a language. A longer one is not a label, and would be kept with each word."""
 WordText = Annotated[str, Meta(max_length=1000)]
-"""One that is longer is not a word, and would be compared with every word near it."""
+"""A longer one is not a word, and would be compared with every word near it."""
 
 
 class Malformed(Exception):  # noqa: N818 - it says what is true of the message
-    """A message that cannot be used. Its text says why and never quotes the message: that may be what somebody said.
+    """A message that cannot be used. Its text says why and never quotes the message: that may be speech.
 
-    `kind` is the message's type where that much was to be read.
+    `kind` is the message's type if that could be read.
     """
 
     def __init__(self, text: str, kind: str | None = None) -> None:
@@ -97,7 +96,7 @@ class Begin(msgspec.Struct, frozen=True):
 
 
 class SpeechStarted(msgspec.Struct, frozen=True):
-    """Speech began at `timestamp`. It comes with the turn's first partial, so it is no early signal."""
+    """Speech began at `timestamp`. It comes with the turn's first partial, so it is not an early signal."""
 
     kind: ClassVar[str] = "SpeechStarted"
     timestamp: Milliseconds
@@ -105,7 +104,7 @@ class SpeechStarted(msgspec.Struct, frozen=True):
 
 
 class TurnMessage(msgspec.Struct, frozen=True):
-    """A turn as far as it goes. `end_of_turn` alone says that it is final; `turn_is_formatted` may be set on partials.
+    """A turn so far. `end_of_turn` alone says that it is final; `turn_is_formatted` may be set on partials.
 
     `turn_order` counts from 0 in each session. `transcript` is the whole turn so far, never an addition to the last.
     """
@@ -125,12 +124,12 @@ class TurnMessage(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """What was said; from the words where the transcript is empty, as in partials of the US models."""
+        """The text of the turn; from the words where the transcript is empty, as in partials of the US models."""
         return self.transcript.strip() or " ".join(word.text for word in self.words or ()).strip()
 
 
 class Revision(msgspec.Struct, frozen=True):
-    """A turn's speakers, corrected: the label of the turn and of each word; text and times are as they were."""
+    """A turn's corrected speakers: the label of the turn and of each word; text and times are unchanged."""
 
     turn_order: Whole
     speaker_label: Label | None = None
@@ -145,7 +144,7 @@ class SpeakerRevision(msgspec.Struct, frozen=True):
 
 
 class LLMGatewayResponse(msgspec.Struct, frozen=True):
-    """What the language model said to a final turn. `data` is the body of a chat completion, or of its failure."""
+    """The language model's answer to a final turn. `data` is the body of a chat completion, or of its failure."""
 
     kind: ClassVar[str] = "LLMGatewayResponse"
     turn_order: Whole
@@ -188,7 +187,7 @@ class Warning(msgspec.Struct, frozen=True):  # noqa: A001 - the protocol's own w
 
 
 class Error(msgspec.Struct, frozen=True):
-    """Why the session ends: the close follows, with the same code and a text that says to look here."""
+    """The reason why the session ends: the close follows, with the same code and a text that refers to this one."""
 
     kind: ClassVar[str] = "Error"
     error: str = ""
@@ -199,8 +198,8 @@ class Termination(msgspec.Struct, frozen=True):
     """The last message of a session that ended well. Whole seconds, by the service's count; the second is billed."""
 
     kind: ClassVar[str] = "Termination"
-    audio_duration_seconds: Number | None = None
-    session_duration_seconds: Number | None = None
+    audio_duration_seconds: Seconds | None = None
+    session_duration_seconds: Seconds | None = None
 
 
 class Unknown(msgspec.Struct, frozen=True):
@@ -249,17 +248,17 @@ _PARTS: Final[Mapping[str, type[msgspec.Struct]]] = {"words": TimedWord, "revisi
 """The lists in messages, by the names of their fields."""
 
 
-def _tell_nobody(field: str) -> None:
-    """For who does not want to know what was left out."""
+def _ignore(field: str) -> None:
+    """The default of `on_unusable`."""
 
 
-def parse(text: str | bytes, unusable: Callable[[str], None] = _tell_nobody) -> Message:
+def parse(text: str | bytes, on_unusable: Callable[[str], None] = _ignore) -> Message:
     """The message that one frame holds.
 
-    A field that may be absent counts as absent where its value is of no use, and `unusable` is told its name: a speaker
-    that became a number must not cost the words. Raises Malformed, and only that, for whatever cannot be used: no JSON,
-    no object, half a message, nesting deeper than any honest one, numbers out of all range where a message needs them,
-    more than LARGEST bytes.
+    An optional field counts as absent where its value is unusable, and `on_unusable` receives its name: a speaker that
+    became a number must not cost the words. Raises Malformed, and nothing else, for all that cannot be used: invalid
+    JSON, a value that is not an object, half a message, deep nesting, a required number out of range, more than
+    MAX_MESSAGE_BYTES.
     """
     fields = _object(text)
     kind = fields.pop("type", None)
@@ -274,7 +273,7 @@ def parse(text: str | bytes, unusable: Callable[[str], None] = _tell_nobody) -> 
     try:
         message: Message = _convert(fields, _KINDS[kind])
     except msgspec.ValidationError:
-        message = _convert_essence(fields, _KINDS[kind], unusable)
+        message = _convert_essence(fields, _KINDS[kind], on_unusable)
     return message
 
 
@@ -298,7 +297,7 @@ def weigh(message: Message) -> int:
 
 
 class ClientCommand(msgspec.Struct, frozen=True):
-    """What a client asks for; `changes` only with UpdateConfiguration."""
+    """A client's command; `changes` only with UpdateConfiguration."""
 
     type: str
     changes: dict[str, Any] = {}
@@ -313,7 +312,7 @@ def terminate() -> str:
 
 
 def force_endpoint() -> str:
-    """End the current turn at once. A word that is being said is cut."""
+    """End the current turn immediately. A word that is being spoken is cut."""
     return '{"type":"ForceEndpoint"}'
 
 
@@ -346,96 +345,6 @@ def parse_command(text: str | bytes) -> ClientCommand:
     return ClientCommand(kind, decoded)
 
 
-class Phase(StrEnum):
-    """Where a session is. It is up, and paid for, from BEGUN on."""
-
-    CONNECTING = "connecting"
-    BEGUN = "begun"
-    TERMINATING = "terminating"
-    OVER = "over"
-
-
-CLOSED: Final = "closed"
-_RUNNING: Final = ("SpeechStarted", "Turn", "SpeakerRevision", "LLMGatewayResponse", "Heartbeat", "Silence", "Warning")
-
-TRANSITIONS: Final[Mapping[tuple[Phase, str], Phase]] = {
-    (Phase.CONNECTING, Begin.kind): Phase.BEGUN,
-    (Phase.CONNECTING, Warning.kind): Phase.CONNECTING,
-    **{(Phase.BEGUN, kind): Phase.BEGUN for kind in _RUNNING},
-    (Phase.BEGUN, "Terminate"): Phase.TERMINATING,
-    (Phase.BEGUN, Termination.kind): Phase.OVER,  # at expiry the service may send one unasked, and then 3008
-    **{(Phase.TERMINATING, kind): Phase.TERMINATING for kind in _RUNNING},
-    (Phase.TERMINATING, "Terminate"): Phase.TERMINATING,
-    (Phase.TERMINATING, Termination.kind): Phase.OVER,
-    **{(phase, Error.kind): Phase.OVER for phase in Phase},
-    **{(phase, CLOSED): Phase.OVER for phase in Phase},
-}
-"""What may happen in each phase and where it leads: a message's kind, the Terminate that we sent, or the close."""
-
-
-def step(phase: Phase, kind: str) -> tuple[Phase, bool]:
-    """The phase after this, and whether it was to be expected.
-
-    What was not, a Turn before Begin for instance, changes no phase: the caller reports it and uses what it can.
-    """
-    following = TRANSITIONS.get((phase, kind))
-    return (phase, False) if following is None else (following, True)
-
-
-class RetryAdvice(Enum):
-    """What the end of a session means for the next one. The words are for who reads them behind the reason."""
-
-    RETRY = "tried again at once"
-    BACK_OFF = "tried again soon"
-    BACK_OFF_A_MINUTE = "tried again in a minute"
-    EXCESS = "left alone for a minute"
-    FATAL = "a person must mend this"
-
-
-# The first row that fits. Text goes before codes: one and the same code is used for what a person must mend and for
-# what passes by itself, and the rate limit has come with three different codes.
-_BY_TEXT: Final = (
-    (
-        re.compile(r"too many (concurrent|sessions|streams|requests)|rate limit", re.IGNORECASE),
-        RetryAdvice.BACK_OFF_A_MINUTE,
-    ),
-    (re.compile(r"inactivity|session expired|maximum session duration", re.IGNORECASE), RetryAdvice.RETRY),
-    (re.compile(r"transmission rate", re.IGNORECASE), RetryAdvice.BACK_OFF),
-    (
-        re.compile(r"duration violation|invalid api key|unauthorized|signature has expired", re.IGNORECASE),
-        RetryAdvice.FATAL,
-    ),
-)
-_BY_CODE: Final[Mapping[int, RetryAdvice]] = {
-    1000: RetryAdvice.RETRY,
-    1008: RetryAdvice.FATAL,
-    3006: RetryAdvice.FATAL,
-    3007: RetryAdvice.BACK_OFF,
-    3008: RetryAdvice.RETRY,
-    3009: RetryAdvice.BACK_OFF_A_MINUTE,
-    4008: RetryAdvice.RETRY,
-    **dict.fromkeys((4000, 4001, 4002, 4003, 4100, 4101), RetryAdvice.FATAL),
-    # The answer to the upgrade, where it is no switch of protocols.
-    **dict.fromkeys((408, 425), RetryAdvice.BACK_OFF),
-    429: RetryAdvice.BACK_OFF_A_MINUTE,
-}
-
-
-def classify(code: int | None, text: str) -> RetryAdvice:
-    """What a session's end means: a close code or the HTTP status of a refused upgrade, and the text that came with it.
-
-    None is a network that broke. Every code that the table does not have is backed off from, except an HTTP status of
-    400 to 499: that request will not do better the next time.
-    """
-    if code is None or code >= 1000:  # the body of an HTTP answer is some proxy's prose
-        for pattern, verdict in _BY_TEXT:
-            if pattern.search(text):
-                return verdict
-    if code is None:
-        return RetryAdvice.BACK_OFF
-    return _BY_CODE.get(code, RetryAdvice.FATAL if 400 <= code <= 499 else RetryAdvice.BACK_OFF)
-
-
 def _decode(text: str | bytes) -> Any:
     if len(text) > MAX_MESSAGE_BYTES:
         raise Malformed(f"the message has more than {MAX_MESSAGE_BYTES} bytes")
@@ -443,7 +352,7 @@ def _decode(text: str | bytes) -> Any:
         decoded = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         # Only the kind of the failure: its text may quote the message.
-        raise Malformed(f"the message is no JSON ({type(error).__name__})") from None
+        raise Malformed(f"the message is not JSON ({type(error).__name__})") from None
     if _deeper(decoded, _MAX_DEPTH):
         raise Malformed(f"the message is nested more than {_MAX_DEPTH} deep")
     return decoded
@@ -452,7 +361,7 @@ def _decode(text: str | bytes) -> Any:
 def _object(text: str | bytes) -> dict[str, Any]:
     decoded = _decode(text)
     if not isinstance(decoded, dict):
-        raise Malformed("the message is no object")
+        raise Malformed("the message is not an object")
     return decoded
 
 
@@ -461,10 +370,10 @@ def _convert(value: Any, kind: Any) -> Any:
     return msgspec.convert(value, kind, strict=False)
 
 
-def _convert_essence(fields: Mapping[str, Any], kind: type[Message], unusable: Callable[[str], None]) -> Message:
-    """The message without what may be absent and is of no use. Raises Malformed where more than that is wrong."""
+def _convert_essence(fields: Mapping[str, Any], kind: type[Message], on_unusable: Callable[[str], None]) -> Message:
+    """The message without its unusable optional fields. Raises Malformed if more than those is wrong."""
     try:
-        message: Message = _convert(_usable(fields, kind, unusable), kind)
+        message: Message = _convert(_usable(fields, kind, on_unusable), kind)
     except msgspec.ValidationError as error:
         # Only the place: the rest of its text may quote the message.
         place = re.search(r" - at `([^`]*)`$", str(error))
@@ -473,19 +382,23 @@ def _convert_essence(fields: Mapping[str, Any], kind: type[Message], unusable: C
     return message
 
 
-def _usable(fields: Mapping[str, Any], kind: type[msgspec.Struct], unusable: Callable[[str], None]) -> dict[str, Any]:
+def _usable(
+    fields: Mapping[str, Any], kind: type[msgspec.Struct], on_unusable: Callable[[str], None]
+) -> dict[str, Any]:
     """The fields of a message without those that may be absent and do not fit, in its lists too.
 
     A list itself stays: a turn whose words cannot be read would stand at no position.
     """
-    return _without(fields, kind, {kind: msgspec.structs.fields(kind) for kind in (kind, *_PARTS.values())}, unusable)
+    return _without(
+        fields, kind, {kind: msgspec.structs.fields(kind) for kind in (kind, *_PARTS.values())}, on_unusable
+    )
 
 
 def _without(
     fields: Mapping[str, Any],
     kind: type[msgspec.Struct],
     known: Mapping[type[msgspec.Struct], tuple[msgspec.structs.FieldInfo, ...]],
-    unusable: Callable[[str], None],
+    on_unusable: Callable[[str], None],
 ) -> dict[str, Any]:
     kept = dict(fields)
     for field in known[kind]:
@@ -495,11 +408,11 @@ def _without(
         part = _PARTS.get(field.name)
         if part is not None and isinstance(value, list):
             kept[field.name] = [
-                _without(item, part, known, unusable) if isinstance(item, dict) else item for item in value
+                _without(item, part, known, on_unusable) if isinstance(item, dict) else item for item in value
             ]
         elif part is None and not field.required and not _fits(value, field.type):
             del kept[field.name]
-            unusable(field.name)
+            on_unusable(field.name)
     return kept
 
 

@@ -1,12 +1,12 @@
 """The `[rooms.<name>.streaming]` table: each parameter of Universal-Streaming v3 by its own name, typed and ranged.
 
 A parameter that is not set is not sent, so that the service's own default holds; two are always sent: `speech_model`,
-whose default at the service has changed twice in a year, and `inactivity_timeout`, which ends a session that nobody
-uses any more. `sample_rate`, `encoding` and `token` are no parameters here: the daemon knows the first two, and a key
-is no matter for this table.
+whose default at the service has changed twice in a year, and `inactivity_timeout`, which ends an unused session.
+`sample_rate`, `encoding` and `token` are not keys of this table: the daemon knows the first two, and a token is a
+secret.
 
-Three steps, each pure: `explain` reads the raw table and speaks of names, msgspec converts it and speaks of types and
-ranges, `check` reads the result and speaks of what does not fit together.
+Three steps, each pure: `explain` checks the names in the raw table, msgspec checks types and ranges, `check` finds
+values that do not fit together.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,8 +38,8 @@ U3_MODELS: Final = frozenset(
 )
 US_MODELS: Final = frozenset({"universal-streaming-english", "universal-streaming-multilingual"})
 MODELS: Final = U3_MODELS | US_MODELS | {"whisper-rt"}
-"""What the service was seen to accept, or documents (`assemblyai-stt-3-7-realtime`, recommended for the labels of
-speakers). It adds some every few months, so others only get a warning.
+"""The models that the service was seen to accept, or documents (`assemblyai-stt-3-7-realtime`,
+recommended for speaker labels). It adds some every few months, so others only get a warning.
 """
 
 Milliseconds = Annotated[int, Meta(ge=0, le=600_000)]
@@ -48,8 +48,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Context = Annotated[str, Meta(max_length=1750)]
 
 
-class Problem(msgspec.Struct, frozen=True):
-    """What is wrong with one key, for the person who wrote it. `key` is relative to the table, dots between the parts.
+class ParameterProblem(msgspec.Struct, frozen=True):
+    """A problem with one key, for the author of the configuration. `key` is relative to the table, with dots.
 
     A warning leaves the configuration valid.
     """
@@ -76,14 +76,14 @@ class Fallback(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 
 
 class FallbackPolicy(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How far the chain of fallbacks goes. A chain of two needs `depth = 2`."""
+    """The length of the chain of fallbacks. A chain of two needs `depth = 2`."""
 
     depth: Annotated[int, Meta(ge=1, le=10)] | None = None
     retry: bool | None = None
 
 
 class LLMGatewayConfig(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The `llm_gateway` table: what a language model is asked about every turn.
+    """The `llm_gateway` table: the request to a language model about every turn.
 
     The service documents `model`, `messages` and `max_tokens`; the others are those of its chat completions, which the
     parameter is said to share.
@@ -101,7 +101,7 @@ class LLMGatewayConfig(msgspec.Struct, frozen=True, omit_defaults=True, forbid_u
 
 
 class Streaming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How a room is transcribed. None means that the parameter is not sent and the service's default holds."""
+    """The parameters of a room's sessions. None means that a parameter is not sent and the service's default holds."""
 
     endpoint: Name | None = None
     """`assemblyai`, `assemblyai-us`, `assemblyai-eu`, `local`, or a ws:// or wss:// address. Absent: `assemblyai` with
@@ -188,28 +188,28 @@ _EXAMPLES: Final[Mapping[str, str]] = {
 }
 
 
-def explain(raw: Mapping[str, Any]) -> list[Problem]:
-    """What msgspec would only call an unknown field: the names in the raw table that the service or we do not take.
+def explain(raw: Mapping[str, Any]) -> list[ParameterProblem]:
+    """Explains names in the raw table that are refused or renamed, which msgspec would only call unknown fields.
 
     A key that is unknown and not named here is left to msgspec, so that each is reported once.
     """
-    problems = [Problem(key, reason) for key, reason in _REFUSED.items() if key in raw]
+    problems = [ParameterProblem(key, reason) for key, reason in _REFUSED.items() if key in raw]
     for old, new in _RENAMED.items():
         if old in raw:
             example = f" ({_EXAMPLES[old]})" if old in _EXAMPLES else ""
-            problems.append(Problem(old, f"has another name in v3: use `{new}`{example}"))
+            problems.append(ParameterProblem(old, f"has another name in v3: use `{new}`{example}"))
     return problems
 
 
-def check(streaming: Streaming) -> list[Problem]:
-    """What does not fit together in a table whose every value is in range by itself."""
+def check(streaming: Streaming) -> list[ParameterProblem]:
+    """Finds values that do not fit together, in a table in which each is in range by itself."""
     return [*_endpoint(streaming), *_model(streaming), *_pairs(streaming), *_gateway(streaming), *_size(streaming)]
 
 
-def resolve(endpoint: str | None, *, has_key: bool) -> str:
+def resolve_endpoint(endpoint: str | None, *, has_key: bool) -> str:
     """The address of the endpoint without a query, or LOCAL. An address without a path gets `/v3/ws`.
 
-    Raises ValueError, with what to do, for what is no endpoint.
+    Raises ValueError, with what to do, for anything else.
     """
     if endpoint is None:
         endpoint = "assemblyai" if has_key else LOCAL
@@ -218,7 +218,7 @@ def resolve(endpoint: str | None, *, has_key: bool) -> str:
     return _address(endpoint)
 
 
-def query(streaming: Streaming, rate: int) -> str:
+def build_query(streaming: Streaming, rate: int) -> str:
     """The session's query: lists and objects as one JSON string each, booleans as `true` and `false`; rate in Hz.
 
     A repeated parameter is refused by the service (3006), and unknown names are ignored silently.
@@ -241,12 +241,12 @@ def _address(endpoint: str) -> str:
         # Not with the error's text, which quotes the address: a password may stand there, and not where one belongs.
         raise ValueError(f"is not an address: {choices}") from None
     if " " in endpoint:
-        raise ValueError(f"is no address, for it has a space: {choices}")
+        raise ValueError(f"is not an address, since it contains a space: {choices}")
     if parts.scheme in {"http", "https"}:
         scheme = parts.scheme.replace("http", "ws")
         raise ValueError(f"must be a WebSocket address: write {scheme}:// instead of {parts.scheme}://")
     if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-        raise ValueError(f"is no endpoint: {choices}")
+        raise ValueError(f"is not an endpoint: {choices}")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user or password: the key belongs in `api_key_file` in [service]")
     if parts.query or parts.fragment:
@@ -255,11 +255,11 @@ def _address(endpoint: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
-def _endpoint(streaming: Streaming) -> Iterator[Problem]:
+def _endpoint(streaming: Streaming) -> Iterator[ParameterProblem]:
     try:
-        resolve(streaming.endpoint, has_key=True)
+        resolve_endpoint(streaming.endpoint, has_key=True)
     except ValueError as error:
-        yield Problem("endpoint", str(error))
+        yield ParameterProblem("endpoint", str(error))
 
 
 _ONLY: Final[Mapping[str, tuple[frozenset[str], Literal["error", "warning"]]]] = {
@@ -276,19 +276,25 @@ _ONLY: Final[Mapping[str, tuple[frozenset[str], Literal["error", "warning"]]]] =
 """The models that know a parameter; for the others it is refused (error) or without effect (warning)."""
 
 
-def _model(streaming: Streaming) -> Iterator[Problem]:
+def _model(streaming: Streaming) -> Iterator[ParameterProblem]:
     model = streaming.speech_model
     if model == "u3-pro":
-        yield Problem("speech_model", 'the service refuses "u3-pro" (error 3006): use "u3-rt-pro" or a later model')
+        yield ParameterProblem(
+            "speech_model", 'the service refuses "u3-pro" (error 3006): use "u3-rt-pro" or a later model'
+        )
         return
     if model not in MODELS:
         known = ", ".join(sorted(MODELS))
-        yield Problem("speech_model", f'"{model}" is not known here and may be refused; known: {known}', "warning")
+        yield ParameterProblem(
+            "speech_model", f'"{model}" is not known here and may be refused; known: {known}', "warning"
+        )
         return
     for key, (models, severity) in _ONLY.items():
         if getattr(streaming, key) is not None and model not in models:
             what = "is not for" if severity == "error" else "has no effect with"
-            yield Problem(key, f'{what} speech_model "{model}": it is for {", ".join(sorted(models))}', severity)
+            yield ParameterProblem(
+                key, f'{what} speech_model "{model}": it is for {", ".join(sorted(models))}', severity
+            )
 
 
 _NEEDS: Final[Mapping[str, str]] = {
@@ -302,48 +308,48 @@ _NEEDS: Final[Mapping[str, str]] = {
 }
 
 
-def _pairs(streaming: Streaming) -> Iterator[Problem]:
+def _pairs(streaming: Streaming) -> Iterator[ParameterProblem]:
     for key, needed in _NEEDS.items():
         if getattr(streaming, key) is not None and not getattr(streaming, needed):
-            yield Problem(key, f"does nothing without `{needed}`: set that too, or remove this key")
+            yield ParameterProblem(key, f"does nothing without `{needed}`: set that too, or remove this key")
     shortest, longest = streaming.min_turn_silence, streaming.max_turn_silence
     if shortest is not None and longest is not None and shortest > longest:
-        yield Problem("min_turn_silence", f"is {shortest} ms, longer than max_turn_silence, {longest} ms")
+        yield ParameterProblem("min_turn_silence", f"is {shortest} ms, longer than max_turn_silence, {longest} ms")
     if (
         streaming.language_codes is not None
         and "multi" in streaming.language_codes
         and len(streaming.language_codes) > 1
     ):
-        yield Problem("language_codes", '"multi" must stand alone')
+        yield ParameterProblem("language_codes", '"multi" must stand alone')
     interval = streaming.speaker_labels_revision_interval_ms
     if interval and not 120_000 <= interval <= 300_000:
-        yield Problem(
+        yield ParameterProblem(
             "speaker_labels_revision_interval_ms",
             f"is {interval}; the service moves it into 120000 to 300000 (0: only when the session ends)",
             "warning",
         )
     if streaming.redact_pii and streaming.include_partial_turns:
-        yield Problem(
+        yield ParameterProblem(
             "include_partial_turns", "has no effect with redact_pii: partial turns are not redacted", "warning"
         )
     if streaming.webhook_url is not None and urlsplit(streaming.webhook_url).scheme not in {"http", "https"}:
-        yield Problem("webhook_url", "must begin with https:// or http://")
+        yield ParameterProblem("webhook_url", "must begin with https:// or http://")
 
 
-def _gateway(streaming: Streaming) -> Iterator[Problem]:
+def _gateway(streaming: Streaming) -> Iterator[ParameterProblem]:
     gateway = streaming.llm_gateway
     if gateway is not None and not any("{{turn}}" in message.content for message in gateway.messages):
-        yield Problem(
+        yield ParameterProblem(
             "llm_gateway.messages",
             "contain no {{turn}}, which becomes the text of the turn: the model will not see what was said",
             "warning",
         )
 
 
-def _size(streaming: Streaming) -> Iterator[Problem]:
-    size = len(query(streaming, 16_000))
+def _size(streaming: Streaming) -> Iterator[ParameterProblem]:
+    size = len(build_query(streaming, 16_000))
     if size > 16_000:
-        yield Problem(
+        yield ParameterProblem(
             "llm_gateway.messages" if streaming.llm_gateway is not None else "prompt",
             f"make the session's address {size} characters long; many servers refuse more than 16,000: shorten them",
             "warning",

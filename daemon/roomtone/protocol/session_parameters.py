@@ -1,7 +1,7 @@
-"""What a room's sessions are asked for, and how that changes while one of them is up.
+"""The parameters of a room's sessions, which may change while one of them is open.
 
-The service takes some parameters in the middle of a session, so that a new list of key terms, or another prompt, costs
-no seam in the transcript.
+The service accepts some of them in the middle of a session, so that new key terms, or another prompt, cost no seam in
+the transcript.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,19 +11,16 @@ from typing import Any, TypeAlias
 from roomtone.protocol.messages import UPDATABLE
 from roomtone.protocol.parameters import Streaming
 
-Tell: TypeAlias = Callable[[Mapping[str, Any]], None]
+ApplyChanges: TypeAlias = Callable[[Mapping[str, Any]], None]
 
 _CLEARED = frozenset({"keyterms_prompt", "language_codes"})
-"""Lists, which an empty one clears. Of everything else it is not known how its default comes back."""
+"""Lists, which an empty one clears. The service documents no way to restore the default of any other."""
 _BEGUN = frozenset({"format_turns"})
-"""What a session is begun for: whether a turn has two finals is known from its first message on."""
+"""Fixed when a session begins: it decides if a turn has two finals."""
 
 
 def live_changes(before: Streaming, after: Streaming) -> dict[str, Any] | None:
-    """What a session that began under `before` is to be told so that it goes on under `after`.
-
-    None where only a new session can have it. Pure.
-    """
+    """The changes that move a running session from `before` to `after`; None if only a new session can. Pure."""
     changes: dict[str, Any] = {}
     for name in before.__struct_fields__:
         value = getattr(after, name)
@@ -36,32 +33,32 @@ def live_changes(before: Streaming, after: Streaming) -> dict[str, Any] | None:
 
 
 class SessionParameters:
-    """The terms of one room's sessions: `streaming` holds for those that begin now."""
+    """The parameters of one room's sessions: `streaming` is for those that begin now."""
 
     def __init__(self, streaming: Streaming) -> None:
         self.streaming = streaming
-        self._sessions: dict[object, Tell] = {}
+        self._sessions: dict[object, ApplyChanges] = {}
 
     def change(self, streaming: Streaming) -> bool:
-        """Have the sessions that are up, and those to come, go on by these. False, and nothing has changed, where only
-        a new session can.
+        """Apply these to open sessions and to later ones. Returns False, and changes nothing, if only a new session can
+        have them.
         """
         changes = live_changes(self.streaming, streaming)
         if changes is None:
             return False
         self.streaming = streaming
         if changes:
-            for tell in self._sessions.values():
-                tell(changes)
+            for apply in self._sessions.values():
+                apply(changes)
         return True
 
     @contextmanager
-    def told(self, tell: Tell, *, asked: Streaming) -> Iterator[None]:
-        """A session is up that was `asked` for these terms: it is told of every change until this is left."""
-        if missed := live_changes(asked, self.streaming):
-            tell(missed)
+    def follow(self, apply: ApplyChanges, *, begun_with: Streaming) -> Iterator[None]:
+        """Until left, apply every change to an open session, which has begun with these parameters."""
+        if missed := live_changes(begun_with, self.streaming):
+            apply(missed)
         key = object()
-        self._sessions[key] = tell
+        self._sessions[key] = apply
         try:
             yield
         finally:

@@ -1,8 +1,8 @@
-"""Which of a session's turn messages count: upsert by `turn_order`, final by `end_of_turn`, one final per turn.
+"""Decides which turn messages of a session count: upsert by `turn_order`, final by `end_of_turn`, one final per turn.
 
-The service's `turn_order` is its word and no identity: one that counts anew in the middle of a session, or not at all,
-would have each turn replace another. So a turn is known by where its words lie, and has a number here; as long as the
-service counts as it should the two are the same. All outcomes bear the number as their `turn_order`.
+The service's `turn_order` is not an identity: if it restarted in the middle of a session, each turn would replace
+another. So a turn is identified by the times of its words, and has a number here. The two are equal as long as the
+service counts as it should. All outcomes have the number as their `turn_order`.
 
 Pure: messages and the time go in, outcomes come out. Time is in seconds of any clock that only grows.
 """
@@ -20,16 +20,16 @@ MAX_REMEMBERED_TURNS: Final = 2048
 is not remembered is dropped."""
 MAX_REMEMBERED_BYTES: Final = 4 << 20
 """Bytes, as messages, of the final turns kept for corrections: three hours of uninterrupted talk have as many."""
-MAX_OPEN: Final = 16
+MAX_OPEN_TURNS: Final = 16
 """Turns without a final that are kept; the service has one open, or two while it changes over. Then the oldest is
 abandoned."""
 EDGE_MS: Final = 1000
-"""How far a correction may fall short of what it corrects: the service pads a turn's edges by up to a second."""
-_LARGEST_ORDER: Final = 1 << 31
+"""Milliseconds by which a correction may be shorter than its turn: the service pads the edges by up to a second."""
+_MAX_ORDER: Final = 1 << 31
 
 
 class InterimText(msgspec.Struct, frozen=True):
-    """A turn that is still being said. Each replaces the one before of the same `turn_order`."""
+    """An open turn. Each replaces the one before of the same `turn_order`."""
 
     turn: TurnMessage
 
@@ -42,7 +42,7 @@ class FinalTurn(msgspec.Struct, frozen=True):
 
 
 class EmptyFinal(msgspec.Struct, frozen=True):
-    """A final without words: nothing was said, and that is acknowledged."""
+    """A final without words: its audio is heard."""
 
     turn_order: int
 
@@ -69,13 +69,13 @@ class TurnBook:
     """The turns of one session.
 
     `two_finals` is for the US models with `format_turns`, which can send an unformatted final and then a formatted one
-    of the same turn: the first waits for its twin, until `patience` seconds have passed, another turn comes, or the
+    of the same turn: the first waits for its twin, until `twin_timeout_s` have passed, another turn comes, or the
     session ends.
     """
 
-    def __init__(self, *, two_finals: bool = False, patience: float = 2.0) -> None:
+    def __init__(self, *, two_finals: bool = False, twin_timeout_s: float = 2.0) -> None:
         self._two_finals = two_finals
-        self._patience = patience
+        self._twin_timeout_s = twin_timeout_s
         self._partials: dict[int, TurnMessage] = {}
         self._held: tuple[float, TurnMessage] | None = None
         self._known: dict[int, _Known] = {}
@@ -110,11 +110,11 @@ class TurnBook:
         return math.inf if self._held is None else self._held[0]
 
     def expire(self, now: float) -> list[TurnOutcome]:
-        """The final whose twin did not come in time."""
+        """Returns the final whose twin did not come in time."""
         return self._release() if now >= self.deadline() else []
 
     def close(self) -> list[TurnOutcome]:
-        """The session is over, however it ended: what waits counts, what was never final is abandoned."""
+        """End the session: a final that waits counts, and open turns are abandoned."""
         released = self._release()
         return [*released, *self._abandon(list(self._partials))]
 
@@ -174,12 +174,13 @@ class TurnBook:
             or order <= self._forgotten
             or any(order in numbers for numbers in (self._known, self._partials, self._numbers.values()))
         )
-        number = self._highest + 1 if is_taken or not 0 <= order < _LARGEST_ORDER else order
+        number = self._highest + 1 if is_taken or not 0 <= order < _MAX_ORDER else order
         self._highest = max(self._highest, number)
         self._numbers.pop(order, None)
         self._numbers[order] = number
         if len(self._numbers) > 2 * MAX_REMEMBERED_TURNS:
-            del self._numbers[next(iter(self._numbers))]
+            # Its number stays taken: a turn may have been reported by it.
+            self._forgotten = max(self._forgotten, self._numbers.pop(next(iter(self._numbers))))
         return number
 
     # --- what becomes of it ---
@@ -190,7 +191,7 @@ class TurnBook:
         if self._held and order == self._held[1].turn_order:
             return released
         self._partials[order] = message
-        crowded = self._abandon([next(iter(self._partials))]) if len(self._partials) > MAX_OPEN else []
+        crowded = self._abandon([next(iter(self._partials))]) if len(self._partials) > MAX_OPEN_TURNS else []
         return [*released, *crowded, InterimText(message)]
 
     def _final(self, message: TurnMessage, now: float) -> list[TurnOutcome]:
@@ -205,7 +206,7 @@ class TurnBook:
                 self._partials.pop(order, None)
             return [*outcomes, EmptyFinal(order)]
         if self._two_finals and not message.turn_is_formatted and not self._is_final(order):
-            due = now + self._patience if self._held is None else self._held[0]
+            due = now + self._twin_timeout_s if self._held is None else self._held[0]
             self._held = (due, message)
             self._partials.pop(order, None)
             return outcomes
@@ -241,12 +242,12 @@ class TurnBook:
         return [*abandoned, FinalTurn(message, corrects=before is not None)]
 
     def _settle(self, order: int) -> list[TurnOutcome]:
-        """The service is past every turn below this one: their finals will not come."""
+        """Abandon every turn below this one: their finals will not come."""
         self._last_final = max(self._last_final, order)
         return self._abandon([number for number in self._partials if number < order])
 
     def _abandon(self, numbers: list[int]) -> list[TurnOutcome]:
-        """These turns are over without a final. One without text is over too: else it would be open for good."""
+        """End these turns without a final, also those without text, which would otherwise stay open."""
         outcomes: list[TurnOutcome] = []
         for number in numbers:
             turn = self._partials.pop(number)

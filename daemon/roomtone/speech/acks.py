@@ -1,6 +1,6 @@
-"""What has become of every sample: spans of positions, and what one session has heard of what it was sent. Pure.
+"""Tracks how much of its audio a session has heard, and what became of it. Pure.
 
-The words, as the journal and `roomtone coverage` use them: a position is *captured* or *lost*; what is captured is
+The terms of the journal and of `roomtone coverage`: a position is *captured* or *lost*; what is captured is
 *transcribed* (inside the words of a final turn), *silent* (heard, and no word there), *unsent* (held back by the gate
 or the budget) or *pending* (anything else).
 """
@@ -20,7 +20,7 @@ Settled: TypeAlias = Literal["transcribed", "silent"]
 
 
 class AckTracker:
-    """What one session has heard: built from what was sent, the pings that were answered, and the turns.
+    """The audio that one session has heard, concluded from frames sent, pings answered, and turns.
 
     *heard(p)*: a pong has come to a ping sent after p was sent, ten seconds have passed since, or twice as long as the
     service is late with its words, and no turn is open at or before p. A returned send proves nothing: the kernel takes
@@ -28,11 +28,11 @@ class AckTracker:
     """
 
     def __init__(self, start: int, *, floor: int) -> None:
-        """Sent from `start` on; everything before `floor` was settled by others and is not reported again."""
+        """Audio is sent from `start` on; what lies before `floor` was settled by others and is not reported again."""
         self.start = start
         self.sent = start
         self.limit: int | None = None
-        """What this session hears from here on counts for another one, which was sent it too."""
+        """From this position on the audio counts for another session, which was sent it too."""
         self._answered: deque[tuple[float, int]] = deque()
         self._open: dict[int, int] = {}
         self._settled = start
@@ -42,41 +42,41 @@ class AckTracker:
         self._late = Spans()
 
     def answered(self, sent: int, now: float) -> None:
-        """A ping that went out when everything before `sent` had been sent has its pong, at `now` seconds."""
+        """Note a pong, at `now` seconds, to a ping that went out after everything before `sent`."""
         self._answered.append((now, sent))
 
     def late_by(self, seconds: float) -> None:
-        """What the service has said now ends so many seconds of audio before the last that it was sent."""
+        """Note that the service's newest words end this many seconds of audio before the last that it was sent."""
         self._settling = max(SETTLE_DELAY_S, 2 * seconds)
 
     def prove(self, position: int) -> None:
-        """A final has words up to this position: a service hears in order, so that all before it is heard.
+        """Note a final with words up to this position: the service hears in order, so that all before it is heard.
 
-        What is open there, that final itself included, is not heard before it is closed.
+        Turns that are open there, that final included, are not heard before they are closed.
         """
         self._settled = max(self._settled, min(position, self.sent))
 
     def opened(self, turn: int, start: int) -> None:
-        """A turn is open from position `start`: nothing at or behind it counts as heard before it is closed."""
+        """Note that a turn is open: nothing from position `start` on counts as heard before it is closed."""
         self._open[turn] = min(start, self._open.get(turn, start))
 
     def closed(self, turn: int, words: Span | None) -> None:
-        """The turn is in the journal, or had no words."""
+        """Note that the turn is in the journal, or had no words."""
         self._open.pop(turn, None)
         if words:
             end = words.end if self.limit is None else min(words.end, self.limit)
             self._finals |= Spans([(words.start, end)])
             if end <= self._reported:
-                # It was taken for silence, for the service is later than anybody could know.
+                # It was taken for silence, since the service was later than could be foreseen.
                 self._late |= Spans([(max(words.start, self._floor), end)])
 
     def terminated(self) -> None:
-        """The service has sent Termination: all that this session was sent is heard."""
+        """Note the Termination: all that this session was sent is heard."""
         self._settled = self.sent
         self._open.clear()
 
     def heard(self, now: float) -> int:
-        """Everything before this position is heard, at `now` seconds."""
+        """The position before which everything is heard, at `now` seconds."""
         while self._answered and self._answered[0][0] + self._settling <= now:
             self._settled = max(self._settled, self._answered.popleft()[1])
         limits = [] if self.limit is None else [self.limit]
@@ -88,14 +88,14 @@ class AckTracker:
         return (heard | self._finals).reach(self.start)
 
     def after(self, turns: Mapping[int, Span | None]) -> "AckTracker":
-        """How this ledger will stand when these turns are in the journal."""
-        ledger = deepcopy(self)
+        """A copy, as it will be once these turns are in the journal."""
+        tracker = deepcopy(self)
         for turn, words in turns.items():
-            ledger.closed(turn, words)
-        return ledger
+            tracker.closed(turn, words)
+        return tracker
 
     def settle(self, acknowledged: int, turns: Mapping[int, Span | None] = MappingProxyType({})) -> None:
-        """What `report` has said is in the journal now, and so are these turns. Nothing is settled before."""
+        """Note that the last report and these turns are in the journal. Nothing counts as settled before."""
         for turn, words in turns.items():
             self.closed(turn, words)
         self._reported = max(self._reported, acknowledged)
@@ -106,7 +106,7 @@ class AckTracker:
     def report(self, now: float) -> tuple[int, list[tuple[Span, Settled]]]:
         """The acknowledged position, and the spans to be settled since the last report as transcribed or silent.
 
-        A turn of a service that was too late is transcribed, though its span was reported silent.
+        The turn of a service that was too late is transcribed, although its span was reported as silent.
         """
         acknowledged = self.acknowledged(now)
         fresh = Spans([(self._reported, acknowledged)])

@@ -1,8 +1,7 @@
-"""How much a service may say: bytes for the audio that it was sent. Pure.
+"""Limits the bytes that a service may send, by the audio that it was sent. Pure.
 
-All that a service says is kept somewhere, in memory until it is written and in the journal after that, and none of it
-is asked for. So its bytes are bounded by the one thing that we decide, the audio: nobody speaks faster for being heard
-by another service.
+All that a service sends is kept, first in memory and then in the journal, and it decides how much that is. So its bytes
+are bounded by the audio, which the daemon controls: people do not speak faster when another service hears them.
 """
 
 from typing import Final
@@ -19,11 +18,11 @@ KEPT_BYTES_PER_S: Final = 16 << 10
 """Bytes of finals, corrections and answers for each second of audio. Fast speech with its words' times has 600 bytes,
 and an answer of 4,000 tokens to each turn of two seconds another 8 KB."""
 EVENT_BYTES: Final = 1 << 10
-"""Bytes that each of them costs whatever it says: it is a transaction, a row, and something for every sink."""
+"""Bytes that each of them costs besides its text: a transaction, a row, and a delivery to every sink."""
 
 
 class Allowance:
-    """At most `burst` bytes ahead of what `rate` bytes a unit of audio allow; what is not used does not add up."""
+    """At most `burst` bytes ahead of `rate` bytes for each unit of audio; unused bytes do not add up."""
 
     def __init__(self, *, burst: int, rate: float) -> None:
         self._burst = burst
@@ -32,7 +31,7 @@ class Allowance:
         self._audio = 0.0
 
     def take(self, size: int, audio: float) -> bool:
-        """Count `size` bytes that came when so much audio was sent in all. False: that is more than is allowed."""
+        """Count `size` bytes that came after this total of audio. Returns False if they exceed the limit."""
         self._left = min(self._burst, self._left + self._rate * (audio - self._audio)) - size
         self._audio = audio
         return self._left >= 0

@@ -1,8 +1,8 @@
 """One streaming session on the wire: bytes, frames and deadlines, and the one place where a session's failures end.
 
 A session is up at `Begin`, not at the upgrade: bad keys and bad parameters are refused after a perfect handshake.
-Whatever goes wrong, before `Begin` or after, becomes one SessionOver that says what it means for the next session.
-Everything else that is raised is a defect of ours and propagates.
+Every failure, before `Begin` or after, becomes one SessionClosed with advice for the next session. Any other exception
+is a defect of ours and propagates.
 """
 
 import math
@@ -25,9 +25,17 @@ from wsproto.utilities import ProtocolError
 
 from roomtone.network import open_stream
 from roomtone.protocol import messages
-from roomtone.protocol.messages import Begin, Error, Malformed, Message, Phase, Termination, TurnMessage, Unknown
+from roomtone.protocol.messages import Begin, Error, Malformed, Message, Termination, TurnMessage, Unknown
+from roomtone.protocol.phases import Phase, step
 from roomtone.speech.allowance import WIRE_BURST_BYTES, WIRE_RATIO, Allowance
-from roomtone.speech.session_errors import FAILURES, MAX_ERROR_BODY_BYTES, CloseEvidence, Excess, Redaction, first_of
+from roomtone.speech.session_errors import (
+    FAILURES,
+    MAX_ERROR_BODY_BYTES,
+    CloseEvidence,
+    ExcessiveTraffic,
+    Redaction,
+    first_of,
+)
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -35,14 +43,14 @@ Connect: TypeAlias = Callable[[str], Awaitable[trio.abc.Stream]]
 """Opens the byte stream to the server of an address: TCP, with TLS for wss://. Tests give one that stays in memory."""
 
 MAX_QUEUED_MESSAGES: Final = 64
-"""Messages that wait for `receive`. When they are as many, the connection is read no further, pongs included: the
-socket's back-pressure reaches the service."""
+"""Messages that wait for `receive`. When the queue is full, the connection is read no further, pongs included: the
+back-pressure reaches the service."""
 
 CLOSE_TIMEOUT_S: Final = 2.0
 """Seconds for the closing handshake. trio-websocket's own 60 s would hold a room on a dead network for a minute."""
 TERMINATE_TIMEOUT_S: Final = 1.0
-"""Seconds that a session has to say that it is over when it is left by cancellation: one that is only dropped may be
-billed until it would have expired."""
+"""Seconds for Terminate when a session is left by cancellation: one that is only dropped may be billed until it would
+have expired."""
 
 _HEADERS: Final = (("User-Agent", "roomtone"), ("AssemblyAI-Version", "2025-05-12"))
 
@@ -50,9 +58,9 @@ _HEADERS: Final = (("User-Agent", "roomtone"), ("AssemblyAI-Version", "2025-05-1
 class Connection:
     """A session that has begun. Any task may send; one task receives, and it alone learns how the session ended.
 
-    Sending to a session that is over is quiet and returns False: an exception there would cancel the receiver with the
-    last turns and the Error message still in its queue. Who is cancelled while sending leaves half a frame behind, so
-    the session must be left then.
+    Sending to a session that is over returns False: an exception there would cancel the receiver with the last turns
+    and the Error message still in its queue. A task that is cancelled while it sends leaves half a frame behind, so the
+    session must be left then.
     """
 
     def __init__(
@@ -71,18 +79,18 @@ class Connection:
         return await self._send(frame)
 
     async def send(self, text: str) -> bool:
-        """Send one of `protocol`'s commands. False: the session is over."""
+        """Send one of the protocol's commands. Returns False if the session is over."""
         if text == messages.terminate():
-            self._phase, _ = messages.step(self._phase, "Terminate")
+            self._phase, _ = step(self._phase, "Terminate")
         return await self._send(text)
 
     async def ping(self) -> bool:
-        """Return True when the service has answered, and so has read all that was sent before. False: it is over.
+        """Returns True when the service has answered, and so has read all that was sent before; False if it is over.
 
-        The wait has no bound of its own: the caller knows how long is too long.
+        The wait has no limit of its own: the caller sets one.
         """
         answered = False
-        # The library leaves a ping waiting for ever when the connection ends first.
+        # The library would wait without end for the pong of a connection that has ended.
         async with trio.open_nursery() as nursery:
 
             async def ask() -> None:
@@ -98,24 +106,24 @@ class Connection:
         return answered
 
     async def receive(self) -> Message:
-        """The next message. Raises SessionOver after the last one, with what the Error message said if there was one.
+        """The next message. Raises SessionClosed after the last one, with what the Error message said if there was one.
 
-        After an Error or a Termination the close has LEAVING seconds to come.
+        After an Error or a Termination the close must come within CLOSE_TIMEOUT_S.
         """
         message = self._early.popleft() if self._early else await _receive(self._socket, self._evidence)
-        self._phase, expected = messages.step(self._phase, message.kind)
+        self._phase, expected = step(self._phase, message.kind)
         if not expected:
             self._evidence.note_odd("message.unexpected", kind=_kind(message), phase=self._phase.value)
         return message
 
     async def aclose(self) -> None:
-        """Terminate, if that was not done, and close: within LEAVING seconds, or GOODBYE when cancelled. Leaving
-        `open_session` does this.
+        """Terminate, unless that was done, and close: within CLOSE_TIMEOUT_S, or TERMINATE_TIMEOUT_S when cancelled.
+        Leaving `open_connection` does this.
         """
         is_cancelled = trio.current_effective_deadline() == -math.inf
-        patience = TERMINATE_TIMEOUT_S if is_cancelled else CLOSE_TIMEOUT_S
-        with trio.CancelScope(deadline=trio.current_time() + patience, shield=True):
-            # Behind half a frame that a cancelled sender has left there is nothing to be said.
+        timeout = TERMINATE_TIMEOUT_S if is_cancelled else CLOSE_TIMEOUT_S
+        with trio.CancelScope(deadline=trio.current_time() + timeout, shield=True):
+            # After half a frame, which a cancelled sender leaves behind, nothing can be sent.
             if self._phase is Phase.BEGUN and not self._sending:
                 await self.send(messages.terminate())
             with suppress(ConnectionClosed, ProtocolError):
@@ -140,14 +148,14 @@ async def open_connection(
     timeout: float = 10.0,
     connect: Connect | None = None,
 ) -> AsyncIterator[Connection]:
-    """Open a session at the address, its query included, and yield it when it has begun.
+    """Open a session at the URL, which includes the query, and yield it when it has begun.
 
-    `headers` hold the key and are never shown. TCP, TLS, the upgrade and `Begin` have `timeout` seconds together, for
-    trio-websocket's own time-out does not run while a server keeps silent. Leaving takes at most LEAVING seconds,
-    whatever the peer does, and GOODBYE seconds when cancelled. Who wants what Terminate brings sends it and receives;
-    any other session is terminated when it is left, and nobody hears its last words.
+    `headers` hold the key and are never shown. TCP, TLS, the upgrade and `Begin` have `timeout` seconds together:
+    trio-websocket's own timeout does not run while a server is silent. Leaving takes at most CLOSE_TIMEOUT_S,
+    whatever the peer does, and TERMINATE_TIMEOUT_S when cancelled. A caller that wants the last turns sends Terminate
+    and receives; any other session is terminated when it is left, and its last turns are dropped.
 
-    Raises SessionOver on entry, and whatever the body raises, as it is.
+    Raises SessionClosed on entry; exceptions of the body pass unchanged.
     """
     evidence = CloseEvidence(Redaction(url, headers))
     inside: Exception | None = None
@@ -170,9 +178,9 @@ async def open_connection(
 
 
 class _Observed(trio.abc.Stream):
-    """The byte stream, noting what trio-websocket keeps to itself: how the answer begins, and that the stream ended.
+    """The byte stream, which notes what trio-websocket does not expose: the beginning of the answer, and the end.
 
-    What a server sends is bounded here, ahead of every queue: also what it sends with a refusal, or without an end.
+    All that a server sends is bounded here, before every queue, the body of a refusal included.
     """
 
     def __init__(self, stream: trio.abc.Stream, evidence: CloseEvidence) -> None:
@@ -191,7 +199,7 @@ class _Observed(trio.abc.Stream):
         if len(self._evidence.head) < MAX_ERROR_BODY_BYTES:
             self._evidence.head += data[:MAX_ERROR_BODY_BYTES]
         if not self._allowance.take(len(data), self._evidence.audio_bytes):
-            raise Excess
+            raise ExcessiveTraffic
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -218,8 +226,8 @@ async def _read(
     *,
     task_status: trio.TaskStatus[WebSocketConnection | None],
 ) -> None:
-    """Own the connection: open it, read it until it has ended or `reading` is cancelled, close it. All that can befall
-    it ends in `evidence`.
+    """Own the connection: open it, read it until it has ended or `reading` is cancelled, close it. Its failures end in
+    `evidence`.
     """
     upgraded = False
     try:
@@ -246,9 +254,9 @@ async def _upgrade(
     parts = urlsplit(url)
 
     async def watch() -> None:
-        # Where a server closes before it has answered, or after an answer whose length it does not tell, the library
-        # waits for ever. An upgrade that was answered has ended this watch before the end can be read: the library
-        # hands on what it has read first.
+        # The library waits without end where a server closes before its answer, or after one without a length. An
+        # answered upgrade has ended this watch before the end of the stream can be read: the library passes on first
+        # what it has read.
         await stream.ended.wait()
         raise HandshakeError("the connection was closed before the upgrade")
 
@@ -283,20 +291,20 @@ async def _begin(
             if isinstance(message, Begin):
                 evidence.begun = True
                 return Connection(socket, evidence, message, early)
-            # What a service says too early is used as if it had come in time.
+            # A message that comes too early is used as if it had come in time.
             evidence.note_odd("message.unexpected", kind=_kind(message), phase=Phase.CONNECTING.value)
             early.append(message)
-        raise evidence.over(None, f"{MAX_QUEUED_MESSAGES} messages and no Begin among them")
-    raise evidence.over(evidence.status, f"no session within {timeout:g} s")
+        raise evidence.closed(None, f"{MAX_QUEUED_MESSAGES} messages and no Begin among them")
+    raise evidence.closed(evidence.status, f"no session within {timeout:g} s")
 
 
 async def _receive(socket: WebSocketConnection, evidence: CloseEvidence) -> Message:
-    """The next message that is of use. Raises SessionOver after the last."""
+    """The next usable message. Raises SessionClosed after the last."""
     while True:
         with trio.move_on_at(evidence.deadline) as limit:
             message = await _next(socket, evidence)
         if limit.cancelled_caught:
-            raise evidence.over(1000 if evidence.error is None else None, "the service did not close the connection")
+            raise evidence.closed(1000 if evidence.error is None else None, "the service did not close the connection")
         if isinstance(message, Error | Termination):
             evidence.deadline = trio.current_time() + CLOSE_TIMEOUT_S
         if isinstance(message, Error):
@@ -306,12 +314,12 @@ async def _receive(socket: WebSocketConnection, evidence: CloseEvidence) -> Mess
 
 
 def _kind(message: Message) -> str:
-    """What the message is called, where that is a name that the protocol has."""
+    """The message's name, if the protocol has it."""
     return "unknown" if isinstance(message, Unknown) else message.kind
 
 
 async def _next(socket: WebSocketConnection, evidence: CloseEvidence) -> Message | None:
-    """One message, or None for one that is of no use and of no harm."""
+    """One message, or None for one that is unusable and harmless."""
     try:
         frame = await socket.get_message()
     except ConnectionClosed as closed:
@@ -325,7 +333,7 @@ async def _next(socket: WebSocketConnection, evidence: CloseEvidence) -> Message
     except Malformed as malformed:
         reason = evidence.redact(str(malformed))
         if malformed.kind in {None, TurnMessage.kind, Begin.kind}:
-            # It was, or may have been, somebody's words: the next session hears them again.
-            raise evidence.over(None, reason) from None
+            # It contained words, or may have: the next session hears them again.
+            raise evidence.closed(None, reason) from None
         evidence.note_odd("message.malformed", kind=malformed.kind, reason=reason)
         return None

@@ -1,4 +1,4 @@
-"""Where a room's sessions are opened: AssemblyAI, an address that speaks v3, or the recognizer on this machine."""
+"""The endpoints of a room's sessions: AssemblyAI, a URL that speaks v3, or the recognizer on this machine."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -7,9 +7,8 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
-from roomtone.protocol import parameters
-from roomtone.protocol.messages import RetryAdvice
-from roomtone.protocol.parameters import LOCAL
+from roomtone.protocol.close_codes import RetryAdvice
+from roomtone.protocol.parameters import ENDPOINTS, LOCAL, build_query, resolve_endpoint
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.proxy import is_loopback
 from roomtone.secret import Key
@@ -22,33 +21,35 @@ class Endpoint(msgspec.Struct, frozen=True):
     """Opens sessions for one room.
 
     A `remote` endpoint takes little more than real time and costs money while a session is open; the recognizer on this
-    machine takes what it is sent at its own pace. `patience` is how many seconds an answer to a ping may take: a busy
-    recognizer answers after the audio before it, a network that is gone never does.
+    machine takes what it is sent at its own pace. `ping_timeout_s` is for the answer to a
+    ping: a busy recognizer answers after the audio before it, a broken network never does.
     """
 
     name: str
     remote: bool
-    patience: float
+    ping_timeout_s: float
     open: Callable[[], AbstractAsyncContextManager[Connection]]
 
 
 class Endpoints:
-    """Where the sessions of this daemon's rooms are opened. Made by `open_endpoints`."""
+    """The endpoints of this daemon's rooms. Made by `open_endpoints`."""
 
     def __init__(self, recognizer: Recognizer, wanted: trio.Event) -> None:
         self._recognizer = recognizer
         self._wanted = wanted
 
-    def choose(self, terms: SessionParameters, rate: int, key: Key | None, *, instead: str | None = None) -> Endpoint:
-        """The endpoint of a room, given the terms of its sessions and its rate in Hz; or the one named `instead`.
+    def choose(
+        self, parameters: SessionParameters, rate: int, key: Key | None, *, instead: str | None = None
+    ) -> Endpoint:
+        """The endpoint of a room, given the parameters of its sessions and its rate in Hz; or the one named `instead`.
 
-        Each session is opened under the terms that then hold. The first room that wants the recognizer starts it.
+        Each session is opened under the parameters that then hold. The first room that wants the recognizer starts it.
         """
-        url = parameters.resolve(instead or terms.streaming.endpoint, has_key=key is not None)
+        url = resolve_endpoint(instead or parameters.streaming.endpoint, has_key=key is not None)
         if url != LOCAL:
-            return _remote(url, terms, rate, key)
+            return _remote(url, parameters, rate, key)
         self._wanted.set()
-        return _local(self._recognizer, terms, rate)
+        return _local(self._recognizer, parameters, rate)
 
 
 @asynccontextmanager
@@ -59,34 +60,34 @@ async def open_endpoints() -> AsyncIterator[Endpoints]:
         yield Endpoints(recognizer, wanted)
 
 
-def _remote(url: str, terms: SessionParameters, rate: int, key: Key | None) -> Endpoint:
+def _remote(url: str, parameters: SessionParameters, rate: int, key: Key | None) -> Endpoint:
     headers = [("Authorization", key.reveal())] if key is not None and _may_see_key(url) else []
 
     def open_remote() -> AbstractAsyncContextManager[Connection]:
-        return open_connection(f"{url}?{parameters.query(terms.streaming, rate)}", headers=headers)
+        return open_connection(f"{url}?{build_query(parameters.streaming, rate)}", headers=headers)
 
-    return Endpoint(name=_show(url), remote=True, patience=10.0, open=open_remote)
+    return Endpoint(name=_show(url), remote=True, ping_timeout_s=10.0, open=open_remote)
 
 
 def _may_see_key(url: str) -> bool:
-    """The key is for its owner's hosts over TLS, and for this machine; nobody else on the way may read it."""
+    """True if the key may be sent: over TLS, or to this machine. Otherwise it could be read on the way."""
     parts = urlsplit(url)
     return parts.scheme == "wss" or is_loopback(parts.hostname or "")
 
 
 def _show(url: str) -> str:
-    return next((name for name, address in parameters.ENDPOINTS.items() if address == url), url)
+    return next((name for name, address in ENDPOINTS.items() if address == url), url)
 
 
-def _local(recognizer: Recognizer, terms: SessionParameters, rate: int) -> Endpoint:
+def _local(recognizer: Recognizer, parameters: SessionParameters, rate: int) -> Endpoint:
     @asynccontextmanager
     async def open_local() -> AsyncIterator[Connection]:
         try:
             url, headers = await recognizer.address()
         except RecognizerUnavailable as unavailable:
-            # Waiting mends it only where a person does: the room is recorded, and is transcribed when there is one.
+            # Only the operator can correct this: until then the room is recorded, and transcribed later.
             raise SessionClosed(None, str(unavailable), RetryAdvice.FATAL, refused=True) from None
-        async with open_connection(f"{url}?{parameters.query(terms.streaming, rate)}", headers=headers) as session:
+        async with open_connection(f"{url}?{build_query(parameters.streaming, rate)}", headers=headers) as session:
             yield session
 
-    return Endpoint(name=LOCAL, remote=False, patience=120.0, open=open_local)
+    return Endpoint(name=LOCAL, remote=False, ping_timeout_s=120.0, open=open_local)

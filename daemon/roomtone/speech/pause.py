@@ -1,8 +1,8 @@
-"""Where nobody speaks: pauses in 16-bit audio, by loudness. Pure, and cheap enough for a small computer.
+"""Finds pauses in 16-bit audio, by loudness. Pure, and cheap enough for a small computer.
 
-Used to choose where a session ends and the next begins, so that a wrong answer costs a seam inside a word, which the
-overlap mends, and not a word; and to doubt a session that says nothing, so that a wrong answer costs another session.
-A voice detector would cost more than it is worth here.
+Pauses are where a session ends and the next begins: a wrong one costs a seam inside a word, which the overlap repairs.
+Loudness is also what a silent session is suspected by: a wrong suspicion costs another session. A voice detector would
+cost more than it is worth here.
 """
 
 from array import array
@@ -11,7 +11,7 @@ MIN_PAUSE_S = 0.3
 """Seconds of quiet that count as a pause: shorter ones occur inside words."""
 
 _WINDOW_S = 0.02
-_STRIDE = 4  # every fourth sample tells the loudness of speech well enough, at a quarter of the work
+_STRIDE = 4  # every fourth sample gives the loudness of speech well enough, at a quarter of the work
 _ABOVE_FLOOR = 3.0
 _SILENCE = 30.0
 
@@ -30,7 +30,7 @@ def loudness(audio: bytes, rate: int) -> list[float]:
 def last_pause(audio: bytes, rate: int) -> int | None:
     """The sample in the middle of the last pause, or None where there is none of 300 ms.
 
-    Quiet is what lies within 10 dB of the quietest moments of this audio: a fan or a street is quiet too.
+    Audio within 10 dB of its quietest moments is quiet: a fan or a street is quiet too.
     """
     levels = loudness(audio, rate)
     if not levels:
@@ -53,7 +53,7 @@ def share_loud(levels: list[float]) -> float:
 
 
 def ends_quiet(audio: bytes, rate: int) -> bool:
-    """Whether the last 300 ms of this audio (give some seconds of it) are a pause."""
+    """True if the last 300 ms of this audio, of which there should be some seconds, are a pause."""
     levels = loudness(audio, rate)
     needed = round(MIN_PAUSE_S / _WINDOW_S)
     if len(levels) < needed:
@@ -62,6 +62,6 @@ def ends_quiet(audio: bytes, rate: int) -> bool:
 
 
 def _limit(levels: list[float]) -> float:
-    """What is no louder than this is quiet."""
+    """The loudness up to which audio is quiet."""
     floor = sorted(levels)[len(levels) // 50] if levels else 0.0
     return max(_SILENCE, floor * _ABOVE_FLOOR)

@@ -1,7 +1,7 @@
 """The recognizer on this machine as a child process: kept alive, replaced when it dies, gone when we are.
 
-Its standard input is its life line, and brings it the token that keeps other users of this machine out: a command line
-can be read by everybody.
+Its standard input is its lifeline, and brings the token that keeps other users of this machine out: every user can read
+a command line.
 """
 
 import secrets
@@ -21,27 +21,27 @@ from roomtone.descriptors import kept_from_forks
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 COMMAND: Final = (sys.executable, "-P", "-m", "roomtone.recognizer")
-"""`-P`: the folder that we happen to run in is no place for modules."""
+"""`-P`: modules are not looked for in the current folder."""
 START_TIMEOUT_S: Final = 120.0
-"""Seconds until a child must say its address: a small computer reads the model from a slow card."""
+"""Seconds in which a child must report its address: a small computer reads the model from a slow card."""
 STOP_TIMEOUT_S: Final = 5.0
-"""Seconds between the end of the life line and the kill."""
+"""Seconds between the end of the lifeline and the kill."""
 MAX_LINE_BYTES: Final = 65_536
 
 
 class RecognizerUnavailable(Exception):  # noqa: N818 - it says what is true
-    """There is no recognizer, and waiting will not bring one. The text says, in one line, what a person can do."""
+    """The recognizer cannot run, and waiting does not help. The text says, in one line, what the operator can do."""
 
 
 class _Greeting(msgspec.Struct, frozen=True):
-    """The child's first line: where it serves, or why it never will."""
+    """The child's first line: its URL, or the reason why it cannot run."""
 
     url: str | None = None
     error: str | None = None
 
 
 class Recognizer:
-    """Where the recognizer is. Made by `open_recognizer`."""
+    """The recognizer's current address. Made by `open_recognizer`."""
 
     def __init__(self) -> None:
         self._address: tuple[str, list[tuple[str, str]]] | None = None
@@ -51,8 +51,8 @@ class Recognizer:
     async def address(self) -> tuple[str, list[tuple[str, str]]]:
         """The URL without a query, and the secret headers of a session; waits while a child is starting.
 
-        They hold until that child dies: ask again for every session. Raises RecognizerUnavailable when the last child
-        has said that it cannot run, for want of its engine for instance; later children are tried all the same.
+        They hold until that child dies: ask again for every session. Raises RecognizerUnavailable if the last child has
+        reported that it cannot run, for instance without its engine; later children are started all the same.
         """
         while self._address is None:
             if self._failure is not None:
@@ -60,11 +60,11 @@ class Recognizer:
             await self._changed.park()
         return self._address
 
-    def _become(self, *, address: tuple[str, list[tuple[str, str]]] | None = None, failure: str | None = None) -> None:
+    def _set(self, *, address: tuple[str, list[tuple[str, str]]] | None = None, failure: str | None = None) -> None:
         self._address, self._failure = address, failure
         self._changed.unpark_all()
 
-    async def _keep(self, command: Sequence[str], engine: str) -> NoReturn:
+    async def _run(self, command: Sequence[str], engine: str) -> NoReturn:
         """One child after the other."""
         backoff = Backoff()
         while True:
@@ -75,24 +75,24 @@ class Recognizer:
             if is_worth_saying(backoff.failures):
                 log.warning("recognizer.ended", reason=reason, again_in=round(pause, 1))
             await trio.sleep(pause)
-            self._become()
+            self._set()
 
     async def _run_child(self, command: Sequence[str], engine: str) -> str:
-        """The life of one child. Returns why it ended, and leaves `_failure` where it never began."""
+        """Run one child. Returns the reason for its end, and sets `_failure` if it never became ready."""
         token = secrets.token_urlsafe(32)
         try:
             async with _open_child(command) as child:
                 greeting = await _greet(child, {"token": token, "engine": engine})
                 if greeting.url is not None:
-                    self._become(address=(greeting.url, [("Authorization", token)]))
+                    self._set(address=(greeting.url, [("Authorization", token)]))
                     log.info("recognizer.ready", url=greeting.url, pid=child.pid)
                     reason = f"exit status {await child.wait()}"
-                    self._become()
+                    self._set()
                     return reason
                 failure = greeting.error or f"the recognizer ended before it was ready, {await _stderr_tail(child)}"
         except OSError as error:
             failure = f"the recognizer cannot be started: {error}"
-        self._become(failure=failure)
+        self._set(failure=failure)
         return failure
 
 
@@ -102,17 +102,17 @@ async def open_recognizer(
 ) -> AsyncIterator[Recognizer]:
     """Run a recognizer with that engine until the context is left. Entering does not wait for it to be ready.
 
-    It is started at once, or when it is `wanted`.
+    It is started immediately, or when `wanted` is set.
     """
     recognizer = Recognizer()
 
-    async def keep() -> None:
+    async def run_when_wanted() -> None:
         if wanted is not None:
             await wanted.wait()
-        await recognizer._keep(command, engine)  # noqa: SLF001 - its owner
+        await recognizer._run(command, engine)  # noqa: SLF001 - its owner
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep)
+        nursery.start_soon(run_when_wanted)
         yield recognizer
         nursery.cancel_scope.cancel()
 
@@ -137,7 +137,7 @@ async def _open_child(command: Sequence[str]) -> AsyncIterator[trio.Process]:
 
 
 async def _greet(child: trio.Process, options: dict[str, str]) -> _Greeting:
-    """Tell the child its options and hear its first line; an empty greeting when there is none."""
+    """Send the child its options and read its first line; an empty greeting if there is none."""
     if child.stdin is None or child.stdout is None:  # for mypy: both are pipes
         return _Greeting()
     line = b""

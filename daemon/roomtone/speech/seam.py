@@ -1,4 +1,4 @@
-"""Which words of a new session an old one has already said. Pure: words in, indexes out.
+"""Decides which words of a new session an old one has already said. Pure: words in, indexes out.
 
 After a session has died, the next one is sent the last seconds again, so that some words are heard twice. Times alone
 cannot tell which: two hearings of one word differ by a quarter of a second, and a turn's first word may start a second
@@ -16,14 +16,14 @@ from itertools import islice
 from roomtone.events import Word
 from roomtone.protocol.turns import fold
 
-SAME_TEXT = 0.9
+SAME_TEXT_S = 0.9
 """Seconds by which the ends of one word may differ between two hearings that agree on its text."""
-SAME_PLACE = 0.52
+SAME_PLACE_S = 0.52
 """Seconds, likewise, where the two disagree: only the place says it is one word. Two jitters of a quarter second."""
 MAX_ALIGNED = 512
 """Words of each hearing that are aligned: two minutes of talk, of which five seconds are sent again. Where there are
 more it is not speech, and comparing all of them would hold up the loop for minutes."""
-NEW = 0.15
+NEW_WORD_S = 0.15
 """Seconds that a word must end past an old turn to be new, where nothing of that turn could be aligned."""
 
 
@@ -48,7 +48,7 @@ def align(old: Sequence[Word], new: Sequence[Word], rate: int) -> list[tuple[int
         for j in range(len(news) - 1, -1, -1):
             best[i][j] = max(best[i + 1][j], best[i][j + 1])
             apart = abs(old[olds[i]].end - new[news[j]].end) / rate
-            if apart <= SAME_TEXT and (worth := _worth(apart, is_same=texts[i] == others[j])):
+            if apart <= SAME_TEXT_S and (worth := _worth(apart, is_same=texts[i] == others[j])):
                 count, agreement = best[i + 1][j + 1]
                 best[i][j] = max(best[i][j], (count + worth, agreement - apart))
     return [(olds[i], news[j]) for i, j in _walk(best, len(olds), len(news))]
@@ -57,7 +57,7 @@ def align(old: Sequence[Word], new: Sequence[Word], rate: int) -> list[tuple[int
 def _within_reach(words: Sequence[Word], others: Sequence[Word], rate: int) -> list[int]:
     """The indexes of the words that may be one of the others, at most MAX_ALIGNED: no other can be part of a pair."""
     ends = sorted(word.end for word in others)
-    reach = SAME_TEXT * rate
+    reach = SAME_TEXT_S * rate
     near_one = (i for i, word in enumerate(words) if _is_near(ends, word.end, reach))
     return list(islice(near_one, MAX_ALIGNED))
 
@@ -68,7 +68,7 @@ def _is_near(ends: Sequence[int], end: int, reach: float) -> bool:
 
 
 def _worth(apart: float, *, is_same: bool) -> int:
-    return 3 if is_same else int(apart <= SAME_PLACE)
+    return 3 if is_same else int(apart <= SAME_PLACE_S)
 
 
 def _walk(best: list[list[tuple[float, float]]], olds: int, news: int) -> list[tuple[int, int]]:
@@ -99,7 +99,7 @@ def unheard(turns: Sequence[Sequence[Word]], new: Sequence[Word], rate: int) -> 
         matched = [(i - first, j) for i, j in pairs if first <= i < first + len(turn)]
         first += len(turn)
         # A turn's first start may be a second early; its first end is not.
-        begin, end = turn[0].end - SAME_PLACE * rate, turn[-1].end + NEW * rate
+        begin, end = turn[0].end - SAME_PLACE_S * rate, turn[-1].end + NEW_WORD_S * rate
         if matched:
             (before, left), (_, right) = matched[0], matched[-1]
             owned.update(range(left, right + 1))

@@ -5,6 +5,7 @@ import trio
 from roomtone.protocol import messages
 from roomtone.speech.acks import AckTracker
 from roomtone.speech.connection import Connection
+from roomtone.speech.session_context import SessionContext
 from roomtone.speech.session_watchdog import SessionWatchdog
 from roomtone.speech.time_map import Pace, TimeMap
 from roomtone.spool.spool import Piece, Spool
@@ -12,103 +13,98 @@ from roomtone.spool.spool import Piece, Spool
 IDLE_TIMEOUT_S = 10.0
 """Seconds without a new sample after which a session is ended: an open socket costs money."""
 MAX_ZEROS_S = 1.0
-"""Seconds of lost audio that are sent as silence, so that word times still map by one addition; more ends the turn."""
+"""Seconds of lost audio that are sent as silence, so that word times still map by one addition; a longer loss ends the
+turn."""
 AWAY = -1
-"""Stands for time without a source, where no sample is missing."""
+"""In place of a number of missing samples: time without a source, in which none is missing."""
 
 
 class AudioSender:
-    """A stretch of the spool on its way to a session, from `position` up to `until` where that is known.
+    """Sends a stretch of the spool to a session, from the time map's position up to `until` where that is known.
 
-    `frame` is in samples; `remote` endpoints take little more than real time. `until` may be set while this runs.
-    `doubt` is shown what was sent.
+    `position` is sent next. `until` may be set while this runs. The time map, the acks and the watchdog record what was
+    sent. Remote endpoints take little more than real time.
     """
 
     def __init__(
         self,
-        spool: Spool,
-        track: TimeMap,
-        ledger: AckTracker,
+        context: SessionContext,
+        time_map: TimeMap,
+        acks: AckTracker,
+        watchdog: SessionWatchdog,
         *,
-        rate: int,
-        frame: int,
         until: int | None,
-        remote: bool,
-        doubt: SessionWatchdog,
     ) -> None:
-        self.position = track.position
+        self.position = time_map.position
         self.until = until
-        self._spool = spool
-        self._track = track
-        self._ledger = ledger
-        self._rate = rate
-        self._frame = frame
-        self._doubt = doubt
-        self._pace = Pace(rate, now=trio.current_time(), speed=1.2 if remote else None)
+        self._context = context
+        self._time_map = time_map
+        self._acks = acks
+        self._watchdog = watchdog
+        self._pace = Pace(context.rate, now=trio.current_time(), speed=1.2 if context.endpoint.remote else None)
 
-    async def send(self, session: Connection) -> bool:
-        """Send the stretch, as it grows, to its end, or until nothing new comes for a while.
+    async def send(self, connection: Connection) -> bool:
+        """Send the stretch, as it grows, to its end, or until the spool rests or nothing new comes for a while.
 
-        The spool says so, or IDLE seconds do. No turn spans a longer loss, nor time without a source.
-        False: the session was over before.
+        No turn spans a long loss, nor time without a source. Returns False where the session is over.
         """
-        size = 2 * self._frame
+        size = 2 * self._context.frame
         held = b""
-        while (found := await self._next(self._frame - len(held) // 2)) is not None:
+        while (found := await self._read_next(self._context.frame - len(held) // 2)) is not None:
             audio, lost = found
             if lost and held:
-                await self._send_frame(session, held)
+                await self._send_frame(connection, held)
                 held = b""
-            if lost > MAX_ZEROS_S * self._rate or lost == AWAY:
-                await session.send(messages.force_endpoint())
+            if lost > MAX_ZEROS_S * self._context.rate or lost == AWAY:
+                await connection.send(messages.force_endpoint())
                 lost = 0
-            self._track.jump(self.position - len(audio) // 2 - lost - len(held) // 2)
+            self._time_map.jump(self.position - len(audio) // 2 - lost - len(held) // 2)
             held += bytes(2 * lost) + audio
             while len(held) >= size:
-                if not await self._send_frame(session, held[:size]):
+                if not await self._send_frame(connection, held[:size]):
                     return False
                 held = held[size:]
-        return not held or await self._send_frame(session, held)
+        return not held or await self._send_frame(connection, held)
 
-    async def _next(self, limit: int) -> tuple[bytes, int] | None:
-        """The next audio and the samples missing before it, or AWAY; None where the stretch ends."""
+    async def _read_next(self, limit: int) -> tuple[bytes, int] | None:
+        """Returns the next audio and the number of samples missing before it, or AWAY; None where the stretch ends."""
         piece: Piece | None = None
         if self.until is None or self.position < self.until:
             with trio.move_on_after(IDLE_TIMEOUT_S):
-                piece = await wait_piece(self._spool, self.position, limit, through_rest=False)
+                piece = await wait_piece(self._context.spool, self.position, limit, through_rest=False)
         if piece is None:
             return None
         if self.until is not None and piece.end > self.until:
-            # The stretch may have been given its end while this waited.
+            # The end of the stretch may have been set while this waited.
             if piece.position >= self.until:
                 return None
             piece = piece._replace(audio=piece.audio[: 2 * (self.until - piece.position)])
         lost = piece.position - self.position
-        if self._track.sent == 0:
+        if self._time_map.sent == 0:
             lost = 0
-        elif piece.fresh and lost <= MAX_ZEROS_S * self._rate:
+        elif piece.fresh and lost <= MAX_ZEROS_S * self._context.rate:
             lost = AWAY
         self.position = piece.end
         return piece.audio, lost
 
-    async def _send_frame(self, session: Connection, frame: bytes) -> bool:
+    async def _send_frame(self, connection: Connection, frame: bytes) -> bool:
         """Send one frame, padded to the shortest that the service takes."""
         samples = len(frame) // 2
-        padded = max(samples, round(self._rate * messages.MIN_FRAME_S))
-        await trio.sleep(self._pace.wait(self._track.sent, trio.current_time()))
-        sent = await session.send_audio(frame + bytes(2 * (padded - samples)))
-        position = self._track.position + samples
-        self._track.send(padded)
-        self._track.jump(position)
-        self._ledger.sent = position
-        self._doubt.send(position - samples, frame)
+        padded = max(samples, round(self._context.rate * messages.MIN_FRAME_S))
+        await trio.sleep(self._pace.wait(self._time_map.sent, trio.current_time()))
+        sent = await connection.send_audio(frame + bytes(2 * (padded - samples)))
+        position = self._time_map.position + samples
+        self._time_map.send(padded)
+        self._time_map.jump(position)
+        self._acks.sent = position
+        self._watchdog.add_audio(position - samples, frame)
         return sent
 
 
 async def wait_piece(spool: Spool, position: int, limit: int, *, through_rest: bool = True) -> Piece | None:
-    """The first audio at or after `position`, at most `limit` samples, as soon as there is any; None: never again.
+    """Waits for audio at or after `position`, and returns at most `limit` samples; None where the spool has ended.
 
-    Not `through_rest`: None also when the spool rests.
+    Without `through_rest` it also returns None when the spool rests.
     """
     while True:
         end = spool.end

@@ -1,7 +1,27 @@
-"""One streaming session over one stretch of the spool: from `Begin` to `Termination`, or to whatever ended it sooner.
+"""One streaming session over one stretch of the spool.
 
-A passage sends what it reads and journals what comes back. It never repairs itself: when its session is over it says
-how far everything is settled, and the transcriber decides what follows.
+A session sends what it reads and journals what comes back. It never repairs itself: when it is over, `acknowledged`
+says up to where all is settled, and the transcriber decides what follows.
+
+                 room's side                                 service's side
+    choose start │ position and floor, from the journal
+    open         │ ───────── TCP, TLS, upgrade ─────────────▶ │
+                 │ ◀──────── Begin ────────────────────────── │ billed from here on
+    handover     │ keep-alives, while the session that it relieves still sends
+    SessionStarted is written                                 │
+    converse     │ ───────── frames, at the pace allowed ───▶ │
+                 │ ───────── ping ──────────────────────────▶ │ pong: all sent before it is heard, some seconds later
+                 │ ◀──────── Turn, partial ────────────────── │ interim text; the turn is open, nothing in it is heard
+                 │ ◀──────── Turn, final ──────────────────── │ the turn waits until its seam is decided, is written,
+                 │                                            │ and what it settles is acknowledged with it
+    rollover     │ before it expires, the next session is opened; in a pause this one is sent no more
+    end of stretch ─────── Terminate ───────────────────────▶ │
+                 │ ◀──────── last turns, Termination, close ─ │ complete: all that was sent is heard
+    SessionEnded is written, with what still waits; `over` is set
+                 │
+    or an Error, a close, no pong, a broken network           │ not complete: after a delay the next session
+                                                                is sent what is not acknowledged, and 5 s before it
+    what the live lane skips is a hole: backfill opens sessions of its own for it
 """
 
 import math
@@ -17,25 +37,27 @@ from roomtone.backoff import is_worth_saying
 from roomtone.concurrency import grace_after_cancel
 from roomtone.journal.journal import Mark
 from roomtone.protocol import messages
-from roomtone.protocol.messages import Begin, RetryAdvice
+from roomtone.protocol.close_codes import RetryAdvice
+from roomtone.protocol.messages import Begin
 from roomtone.protocol.turns import Abandoned, EmptyFinal, FinalTurn, InterimText, TurnBook, TurnOutcome
 from roomtone.speech.acks import AckTracker
 from roomtone.speech.allowance import EVENT_BYTES, KEPT_BURST_BYTES, KEPT_BYTES_PER_S, Allowance
 from roomtone.speech.connection import Connection
 from roomtone.speech.sender import AudioSender
-from roomtone.speech.session_errors import Excess, SessionClosed
-from roomtone.speech.session_journal import SessionContext, SessionJournal, identify
+from roomtone.speech.session_context import Handover, SessionContext, Stretch
+from roomtone.speech.session_errors import ExcessiveTraffic, SessionClosed
+from roomtone.speech.session_journal import SessionJournal, identify
 from roomtone.speech.session_watchdog import SessionWatchdog
 from roomtone.speech.time_map import TimeMap
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 PING_INTERVAL_S = 5.0
-"""Seconds between pings: a half-open socket is noticed within this and the endpoint's patience."""
+"""Seconds between pings: a half-open socket is noticed within this and the endpoint's ping timeout."""
 LAST_ANSWERS_TIMEOUT_S = 10.0
 """Seconds that the language model has for the last turns before Terminate, after which no answer comes."""
 LAST_TURN_TIMEOUT_S = 1.5
-"""Seconds in which the service says what it has heard at last, when it is asked to end the turn."""
+"""Seconds in which the service reports the last turn after it was asked to end it."""
 TERMINATION_TIMEOUT_S = 10.0
 """Seconds that Termination may take after Terminate."""
 JOURNAL_CLOSE_TIMEOUT_S = 2.0
@@ -43,303 +65,296 @@ JOURNAL_CLOSE_TIMEOUT_S = 2.0
 
 
 class SessionOutcome(NamedTuple):
-    """How a session was over. `complete`: the service has answered Terminate, so that all it was sent is heard;
-    `begun`: there was one at all; `wait`: the service asks to be left alone for so many seconds.
+    """The end of a session. `complete`: the service has answered Terminate, so that all it was sent is heard;
+    `begun`: it was open at all; `wait`: seconds for which the service asks to be left alone.
     """
 
     complete: bool
-    verdict: RetryAdvice
+    advice: RetryAdvice
     text: str
     begun: bool = True
     wait: float = 0.0
 
 
 class StreamingSession:
-    """One session from position `start`, all before `floor` being settled, up to `until` where that is known.
+    """One session, which is sent the stretch of audio.
 
-    `marks` and `settled` are as Minutes has them; `may_send` holds a session back that is to relieve another.
-    `doubted_after`: so many minutes of what sounds like speech, and not a word, are held to be deafness.
-    `acknowledged` is, once the session is `over`, how far everything is settled.
+    `marks` gives the marks to commit with an acknowledged position; `handover` is that from the session that this one
+    relieves. `suspicion_minutes`: minutes of what sounds like speech, without a word, after which it counts as deaf.
+    `acknowledged` is the position before which all is settled, final once the session is `over`.
     """
 
     def __init__(
         self,
-        desk: SessionContext,
+        context: SessionContext,
+        stretch: Stretch,
         *,
-        start: int,
-        floor: int,
-        until: int | None,
         marks: Callable[[int], Sequence[Mark]],
-        settled: trio.Event,
-        may_send: trio.Event,
-        doubted_after: float = math.inf,
+        handover: Handover,
+        suspicion_minutes: float = math.inf,
     ) -> None:
         self.over = trio.Event()
-        self.ending = SessionOutcome(complete=False, verdict=RetryAdvice.RETRY, text="left", begun=False)
+        self.outcome = SessionOutcome(complete=False, advice=RetryAdvice.RETRY, text="left", begun=False)
         self.expires_at: datetime | None = None
         self.begun_at = trio.current_time()
-        self._desk = desk
-        self._until = until
+        self._context = context
         self._marks = marks
-        self._settled = settled
-        self._may_send = may_send
-        self._doubted_after = doubted_after
-        self._book = TurnBook(two_finals=desk.two_finals)
+        self._handover = handover
+        self._suspicion_minutes = suspicion_minutes
+        self._book = TurnBook(two_finals=context.two_finals)
         self._allowance = Allowance(burst=KEPT_BURST_BYTES, rate=KEPT_BYTES_PER_S)
-        self._furthest_ms = 0.0
         self._warnings = 0
-        self._asked = False
+        self._is_terminating = False
         self._changes: dict[str, Any] = {}
         self._changed = trio.Event()
-        self.begin_at(start, floor)
+        self.set_stretch(stretch)
+
+    def set_stretch(self, stretch: Stretch) -> None:
+        """Choose the audio; it may be chosen anew until the handover lets this session send."""
+        rate = self._context.rate
+        self._stretch = stretch
+        self.acknowledged = stretch.floor
+        self._furthest_ms = 0.0
+        self._acks = AckTracker(stretch.start, floor=stretch.floor)
+        self._time_map = TimeMap(stretch.start, rate)
+        self._watchdog = SessionWatchdog(stretch.start, rate, suspicion_minutes=self._suspicion_minutes)
+        self._sender = AudioSender(self._context, self._time_map, self._acks, self._watchdog, until=stretch.until)
 
     def begin_at(self, start: int, floor: int) -> None:
-        """Where the first sample is read, and what is settled before; may be moved until `may_send` is set."""
-        self._start = start
-        self._floor = self.acknowledged = max(floor, start)
-        self._ledger = AckTracker(start, floor=self._floor)
-        self._furthest_ms = 0.0
-        self._track = TimeMap(start, self._desk.rate)
-        self._doubt = SessionWatchdog(start, self._desk.rate, minutes=self._doubted_after)
-        self._outgoing = AudioSender(
-            self._desk.spool,
-            self._track,
-            self._ledger,
-            rate=self._desk.rate,
-            frame=self._desk.frame,
-            until=self._until,
-            remote=self._desk.endpoint.remote,
-            doubt=self._doubt,
-        )
+        """Move the beginning of the stretch; its end stays."""
+        self.set_stretch(Stretch(start, floor, self._stretch.until))
 
-    def end_at_once(self) -> int:
-        """End the stretch where the session is now, and say where that is: another session takes over from there."""
-        self._outgoing.until = self._outgoing.position
-        return self._outgoing.position
+    def end_here(self) -> int:
+        """End the stretch at the position that is sent next, and return it: another session goes on from there."""
+        self._sender.until = self._sender.position
+        return self._sender.position
 
     def end_by(self, position: int) -> None:
         """End the stretch at this position, or where the session is now if that is later."""
-        until = max(position, self._outgoing.position)
-        if self._outgoing.until is None or until < self._outgoing.until:
-            self._until = self._outgoing.until = until
+        until = max(position, self._sender.position)
+        if self._sender.until is None or until < self._sender.until:
+            self._sender.until = until
+            self._stretch = self._stretch._replace(until=until)
 
     def share_until(self, position: int, seam: int) -> None:
-        """End the stretch at this position, and leave to another session what is heard behind the seam."""
-        self._ledger.limit = seam
+        """End the stretch at this position; what is heard past the seam counts for another session."""
+        self._acks.limit = seam
         self.end_by(position)
 
     @property
     def position(self) -> int:
         """The position that is sent next."""
-        return self._outgoing.position
+        return self._sender.position
 
     @property
     def progress(self) -> int:
-        """How many samples this session has settled, now that it is over."""
-        return self.acknowledged - self._floor
+        """The number of samples that this session has settled, once it is over."""
+        return self.acknowledged - self._stretch.floor
 
     @property
     def deaf_since(self) -> int | None:
-        """From where on this session seems to have heard nothing of what it was sent, if that is so."""
-        return self._doubt.deaf_since
+        """The position since which this session seems to have heard nothing of what it was sent, or None."""
+        return self._watchdog.deaf_since
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Open a session and live it. `started` comes when it has begun, or could not; `ending` says which, and how it
-        was over.
+        """Open the session and stay until it is over. `started` is called when it has begun or could not be opened;
+        `outcome` says which, and how it ended.
 
-        Errors: those of the journal and the spool. Everything of the network and the service is an Ending.
+        Errors: those of the journal and the spool. Every failure of the network and the service is an outcome.
         """
-        terms = self._desk.terms
-        asked = terms.streaming
+        parameters = self._context.parameters
+        begun_with = parameters.streaming
         try:
-            async with self._desk.endpoint.open() as session:
-                self.ending = self.ending._replace(begun=True)
+            async with self._context.endpoint.open() as connection:
+                self.outcome = self.outcome._replace(begun=True)
                 task_status.started()
-                with terms.told(self._tell, asked=asked):
-                    await self._converse(session)
-        except SessionClosed as over:
-            begun = self.ending.begun
-            self.ending = SessionOutcome(
-                complete=False, verdict=over.verdict, text=str(over), begun=begun, wait=over.wait
+                with parameters.follow(self._queue_update, begun_with=begun_with):
+                    await self._converse(connection)
+        except SessionClosed as closed:
+            begun = self.outcome.begun
+            self.outcome = SessionOutcome(
+                complete=False, advice=closed.advice, text=str(closed), begun=begun, wait=closed.wait
             )
             if not begun:
                 task_status.started()
         finally:
             self.over.set()
 
-    async def _converse(self, session: Connection) -> None:
+    async def _converse(self, connection: Connection) -> None:
         self.begun_at = trio.current_time()
-        if session.begin.expires_at is not None:
-            self.expires_at = datetime.fromtimestamp(session.begin.expires_at, UTC)
-        await self._wait_until_it_may_send(session)
-        minutes = await self._open_minutes(session.begin)
+        if connection.begin.expires_at is not None:
+            self.expires_at = datetime.fromtimestamp(connection.begin.expires_at, UTC)
+        await self._wait_to_send(connection)
+        journal = await self._open_journal(connection.begin)
         termination: messages.Termination | None = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send, session, minutes, nursery.cancel_scope)
-                nursery.start_soon(self._ping, session, nursery.cancel_scope)
-                nursery.start_soon(self._update, session)
-                nursery.start_soon(_report_for_ever, minutes)
+                nursery.start_soon(self._send, connection, journal, nursery.cancel_scope)
+                nursery.start_soon(self._ping, connection, nursery.cancel_scope)
+                nursery.start_soon(self._send_updates, connection)
+                nursery.start_soon(_report_periodically, journal)
                 try:
-                    termination = await self._receive(session, minutes)
-                    self.ending = SessionOutcome(complete=self._asked, verdict=RetryAdvice.RETRY, text="terminated")
-                except SessionClosed as over:
-                    self.ending = SessionOutcome(complete=False, verdict=over.verdict, text=str(over))
+                    termination = await self._receive(connection, journal)
+                    self.outcome = SessionOutcome(
+                        complete=self._is_terminating, advice=RetryAdvice.RETRY, text="terminated"
+                    )
+                except SessionClosed as closed:
+                    self.outcome = SessionOutcome(complete=False, advice=closed.advice, text=str(closed))
                 nursery.cancel_scope.cancel()
-            await self._settled.wait()
+            await self._handover.settled.wait()
         finally:
-            # What the service has said is journalled even when the deadline of a shutdown has struck. A full disk must
-            # not hold that up: what it does not take is pending, and heard again at the next start.
+            # What the service has said is written even past the deadline of a shutdown. A full disk must not delay
+            # that: what it does not take is pending, and is heard again after the next start.
             async with trio.open_nursery() as nursery:
-                with trio.CancelScope(shield=True) as patience:
-                    nursery.start_soon(grace_after_cancel, patience, JOURNAL_CLOSE_TIMEOUT_S)
-                    await self._close(minutes, termination)
+                with trio.CancelScope(shield=True) as shielded:
+                    nursery.start_soon(grace_after_cancel, shielded, JOURNAL_CLOSE_TIMEOUT_S)
+                    await self._close(journal, termination)
                 nursery.cancel_scope.cancel()
 
-    async def _wait_until_it_may_send(self, session: Connection) -> None:
-        """Keep a session alive that is to relieve another, for the service ends who says nothing. Raises SessionOver
-        where it has ended already.
+    async def _wait_to_send(self, connection: Connection) -> None:
+        """Keep a session alive that is to relieve another: the service ends idle ones. Raises SessionClosed where it
+        has ended already.
         """
-        pause = min(PING_INTERVAL_S, self._desk.terms.streaming.inactivity_timeout / 2)
-        while not self._may_send.is_set():
+        pause = min(PING_INTERVAL_S, self._context.parameters.streaming.inactivity_timeout / 2)
+        while not self._handover.may_send.is_set():
             with trio.move_on_after(pause):
-                await self._may_send.wait()
-            if not self._may_send.is_set() and not await session.send(messages.keep_alive()):
+                await self._handover.may_send.wait()
+            if not self._handover.may_send.is_set() and not await connection.send(messages.keep_alive()):
                 while True:
-                    await session.receive()
+                    await connection.receive()
 
-    async def _open_minutes(self, begin: Begin) -> SessionJournal:
-        async with self._desk.seam:  # two sessions beside each other must not both find an id unused
-            minutes = SessionJournal(
-                self._desk,
-                self._track,
-                self._ledger,
-                session_id=await identify(self._desk, begin.id),
-                start=self._start,
-                floor=self._floor,
+    async def _open_journal(self, begin: Begin) -> SessionJournal:
+        async with self._context.seam:  # two concurrent sessions must not both find an id unused
+            session_id, labels = await identify(self._context, begin.id)
+            journal = SessionJournal(
+                self._context,
+                self._time_map,
+                self._acks,
+                session_id=session_id,
+                stretch=self._stretch,
                 marks=self._marks,
-                settled=self._settled,
+                settled=self._handover.settled,
             )
-            await minutes.begin(self.expires_at)
-        return minutes
+            await journal.begin(self.expires_at, labels)
+        return journal
 
-    async def _close(self, minutes: SessionJournal, termination: messages.Termination | None) -> None:
+    async def _close(self, journal: SessionJournal, termination: messages.Termination | None) -> None:
         for outcome in self._book.close():
             match outcome:
                 case FinalTurn(turn=turn):
-                    minutes.add(turn)
-                case Abandoned(turn=turn) if self.ending.complete:
-                    minutes.add(turn)
-        if self.ending.complete:
-            await minutes.journal(whatever_comes=True)
-            self._ledger.terminated()
-        await minutes.end(self.ending.text, termination, trio.current_time() - self.begun_at)
-        self.acknowledged = minutes.acknowledged
+                    journal.add(turn)
+                case Abandoned(turn=turn) if self.outcome.complete:
+                    journal.add(turn)
+        if self.outcome.complete:
+            await journal.write_turns(force=True)
+            self._acks.terminated()
+        await journal.end(self.outcome.text, termination, trio.current_time() - self.begun_at)
+        self.acknowledged = journal.acknowledged
 
-    async def _send(self, session: Connection, minutes: SessionJournal, conversation: trio.CancelScope) -> None:
-        if not await self._outgoing.send(session):
-            return  # over: the receiver says how
-        if self._desk.answers is not None:
-            await self._hear_answers(session, minutes)
-        self._asked = True
-        await session.send(messages.terminate())
+    async def _send(self, connection: Connection, journal: SessionJournal, conversation: trio.CancelScope) -> None:
+        if not await self._sender.send(connection):
+            return  # over: the receiver learns how
+        if self._context.answers is not None:
+            await self._wait_for_answers(connection, journal)
+        self._is_terminating = True
+        await connection.send(messages.terminate())
         await trio.sleep(TERMINATION_TIMEOUT_S)
         self._give_up(conversation, f"no Termination within {TERMINATION_TIMEOUT_S:.0f} s")
 
-    def _tell(self, changes: Mapping[str, Any]) -> None:
-        """Have the session told of other terms. What does not fit is merged: the last value of each counts."""
+    def _queue_update(self, changes: Mapping[str, Any]) -> None:
+        """Send these parameters to the session. Those that still wait are merged: the last value of each counts."""
         self._changes.update(changes)
         self._changed.set()
 
-    async def _update(self, session: Connection) -> None:
+    async def _send_updates(self, connection: Connection) -> None:
         while True:
             await self._changed.wait()
             self._changed = trio.Event()
             changes, self._changes = self._changes, {}
-            await session.send(messages.update_configuration(changes))
-            log.info("session.updated", room=self._desk.room, parameters=sorted(changes))
+            await connection.send(messages.update_configuration(changes))
+            log.info("session.updated", room=self._context.room, parameters=sorted(changes))
 
-    async def _hear_answers(self, session: Connection, minutes: SessionJournal) -> None:
-        """Wait for the answers to the last turns: nothing follows Termination, and what is then missing is lost."""
+    async def _wait_for_answers(self, connection: Connection, journal: SessionJournal) -> None:
+        """Wait for the answers to the last turns: nothing follows Termination, so that later ones would be lost."""
         with trio.move_on_after(LAST_ANSWERS_TIMEOUT_S):
-            await session.send(messages.force_endpoint())
+            await connection.send(messages.force_endpoint())
             await trio.sleep(LAST_TURN_TIMEOUT_S)
-            while minutes.is_expecting or self._book.open_since() != math.inf:  # noqa: ASYNC110 - two books, no event
+            while journal.is_awaiting_answers or self._book.open_since() != math.inf:  # noqa: ASYNC110 - two states, no event
                 await trio.sleep(0.1)
 
-    async def _ping(self, session: Connection, conversation: trio.CancelScope) -> None:
-        patience = self._desk.endpoint.patience
+    async def _ping(self, connection: Connection, conversation: trio.CancelScope) -> None:
+        timeout = self._context.endpoint.ping_timeout_s
         while True:
             await trio.sleep(PING_INTERVAL_S)
-            sent = self._ledger.sent
-            with trio.move_on_after(patience) as scope:
-                if not await session.ping():
+            sent = self._acks.sent
+            with trio.move_on_after(timeout) as scope:
+                if not await connection.ping():
                     return
-                self._ledger.answered(sent, trio.current_time())
+                self._acks.answered(sent, trio.current_time())
             if scope.cancelled_caught:
-                self._give_up(conversation, f"no answer to a ping within {patience:.0f} s")
+                self._give_up(conversation, f"no answer to a ping within {timeout:.0f} s")
 
     def _give_up(self, conversation: trio.CancelScope, text: str) -> None:
-        self.ending = SessionOutcome(complete=False, verdict=RetryAdvice.BACK_OFF, text=text)
+        self.outcome = SessionOutcome(complete=False, advice=RetryAdvice.BACK_OFF, text=text)
         conversation.cancel()
 
-    async def _receive(self, session: Connection, minutes: SessionJournal) -> messages.Termination:
-        """Take messages until Termination. Raises SessionOver where the session ends without one."""
+    async def _receive(self, connection: Connection, journal: SessionJournal) -> messages.Termination:
+        """Handle messages until Termination. Raises SessionClosed where the session ends without one."""
         while True:
             message: messages.Message | None = None
             with trio.move_on_at(self._book.deadline()):
-                message = await session.receive()
+                message = await connection.receive()
             now = trio.current_time()
             if isinstance(message, messages.TurnMessage | messages.Silence):
-                self._doubt.hear()
+                self._watchdog.on_message()
             if isinstance(message, messages.TurnMessage) and message.words:
-                self._measure(max(word.end for word in message.words))
+                self._measure_lag(max(word.end for word in message.words))
             match message:
                 case messages.TurnMessage() | messages.SpeakerRevision():
-                    await self._take(self._book.feed(message, now), minutes)
+                    await self._handle_outcomes(self._book.feed(message, now), journal)
                 case messages.LLMGatewayResponse(turn_order=order):
-                    self._charge(message)
-                    await minutes.answer(msgspec.structs.replace(message, turn_order=self._book.number(order)))
+                    self._count_kept(message)
+                    await journal.answer(msgspec.structs.replace(message, turn_order=self._book.number(order)))
                 case messages.Termination():
                     return message
                 case messages.Warning(warning_code=code):
                     self._warnings += 1
                     if is_worth_saying(self._warnings):
-                        log.warning("session.warned", room=self._desk.room, code=code, warnings=self._warnings)
+                        log.warning("session.warned", room=self._context.room, code=code, warnings=self._warnings)
                 case None:
-                    await self._take(self._book.expire(now), minutes)
+                    await self._handle_outcomes(self._book.expire(now), journal)
 
-    def _measure(self, end_ms: float) -> None:
-        """How late the service is shows in words that it says for the first time, and not in what it says again."""
-        if end_ms > self._furthest_ms and self._track.has_sent(end_ms):
+    def _measure_lag(self, end_ms: float) -> None:
+        """Measure the service's delay by words that are new; a repeated word says nothing about it."""
+        if end_ms > self._furthest_ms and self._time_map.has_sent(end_ms):
             self._furthest_ms = end_ms
-            self._ledger.late_by(self._track.sent / self._desk.rate - end_ms / 1000)
+            self._acks.late_by(self._time_map.sent / self._context.rate - end_ms / 1000)
 
-    def _charge(self, message: messages.Message) -> None:
-        """Raises SessionOver for more to keep than the audio that was sent can give rise to."""
+    def _count_kept(self, message: messages.Message) -> None:
+        """Raises SessionClosed where the service says more that must be kept than the audio can contain."""
         size = EVENT_BYTES + messages.weigh(message)
-        if not self._allowance.take(size, self._track.sent / self._desk.rate):
-            raise SessionClosed(None, str(Excess()), RetryAdvice.EXCESS, refused=False)
+        if not self._allowance.take(size, self._time_map.sent / self._context.rate):
+            raise SessionClosed(None, str(ExcessiveTraffic()), RetryAdvice.EXCESS, refused=False)
 
-    async def _take(self, outcomes: Sequence[TurnOutcome], minutes: SessionJournal) -> None:
+    async def _handle_outcomes(self, outcomes: Sequence[TurnOutcome], journal: SessionJournal) -> None:
         for outcome in outcomes:
             match outcome:
                 case FinalTurn(turn=turn) | Abandoned(turn=turn):
-                    self._charge(turn)
+                    self._count_kept(turn)
             match outcome:
                 case InterimText(turn=turn):
-                    minutes.show(turn)
+                    journal.publish_interim(turn)
                 case EmptyFinal(turn_order=order):
-                    self._ledger.closed(order, None)
+                    self._acks.closed(order, None)
                 case FinalTurn(turn=turn, corrects=corrects):
-                    minutes.add(turn, is_answered=not corrects)
+                    journal.add(turn, is_answered=not corrects)
                 case Abandoned(turn=turn):
-                    # An abandoned turn is taken at its last word: the service went on without it, its speech was heard.
-                    minutes.add(turn)
-        await minutes.journal()
+                    # It counts as it was last reported: the service went on without it, but its speech was heard.
+                    journal.add(turn)
+        await journal.write_turns()
 
 
-async def _report_for_ever(minutes: SessionJournal) -> None:
+async def _report_periodically(journal: SessionJournal) -> None:
     while True:
         await trio.sleep(1)
-        await minutes.report()
+        await journal.report()

@@ -1,7 +1,7 @@
-"""How a session ended, or why there was none: one verdict from what four places know of it.
+"""The end of a session, or the reason why there was none: one result from four sources.
 
 The Error message, the close, the answer to the upgrade and the failure of the stream come in any order, and each may be
-missing. What is said of them is for people, and holds no secret.
+missing. The texts are for operators, and contain no secrets.
 """
 
 import math
@@ -21,8 +21,8 @@ from wsproto.utilities import ProtocolError
 from roomtone.backoff import is_worth_saying, wait_of
 from roomtone.concurrency import leaves_of
 from roomtone.network import ProxyFailed, causes
-from roomtone.protocol import messages
-from roomtone.protocol.messages import Error, RetryAdvice
+from roomtone.protocol.close_codes import RetryAdvice, classify
+from roomtone.protocol.messages import MAX_MESSAGE_BYTES, Error
 from roomtone.protocol.parameters import Streaming
 from roomtone.proxy import NetworkError
 
@@ -37,11 +37,12 @@ FAILURES: Final = (
     UnicodeError,
     trio.BrokenResourceError,
 )
-"""What a network and its far end can do to us. UnicodeError is how wsproto meets a header that is not ASCII.
+"""The exceptions that a network and a peer can cause. wsproto raises UnicodeError for a header that is not ASCII.
 ssl.SSLError is an OSError; ConnectionRejected, ConnectionTimeout and DisconnectionTimeout are HandshakeErrors."""
 
+_TOO_LONG: Final = f"Exceeded maximum message size: {MAX_MESSAGE_BYTES} bytes"
 MAX_ERROR_BODY_BYTES: Final = 8192
-"""Bytes of a server's answer that are looked at."""
+"""Bytes of a server's answer that are examined."""
 _SECRET_PARAMETERS: Final = frozenset({"token", "webhook_auth_header_value"})
 
 
@@ -57,41 +58,40 @@ _PHRASES: Final = re.compile(
     rf"|invalid '(?:{'|'.join(_PARAMETERS)})'",
     re.IGNORECASE,
 )
-"""What the service is known to say of failures. A longer one stands before what it begins with."""
+"""The known phrases of the service about failures. A longer one stands before its own beginning."""
 
 
 def known_phrases(text: str) -> str:
-    """The phrases of the service that are known, out of this text; the rest of it may be what was said in a room."""
+    """The known phrases in this text; the rest of it may quote speech from a room."""
     return ": ".join(dict.fromkeys(_PHRASES.findall(text)))
 
 
 class SessionClosed(Exception):  # noqa: N818 - most sessions end well
-    """How a session ended, or why there was none.
+    """The end of a session, or the reason why there was none.
 
-    `text` quotes nothing of what the service says, which may be what it heard: only phrases that are known.
-    `code` is the service's, from its Error message before the close code, or the HTTP status of a refused upgrade, or
-    None where the network broke. `refused`: there was no `Begin`. `wait` is
-    how many seconds it asks to be left alone.
+    `text` quotes only known phrases of the service: the rest may be speech that it heard. `code` is from its Error
+    message, else the close code, or the HTTP status of a refused upgrade, or None where the network broke. `refused`:
+    there was no `Begin`. `wait`: the seconds for which the service asks to be left alone.
     """
 
-    def __init__(self, code: int | None, text: str, verdict: RetryAdvice, *, refused: bool, wait: float = 0.0) -> None:
-        super().__init__(code, text, verdict)
+    def __init__(self, code: int | None, text: str, advice: RetryAdvice, *, refused: bool, wait: float = 0.0) -> None:
+        super().__init__(code, text, advice)
         self.code = code
         self.text = text
-        self.verdict = verdict
+        self.advice = advice
         self.refused = refused
         self.wait = wait
 
     def __str__(self) -> str:
         code = "" if self.code is None else f"{self.code}: "
-        return f"{code}{self.text} ({self.verdict.value})"
+        return f"{code}{self.text} ({self.advice.value})"
 
 
-class Excess(OSError):  # noqa: N818 - it says what is true of the service
-    """The service says more than any speech is: it is read no further."""
+class ExcessiveTraffic(OSError):  # noqa: N818 - it says what is true of the service
+    """The service sends more than speech can contain: it is read no further."""
 
     def __init__(self) -> None:
-        super().__init__("the service says more than speech can be")
+        super().__init__("the service sends more than speech can contain")
 
 
 class Redaction:
@@ -110,10 +110,10 @@ class Redaction:
 
 
 class CloseEvidence:
-    """What is known about how a session ends: it comes from four places, and the order of their arrival is no order.
+    """All that is known about the end of a session. It comes from four sources, in any order.
 
-    `head` is how the server's answer begins, `ended` that the reading is over, `failure` what ended it if that was no
-    close, `error` the Error message.
+    `head` is the beginning of the server's answer, `ended` is set when reading is over, `failure` is the exception that
+    ended it if that was not a close, `error` the Error message.
     """
 
     def __init__(self, redact: Redaction) -> None:
@@ -130,37 +130,37 @@ class CloseEvidence:
 
     @property
     def status(self) -> int | None:
-        """The HTTP status, where the answer to the upgrade is no switch of protocols."""
+        """The HTTP status of a refused upgrade, or None."""
         found = re.match(rb"HTTP/1\.[01] ([2-5]\d\d)", self.head)
         return int(found[1]) if found else None
 
     def leave_out(self, field: str) -> None:
-        """Say, once a session, that the service sends what is of no use in this field."""
+        """Log, once per session, that the service sends unusable values in this field."""
         if field not in self._unusable:
             self._unusable.add(field)
             log.warning("message.unusable_field", field=field)
 
     def note_odd(self, event: str, **facts: str | None) -> None:
-        """Log a message that is not as it should be: ever more rarely, or a service could fill the log."""
+        """Log an unexpected message: ever more rarely, or a service could fill the log."""
         self._odd += 1
         if is_worth_saying(self._odd):
             log.warning(event, messages=self._odd, **facts)
 
-    def over(self, code: int | None, text: str, said: str = "") -> SessionClosed:
-        """The Error message counts for more than the close that follows it, which libraries on the way replace.
+    def closed(self, code: int | None, text: str, said: str = "") -> SessionClosed:
+        """The Error message takes precedence over the close that follows it, which proxies may replace.
 
-        `text` is ours, and `said` the service's.
+        `text` is ours, `said` is the service's.
         """
         if self.error is not None:
             code = code if self.error.error_code is None else self.error.error_code
             said = self.error.error or said
             text = f"the service reports error {code}"
-        verdict = messages.classify(code, self.redact(said or text))
+        advice = classify(code, self.redact(said or text))
         text = known_phrases(said) or self.redact(text)
-        return SessionClosed(code, text, verdict, refused=not self.begun, wait=self._wait())
+        return SessionClosed(code, text, advice, refused=not self.begun, wait=self._wait())
 
     def _wait(self) -> float:
-        """What the answer to a refused upgrade says in its Retry-After."""
+        """The seconds of Retry-After in the answer to a refused upgrade."""
         if self.status is None:
             return 0.0
         found = re.search(rb"\r\nretry-after:([^\r]*)\r", self.head.partition(b"\r\n\r\n")[0] + b"\r", re.IGNORECASE)
@@ -169,24 +169,33 @@ class CloseEvidence:
     def judge(self, failure: BaseException) -> SessionClosed:
         status = failure.status_code if isinstance(failure, ConnectionRejected) else self.status
         match failure:
-            case Excess():
-                return SessionClosed(None, str(failure), RetryAdvice.EXCESS, refused=not self.begun)
+            case _ if isinstance(failure, ExcessiveTraffic) or _is_too_long(failure):
+                return SessionClosed(None, str(ExcessiveTraffic()), RetryAdvice.EXCESS, refused=not self.begun)
             case _ if status is not None:
-                return self.over(status, f"the service refuses the connection with HTTP {status}")
+                return self.closed(status, f"the service refuses the connection with HTTP {status}")
             case ConnectionClosed(reason=CloseReason() as reason):
-                # 1006 is never sent: it is how libraries say that the network broke.
+                # 1006 is never sent: libraries report a broken network with it.
                 code = None if reason.code == 1006 else reason.code
-                return self.over(code, f"the connection is closed ({reason.name.lower()})", reason.reason or "")
+                return self.closed(code, f"the connection is closed ({reason.name.lower()})", reason.reason or "")
             case NetworkError():
                 return SessionClosed(None, str(failure), RetryAdvice.FATAL, refused=True)
             case ProxyFailed(status=code):
-                return self.over(code, str(failure))
+                return self.closed(code, str(failure))
             case _:
-                return self.over(None, _describe(failure))
+                return self.closed(None, _describe(failure))
+
+
+def _is_too_long(failure: BaseException) -> bool:
+    """True if trio-websocket has closed the connection, since a message had more than MAX_MESSAGE_BYTES.
+
+    A service that closes with 1009, for a message of ours, gives another reason.
+    """
+    reason = failure.reason if isinstance(failure, ConnectionClosed) else None
+    return reason is not None and (reason.code, reason.reason) == (1009, _TOO_LONG)
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """One exception of a group of failures: the one with an HTTP status says most."""
+    """One exception of a group of failures: the one with an HTTP status, if there is one."""
     failures = leaves_of(group)
     return next((one for one in failures if isinstance(one, ConnectionRejected)), failures[0])
 

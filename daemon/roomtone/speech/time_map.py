@@ -1,4 +1,4 @@
-"""How a session's own clock, the milliseconds of audio that it was sent, maps to the room's positions. Pure."""
+"""Maps a session's own clock, the milliseconds of audio that it was sent, to the room's positions. Pure."""
 
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from roomtone.events import Word
 from roomtone.protocol.messages import TimedWord
 
-PADDING = 0.5
-"""Seconds that a turn's last word may end too late; half of them are usual."""
+MAX_PADDING_S = 0.5
+"""Seconds by which a turn's last word may end too late; half of that is usual."""
 
 
 class TimeMap:
-    """The audio that one session was sent: so many samples, and where in the room each stretch of them came from.
+    """The audio that one session was sent: the number of samples, and the position from which each stretch comes.
 
     Word times count audio sent, not wall time (facts of the wire), so that a position is one addition within a stretch.
-    Stretches differ where something long was lost, or where silence was sent that no room ever recorded.
+    A new stretch begins where something long was lost, or where silence was sent that was never recorded.
     """
 
     def __init__(self, start: int, rate: int) -> None:
@@ -29,11 +29,11 @@ class TimeMap:
         return self._positions[-1] + self.sent - self._sent[-1]
 
     def send(self, samples: int) -> None:
-        """So many samples more were sent, from `position` on."""
+        """Count these samples as sent, from `position` on."""
         self.sent += samples
 
     def jump(self, position: int) -> None:
-        """The next sample is the one at this position, whatever came before."""
+        """Go on at this position: the next sample sent is the one there."""
         if position != self.position:
             self._sent.append(self.sent)
             self._positions.append(position)
@@ -63,17 +63,17 @@ class TimeMap:
 
     def has_sent(self, milliseconds: float) -> bool:
         """True if that moment is not in the future of what was sent, give or take a padded edge."""
-        return milliseconds * self.rate / 1000 <= self.sent + PADDING * self.rate
+        return milliseconds * self.rate / 1000 <= self.sent + MAX_PADDING_S * self.rate
 
     def _place(self, sample: int, stretch: int) -> int:
         return self._positions[stretch] + sample - self._sent[stretch]
 
 
 class Pace:
-    """How fast audio may be sent: so many seconds at once, and from then on so many times real time.
+    """Limits the rate of sending: first a burst of seconds, then a multiple of real time.
 
-    The service takes little more than real time and ends sessions that send faster (3007), so that a backlog is caught
-    up with at 1.2 times. `speed` None is as fast as the peer takes it.
+    The service takes little more than real time and ends sessions that send faster (3007), so that a backlog is sent at
+    1.2 times. With `speed` None the peer sets the pace.
     """
 
     def __init__(self, rate: int, *, now: float, burst: float = 5.0, speed: float | None = 1.2) -> None:
@@ -83,7 +83,7 @@ class Pace:
         self._speed = speed
 
     def wait(self, sent: int, now: float) -> float:
-        """Seconds until one more frame may be sent, after so many samples."""
+        """Seconds until one more frame may be sent after this many samples."""
         if self._speed is None:
             return 0.0
         return max(0.0, self._begun + (sent / self._rate - self._burst) / self._speed - now)

@@ -1,10 +1,10 @@
-"""Where somebody speaks: a voice detector for the gate, cheap in a quiet room and awake in a noisy one.
+"""Finds speech: a voice detector for the gate, cheap in a quiet room and reliable in a noisy one.
 
-Two detectors in a row. WebRTC's looks at every window, for 0.2 ms of CPU in a second of audio; in steady noise it takes
-everything for speech. Silero, 40 ms, hears only what the first lets through, and decides.
+Two detectors in a row. WebRTC's examines every window, at 0.2 ms of CPU for a second of audio; in steady noise it takes
+everything for speech. Silero, at 40 ms, examines only what the first lets through, and decides.
 
 Silero remembers, and after minutes of noise it remembers noise: measured at 5 dB over pink noise it then missed one
-utterance in four. So it begins anew after each two seconds in which it heard nobody, and is given the quarter second
+utterance in four. So it is reset after each two seconds in which it heard no speech, and is given the quarter second
 before once more: measured at 20, 10 and 5 dB, no utterance was missed and none was invented.
 
 Rejected: an energy gate as the first stage (at 10 dB it lets through half of the speech), and Silero in bursts (a short
@@ -20,41 +20,41 @@ from roomtone.spans import Span
 
 RATE: Final = 16_000
 WINDOW_SAMPLES: Final = 512
-"""Samples at RATE that Silero takes at once: 32 ms."""
+"""Samples at RATE in one window of Silero: 32 ms."""
 ONSET: Final = (3, 5)
-"""Speech begins with so many windows of speech among so many: a click or a knock begins none."""
+"""Speech begins with 3 windows of speech among 5: a click or a knock does not suffice."""
 ONSET_LOOKBACK_S: Final = 0.25
-"""Seconds before the audio it was given last in which a detector may find that speech has begun."""
+"""Seconds before the newest audio in which a detector may find that speech has begun."""
 THRESHOLD: Final = 0.4
-"""The probability from which on a window is speech. What is opened for nothing costs seconds, what is missed words."""
+"""The probability from which a window counts as speech. A false one costs seconds of a session, a missed one words."""
 
 _FRAME = 480  # samples of a window that WebRTC looks at: it takes 10, 20 or 30 ms
 _ALERT = (3, 5)
 _AWAKE = 8  # windows that Silero hears after the last one that WebRTC took for speech
-_CONTEXT = 8  # windows that it is given again when it begins anew
-_DULL = 62  # windows without speech after which it begins anew: 2 s
+_CONTEXT = 8  # windows that it is given again when it is reset
+_DULL = 62  # windows without speech after which it is reset: 2 s
 
 _INSTALL = 'mode = "speech": needs {}; run  pip install \'roomtone[gate]\'  or set mode = "always"'
 
 
 class DetectorMissing(Exception):  # noqa: N818 - it says what is true
-    """There is no voice detector on this machine. The text says, in one line, what a person can do."""
+    """This machine has no voice detector. The text says, in one line, what the operator can do."""
 
 
 class Detector(Protocol):
-    """Finds speech in a room's audio. It belongs to one reader, and remembers what that has given it."""
+    """Finds speech in a room's audio. It belongs to one reader, whose audio it remembers."""
 
     def hear(self, position: int, audio: bytes) -> list[Span]:
-        """Where somebody speaks: positions, ascending, which may begin MEMORY seconds before this audio.
+        """Returns the spans with speech, ascending; one may begin ONSET_LOOKBACK_S before this audio.
 
-        `audio` is 16-bit little-endian mono at the room's rate, its first sample at `position`; where that does not
-        follow what was heard last, the detector begins anew.
+        `audio` is 16-bit little-endian mono at the room's rate, its first sample at `position`. Where that does not
+        follow the audio before it, the detector is reset.
         """
         ...
 
 
 class SecondStage(Protocol):
-    """What Cascade needs of Silero."""
+    """The part of Silero that Cascade uses."""
 
     def __call__(self, audio: bytes) -> float: ...
     def reset(self) -> None: ...
@@ -101,7 +101,7 @@ class Cascade:
         self._dull = _DULL
 
     def _hear_window(self, window: bytes) -> Span | None:
-        """The speech of which this window is the end, if it is."""
+        """Returns the speech that this window ends, or None."""
         self._windows += 1
         self._speech.append(self._judge(window))
         if not self._speech[-1] or sum(self._speech) < ONSET[0]:
@@ -113,14 +113,14 @@ class Cascade:
         self._alerts.append(self._first(window[: 2 * _FRAME], RATE))
         is_alert = sum(self._alerts) >= _ALERT[0]
         if (is_alert and not self._awake) or (self._awake and self._dull >= _DULL):
-            self._begin_anew()
+            self._reset()
         self._awake = _AWAKE if is_alert else max(0, self._awake - 1)
         probability = self._second(window) if self._awake else 0.0
         self._dull = 0 if probability >= THRESHOLD else self._dull + 1
         self._context.append(window)
         return probability >= THRESHOLD
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self._second.reset()
         self._dull = 0
         for window in self._context:
@@ -131,7 +131,7 @@ class Cascade:
 
 
 def lacks_detector(rate: int) -> bool:
-    """True if there is no voice detector, for its packages are not installed."""
+    """True if the packages of the voice detector are not installed."""
     try:
         open_detector(rate)
     except DetectorMissing:

@@ -18,7 +18,7 @@ import httpx2
 import msgspec
 import trio
 
-from roomtone.proxy import join
+from roomtone.proxy import join_authority
 
 
 class Limited(msgspec.Struct, frozen=True):
@@ -172,7 +172,7 @@ async def open_gateway(
             yield FakeGateway("http://gateway.test/v1/chat/completions", iter(mishaps))
         else:
             listeners = await trio.open_tcp_listeners(port, host=host)
-            address = join(host, listeners[0].socket.getsockname()[1])
+            address = join_authority(host, listeners[0].socket.getsockname()[1])
             gateway = FakeGateway(f"http://{address}/v1/chat/completions", iter(mishaps))
             nursery.start_soon(trio.serve_listeners, gateway.serve, listeners)
             yield gateway

@@ -246,7 +246,7 @@ def _gate(name: str, room: Room) -> Finding:
 
 
 def _endpoint(room: Room, key: Secret | None) -> str:
-    return parameters.resolve(room.streaming.endpoint, has_key=key is not None)
+    return parameters.resolve_endpoint(room.streaming.endpoint, has_key=key is not None)
 
 
 def _key(key: Secret | None) -> Finding:

@@ -27,9 +27,9 @@ from roomtone.live import Live
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.rooms import has_two_finals
 from roomtone.spans import Spans
-from roomtone.speech.backfill import wish_mark
+from roomtone.speech.backfill import request_mark
 from roomtone.speech.endpoint import Endpoints, open_endpoints
-from roomtone.speech.session_journal import SessionContext
+from roomtone.speech.session_context import SessionContext
 from roomtone.speech.transcriber import repair
 from roomtone.spool.segment import SPOOL_FOLDER, list_segments
 from roomtone.spool.spool import open_spool
@@ -65,7 +65,7 @@ def command(given: Path | None, *, since: datetime, until: datetime | None, chos
     found = list(_find(state, rooms, since, until or datetime.now(UTC)))
     for one in found:
         say(_line(one))
-    wishes = [wish_mark(one.room, span) for one in found for span in one.there]
+    wishes = [request_mark(one.room, span) for one in found for span in one.there]
     if not wishes:
         return
     with writing(state / "journal.sqlite") as database:
@@ -163,7 +163,7 @@ async def _repair(
             journal=journal,
             live=Live(),
             endpoint=endpoint,
-            terms=terms,
+            parameters=terms,
             speech_model=room.streaming.speech_model,
             two_finals=has_two_finals(room.streaming),
             seam=trio.Lock(),
