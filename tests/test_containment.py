@@ -17,7 +17,8 @@ from trio.testing import MockClock
 from roomtone.config.model import ServiceConfig
 from roomtone.containment import FAILED, LONGEST_RETRY_S, supervise
 from roomtone.events import Notice
-from roomtone.journal.journal import Journal, JournalError, Mark, open_journal
+from roomtone.journal.journal import Journal, JournalError, open_journal
+from roomtone.journal.records import Mark
 from roomtone.monitoring import prometheus
 from roomtone.monitoring.report import Report
 from support.daemon import SINKS, events, run

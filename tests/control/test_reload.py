@@ -19,14 +19,15 @@ import trio.testing
 from delivery.test_manager import Diary, commit
 from roomtone.budget.governor import open_governor
 from roomtone.budget.limits import Budget
-from roomtone.capture.records import key
 from roomtone.capture.sources import Microphone
 from roomtone.config.model import Config, GateConfig, Room, ServiceConfig, Storage
 from roomtone.config.toml_file import ConfigError
 from roomtone.control.reload import ActiveConfig, Reloader
 from roomtone.delivery.manager import Outlet, SinkManager, SinkPaths
 from roomtone.events import Notice
-from roomtone.journal.journal import Journal, Mark, open_journal
+from roomtone.journal.journal import Journal, open_journal
+from roomtone.journal.keys import room_key
+from roomtone.journal.records import Mark
 from roomtone.live import Live
 from roomtone.llm.analyst import open_analyst
 from roomtone.llm.completion import GatewayConfig
@@ -79,7 +80,7 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
         open_endpoints() as endpoints,
         trio.open_nursery() as nursery,
     ):
-        await journal.commit(*[Mark(key(room, "muted"), {"until": None}) for room in ("desk", "attic", "hall")])
+        await journal.commit(*[Mark(room_key(room, "muted"), {"until": None}) for room in ("desk", "attic", "hall")])
         health = Liveness(config.rooms, 0.0)
         rooms = Rooms(
             nursery,
@@ -196,7 +197,7 @@ async def test_a_file_that_is_wrong_changes_nothing(
     ]
     with structlog.testing.capture_logs() as logs:
         async with work(tmp_path, before := configured(tmp_path)) as around:
-            await around.journal.commit(Mark(key("hall", "rate"), 8_000))
+            await around.journal.commit(Mark(room_key("hall", "rate"), 8_000))
             for config, text in wrong:
                 with pytest.raises(Exception, match=text):
                     await around.reload(config)

@@ -23,7 +23,8 @@ from journal.test_journal import crash
 from roomtone.delivery.health import SinkStatus
 from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Audio, Durable, Interim, Level, Notice, Turn
-from roomtone.journal.journal import Journal, JournalError, Mark, open_journal
+from roomtone.journal.journal import Journal, JournalError, open_journal
+from roomtone.journal.records import Mark
 from roomtone.live import Live
 from roomtone.sinks import LONGEST_WAIT, Context, Sink, Unprocessable, hookimpl
 

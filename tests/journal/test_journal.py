@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roomtone.events import Durable, Gap, Muted, Notice
-from roomtone.journal.journal import CoverageSpan, Journal, JournalError, Mark, Record, Unwritable, open_journal
-from roomtone.journal.records import next_id
+from roomtone.journal.journal import Journal, JournalError, open_journal
+from roomtone.journal.records import CoverageSpan, Mark, Record, Unwritable, next_id
 from roomtone.journal.schema import SCHEMA
 from support.journal import fill_disk
 

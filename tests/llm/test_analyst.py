@@ -14,10 +14,12 @@ import trio
 from trio.testing import MockClock
 
 from roomtone.budget.governor import open_governor
-from roomtone.budget.ledger import SPENT_PREFIX, CostLedger
+from roomtone.budget.ledger import CostLedger
 from roomtone.budget.limits import Budget
 from roomtone.events import Analysis, Answer, Forgotten, Notice, RecordingStopped, Turn, Word
-from roomtone.journal.journal import CoverageSpan, Journal, Mark, open_journal
+from roomtone.journal.journal import Journal, open_journal
+from roomtone.journal.keys import SPENT_PREFIX
+from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.llm import client as gateway
 from roomtone.llm.analyst import Analyst, open_analyst
 from roomtone.llm.completion import GatewayConfig, Price

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from roomtone.events import Answer, Durable, Notice, Turn
-from roomtone.journal.journal import Record
+from roomtone.journal.records import Record
 from roomtone.llm.room_answers import Policy, RoomAnswers, Unanswered
 from roomtone.llm.session_answers import MAX_UNCLAIMED_BYTES, SessionAnswers
 from roomtone.protocol.messages import LLMGatewayResponse

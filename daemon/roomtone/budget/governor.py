@@ -20,10 +20,11 @@ import msgspec
 import structlog
 import trio
 
-from roomtone.budget.ledger import PAID_PREFIX, SPENT_PREFIX, Cost, CostLedger, OpenSession, Spent, day_of, month_of
+from roomtone.budget.ledger import Cost, CostLedger, OpenSession, Spent, day_of, month_of
 from roomtone.budget.limits import Budget, CapAction, Period
 from roomtone.events import Notice, Severity
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import BUDGET_KEY, OPEN_SESSION_PREFIX, PAID_PREFIX, SPENT_PREFIX
 from roomtone.journal.records import Mark, Record
 from roomtone.protocol.parameters import Streaming
 from roomtone.protocol.session_parameters import SessionParameters
@@ -34,9 +35,6 @@ COMMIT_INTERVAL_S: Final = 10.0
 """Seconds between two commits of what open sessions have cost."""
 WARNING_SHARE: Final = 0.8
 """The share of a budget at which somebody is told."""
-
-_OPEN = "session/"
-_TOLD = "budget/told"
 
 
 class Meter(Protocol):
@@ -146,8 +144,8 @@ class Governor:
 
     async def load(self) -> None:
         """What an earlier daemon has left: sessions that it did not see the end of, and what was told already."""
-        self._judgement = msgspec.convert(await self._journal.mark(_TOLD) or {}, BudgetState)
-        left = await self._journal.marks(_OPEN)
+        self._judgement = msgspec.convert(await self._journal.mark(BUDGET_KEY) or {}, BudgetState)
+        left = await self._journal.marks(OPEN_SESSION_PREFIX)
         for value in left.values():
             self._books.abandon(msgspec.convert(value, OpenSession), self._utc())
         await self.settle(*(Mark(key, None) for key in left))
@@ -196,13 +194,13 @@ class Governor:
         """See Meter. The budget is looked at as soon as that is committed."""
         self._books.end(session, seconds, self._utc())
         self._wake.set()
-        return [*self._facts(), Mark(_OPEN + session, None)]
+        return [*self._facts(), Mark(OPEN_SESSION_PREFIX + session, None)]
 
     def _facts(self) -> list[Record]:
         running = self._books.running.items()
         return [
             *self._books.changes(),
-            *(Mark(_OPEN + session, msgspec.to_builtins(one)) for session, one in running),
+            *(Mark(OPEN_SESSION_PREFIX + session, msgspec.to_builtins(one)) for session, one in running),
         ]
 
     async def _judge(self) -> None:
@@ -223,7 +221,7 @@ class Governor:
             if not after.is_spent:
                 due.append(_say(now, "info", "budget.renewed", _RENEWED))
         if after != before:
-            await self._journal.commit(*due, Mark(_TOLD, msgspec.to_builtins(after)))
+            await self._journal.commit(*due, Mark(BUDGET_KEY, msgspec.to_builtins(after)))
         self._judgement = after
         self._changed.unpark_all()
 

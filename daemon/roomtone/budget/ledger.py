@@ -5,18 +5,13 @@ A day and a month are those of UTC, so that a daemon that moves, and a change of
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any
 from uuid import uuid4
 
 import msgspec
 
+from roomtone.journal.keys import PAID_PREFIX, SPENT_PREFIX
 from roomtone.journal.records import Mark
-
-SPENT_PREFIX: Final = "spent/"
-"""What the keys of the marks begin with; the day and the room follow."""
-
-PAID_PREFIX: Final = "paid/"
-"""What the keys begin with of what was spent beside the daemon, and is in no sum yet."""
 
 _MEETING = 1.0
 """Seconds by which two clocks may differ that were read one after the other, on a machine that is busy."""

@@ -2,7 +2,7 @@
 only the plugin's class says whether the sink takes audio. Pure.
 """
 
-from roomtone.delivery.controls import prefix
+from roomtone.journal.keys import sink_key
 from roomtone.journal.records import Mark
 from roomtone.sinks import Sink
 
@@ -17,11 +17,7 @@ def pins_of(sink: Sink) -> list[str] | None:
 
 def pins_mark(name: str, sink: Sink) -> Mark:
     """The mark that notes them."""
-    return Mark(pins_key(name), pins_of(sink))
-
-
-def pins_key(name: str) -> str:
-    return prefix(name) + "audio"
+    return Mark(sink_key(name, "audio"), pins_of(sink))
 
 
 def is_pinned(pins: object, room: str) -> bool:

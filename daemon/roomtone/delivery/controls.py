@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from roomtone.journal.keys import SinkMark, sink_key, sink_prefix
 from roomtone.journal.records import Mark
 
 
@@ -36,25 +37,20 @@ class SinkControls(msgspec.Struct, frozen=True):
     retry: Retry | None = None
 
 
-def prefix(sink: str) -> str:
-    """What the keys of all marks about this sink begin with. No name of a sink has a slash."""
-    return f"sink/{sink}/"
-
-
 def mark_of(sink: str, order: Pause | Retry | int) -> Mark:
     """The mark that gives this order; a number is where the cursor is to go back to."""
-    name = {Pause: "paused", Retry: "retry", int: "rewind"}[type(order)]
-    return Mark(prefix(sink) + name, msgspec.to_builtins(order))
+    names: dict[type, SinkMark] = {Pause: "paused", Retry: "retry", int: "rewind"}
+    return Mark(sink_key(sink, names[type(order)]), msgspec.to_builtins(order))
 
 
 def cancel(sink: str, order: Literal["paused", "retry", "rewind"]) -> Mark:
     """The mark that takes the order back, or says that it is done."""
-    return Mark(prefix(sink) + order, None)
+    return Mark(sink_key(sink, order), None)
 
 
 def controls_of(sink: str, marks: Mapping[str, Any]) -> SinkControls:
     """The orders among these marks. What cannot be read was not written by us, and is no order."""
-    begin = prefix(sink)
+    begin = sink_prefix(sink)
     found = {key.removeprefix(begin): value for key, value in marks.items() if key.startswith(begin)}
     try:
         return msgspec.convert(

@@ -21,9 +21,10 @@ import msgspec
 import structlog
 import trio
 
-from roomtone.delivery.controls import Pause, mark_of, prefix
+from roomtone.delivery.controls import Pause, mark_of
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import sink_key, sink_prefix
 from roomtone.journal.records import Mark
 from roomtone.sinks import Sink
 
@@ -107,12 +108,12 @@ class CrashGuard:
 
     async def begin(self) -> None:
         """Look at what stands in the journal from the last run. Pauses the sink, with a notice, when it is enough."""
-        marks = await self._journal.marks(prefix(self._name))
+        marks = await self._journal.marks(sink_prefix(self._name))
         digest = digest_of(self._sink)  # reads a few small files, once, before anything is delivered
-        record = _read(marks.get(self._key("proof")), Probation)
+        record = _read(marks.get(sink_key(self._name, "proof")), Probation)
         is_known = record is not None and record.digest == digest and not self._journal.interrupted
         self._record = record if record is not None and is_known else Probation(digest, PROBATION_EVENTS)
-        trial = _read(marks.get(self._key("trial")), Attempt)
+        trial = _read(marks.get(sink_key(self._name, "trial")), Attempt)
         if trial is not None:
             self._trial = trial.after_start()
         suspicion = self._trial.suspicion
@@ -187,15 +188,12 @@ class CrashGuard:
             ),
         )
 
-    def _key(self, name: str) -> str:
-        return prefix(self._name) + name
-
     def _proof_mark(self) -> Mark:
-        return Mark(self._key("proof"), msgspec.to_builtins(self._record))
+        return Mark(sink_key(self._name, "proof"), msgspec.to_builtins(self._record))
 
     def _trial_mark(self) -> Mark:
         is_blank = self._trial.place is None and self._trial.suspicion is None
-        return Mark(self._key("trial"), None if is_blank else msgspec.to_builtins(self._trial))
+        return Mark(sink_key(self._name, "trial"), None if is_blank else msgspec.to_builtins(self._trial))
 
 
 def digest_of(sink: Sink) -> str:

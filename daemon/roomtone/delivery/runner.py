@@ -20,13 +20,15 @@ from roomtone import paths
 from roomtone.concurrency import leaves_of, wait_any
 from roomtone.delivery.audio_pins import pins_mark
 from roomtone.delivery.batch import Batch, SinkFailed
-from roomtone.delivery.controls import Retry, SinkControls, cancel, controls_of, mark_of, prefix
+from roomtone.delivery.controls import Retry, SinkControls, cancel, controls_of, mark_of
 from roomtone.delivery.executor import HookExecutor
 from roomtone.delivery.health import SinkHealth, SinkStatus
 from roomtone.delivery.hooks import SinkHooks, open_sink, validate_hooks
 from roomtone.delivery.quarantine import CrashGuard
 from roomtone.events import Audio, Durable, kind_of
-from roomtone.journal.journal import Journal, JournalError, Mark
+from roomtone.journal.journal import Journal, JournalError
+from roomtone.journal.keys import sink_prefix
+from roomtone.journal.records import Mark
 from roomtone.live import Live, LiveEvent
 from roomtone.sinks import Context, Sink, wants
 
@@ -152,7 +154,7 @@ class SinkRunner:
     async def _obey(self) -> None:
         """Read the orders for this sink. Going back is done here, the others where they belong."""
         self._called = trio.Event()
-        orders = controls_of(self._name, await self._journal.marks(prefix(self._name)))
+        orders = controls_of(self._name, await self._journal.marks(sink_prefix(self._name)))
         if orders.rewind is not None:
             self._cursor = min(self._cursor, orders.rewind)
             self._durable_cursor = min(self._durable_cursor, orders.rewind)

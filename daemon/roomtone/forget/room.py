@@ -19,9 +19,9 @@ import msgspec
 import structlog
 import trio
 
-from roomtone.capture.records import key
 from roomtone.events import Audio, Durable, Forgotten
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import ROOM_PREFIX, RoomProgress, holes_mark, progress_of, rates_of, room_key, room_prefix
 from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.journal.words import program_words
 from roomtone.live import Live
@@ -105,8 +105,7 @@ def clamp(since: datetime, until: datetime, now: datetime) -> tuple[datetime, da
 
 async def rooms_known(journal: Journal) -> dict[str, int]:
     """The rate in Hz of each room that was ever recorded, configured or not."""
-    marks = await journal.marks("room/")
-    return {name.split("/")[1]: rate for name, rate in marks.items() if name.endswith("/rate")}
+    return rates_of(await journal.marks(ROOM_PREFIX))
 
 
 def closed(folder: Path) -> Callable[[str, int], AbstractAsyncContextManager[Spool]]:
@@ -140,7 +139,7 @@ async def resume(premises: ForgetScope) -> None:
     Contained here: OSError of a spool, for recording goes on whatever else fails; it is tried again at the next start.
     """
     for room, rate in (await rooms_known(premises.journal)).items():
-        if await premises.journal.mark(key(room, "forgetting")) is None:
+        if await premises.journal.mark(room_key(room, "forgetting")) is None:
             continue
         try:
             async with premises.quiet(room, rate) as spool:
@@ -151,7 +150,7 @@ async def resume(premises: ForgetScope) -> None:
 
 async def _finish(room: str, rate: int, spool: Spool, premises: ForgetScope) -> tuple[Sequence[Durable], bool]:
     """Do what the room's mark says, if there is one: the events that went, and whether it is all done."""
-    mark = await premises.journal.mark(key(room, "forgetting"))
+    mark = await premises.journal.mark(room_key(room, "forgetting"))
     if mark is None:
         return (), True
     stretch = msgspec.convert(mark, ForgetRange)
@@ -193,8 +192,8 @@ async def _carry_out(
     room: str, rate: int, stretch: ForgetRange, spool: Spool, premises: ForgetScope
 ) -> Sequence[Durable]:
     journal = premises.journal
-    marks = await journal.marks(f"room/{room}/")
-    await spool.erase(stretch.start, stretch.end, journalled=marks.get(key(room, "audio")) or 0)
+    progress = progress_of(room, await journal.marks(room_prefix(room)))
+    await spool.erase(stretch.start, stretch.end, journalled=progress.audio)
     premises.live.clear(room)
     forgotten = Forgotten(
         room=room,
@@ -207,19 +206,17 @@ async def _carry_out(
     )
     facts: list[Record] = [] if stretch.told else [forgotten]
     cover = CoverageSpan(room, stretch.start, stretch.end, "forgotten", None, stretch.from_, stretch.until)
-    facts += [cover, *_settled(room, stretch, marks), _mark(room, msgspec.structs.replace(stretch, told=True))]
+    facts += [cover, *_settled(room, stretch, progress), _mark(room, msgspec.structs.replace(stretch, told=True))]
     known = await trio.to_thread.run_sync(program_words)
     return await journal.forget(forgotten, MAX_TURN_S * rate, *facts, known=known)
 
 
-def _settled(room: str, stretch: ForgetRange, marks: dict[str, object]) -> list[Mark]:
+def _settled(room: str, stretch: ForgetRange, progress: RoomProgress) -> list[Mark]:
     """Nobody is to transcribe what is gone: where the transcript stands, and the holes that it has left."""
-    holes = Spans(msgspec.convert(marks.get(key(room, "holes")) or [], list[tuple[int, int]]))
-    acknowledged = msgspec.convert(marks.get(key(room, "acknowledged")) or 0, int)
-    left = holes - Spans([(stretch.start, stretch.end)])
-    found = [] if left == holes else [Mark(key(room, "holes"), [list(hole) for hole in left] or None)]
-    if stretch.start <= acknowledged < stretch.end:
-        found.append(Mark(key(room, "acknowledged"), stretch.end))
+    left = progress.holes - Spans([(stretch.start, stretch.end)])
+    found = [] if left == progress.holes else [holes_mark(room, left)]
+    if stretch.start <= progress.acknowledged < stretch.end:
+        found.append(Mark(room_key(room, "acknowledged"), stretch.end))
     return found
 
 
@@ -227,7 +224,7 @@ async def _compact(room: str, journal: Journal) -> bool:
     """Have the journal's files hold nothing of it, and only then say that it is done."""
     for _ in range(COMPACT_ATTEMPTS):
         if await journal.compact():
-            await journal.commit(Mark(key(room, "forgetting"), None))
+            await journal.commit(Mark(room_key(room, "forgetting"), None))
             return True
         await trio.sleep(COMPACT_RETRY_S)
     log.error("journal.uncompacted", room=room)
@@ -235,4 +232,4 @@ async def _compact(room: str, journal: Journal) -> bool:
 
 
 def _mark(room: str, stretch: ForgetRange) -> Mark:
-    return Mark(key(room, "forgetting"), msgspec.to_builtins(stretch))
+    return Mark(room_key(room, "forgetting"), msgspec.to_builtins(stretch))

@@ -21,7 +21,7 @@ from roomtone.journal.database import Database, Rejected, open_database
 from roomtone.journal.records import CoverageSpan, Mark, Record, Refusal, Unwritable
 from roomtone.journal.schema import JournalError, is_corrupt
 
-__all__ = ["CoverageSpan", "Journal", "JournalError", "Mark", "Record", "Refusal", "Unwritable", "open_journal"]
+__all__ = ["Journal", "JournalError", "open_journal"]
 
 _MAX_PRUNED_EVENTS = 5000
 """Events removed in one transaction: a commit waits for it, some 20 ms on a small computer."""

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import structlog
 
 from roomtone.durable import SPOILED, create_private
+from roomtone.journal.keys import CLEAN_KEY
 
 SCHEMA = 1
 """The version of the tables below, in the file's user_version."""
@@ -54,9 +55,6 @@ COMMIT;
 
 CORRUPT = ".corrupt-"
 """In the name of a journal that was moved aside, before the time of that."""
-
-CLEAN = "journal/clean"
-"""The mark of a file that was closed in order. Without it the file is checked before it is used again."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -167,7 +165,7 @@ def _damage(path: Path) -> str | None:
     try:
         with closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version != SCHEMA or connection.execute("SELECT 1 FROM marks WHERE key = ?", (CLEAN,)).fetchone():
+            if version != SCHEMA or connection.execute("SELECT 1 FROM marks WHERE key = ?", (CLEAN_KEY,)).fetchone():
                 return None
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.DatabaseError as error:

@@ -15,13 +15,14 @@ from roomtone.backoff import Backoff
 from roomtone.budget.governor import Governor
 from roomtone.containment import supervise
 from roomtone.events import Answer, Notice, Turn
-from roomtone.journal.journal import Journal, Mark, Record
+from roomtone.journal.journal import Journal
+from roomtone.journal.keys import ANALYSIS_PREFIX, ANSWER_PREFIX, REFUSED_ANALYSIS_PREFIX
+from roomtone.journal.records import Mark, Record
 from roomtone.llm import completion, conversations
 from roomtone.llm.client import LLMClient, RequestFailed, Retryability
 from roomtone.llm.completion import Completion, Usage
-from roomtone.llm.prompt_task import MARK_PREFIX, REFUSALS, PromptTask, mark_key
+from roomtone.llm.prompt_task import PromptTask, mark_key
 from roomtone.llm.request_pool import RequestPool
-from roomtone.llm.room_answers import MARK_PREFIX as ANSWERS
 from roomtone.llm.room_answers import Policy, Question, RoomAnswers, Unanswered
 from roomtone.llm.settings import LLMSettings
 from roomtone.protocol.parameters import Streaming
@@ -94,7 +95,7 @@ class Analyst:
     async def recover(self) -> None:
         """Take up the answers that an earlier run still expected: no session will bring them."""
         marks = []
-        for key, value in (await self._office.journal.marks(ANSWERS)).items():
+        for key, value in (await self._office.journal.marks(ANSWER_PREFIX)).items():
             question = _question(value)
             room = None if question is None else self._setting.rooms.get(question.room)
             if question is None or room is None or self.answers(question.room, room.streaming) is None:
@@ -140,10 +141,10 @@ class Analyst:
         it is the room that is no more, nobody knows where its words may go: what was pending is told.
         """
         wanted = {mark_key(name, room): room for name, room in setting.pairs()}
-        known = await self._office.journal.marks(MARK_PREFIX)
+        known = await self._office.journal.marks(ANALYSIS_PREFIX)
         gone = [key for key in known if key not in wanted]
         marks: list[Record] = [Mark(key, None) for key in gone]
-        marks += [Mark(REFUSALS + key.removeprefix(MARK_PREFIX), None) for key in gone]
+        marks += [Mark(REFUSED_ANALYSIS_PREFIX + key.removeprefix(ANALYSIS_PREFIX), None) for key in gone]
         marks += [notice for key in gone if (notice := await self._drop(setting, key, known[key]))]
         marks += [Mark(key, await self._office.head(room)) for key, room in wanted.items() if key not in known]
         if marks:
@@ -151,7 +152,7 @@ class Analyst:
 
     async def _drop(self, setting: LLMSettings, key: str, done: int) -> Notice | None:
         """What is to be told of a prompt that has lost its room, if something was said that it was not asked about."""
-        name, _, room = key.removeprefix(MARK_PREFIX).rpartition("/")
+        name, _, room = key.removeprefix(ANALYSIS_PREFIX).rpartition("/")
         if room in setting.rooms or name not in setting.prompts:
             return None
         turns = conversations.current(await self._office.journal.select(room, ["turn", "forgotten"], done, 1 << 62))

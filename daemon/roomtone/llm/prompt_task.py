@@ -14,7 +14,8 @@ import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Analysis, Notice, Severity
-from roomtone.journal.journal import Mark, Record
+from roomtone.journal.keys import ANALYSIS_PREFIX, REFUSED_ANALYSIS_PREFIX
+from roomtone.journal.records import Mark, Record
 from roomtone.llm import conversations
 from roomtone.llm.client import LLMClient, RequestFailed, Retryability
 from roomtone.llm.completion import Completion, Usage
@@ -33,10 +34,6 @@ MAX_UNUSABLE_ANSWERS = 5
 """Answers in a row that cannot be used after which a conversation is left: each of them may have cost something."""
 REFUSED_RETRY_S = 300.0
 """Seconds between attempts that only a person can make succeed."""
-MARK_PREFIX = "analysis/"
-"""What the keys of the marks begin with; the prompt's name and the room's follow."""
-REFUSALS = "refused/"
-"""The same for the marks that say that a refusal was told, and its end was not."""
 
 Ask = Callable[[Mapping[str, Any]], Awaitable[Completion]]
 
@@ -113,7 +110,7 @@ class PromptTask:
         self._prompt = setting.prompts[name]
         self._rules = conversations.limits_of(self._prompt, setting.rooms[room].rate, gated=setting.rooms[room].gated)
         self._key = mark_key(name, room)
-        self._refusal = f"{REFUSALS}{name}/{room}"
+        self._refusal = f"{REFUSED_ANALYSIS_PREFIX}{name}/{room}"
         self._told = False  # whether the last that was said is that the model is not to be had
 
     async def run(self) -> None:
@@ -250,4 +247,4 @@ class PromptTask:
 
 def mark_key(name: str, room: str) -> str:
     """The mark that says up to which position this prompt has been asked about this room."""
-    return f"{MARK_PREFIX}{name}/{room}"
+    return f"{ANALYSIS_PREFIX}{name}/{room}"

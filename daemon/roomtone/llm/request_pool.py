@@ -9,6 +9,7 @@ import trio
 
 from roomtone.budget.governor import Governor
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import room_key
 from roomtone.llm import conversations
 from roomtone.llm.client import LLMClient, RequestFailed, Retryability
 from roomtone.llm.completion import Completion, Usage
@@ -93,7 +94,7 @@ class RequestPool:
     async def head(self, room: str) -> int:
         """The position after the room's last sample, as far as it is known."""
         head = self._heads(room)
-        return head if head is not None else await self.journal.mark(f"room/{room}/audio") or 0
+        return head if head is not None else await self.journal.mark(room_key(room, "audio")) or 0
 
     async def look(self, room: str, rules: ConversationLimits, done: int) -> tuple[Conversation | None, bool]:
         """The first conversation from this position on, if it is over; and whether there is any."""

@@ -12,12 +12,11 @@ import msgspec
 import trio
 
 from roomtone.events import Notice
-from roomtone.journal.journal import Mark, Record
+from roomtone.journal.keys import ANSWER_PREFIX
+from roomtone.journal.records import Mark, Record
 from roomtone.llm.completion import Usage
 from roomtone.protocol.parameters import LLMGatewayConfig
 
-MARK_PREFIX = "answer/"
-"""What the keys of the marks of expected answers begin with; room, session and turn order follow."""
 MAX_UNANSWERED = 1000
 """Questions that wait to be asked again; then the oldest are given up."""
 
@@ -34,7 +33,7 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        return f"{MARK_PREFIX}{self.room}/{self.session_id}/{self.turn_order}"
+        return f"{ANSWER_PREFIX}{self.room}/{self.session_id}/{self.turn_order}"
 
     @property
     def mark(self) -> Mark:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from roomtone.events import Answer, Turn
-from roomtone.journal.journal import Record
+from roomtone.journal.records import Record
 from roomtone.llm import completion
 from roomtone.llm.completion import Completion, InvalidCompletion, Usage
 from roomtone.llm.room_answers import Question, RoomAnswers

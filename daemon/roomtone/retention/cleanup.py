@@ -19,9 +19,10 @@ import structlog
 import trio
 
 from roomtone.config.model import Storage
-from roomtone.delivery.audio_pins import is_pinned, pins_key, pins_of
+from roomtone.delivery.audio_pins import is_pinned, pins_of
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import CLOCK_KEY, progress_of, room_prefix, sink_key
 from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.journal.schema import find_asides
 from roomtone.retention.policy import DroppedAudio, LowWatermark, Removal, RoomAudio, choose, first_lacking, lacking
@@ -47,9 +48,6 @@ RESERVE_BYTES = 4 << 20
 """Bytes that are kept for the next start. On a disk without any room SQLite opens no journal, and a daemon that cannot
 start cannot make room either.
 """
-
-CLOCK_MARK = "calendar"
-"""The mark with the last reading of the calendar, noted once an hour."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -126,7 +124,7 @@ async def run_cleanup(
     Errors: those of the journal, also when its file is gone: a daemon that ends is started again, and finds a new one.
     Contained here: OSError of the file system, which is logged and tried again.
     """
-    calendar = TrustedClock(reading_of(await journal.mark(CLOCK_MARK)))
+    calendar = TrustedClock(reading_of(await journal.mark(CLOCK_KEY)))
     keeper = _Cleaner(state, rules, journal, instruments, calendar)
     pruned = -math.inf
     while True:
@@ -222,7 +220,7 @@ class _Cleaner:
                 log.info("journal.pruned", events=removed)
             await self._journal.prune_coverage(before)
             if self._calendar.last is not None:
-                await self._journal.commit(Mark(CLOCK_MARK, self._calendar.last.to_builtins()))
+                await self._journal.commit(Mark(CLOCK_KEY, self._calendar.last.to_builtins()))
 
     async def _waiting(self) -> list[str]:
         """The sinks that events wait for. One that has never run, for its plugin did not load, begins when it does."""
@@ -232,7 +230,7 @@ class _Cleaner:
     async def _pins(self) -> dict[str, object]:
         """Which rooms' audio each of them pins, by name: see `delivery/controls.py`."""
         sinks, unloaded = self._rules.sinks(), self._rules.unloaded()
-        noted = {name: await self._journal.mark(pins_key(name)) for name in unloaded if name not in sinks}
+        noted = {name: await self._journal.mark(sink_key(name, "audio")) for name in unloaded if name not in sinks}
         return {name: pins_of(sink) for name, sink in sinks.items()} | noted
 
     def _rooms(self) -> list[str]:
@@ -253,11 +251,9 @@ class _Cleaner:
 
     async def _standing(self, room: str) -> RoomAudio:
         """How far the room's audio is settled; and what there is of it, unless the room is open."""
-        marks = await self._journal.marks(f"room/{room}/")
-        journalled: int = marks.get(f"room/{room}/audio") or 0
-        rate: int = marks.get(f"room/{room}/rate") or 1
-        holes = Spans((start, end) for start, end in marks.get(f"room/{room}/holes") or [])
-        heard = Spans([(0, marks.get(f"room/{room}/acknowledged") or 0)]) - holes
+        progress = progress_of(room, await self._journal.marks(room_prefix(room)))
+        journalled, rate = progress.audio, progress.rate
+        heard = Spans([(0, progress.acknowledged)]) - progress.holes
         spool = self._rules.spools().get(room)
         segments = [] if spool else await trio.to_thread.run_sync(list_segments, self._state / SPOOL_FOLDER / room)
         first = spool.first if spool else segments[0].position if segments else journalled

@@ -12,7 +12,8 @@ import structlog
 import trio
 
 from roomtone.events import Notice
-from roomtone.journal.journal import Mark
+from roomtone.journal.keys import backfill_prefix, holes_mark, holes_of, room_key
+from roomtone.journal.records import Mark
 from roomtone.protocol.messages import RetryAdvice
 from roomtone.spans import Span, Spans
 from roomtone.speech.reconnect import Reconnector
@@ -24,11 +25,6 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 RESEND_S = 5
 """Seconds that are sent again before a position that is settled: where both sessions heard the same words they are
 aligned."""
-
-
-def wish_mark(room: str, span: Span) -> Mark:
-    """The mark by which a person wants what lies between these positions transcribed, whatever the gate thought."""
-    return Mark(f"room/{room}/wish/{span.start}-{span.end}", list(span))
 
 
 def already_set() -> trio.Event:
@@ -57,10 +53,7 @@ class Backfill:
 
     async def load(self) -> None:
         """The holes as the journal knows them."""
-        self.holes = Spans((start, end) for start, end in await self._desk.journal.mark(self._key("holes")) or [])
-
-    def _key(self, name: str) -> str:
-        return f"room/{self._desk.room}/{name}"
+        self.holes = holes_of(await self._desk.journal.mark(room_key(self._desk.room, "holes")))
 
     def add(self, holes: Spans) -> Mark:
         """There are these holes too. The mark is to be committed with whatever says that all else is settled."""
@@ -68,7 +61,7 @@ class Backfill:
         return self._mark()
 
     def _mark(self) -> Mark:
-        return Mark(self._key("holes"), [list(hole) for hole in self.holes] or None)
+        return holes_mark(self._desk.room, self.holes)
 
     def again_from(self, done: int) -> int:
         """AGAIN seconds before a settled position, but not before the end of a hole: what is there is not settled."""
@@ -77,7 +70,7 @@ class Backfill:
 
     async def take_wishes(self, acknowledged: int) -> None:
         """Make holes of what a person wants transcribed, as far as the live lane has passed it."""
-        wishes = await self._desk.journal.marks(self._key("wish/"))
+        wishes = await self._desk.journal.marks(backfill_prefix(self._desk.room))
         if wishes:
             holes = Spans((start, min(end, acknowledged)) for start, end in wishes.values())
             await self._desk.journal.commit(self.add(holes), *(Mark(wish, None) for wish in wishes))

@@ -7,7 +7,8 @@ import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Notice, Severity
-from roomtone.journal.journal import Mark
+from roomtone.journal.keys import room_key
+from roomtone.journal.records import Mark
 from roomtone.protocol.messages import RetryAdvice
 from roomtone.speech.session import SessionOutcome, StreamingSession
 from roomtone.speech.session_journal import SessionContext
@@ -116,7 +117,7 @@ class Reconnector:
 
     @property
     def _key(self) -> str:
-        return f"room/{self._desk.room}/refused"
+        return room_key(self._desk.room, "refused")
 
     async def _tell(self, severity: Severity, code: str, text: str, refused: Literal[True] | None) -> None:
         desk = self._desk

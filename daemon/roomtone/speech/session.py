@@ -15,7 +15,7 @@ import trio
 
 from roomtone.backoff import is_worth_saying
 from roomtone.concurrency import grace_after_cancel
-from roomtone.journal.journal import Mark
+from roomtone.journal.records import Mark
 from roomtone.protocol import messages
 from roomtone.protocol.messages import Begin, RetryAdvice
 from roomtone.protocol.turns import Abandoned, EmptyFinal, FinalTurn, InterimText, TurnBook, TurnOutcome

@@ -13,7 +13,8 @@ import trio
 
 from roomtone.budget.governor import FREE, Meter
 from roomtone.events import Durable, Interim, SessionEnded, SessionStarted, Turn, Word
-from roomtone.journal.journal import CoverageSpan, Journal, Mark, Record
+from roomtone.journal.journal import Journal
+from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.live import Live
 from roomtone.llm.room_answers import RoomAnswers
 from roomtone.llm.session_answers import SessionAnswers

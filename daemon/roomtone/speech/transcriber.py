@@ -20,8 +20,8 @@ from typing import Literal
 import structlog
 import trio
 
-from roomtone.journal.journal import Mark
-from roomtone.journal.records import CoverageSpan
+from roomtone.journal.keys import room_key
+from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.spans import Span, Spans
 from roomtone.speech.backfill import Backfill, already_set
 from roomtone.speech.gate import Gate, GateSettings
@@ -132,7 +132,7 @@ class _Lanes:
         """Where the journal says that this room's transcript stands."""
         desk = self._desk
         await self._attempts.load()
-        self._acknowledged = await desk.journal.mark(self._key("acknowledged")) or 0
+        self._acknowledged = await desk.journal.mark(room_key(self._desk.room, "acknowledged")) or 0
         if not desk.spool.recorded():
             desk.spool.date(*await self._last_captured())
         # Where all of the spool is settled, its last session has heard the end of it: nothing is to be sent again.
@@ -151,13 +151,13 @@ class _Lanes:
     async def listening(self, gating: GateSettings | None) -> AsyncIterator[None]:
         """A gate that goes on where the journal says it was, if there is to be one."""
         desk = self._desk
-        state = await desk.journal.mark(self._key("gate"))
+        state = await desk.journal.mark(room_key(self._desk.room, "gate"))
         if gating is None:
             if state is not None:
-                await desk.journal.commit(Mark(self._key("gate"), None))
+                await desk.journal.commit(Mark(room_key(self._desk.room, "gate"), None))
             yield
             return
-        known = await desk.journal.mark(self._key("acknowledged"))
+        known = await desk.journal.mark(room_key(self._desk.room, "acknowledged"))
         recorded = Span(desk.spool.first, desk.spool.end)
         self._gate = Gate(
             desk.spool, gating, gating.recall(state, rate=desk.rate, acknowledged=known, recorded=recorded)
@@ -167,9 +167,6 @@ class _Lanes:
             nursery.start_soon(self._note_for_ever)
             yield
             nursery.cancel_scope.cancel()
-
-    def _key(self, name: str) -> str:
-        return f"room/{self._desk.room}/{name}"
 
     # --- the live lane -----------------------------------------------------------------------------------------------
 
@@ -252,11 +249,11 @@ class _Lanes:
 
     def _advance(self, acknowledged: int) -> Sequence[Mark]:
         self._acknowledged = max(self._acknowledged, acknowledged)
-        mark = Mark(self._key("acknowledged"), self._acknowledged)
+        mark = Mark(room_key(self._desk.room, "acknowledged"), self._acknowledged)
         if self._gate is None:
             return [mark]
         self._gate.hearing.forget(self._acknowledged)
-        return [mark, Mark(self._key("gate"), self._gate.hearing.state())]
+        return [mark, Mark(room_key(self._desk.room, "gate"), self._gate.hearing.state())]
 
     async def _choose_start(self) -> tuple[int, int]:
         """Where the next session begins to read, and up to where all is settled."""
@@ -316,7 +313,7 @@ class _Lanes:
             await trio.sleep(COVERAGE_COMMIT_INTERVAL_S)
             state = self._gate.hearing.state()
             if state["wanted"] and state != noted:
-                await self._desk.journal.commit(Mark(self._key("gate"), state))
+                await self._desk.journal.commit(Mark(room_key(self._desk.room, "gate"), state))
                 noted = state
 
     async def withhold_all(self) -> None:
