@@ -24,6 +24,7 @@ from roomtone.speech.transcriber import transcribe, withhold
 from roomtone.testing.encoded_speech import quiet, speak
 from roomtone.testing.fake_service import open_service
 from roomtone.testing.faults import HangUp, script
+from roomtone.testing.inline import run_inline
 from support.daemon import SINKS, events, recordings, run, write_wav
 from support.virtual_room import RATE, Room, open_room, reach
 from support.word_error import RATE as HERTZ
@@ -131,7 +132,7 @@ async def test_a_crash_forgets_ten_seconds_at_most(tmp_path: Path, autojump_cloc
     clock = Clock()
     budget = Budget(daily=0.01)
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budget, utc=clock) as governor,
     ):
         meter = governor.meter("desk", SessionParameters(Streaming()))
@@ -139,7 +140,7 @@ async def test_a_crash_forgets_ten_seconds_at_most(tmp_path: Path, autojump_cloc
         await trio.sleep(75)
         shutil.copytree(tmp_path, tmp_path.with_name("copy"))
     async with (
-        open_journal(tmp_path.with_name("copy") / "journal", inline=True) as journal,
+        open_journal(tmp_path.with_name("copy") / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budget, utc=clock) as governor,
     ):
         spent = governor.spent("desk").day
@@ -154,7 +155,7 @@ async def test_it_is_told_at_four_fifths_and_at_the_whole(tmp_path: Path, autoju
     """The first notice comes at 80 % of the budget and not before, the second at 100 %; each names how much it is."""
     budget = Budget(daily=0.45)  # an hour
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budget, utc=Clock()) as governor,
     ):
         await journal.commit(*governor.meter("desk", SessionParameters(Streaming())).begin("a"))
@@ -281,7 +282,7 @@ async def test_a_larger_budget_holds_at_once(tmp_path: Path, autojump_clock: Moc
     """What a reload changes holds within ten seconds: sessions are opened again, and closed again."""
     budgets = [Budget(daily=0.001, at_cap="record")]
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
     ):
         await journal.commit(*governor.meter("desk", SessionParameters(Streaming())).begin("a"))
@@ -297,7 +298,7 @@ async def test_a_larger_budget_holds_at_once(tmp_path: Path, autojump_clock: Moc
 
 async def test_the_last_answer_is_counted(tmp_path: Path, autojump_clock: MockClock) -> None:
     """What is paid in the daemon's last moment is in the journal."""
-    async with open_journal(tmp_path / "journal", inline=True) as journal:
+    async with open_journal(tmp_path / "journal", run_sync=run_inline) as journal:
         async with open_governor(journal, Budget, utc=Clock()) as governor:
             governor.pay("desk", Spent(requests=1, models=0.5))
         async with open_governor(journal, Budget, utc=Clock()) as governor:
@@ -306,7 +307,7 @@ async def test_the_last_answer_is_counted(tmp_path: Path, autojump_clock: MockCl
 
 async def test_what_is_spent_by_hand_counts(tmp_path: Path, autojump_clock: MockClock) -> None:
     """What was paid beside the daemon is in its sums within ten seconds, once, on the day when it was spent."""
-    async with open_journal(tmp_path / "journal", inline=True) as journal:
+    async with open_journal(tmp_path / "journal", run_sync=run_inline) as journal:
         for _ in range(2):
             async with open_governor(journal, lambda: Budget(daily=1.0), utc=Clock()) as governor:
                 await journal.commit(Paid("desk", NOON - DAY, Spent(requests=1, models=0.25)).mark)
@@ -321,7 +322,7 @@ async def test_what_is_spent_by_hand_counts(tmp_path: Path, autojump_clock: Mock
 async def test_it_does_not_hover_at_the_cap(tmp_path: Path, autojump_clock: MockClock) -> None:
     """What is spent stays spent, though the service says of the last session that it was shorter than counted."""
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: Budget(daily=0.001), utc=Clock()) as governor,
     ):
         meter = governor.meter("desk", SessionParameters(Streaming()))
@@ -340,7 +341,7 @@ async def test_another_sum_is_told_anew(tmp_path: Path, autojump_clock: MockCloc
     """A budget that was raised, and is spent again on the same day, is told again."""
     budgets = [Budget(daily=0.001)]
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
     ):
         await journal.commit(*governor.meter("desk", SessionParameters(Streaming())).begin("a"))
@@ -361,7 +362,7 @@ async def test_another_course_holds_at_once(tmp_path: Path, autojump_clock: Mock
         await trio.sleep_forever()
 
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
         trio.open_nursery() as nursery,
     ):
@@ -378,7 +379,7 @@ async def test_the_price_is_that_of_the_terms(tmp_path: Path, autojump_clock: Mo
     """A session costs what its terms cost when it begins, also where they have changed since the room was opened."""
     terms = SessionParameters(Streaming())
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, Budget, utc=Clock()) as governor,
     ):
         meter = governor.meter("desk", terms)

@@ -37,6 +37,7 @@ from roomtone.monitoring.liveness import Liveness
 from roomtone.monitoring.room_state import RoomStates
 from roomtone.rooms import Rooms, RoomServices
 from roomtone.speech.endpoint import open_endpoints
+from roomtone.testing.inline import run_inline
 
 ROOM = Room(source=Microphone())
 SUMMARY = AnalysisPrompt(prompt="{{transcript}}", model="any")
@@ -74,7 +75,7 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
         return found
 
     async with (
-        open_journal(folder / "journal.sqlite", inline=True) as journal,
+        open_journal(folder / "journal.sqlite", run_sync=run_inline) as journal,
         open_governor(journal, Budget) as governor,
         open_analyst(journal, force.setting(), lambda _: None, governor) as analyst,
         open_endpoints() as endpoints,

@@ -20,6 +20,7 @@ import trio.lowlevel
 import trio.testing
 
 from journal.test_journal import crash
+from roomtone.concurrency import RunSync
 from roomtone.delivery.health import SinkStatus
 from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Audio, Durable, Interim, Level, Notice, Turn
@@ -27,6 +28,7 @@ from roomtone.journal.journal import Journal, JournalError, open_journal
 from roomtone.journal.records import Mark
 from roomtone.live import Live
 from roomtone.sinks import LONGEST_WAIT, Context, Sink, Unprocessable, hookimpl
+from roomtone.testing.inline import run_inline
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -99,9 +101,9 @@ def events_of(logs: Sequence[Any]) -> list[str]:
 
 
 @asynccontextmanager
-async def house(folder: Path, *, inline: bool = True) -> AsyncIterator[House]:
+async def house(folder: Path, *, run_sync: RunSync = run_inline) -> AsyncIterator[House]:
     """Everything, until it is left: then `closing` is set and deliveries end by themselves."""
-    async with open_journal(folder / "journal.db", inline=inline) as journal, trio.open_nursery() as nursery:
+    async with open_journal(folder / "journal.db", run_sync=run_sync) as journal, trio.open_nursery() as nursery:
         made = House(journal, folder, nursery)
         yield made
         made.closing.set()
@@ -164,7 +166,7 @@ async def test_synchronous_hooks_run_in_one_thread(tmp_path: Path) -> None:
         def flush(self) -> None:
             calls.append(("flush", 0, threading.get_ident()))
 
-    async with house(tmp_path, inline=False) as around:
+    async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
         await around.commit(2)
         around.deliver(sink(opens(Plain())))
 
@@ -190,7 +192,7 @@ async def test_hooks_of_both_sorts_keep_the_order(tmp_path: Path) -> None:
         def flush(self) -> None:
             calls.append("flush")
 
-    async with house(tmp_path, inline=False) as around:
+    async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
         await around.commit(2)
         around.deliver(sink(opens(Mixed())))
 
@@ -744,7 +746,7 @@ async def test_hanging_thread_is_left_alone_and_waited_for(tmp_path: Path) -> No
     """A call that takes longer than the timeout is reported, delays no other sink, and counts when it has returned."""
     blocking, good = Blocking(), Received()
     with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             delivery = around.deliver(sink(blocking.opening, timeout=0.2), "blocking")
             around.deliver(sink(opens(good)), "good")
             await around.commit(3)
@@ -775,7 +777,7 @@ async def test_sink_that_is_always_too_slow_makes_progress(tmp_path: Path) -> No
 
     slow = Slow()
     with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(4)
             around.deliver(sink(opens(slow), timeout=0.05))
             await around.acknowledged(5)
@@ -788,7 +790,7 @@ async def test_stopping_does_not_wait_for_a_thread_for_ever(tmp_path: Path) -> N
     """Cancelled at the very end of the daemon, delivery leaves a thread that hangs behind."""
     blocking = Blocking()
     with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(1)
             async with trio.open_nursery() as nursery:
                 around._nursery = nursery
@@ -814,7 +816,7 @@ async def test_stopping_waits_a_moment_for_a_thread(tmp_path: Path) -> None:
             left = blocking.in_hook
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(1)
             async with trio.open_nursery() as nursery:
                 around._nursery = nursery
@@ -844,7 +846,7 @@ async def test_crash_beside_a_thread_waits_for_the_thread(tmp_path: Path) -> Non
             nursery.cancel_scope.cancel()
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(1)
             around.deliver(sink(opening))
             while not blocking.in_hook:  # noqa: ASYNC110 - a thread has no event of trio
@@ -878,7 +880,7 @@ async def test_exit_in_a_thread_is_a_failure(tmp_path: Path, error: type[BaseExc
 
     exiting = Exiting()
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(2)
             around.deliver(sink(opens(exiting)))
             await around.acknowledged(2)
@@ -944,7 +946,7 @@ async def test_misfit_is_explained_and_loses_nothing(
 ) -> None:
     """A sink whose hooks are wrong is a configuration error that says what to do; its events wait in the journal."""
     with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             delivery = around.deliver(sink(opening))
             await around.commit(1)
             while delivery.status().behind < 2:  # noqa: ASYNC110 - the event, and the notice
@@ -1223,7 +1225,7 @@ async def test_closing_tries_a_failing_sink_once_more(tmp_path: Path, autojump_c
 async def test_journal_errors_are_not_the_sinks(tmp_path: Path) -> None:
     """What is wrong with the journal ends the daemon instead of being taken for a failure of every sink."""
     with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - it is raised at some time within
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             around.deliver(sink(opens(Received())))
             await around.commit(1)
             await around.acknowledged(1)
@@ -1274,7 +1276,7 @@ async def test_backlog_is_delivered_in_bounded_memory(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "journal.db") as journal:
         for _ in range(100):
             await journal.commit(*[turn()] * 1000)
-    async with house(tmp_path, inline=False) as around:
+    async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
         tracemalloc.start()
         try:
             around.deliver(sink(opens(counting)))

@@ -39,6 +39,7 @@ from roomtone.testing.fake_gateway import (
     StatusReply,
     open_gateway,
 )
+from roomtone.testing.inline import run_inline
 
 RATE = 100
 DAY = 86_400
@@ -128,7 +129,7 @@ async def talk(
     """
     absent = folder / "absent.key" if key_file else None
     async with (
-        open_journal(folder / "journal.sqlite", inline=True) as journal,
+        open_journal(folder / "journal.sqlite", run_sync=run_inline) as journal,
         open_gateway(mishaps=mishaps, port=None) as gateway,
         open_governor(
             journal,
@@ -192,7 +193,7 @@ async def test_a_conversation_is_asked_about_once(tmp_path: Path, autojump_clock
     assert (analysis.position, analysis.at, analysis.start) == (first.position, first.at, first.position)
     assert (analysis.model, analysis.requests, analysis.input_tokens, analysis.output_tokens) == ("one", 1, 8, 8)
     assert analysis.cost == pytest.approx(88e-6)
-    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+    async with open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal:
         spent = CostLedger(await journal.marks(SPENT_PREFIX)).spent("2026-01-01", "desk")
         assert (spent.requests, spent.input_tokens, spent.output_tokens, spent.unpriced) == (1, 8, 8, 0)
         assert spent.money == pytest.approx(88e-6)
@@ -510,7 +511,7 @@ class SlowOffice(RequestPool):
 async def test_looking_takes_little_of_a_small_computer(tmp_path: Path, autojump_clock: MockClock) -> None:
     """The longer it takes to see whether a conversation is over, the less often is it looked; but twice a minute."""
     async with (
-        open_journal(tmp_path / "journal.sqlite", inline=True) as journal,
+        open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal,
         open_governor(journal, Budget) as governor,
         open_gateway(port=None) as fake,
     ):
@@ -597,7 +598,7 @@ async def test_an_account_without_access(tmp_path: Path, autojump_clock: MockClo
 
 async def test_marks_of_others_harm_nothing(tmp_path: Path, autojump_clock: MockClock) -> None:
     """A mark that cannot be read, and one of a room that is no more, are removed."""
-    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+    async with open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal:
         await journal.commit(Mark("answer/x", 5), Question("attic", "s", 1, 2).mark)
     async with talk(tmp_path) as room:
         assert await room.journal.marks("answer/") == {}

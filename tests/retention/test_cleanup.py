@@ -30,6 +30,7 @@ from roomtone.retention.cleanup import (
 from roomtone.retention.policy import SETTLED_MARGIN_S
 from roomtone.spool.segment import list_segments, name_segment
 from roomtone.spool.spool import Spool, open_spool
+from roomtone.testing.inline import run_inline
 
 
 class Archive(Sink, frozen=True, kw_only=True, tag="archive"):
@@ -77,8 +78,8 @@ async def open_desk(state: Path, storage: Storage, *, utc: Callable[[], float] =
     instruments = Instruments(lambda _: space[0], utc, trio.current_time)
     rules = CleanupPolicy(lambda: storage, lambda: spools, lambda: sinks, lambda: unloaded)
     async with (
-        open_journal(state / "journal.sqlite", inline=True) as journal,
-        open_spool(state / "spool" / "desk", rate=RATE, inline=True) as spool,
+        open_journal(state / "journal.sqlite", run_sync=run_inline) as journal,
+        open_spool(state / "spool" / "desk", rate=RATE, run_sync=run_inline) as spool,
         trio.open_nursery() as nursery,
     ):
         spools["desk"] = spool
@@ -354,7 +355,7 @@ async def test_events_wait_for_a_sink_whose_plugin_does_not_load(
 
 async def test_old_coverage_goes_whole(tmp_path: Path) -> None:
     """Pruned coverage leaves an account that is whole from where it begins: nothing pending, nothing unexplained."""
-    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+    async with open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal:
         for minute in range(100):
             start, at = minute * MINUTE, BEGAN + timedelta(minutes=minute)
             end, until = start + MINUTE, at + timedelta(minutes=1)

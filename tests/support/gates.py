@@ -2,6 +2,7 @@
 
 from roomtone.spans import Span
 from roomtone.speech.gate import GateSettings
+from roomtone.testing.inline import run_inline
 from support.virtual_room import RATE
 
 
@@ -26,4 +27,4 @@ class LoudnessDetector:
 
 def gating(*, preroll: float = 2.0, close_after: float = 30.0) -> GateSettings:
     """A gate with that detector, on the virtual clock."""
-    return GateSettings(LoudnessDetector, preroll, close_after, inline=True)
+    return GateSettings(LoudnessDetector, preroll, close_after, run_sync=run_inline)

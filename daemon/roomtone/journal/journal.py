@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
+from roomtone.concurrency import RunSync
 from roomtone.events import Audio, Durable, Forgotten, Notice
 from roomtone.journal.database import Database, Rejected, open_database
 from roomtone.journal.records import CoverageSpan, Mark, Record, Refusal, Unwritable
@@ -52,7 +53,7 @@ class Journal:
     raises Unwritable for its owner alone, though others share the transaction.
     """
 
-    def __init__(self, path: Path, database: Database, *, inline: bool) -> None:
+    def __init__(self, path: Path, database: Database, run_sync: RunSync) -> None:
         self.tip = database.tip
         """The seq of the last committed event; 0 before the first."""
         self.renewed = database.corrupt is not None
@@ -64,7 +65,7 @@ class Journal:
         self._path = path
         self._file = _identify(path)
         self._database = database
-        self._inline = inline
+        self._run_sync = run_sync
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(1)
         self._turn = trio.Lock()
@@ -167,7 +168,7 @@ class Journal:
     async def data_version(self) -> int:
         """A number that changes whenever another process has written the journal: a command, with an order."""
         try:
-            return await self._run(self._writing, self._database.data_version)
+            return await self._run_sync(self._database.data_version, limiter=self._writing)
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
@@ -214,7 +215,7 @@ class Journal:
         """
         async with self._turn:
             try:
-                return await self._run(self._writing, self._database.compact)
+                return await self._run_sync(self._database.compact, limiter=self._writing)
             except sqlite3.Error as error:
                 raise self._failure(error) from error
 
@@ -236,7 +237,7 @@ class Journal:
 
     async def _read(self, work: Callable[..., T], *arguments: Any) -> T:
         try:
-            return await self._run(self._reading, work, *arguments)
+            return await self._run_sync(work, *arguments, limiter=self._reading)
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
@@ -245,7 +246,7 @@ class Journal:
 
         SQLite would go on writing to a file without a name, and all of it would be gone with this process.
         """
-        if await self._run(self._reading, _identify, self._path) != self._file:
+        if await self._run_sync(_identify, self._path, limiter=self._reading) != self._file:
             raise JournalError(
                 f"the journal {self._path} is gone: its file was removed or replaced while it was in use; nothing that "
                 "is written to it now would last"
@@ -275,7 +276,9 @@ class Journal:
         while True:
             writes = list(self._writes)
             try:
-                results = await self._run(self._writing, self._database.transact, [write.work for write in writes])
+                results = await self._run_sync(
+                    self._database.transact, [write.work for write in writes], limiter=self._writing
+                )
             except sqlite3.Error as error:
                 await self._wait_out(error, backoff)
             else:
@@ -311,14 +314,6 @@ class Journal:
         for write in self._writes:
             write.scope.shield = on
 
-    async def _run(self, limiter: trio.CapacityLimiter, work: Callable[..., T], *arguments: Any) -> T:
-        if not self._inline:
-            return await trio.to_thread.run_sync(work, *arguments, limiter=limiter)
-        await trio.lowlevel.checkpoint_if_cancelled()
-        result = work(*arguments)
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return result
-
     def _failure(self, error: sqlite3.Error) -> JournalError:
         if is_corrupt(error):
             self.sound = False
@@ -327,15 +322,15 @@ class Journal:
 
 
 @asynccontextmanager
-async def open_journal(path: Path, *, inline: bool = False) -> AsyncIterator[Journal]:
+async def open_journal(path: Path, *, run_sync: RunSync = trio.to_thread.run_sync) -> AsyncIterator[Journal]:
     """The journal in that file, made when it is absent. The caller holds the folder (`paths.lock`).
 
-    SQLite runs in two threads, one that writes and one that reads; with `inline` in the loop itself, for virtual time.
+    `run_sync` gives SQLite two threads, one that writes and one that reads.
     A damaged file is moved aside, and the new journal begins with a notice. Errors: JournalError, for a file of a
     newer version, one that is no journal, and one that cannot be opened.
     """
     with open_database(path) as database:
-        journal = Journal(path, database, inline=inline)
+        journal = Journal(path, database, run_sync)
         if database.corrupt is not None:
             await journal.commit(_notice_of_damage(path, database.corrupt))
         try:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 import trio
 
+from roomtone.concurrency import RunSync
 from roomtone.spans import Span, Spans
 from roomtone.speech.vad import ONSET_LOOKBACK_S, Detector
 from roomtone.spool.spool import Piece, Spool
@@ -93,15 +94,12 @@ class GateDecisions:
 
 
 class GateSettings(NamedTuple):
-    """How a room's gate decides. `preroll` and `close_after` are in seconds.
-
-    `inline`: the detector works in the loop itself, for virtual time.
-    """
+    """How a room's gate decides. `preroll` and `close_after` are in seconds; `run_sync` calls the detector."""
 
     detector: Callable[[], Detector]
     preroll: float
     close_after: float
-    inline: bool = False
+    run_sync: RunSync = trio.to_thread.run_sync
 
     def recall(
         self, state: dict[str, Any] | None, *, rate: int, acknowledged: int | None, recorded: Span
@@ -135,7 +133,7 @@ class Gate:
         """Listen until the spool has ended. One thread at a time works for it."""
         detector = self._gating.detector()
         while (piece := await self._next()) is not None:
-            speech = await self._run(detector.hear, piece.position, piece.audio)
+            speech = await self._gating.run_sync(detector.hear, piece.position, piece.audio)
             self.hearing.hear(Span(piece.position, piece.end), speech, fresh=piece.fresh)
             self._changed.unpark_all()
         self.over = True
@@ -178,8 +176,3 @@ class Gate:
             if is_over or self.hearing.is_silent_after(position):
                 return position
             await self.changed()
-
-    async def _run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        if self._gating.inline:
-            return call(*args)
-        return await trio.to_thread.run_sync(call, *args)
