@@ -38,7 +38,8 @@ from roomtone.monitoring.exit_deadline import open_deadline
 from roomtone.monitoring.prometheus import expose
 from roomtone.monitoring.room_state import RoomStates, watch_events, watch_levels
 from roomtone.monitoring.sd_notify import DeliveryProgress, open_supervision
-from roomtone.retention.cleanup import CleanupPolicy, run_cleanup, use_reserve
+from roomtone.retention.cleanup import CleanupPolicy, run_cleanup
+from roomtone.retention.disk_space import use_reserve
 from roomtone.rooms import Rooms, RoomServices
 from roomtone.speech.endpoint import open_endpoints
 from roomtone.spool.segment import SPOOL_FOLDER

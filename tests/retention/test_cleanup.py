@@ -1,4 +1,4 @@
-"""Room on the disk is kept: what goes, what waits for whom, and what a person is told."""
+"""Room on the disk is kept: what goes, what waits for whom, and what is reported."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,9 +24,9 @@ from roomtone.retention.cleanup import (
     PRUNE_INTERVAL_S,
     CleanupPolicy,
     Instruments,
-    Space,
     run_cleanup,
 )
+from roomtone.retention.disk_space import Space
 from roomtone.retention.policy import SETTLED_MARGIN_S
 from roomtone.spool.segment import list_segments, name_segment
 from roomtone.spool.spool import Spool, open_spool
@@ -199,7 +199,7 @@ async def test_the_quota_outranks_what_waits(tmp_path: Path, autojump_clock: tri
         assert len(await desk.notices()) == 2
 
 
-async def test_files_that_somebody_removes_are_told(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+async def test_files_that_were_removed_by_others_are_reported(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """Audio that was captured and is gone is not transcribed in silence: coverage says so, and each who lacks it."""
     async with open_desk(tmp_path, Storage()) as desk:
         desk.sinks["archive"] = Archive()
@@ -214,7 +214,7 @@ async def test_files_that_somebody_removes_are_told(tmp_path: Path, autojump_clo
         await trio.sleep(10 * CHECK_INTERVAL_S)
         assert await desk.notices() == notices
     assert [(cover.start, cover.end) for cover in removed] == [(4 * SEGMENT * RATE, 6 * SEGMENT * RATE)]
-    gone = "Files are gone from the spool, or cannot be read, and with them"
+    gone = "Files are missing from the spool or unreadable, with"
     assert [(notice.code, notice.text) for notice in notices] == [
         ("audio.removed", f"{gone} {3 * SEGMENT} s of audio of desk that sink archive never had."),
         ("transcript.missing", f"{gone} {2 * SEGMENT} s of audio of desk before it was transcribed."),
