@@ -124,7 +124,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         erasure = Eraser(
                             state,
                             ForgetScope(journal, live, rooms.quiet),
-                            outlets=outlets,
+                            manager=outlets,
                             sinks=lambda: force.config.sinks | force.config.disabled,
                             unloaded=lambda: force.config.unloaded,
                         )

@@ -78,33 +78,33 @@ class Governor:
     def __init__(
         self,
         journal: Journal,
-        books: CostLedger,
+        ledger: CostLedger,
         budget: Callable[[], Budget],
         *,
         held: Callable[[], Sequence[str]],
         utc: Callable[[], float],
     ) -> None:
         self._journal = journal
-        self._books = books
+        self._ledger = ledger
         self._budget = budget
         self._held = held
         self._utc = utc
         self._advanced_at = trio.current_time()
-        self._judgement = BudgetState()
+        self._state = BudgetState()
         self._wake = trio.Event()
         self._changed = trio.lowlevel.ParkingLot()
 
     @property
     def is_spent(self) -> bool:
         """Whether the budget is spent, and somebody was told."""
-        return self._judgement.is_spent
+        return self._state.is_spent
 
     @property
     def has_budget(self) -> bool:
         """Whether something that costs money may be begun: as `is_spent`, and what is not judged yet counts too."""
         now, limits = self._utc(), self._budget().limits()
         return not self.is_spent and all(
-            self._books.spent(_name_of(period, now)).money < limit for period, limit in limits.items()
+            self._ledger.spent(_name_of(period, now)).money < limit for period, limit in limits.items()
         )
 
     @property
@@ -112,19 +112,19 @@ class Governor:
         """What is done instead of opening sessions; None while there is a budget."""
         return self._budget().at_cap if self.is_spent else None
 
-    def meter(self, room: str, terms: SessionParameters) -> Meter:
-        """A meter for the sessions of this room, at the price that these terms have when one begins."""
-        return _Meter(self, room, terms)
+    def meter(self, room: str, parameters: SessionParameters) -> Meter:
+        """A meter for the sessions of this room, at the price that these parameters have when one begins."""
+        return _Meter(self, room, parameters)
 
     def pay(self, room: str, spent: Spent) -> None:
         """A language model has answered this room. It is committed, and the budget looked at, at once."""
-        self._books.add(room, spent, self._utc())
+        self._ledger.add(room, spent, self._utc())
         self._wake.set()
 
     def spent(self, room: str | None = None) -> Cost:
         """What today and this month have cost up to now, of one room or of all."""
         self._advance()
-        return self._books.bill(self._utc(), room)
+        return self._ledger.bill(self._utc(), room)
 
     async def run_within_budget(self, work: Callable[[CapAction | None], Awaitable[None]]) -> None:
         """Do the work, told the course; anew whenever that changes, until it returns by itself."""
@@ -144,10 +144,10 @@ class Governor:
 
     async def load(self) -> None:
         """What an earlier daemon has left: sessions that it did not see the end of, and what was told already."""
-        self._judgement = msgspec.convert(await self._journal.mark(BUDGET_KEY) or {}, BudgetState)
+        self._state = msgspec.convert(await self._journal.mark(BUDGET_KEY) or {}, BudgetState)
         left = await self._journal.marks(OPEN_SESSION_PREFIX)
         for value in left.values():
-            self._books.abandon(msgspec.convert(value, OpenSession), self._utc())
+            self._ledger.abandon(msgspec.convert(value, OpenSession), self._utc())
         await self.settle(*(Mark(key, None) for key in left))
         await self._judge()
 
@@ -164,20 +164,20 @@ class Governor:
         """Commit what was spent up to now, also beside the daemon, and these marks."""
         with trio.CancelScope(shield=True):  # what is taken in and not committed would be taken in twice
             paid = await self._journal.marks(PAID_PREFIX)
-            self._books.take(paid)
+            self._ledger.take(paid)
             self._advance()
             await self._journal.commit(*self._facts(), *more, *(Mark(key, None) for key in paid))
 
     def _advance(self) -> None:
         now = trio.current_time()
-        self._books.advance(self._utc(), now - self._advanced_at)
+        self._ledger.advance(self._utc(), now - self._advanced_at)
         self._advanced_at = now
 
     def _due_in(self) -> float:
         """Seconds until the budget may be spent, at most TICK: a cap is met to the second, not to the tick."""
         now, limits = self._utc(), self._budget().limits()
-        left = [limit - self._books.spent(_name_of(period, now)).money for period, limit in limits.items()]
-        burning = sum(one.price for one in self._books.running.values()) / 3600
+        left = [limit - self._ledger.spent(_name_of(period, now)).money for period, limit in limits.items()]
+        burning = sum(one.price for one in self._ledger.running.values()) / 3600
         if self.is_spent or not left or not burning:
             return COMMIT_INTERVAL_S
         return min(COMMIT_INTERVAL_S, max(1.0, min(left) / burning))
@@ -187,29 +187,29 @@ class Governor:
         self._wake.set()
         self._advance()
         price, leak = self._budget().price(streaming), COMMIT_INTERVAL_S + streaming.inactivity_timeout
-        self._books.begin(session, room, price=price, leak=leak, now=self._utc())
+        self._ledger.begin(session, room, price=price, leak=leak, now=self._utc())
         return self._facts()
 
     def end(self, session: str, seconds: float) -> Sequence[Record]:
         """See Meter. The budget is looked at as soon as that is committed."""
-        self._books.end(session, seconds, self._utc())
+        self._ledger.end(session, seconds, self._utc())
         self._wake.set()
         return [*self._facts(), Mark(OPEN_SESSION_PREFIX + session, None)]
 
     def _facts(self) -> list[Record]:
-        running = self._books.running.items()
+        running = self._ledger.running.items()
         return [
-            *self._books.changes(),
+            *self._ledger.changes(),
             *(Mark(OPEN_SESSION_PREFIX + session, msgspec.to_builtins(one)) for session, one in running),
         ]
 
     async def _judge(self) -> None:
         """Compare what was spent with the budget, and tell once what is to be told."""
-        now, budget, before = self._utc(), self._budget(), self._judgement
+        now, budget, before = self._utc(), self._budget(), self._state
         after, due = BudgetState(), list[Notice]()
         for period, limit in budget.limits().items():
             when = _name_of(period, now)
-            spent, last = self._books.spent(when), before.reached.get(period)
+            spent, last = self._ledger.spent(when), before.reached.get(period)
             known = last.stage if last is not None and (last.when, last.limit) == (when, limit) else 0
             stage = max(known, 100 if spent.money >= limit else 80 if spent.money >= WARNING_SHARE * limit else 0)
             after.reached[period] = reached = Reached(when, limit, stage)
@@ -222,17 +222,17 @@ class Governor:
                 due.append(_say(now, "info", "budget.renewed", _RENEWED))
         if after != before:
             await self._journal.commit(*due, Mark(BUDGET_KEY, msgspec.to_builtins(after)))
-        self._judgement = after
+        self._state = after
         self._changed.unpark_all()
 
 
 class _Meter(NamedTuple):
     governor: Governor
     room: str
-    terms: SessionParameters
+    parameters: SessionParameters
 
     def begin(self, session: str) -> Sequence[Record]:
-        return self.governor.begin(session, self.room, self.terms.streaming)
+        return self.governor.begin(session, self.room, self.parameters.streaming)
 
     def end(self, session: str, seconds: float) -> Sequence[Record]:
         return self.governor.end(session, seconds)

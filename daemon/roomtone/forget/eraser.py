@@ -51,15 +51,15 @@ class Eraser:
     def __init__(
         self,
         state: Path,
-        premises: ForgetScope,
+        scope: ForgetScope,
         *,
-        outlets: SinkManager,
+        manager: SinkManager,
         sinks: Callable[[], Mapping[str, Sink]],
         unloaded: Callable[[], Iterable[str]],
     ) -> None:
         self._state = state
-        self._premises = premises
-        self._outlets = outlets
+        self._scope = scope
+        self._manager = manager
         self._sinks = sinks
         self._unloaded = unloaded
         self._turn = trio.Lock()
@@ -70,7 +70,7 @@ class Eraser:
         Errors: those of the journal.
         """
         async with self._turn:
-            rates = await rooms_known(self._premises.journal)
+            rates = await rooms_known(self._scope.journal)
             if room is not None and room not in rates:
                 return Erased(
                     refused=(f"nothing was ever recorded of {room!r}; rooms with recordings: {_listed(rates)}",)
@@ -81,7 +81,7 @@ class Eraser:
             lines, left, removed = list[str](), list[str](), list[Removed]()
             for name in [room] if room else sorted(rates):
                 try:
-                    if one := await forget(name, rates[name], since, until, self._premises):
+                    if one := await forget(name, rates[name], since, until, self._scope):
                         removed.append(one)
                         left += _still_there(name, one)
                     lines.append(f"{name}: {_told(one)}")
@@ -101,7 +101,7 @@ class Eraser:
         since = min(one.stretch.from_ for one in removed)
         gone, stuck = await trio.to_thread.run_sync(_remove_asides, self._state, since)
         lines += [f"removed {path}: a damaged database, which may have had some of it" for path in gone]
-        holdings = self._outlets.holdings(self._sinks())
+        holdings = self._manager.holdings(self._sinks())
         remains = [*stuck, *await self._unreached(removed, holdings)]
         places = [self._state, *(path for paths in holdings.values() for path in paths)]
         try:
@@ -121,35 +121,35 @@ class Eraser:
 
     async def _wait_for_sinks(self) -> list[str]:
         """Who has not heard of it within the time."""
-        seq = self._premises.journal.tip
+        seq = self._scope.journal.tip
         with trio.move_on_after(SINKS_TIMEOUT_S):
             while any(  # noqa: ASYNC110 - a cursor tells nobody
-                not outlet.has(seq) and _may_hear(outlet.status().state) for outlet in self._outlets
+                not runner.has(seq) and _may_hear(runner.status().state) for runner in self._manager
             ):
                 await trio.sleep(CHECK_INTERVAL_S)
-        late = [outlet.status() for outlet in self._outlets if not outlet.has(seq)]
+        late = [runner.status() for runner in self._manager if not runner.has(seq)]
         return [
             f"sink {one.name} has not heard of it yet ({one.state}{f': {one.error}' if one.error else ''})"
             for one in late
         ] + [f"sink {name} is not at work: it hears of it when it is" for name in self._idle()]
 
     def _idle(self) -> list[str]:
-        at_work = {outlet.name for outlet in self._outlets}
+        at_work = {runner.name for runner in self._manager}
         return [name for name in (*self._sinks(), *self._unloaded()) if name not in at_work]
 
     async def _unreached(self, removed: Sequence[Removed], holdings: Mapping[str, Sequence[Path]]) -> list[str]:
         """The sinks that were neither told, for want of a hook or a table, nor searched."""
         rooms, tables = {one.room for one in removed}, self._sinks()
         deaf = [
-            f"sink {outlet.name} has no hook `forgotten`, and names no files in `holdings`: it was neither told nor "
+            f"sink {runner.name} has no hook `forgotten`, and names no files in `holdings`: it was neither told nor "
             "searched"
-            for outlet in self._outlets
-            if outlet.is_deaf()
-            and not holdings.get(outlet.name)
-            and not rooms.isdisjoint(_rooms_of(tables.get(outlet.name)) or rooms)
+            for runner in self._manager
+            if runner.is_deaf()
+            and not holdings.get(runner.name)
+            and not rooms.isdisjoint(_rooms_of(tables.get(runner.name)) or rooms)
         ]
-        known = {outlet.name for outlet in self._outlets} | {*self._sinks(), *self._unloaded()}
-        gone = [name for name in await self._premises.journal.cursors() if name not in known]
+        known = {runner.name for runner in self._manager} | {*self._sinks(), *self._unloaded()}
+        gone = [name for name in await self._scope.journal.cursors() if name not in known]
         return deaf + [
             f"sink {name} is not configured: it was neither told nor searched; `roomtone sinks forget {name}` takes it "
             "off this list"

@@ -23,21 +23,21 @@ async def forget(
     Errors: StateError where a daemon has the state, or it cannot be used; those of the journal.
     """
     state, live, at_work = config.state(environ), Live(), dict[str, Outlet]()
-    grounds = SinkPaths(config.sinks_folder(environ), state / "sinks")
+    folders = SinkPaths(config.sinks_folder(environ), state / "sinks")
     rates = {name: room.rate for name, room in config.rooms.items()}
     with paths.lock(state):
         async with open_journal(state / "journal.sqlite") as journal, trio.open_nursery() as delivery:
-            outlets = SinkManager(delivery, journal=journal, live=live, grounds=grounds, rates=rates, at_work=at_work)
+            manager = SinkManager(delivery, journal=journal, live=live, grounds=folders, rates=rates, at_work=at_work)
             for name, sink in config.sinks.items():
-                outlets.begin(name, sink)
-            premises = ForgetScope(journal, live, closed(state / SPOOL_FOLDER))
+                manager.begin(name, sink)
+            scope = ForgetScope(journal, live, closed(state / SPOOL_FOLDER))
             erasure = Eraser(
                 state,
-                premises,
-                outlets=outlets,
+                scope,
+                manager=manager,
                 sinks=lambda: config.sinks | config.disabled,
                 unloaded=lambda: config.unloaded,
             )
             answer = await erasure.forget(room, since, until)
-            outlets.finish()
+            manager.finish()
     return answer

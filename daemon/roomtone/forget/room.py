@@ -113,49 +113,49 @@ def closed(folder: Path) -> Callable[[str, int], AbstractAsyncContextManager[Spo
     return lambda room, rate: open_closed_spool(folder / room, rate)
 
 
-async def forget(room: str, rate: int, since: datetime, until: datetime, premises: ForgetScope) -> Removed | None:
+async def forget(room: str, rate: int, since: datetime, until: datetime, scope: ForgetScope) -> Removed | None:
     """Forget what the room heard between these times (UTC). None where nothing was recorded then.
 
     Errors: OSError of the spool, after which the mark is there and `resume` goes on; those of the journal.
     """
-    async with premises.quiet(room, rate) as spool:
-        await _finish(room, rate, spool, premises)  # what was left before
+    async with scope.quiet(room, rate) as spool:
+        await _finish(room, rate, spool, scope)  # what was left before
         is_late = not await _wait_for(until, spool)
         heard = [RecordedSpan(one.position, one.samples, one.at) for one in spool.recorded()]
-        segments = await premises.journal.audio_between(room, since - MAX_SEGMENT, until)
+        segments = await scope.journal.audio_between(room, since - MAX_SEGMENT, until)
         stretch = locate([*heard, *map(_heard, segments)], rate, since, until)
         if stretch is None:
             return None
         sound = await _sample(spool, stretch)
-        await premises.journal.commit(_mark(room, stretch))
+        await scope.journal.commit(_mark(room, stretch))
         log.info("room.forgetting", room=room, start=stretch.start, end=stretch.end)
-        removed, is_compact = await _finish(room, rate, spool, premises)
+        removed, is_compact = await _finish(room, rate, spool, scope)
     return Removed(room, stretch, removed, sound, is_late, is_compact)
 
 
-async def resume(premises: ForgetScope) -> None:
+async def resume(scope: ForgetScope) -> None:
     """Finish what a crash has left half forgotten. Errors: those of the journal.
 
     Contained here: OSError of a spool, for recording goes on whatever else fails; it is tried again at the next start.
     """
-    for room, rate in (await rooms_known(premises.journal)).items():
-        if await premises.journal.mark(room_key(room, "forgetting")) is None:
+    for room, rate in (await rooms_known(scope.journal)).items():
+        if await scope.journal.mark(room_key(room, "forgetting")) is None:
             continue
         try:
-            async with premises.quiet(room, rate) as spool:
-                await _finish(room, rate, spool, premises)
+            async with scope.quiet(room, rate) as spool:
+                await _finish(room, rate, spool, scope)
         except* OSError as group:
             log.error("room.unforgotten", room=room, error=str(group.exceptions[0]))  # noqa: TRY400 - it says it all
 
 
-async def _finish(room: str, rate: int, spool: Spool, premises: ForgetScope) -> tuple[Sequence[Durable], bool]:
+async def _finish(room: str, rate: int, spool: Spool, scope: ForgetScope) -> tuple[Sequence[Durable], bool]:
     """Do what the room's mark says, if there is one: the events that went, and whether it is all done."""
-    mark = await premises.journal.mark(room_key(room, "forgetting"))
+    mark = await scope.journal.mark(room_key(room, "forgetting"))
     if mark is None:
         return (), True
     stretch = msgspec.convert(mark, ForgetRange)
-    removed = await _carry_out(room, rate, stretch, spool, premises)
-    is_done = await _compact(room, premises.journal)
+    removed = await _carry_out(room, rate, stretch, spool, scope)
+    is_done = await _compact(room, scope.journal)
     log.info("room.forgotten", room=room, start=stretch.start, end=stretch.end, events=len(removed), done=is_done)
     return removed, is_done
 
@@ -188,13 +188,11 @@ async def _sample(spool: Spool, stretch: ForgetRange, pieces: int = 12, seconds:
     return found
 
 
-async def _carry_out(
-    room: str, rate: int, stretch: ForgetRange, spool: Spool, premises: ForgetScope
-) -> Sequence[Durable]:
-    journal = premises.journal
+async def _carry_out(room: str, rate: int, stretch: ForgetRange, spool: Spool, scope: ForgetScope) -> Sequence[Durable]:
+    journal = scope.journal
     progress = progress_of(room, await journal.marks(room_prefix(room)))
     await spool.erase(stretch.start, stretch.end, journalled=progress.audio)
-    premises.live.clear(room)
+    scope.live.clear(room)
     forgotten = Forgotten(
         room=room,
         position=stretch.start,

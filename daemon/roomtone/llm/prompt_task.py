@@ -1,4 +1,4 @@
-"""One prompt's errand in one room: each conversation that is over is asked about, and the answer is journalled.
+"""One prompt's task in one room: each conversation that is over is asked about, and the answer is journalled.
 
 Durable without a queue: a mark says up to which position a prompt has been asked about a room, and the journal has the
 rest. So what is pending survives a restart and an outage, and the answer is committed together with the mark.
@@ -101,30 +101,32 @@ async def _ask_models(prompt: AnalysisPrompt, text: str, values: Mapping[str, st
 class PromptTask:
     """One prompt, asked about one room's conversations, one after another."""
 
-    def __init__(self, office: RequestPool, setting: LLMSettings, gateway: LLMClient, name: str, room: str) -> None:
-        self._office = office
-        self._setting = setting
-        self._gateway = gateway
+    def __init__(self, pool: RequestPool, settings: LLMSettings, client: LLMClient, name: str, room: str) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._client = client
         self._name = name
         self._room = room
-        self._prompt = setting.prompts[name]
-        self._rules = conversations.limits_of(self._prompt, setting.rooms[room].rate, gated=setting.rooms[room].gated)
+        self._prompt = settings.prompts[name]
+        self._limits = conversations.limits_of(
+            self._prompt, settings.rooms[room].rate, gated=settings.rooms[room].gated
+        )
         self._key = mark_key(name, room)
         self._refusal = f"{REFUSED_ANALYSIS_PREFIX}{name}/{room}"
-        self._told = False  # whether the last that was said is that the model is not to be had
+        self._has_reported_refusal = False  # whether the last that was said is that the model is not to be had
 
     async def run(self) -> None:
-        """Ask until the office closes and nothing is left, or what is left fails."""
-        journal = self._office.journal
+        """Ask until the pool closes and nothing is left, or what is left fails."""
+        journal = self._pool.journal
         done = await journal.mark(self._key) or 0
-        self._told = bool(await journal.mark(self._refusal))
+        self._has_reported_refusal = bool(await journal.mark(self._refusal))
         await self._look_at_the_way(done)
         seen, is_open = -1, True
         while True:
-            is_last, conversation, begun = self._office.is_closing, None, trio.current_time()
+            is_last, conversation, begun = self._pool.is_closing, None, trio.current_time()
             if is_open or journal.tip != seen:
                 seen = journal.tip
-                conversation, is_open = await self._office.look(self._room, self._rules, done)
+                conversation, is_open = await self._pool.look(self._room, self._limits, done)
             took = trio.current_time() - begun
             if conversation is not None:
                 if not await self._settle(conversation):
@@ -133,20 +135,20 @@ class PromptTask:
             elif is_last:
                 return
             else:
-                await self._office.wait(min(max(CHECK_INTERVAL_S, CHECK_COST_RATIO * took), MAX_CHECK_INTERVAL_S))
+                await self._pool.wait(min(max(CHECK_INTERVAL_S, CHECK_COST_RATIO * took), MAX_CHECK_INTERVAL_S))
 
     async def _look_at_the_way(self, done: int) -> None:
         """Say now, and not after hours of talk, that a key is lacking, or that the environment leads nowhere."""
         reason: str | None
         try:
-            way = await self._setting.route(self._room)
+            way = await self._settings.route(self._room)
             reason = await find_fault(way.url)
         except RequestFailed as failed:
             reason = str(failed)
         if reason is not None:
             log.warning("analysis.failed", name=self._name, room=self._room, reason=reason)
-            if not self._told:
-                await self._tell_refused(reason, done, self._office.utc())
+            if not self._has_reported_refusal:
+                await self._tell_refused(reason, done, self._pool.utc())
 
     async def _settle(self, conversation: Conversation) -> bool:
         """Ask about this conversation, for as long as it takes. False: it is left for the next start."""
@@ -159,7 +161,7 @@ class PromptTask:
         while True:
             try:
                 result = await analyze(
-                    self._prompt, self._room, conversation, self._ask, cost=self._setting.cost, known=known
+                    self._prompt, self._room, conversation, self._ask, cost=self._settings.cost, known=known
                 )
             except RequestFailed as failed:
                 unusable += failed.verdict is Retryability.UNUSABLE
@@ -174,13 +176,13 @@ class PromptTask:
                 return True
 
     async def _ask(self, request: Mapping[str, Any]) -> Completion:
-        return await self._office.ask(self._setting, self._gateway, self._room, request)
+        return await self._pool.ask(self._settings, self._client, self._room, request)
 
     async def _wait_out(self, conversation: Conversation, failed: RequestFailed, backoff: Backoff) -> bool:
         """Wait until it can be tried again. False: not before the next start."""
         if failed.verdict is Retryability.HELD:
             log.info("analysis.held", name=self._name, room=self._room, reason=str(failed))
-            return await self._office.wait_for_budget()
+            return await self._pool.wait_for_budget()
         is_fatal = failed.verdict is Retryability.FATAL
         delay = max(failed.wait, backoff.next() + (REFUSED_RETRY_S if is_fatal else 0.0))
         if is_worth_saying(backoff.failures):
@@ -192,18 +194,18 @@ class PromptTask:
                 attempts=backoff.failures,
                 next_in=round(delay, 1),
             )
-        if is_fatal and not self._told:
+        if is_fatal and not self._has_reported_refusal:
             await self._tell_refused(str(failed), conversation.end, conversation.until)
-        if self._office.is_closing and is_fatal:
+        if self._pool.is_closing and is_fatal:
             return False
-        await self._office.wait(delay)
-        return not self._office.has_given_up
+        await self._pool.wait(delay)
+        return not self._pool.has_given_up
 
     async def _tell_refused(self, reason: str, position: int, at: datetime) -> None:
-        self._told = True
+        self._has_reported_refusal = True
         text = f"The language model is not to be had for [analysis.{self._name}]: {reason}. It is tried again."
         notice = self._notice(position, at, "error", "analysis.refused", text)
-        await self._office.journal.commit(notice, Mark(self._refusal, True))
+        await self._pool.journal.commit(notice, Mark(self._refusal, True))
 
     async def _give_up(self, conversation: Conversation, failed: RequestFailed) -> None:
         """Leave a conversation that no attempt would get further with, so that the next one is asked about."""
@@ -231,15 +233,15 @@ class PromptTask:
             cost=result.cost,
         )
         facts: list[Record] = [event]
-        if self._told:
-            self._told = False
+        if self._has_reported_refusal:
+            self._has_reported_refusal = False
             text = f"The language model answers [analysis.{self._name}] again."
             facts.append(self._notice(conversation.end, conversation.until, "info", "analysis.recovered", text))
             facts.append(Mark(self._refusal, None))
         return facts
 
     async def _commit(self, conversation: Conversation, *facts: Record) -> None:
-        await self._office.journal.commit(*facts, Mark(self._key, conversation.end))
+        await self._pool.journal.commit(*facts, Mark(self._key, conversation.end))
 
     def _notice(self, position: int, at: datetime, severity: Severity, code: str, text: str) -> Notice:
         return Notice(room=self._room, position=position, at=at, severity=severity, code=code, text=text)

@@ -263,9 +263,8 @@ class SpoolCleaner:
         """Remove settled audio from before that time, and more where the spools hold more than `quota` bytes or the
         disk lacks some. A removal is committed before it happens.
         """
-        self._report(
-            await self._spools.missing(), "Files are missing from the spool, or cannot be read, and with them", now
-        )
+        missing = await self._spools.missing()
+        self._report(missing, "Files are missing from the spool or unreadable, with", now)
         settled, forced = choose(await self._spools.audio(), quota=quota, lacking=lacking, before=before)
         self._report(forced, f"The quota of the spool ({show_bytes(quota)}) took", now)
         await self._outbox.commit()

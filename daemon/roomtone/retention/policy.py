@@ -50,24 +50,24 @@ class Removal(NamedTuple):
 
 
 def choose(
-    shelves: Sequence[RoomAudio], *, quota: int, lacking: int, before: datetime
+    rooms: Sequence[RoomAudio], *, quota: int, lacking: int, before: datetime
 ) -> tuple[list[Removal], list[Removal]]:
     """What goes because nobody waits for it, and what goes because it must; both oldest first. Pure.
 
-    `quota` is what the shelves may hold, `lacking` what the disk lacks, in bytes; settled segments that began before
+    `quota` is what the rooms may hold, `lacking` what the disk lacks, in bytes; settled segments that began before
     `before` go in any case.
     """
     # Only what goes is looked at: a year's audio that waits for its sink must not hold the loop up at every look.
     settled: list[Removal] = []
-    over = sum(shelf.size for shelf in shelves) - quota
-    for removal in heapq.merge(*map(_settled, shelves), key=_age):
+    over = sum(audio.size for audio in rooms) - quota
+    for removal in heapq.merge(*map(_settled, rooms), key=_age):
         if max(over, lacking) <= 0 and removal.segment.at >= before:
             return settled, []
         settled.append(removal)
         freed = removal.segment.samples * SAMPLE_BYTES
         over, lacking = over - freed, lacking - freed
     forced: list[Removal] = []
-    waiting = heapq.merge(*map(_waiting, shelves), key=_age)
+    waiting = heapq.merge(*map(_waiting, rooms), key=_age)
     while over > 0 and (next_one := next(waiting, None)):
         forced.append(next_one)
         over -= next_one.segment.samples * SAMPLE_BYTES
@@ -78,41 +78,41 @@ def _age(removal: Removal) -> datetime:
     return removal.segment.at
 
 
-def _settled(shelf: RoomAudio) -> Iterator[Removal]:
+def _settled(audio: RoomAudio) -> Iterator[Removal]:
     """What all sinks have, and all of it, and `MARGIN` on either side, is heard."""
-    margin = SETTLED_MARGIN_S * shelf.rate
-    delivered = min(shelf.delivered.values(), default=None)
-    for start, end in shelf.heard:
+    margin = SETTLED_MARGIN_S * audio.rate
+    delivered = min(audio.delivered.values(), default=None)
+    for start, end in audio.heard:
         last = end - margin if delivered is None else min(end - margin, delivered)
-        for segment in shelf.segments(start + margin if start else 0):
+        for segment in audio.segments(start + margin if start else 0):
             if segment.end > last:
                 break
-            yield Removal(shelf.room, shelf.rate, segment, (), Spans())
+            yield Removal(audio.room, audio.rate, segment, (), Spans())
 
 
-def _waiting(shelf: RoomAudio) -> Iterator[Removal]:
+def _waiting(audio: RoomAudio) -> Iterator[Removal]:
     """What is not settled."""
-    margin = SETTLED_MARGIN_S * shelf.rate
-    for segment in shelf.segments(0):
-        removal = lacking(shelf, segment)
+    margin = SETTLED_MARGIN_S * audio.rate
+    for segment in audio.segments(0):
+        removal = lacking(audio, segment)
         near = Spans([(max(0, segment.position - margin), segment.end + margin)])
-        if not removal.unheard and near - shelf.heard:
+        if not removal.unheard and near - audio.heard:
             # All of it is heard, and a session that has to begin again may want it: it waits as if it were not.
             removal = removal._replace(unheard=Spans([(segment.position, segment.end)]))
         if removal.sinks or removal.unheard:
             yield removal
 
 
-def lacking(shelf: RoomAudio, segment: Segment) -> Removal:
+def lacking(audio: RoomAudio, segment: Segment) -> Removal:
     """Who has not had the segment yet. Pure."""
-    sinks = tuple(name for name, position in shelf.delivered.items() if position < segment.end)
-    return Removal(shelf.room, shelf.rate, segment, sinks, Spans([(segment.position, segment.end)]) - shelf.heard)
+    sinks = tuple(name for name, position in audio.delivered.items() if position < segment.end)
+    return Removal(audio.room, audio.rate, segment, sinks, Spans([(segment.position, segment.end)]) - audio.heard)
 
 
-def first_lacking(shelf: RoomAudio) -> int:
+def first_lacking(audio: RoomAudio) -> int:
     """A position before which nobody waits for anything. Pure."""
-    heard = next(iter(shelf.heard), (0, 0))
-    return min([heard[1] if heard[0] == 0 else 0, *shelf.delivered.values()])
+    heard = next(iter(audio.heard), (0, 0))
+    return min([heard[1] if heard[0] == 0 else 0, *audio.delivered.values()])
 
 
 class LowWatermark:
