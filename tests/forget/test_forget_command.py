@@ -218,7 +218,7 @@ def test_a_sink_that_was_neither_told_nor_searched_is_named(tmp_path: Path) -> N
     (tmp_path / "plugins" / "mine.py").unlink()
     done = forget_seconds(tmp_path, 10, 12)
     assert done.returncode == Exit.FAILED
-    assert "sink mine is not configured: it was neither told nor searched" in done.stderr
+    assert "sink mine is not configured: it was neither notified nor searched" in done.stderr
 
 
 def deliver(folder: Path, without: Sequence[str] = ()) -> None:

@@ -60,7 +60,7 @@ async def test_a_body_that_is_no_answer(name: str) -> None:
     ],
 )
 async def test_a_status(mishap: Mishap, verdict: Retryability) -> None:
-    """Each status says whether to ask again, to ask something else, or to ask a person."""
+    """Each status says whether to ask again, to ask something else, or to ask the operator."""
     failed = await ask(mishap)
 
     assert isinstance(failed, RequestFailed)

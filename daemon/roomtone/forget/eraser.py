@@ -1,4 +1,4 @@
-"""A person's wish to forget, carried out everywhere: in the rooms and the sinks; and the proof that it is."""
+"""The command to forget, carried out in the rooms and the sinks; and the proof that it was."""
 
 import inspect
 import sys
@@ -23,20 +23,20 @@ from roomtone.sinks import Module, Sink
 from roomtone.spool.segment import SPOOL_FOLDER
 
 SINKS_TIMEOUT_S = 60.0
-"""Seconds that the sinks have to remove what they have of it, until the answer says that they still do."""
+"""Seconds that the sinks have to remove what they have of it; then the answer says that they still do."""
 CHECK_INTERVAL_S = 0.05
 SEARCH_TIMEOUT_S = 480.0
 """Seconds that searching the files may take."""
 STARTING = 30.0
-"""Seconds more that the program which does it has for its start and its answer."""
+"""Seconds more for the start and the answer of the program that searches."""
 COMMAND: Final = (sys.executable, "-P", "-m", "roomtone.forget.search")
-"""`-P`: the folder that we happen to run in is no place for modules."""
+"""`-P`: the working folder must not be searched for modules."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Erased(NamedTuple):
-    """What was done, a line for each thing; what is `left`, or not done yet; and why it is `refused`, if it is."""
+    """The result: a line for each thing done; what is `left`, or not done yet; and why it was `refused`, if it was."""
 
     lines: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
@@ -44,8 +44,8 @@ class Erased(NamedTuple):
 
 
 class Eraser:
-    """Forgets, one wish at a time. `sinks` are all that are configured, also those that are not at work, `unloaded` the
-    names of those whose plugin does not load.
+    """Forgets, one command at a time. `sinks` are all that are configured, running or not,
+    `unloaded` the names of those whose plugin does not load.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Eraser:
                 )
             since, until = clamp(since, until, datetime.now(UTC))
             if since >= until:
-                return Erased(refused=("that time is empty, or still to come",))
+                return Erased(refused=("that time is empty, or in the future",))
             lines, left, removed = list[str](), list[str](), list[Removed]()
             for name in [room] if room else sorted(rates):
                 try:
@@ -97,7 +97,7 @@ class Eraser:
     async def _prove(
         self, removed: Sequence[Removed], rates: Mapping[str, int], lines: list[str], left: list[str]
     ) -> None:
-        """Remove what nobody can search for certain, search the rest, and add what is to be said of both."""
+        """Remove what cannot be searched reliably, search the rest, and report both."""
         since = min(one.stretch.from_ for one in removed)
         gone, stuck = await trio.to_thread.run_sync(_remove_asides, self._state, since)
         lines += [f"removed {path}: a damaged database, which may have had some of it" for path in gone]
@@ -117,32 +117,32 @@ class Eraser:
             f"the same sound was also recorded at {at.astimezone():%Y-%m-%d %H:%M:%S} in {room}"
             for room, at in found.again
         ]
-        left += remains + ([] if found.is_whole else ["there was no time to search every file"])
+        left += remains + ([] if found.is_whole else ["the time did not suffice to search every file"])
 
     async def _wait_for_sinks(self) -> list[str]:
-        """Who has not heard of it within the time."""
+        """Reports of sinks that have not acknowledged it within the time."""
         seq = self._scope.journal.tip
         with trio.move_on_after(SINKS_TIMEOUT_S):
-            while any(  # noqa: ASYNC110 - a cursor tells nobody
+            while any(  # noqa: ASYNC110 - a cursor has no event
                 not runner.has(seq) and _may_hear(runner.status().state) for runner in self._manager
             ):
                 await trio.sleep(CHECK_INTERVAL_S)
         late = [runner.status() for runner in self._manager if not runner.has(seq)]
         return [
-            f"sink {one.name} has not heard of it yet ({one.state}{f': {one.error}' if one.error else ''})"
+            f"sink {one.name} has not removed it yet ({one.state}{f': {one.error}' if one.error else ''})"
             for one in late
-        ] + [f"sink {name} is not at work: it hears of it when it is" for name in self._idle()]
+        ] + [f"sink {name} is not running: it is notified when it runs" for name in self._idle()]
 
     def _idle(self) -> list[str]:
         at_work = {runner.name for runner in self._manager}
         return [name for name in (*self._sinks(), *self._unloaded()) if name not in at_work]
 
     async def _unreached(self, removed: Sequence[Removed], holdings: Mapping[str, Sequence[Path]]) -> list[str]:
-        """The sinks that were neither told, for want of a hook or a table, nor searched."""
+        """Reports of sinks that were neither notified, for want of a hook or a table, nor searched."""
         rooms, tables = {one.room for one in removed}, self._sinks()
         deaf = [
-            f"sink {runner.name} has no hook `forgotten`, and names no files in `holdings`: it was neither told nor "
-            "searched"
+            f"sink {runner.name} has no hook `forgotten`, and names no files in `holdings`: it was neither notified "
+            "nor searched"
             for runner in self._manager
             if runner.is_deaf()
             and not holdings.get(runner.name)
@@ -151,8 +151,8 @@ class Eraser:
         known = {runner.name for runner in self._manager} | {*self._sinks(), *self._unloaded()}
         gone = [name for name in await self._scope.journal.cursors() if name not in known]
         return deaf + [
-            f"sink {name} is not configured: it was neither told nor searched; `roomtone sinks forget {name}` takes it "
-            "off this list"
+            f"sink {name} is not configured: it was neither notified nor searched; `roomtone sinks forget {name}` "
+            "takes it off this list"
             for name in gone
         ]
 
@@ -244,7 +244,7 @@ def _told(one: Removed | None) -> str:
 
 def _still_there(name: str, one: Removed) -> Iterator[str]:
     if one.is_late:
-        yield f"{name}: what was heard after {one.stretch.until.astimezone():%H:%M:%S} has not come yet; ask again"
+        yield f"{name}: audio after {one.stretch.until.astimezone():%H:%M:%S} has not arrived yet; run the command again"
     if not one.is_compact:
         yield f"{name}: the journal's file cannot be written anew now, see the log; the next start tries again"
 

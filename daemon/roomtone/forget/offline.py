@@ -1,4 +1,4 @@
-"""What a daemon would do for a person's wish, while none runs: its state, its sinks, and no rooms."""
+"""Forgets while no daemon runs: with its state and its sinks, but without rooms."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -18,7 +18,7 @@ from roomtone.spool.segment import SPOOL_FOLDER
 async def forget(
     config: Config, environ: Mapping[str, str], room: str | None, since: datetime, until: datetime
 ) -> Erased:
-    """Forget, and let the sinks hear of it: they get everything that waits for them.
+    """Forget, and notify the sinks: they get everything that waits for them.
 
     Errors: StateError where a daemon has the state, or it cannot be used; those of the journal.
     """

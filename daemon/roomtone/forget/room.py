@@ -1,9 +1,9 @@
-"""Forget: what was recorded and said in a stretch of time goes from the spool and the journal, on somebody's wish.
+"""Forget: what was recorded and said in a stretch of time goes from the spool and the journal.
 
 The order is what makes it hold. First the room's sessions end, so that nothing of the stretch is on its way. Then a
 mark says what is being forgotten, and nothing of its content: from there on a crash at any moment leaves work that the
 next start finishes, before any room is open. Then the audio goes, then in one transaction the events, with the
-tombstone that tells every sink; then the journal's files are made to hold nothing of it, and the mark is removed.
+tombstone that notifies every sink; then the journal's files are made to hold nothing of it, and the mark is removed.
 
 It is the one place where a promise yields: events of the stretch that a sink has not had yet never come to it.
 """
@@ -31,20 +31,20 @@ from roomtone.spool.spool import Spool, open_closed_spool
 MAX_TURN_S = 600
 """Seconds of the longest turn that is looked for across an edge."""
 MAX_SEGMENT = timedelta(hours=1)
-"""How long before the stretch a segment may begin that reaches into it."""
+"""A segment that reaches into the stretch begins at most this long before it."""
 EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
 """Before any clock of a recorder: one without a battery begins in 1970."""
 ARRIVAL_TIMEOUT_S = 10.0
-"""Seconds in which audio that was heard before the wish must have come to the spool."""
+"""Seconds in which audio that was heard before the command must have come to the spool."""
 COMPACT_RETRY_S = 1.0
-"""Seconds between two attempts to compact the journal while somebody reads it."""
+"""Seconds between two attempts to compact the journal while another program reads it."""
 COMPACT_ATTEMPTS = 5
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class ForgetRange(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """What is being forgotten: positions and times (UTC). `told`: the events are gone, and the tombstone is there."""
+    """The stretch that is being forgotten: positions and times (UTC). `told`: the tombstone has replaced the events."""
 
     start: int
     end: int
@@ -62,7 +62,7 @@ class ForgetScope(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """What was forgotten of the room. `events` are those that are gone; `sound` is audio that was there, in pieces.
+    """The forgotten part of the room. `events` are those that are gone; `sound` has pieces of the audio that was there.
 
     `is_late`: audio of the last moments had not come yet. `is_compact`: the journal's files have nothing of it.
     """
@@ -109,7 +109,7 @@ async def rooms_known(journal: Journal) -> dict[str, int]:
 
 
 def closed(folder: Path) -> Callable[[str, int], AbstractAsyncContextManager[Spool]]:
-    """The spools below `folder` of rooms that nobody has open."""
+    """The spools below `folder` of rooms that are not open."""
     return lambda room, rate: open_closed_spool(folder / room, rate)
 
 
@@ -134,7 +134,7 @@ async def forget(room: str, rate: int, since: datetime, until: datetime, scope: 
 
 
 async def resume(scope: ForgetScope) -> None:
-    """Finish what a crash has left half forgotten. Errors: those of the journal.
+    """Finish what a crash has interrupted. Errors: those of the journal.
 
     Contained here: OSError of a spool, for recording goes on whatever else fails; it is tried again at the next start.
     """
@@ -210,7 +210,7 @@ async def _carry_out(room: str, rate: int, stretch: ForgetRange, spool: Spool, s
 
 
 def _settled(room: str, stretch: ForgetRange, progress: RoomProgress) -> list[Mark]:
-    """Nobody is to transcribe what is gone: where the transcript stands, and the holes that it has left."""
+    """Audio that is gone is not transcribed: the marks of the transcript's position and of its holes."""
     left = progress.holes - Spans([(stretch.start, stretch.end)])
     found = [] if left == progress.holes else [holes_mark(room, left)]
     if stretch.start <= progress.acknowledged < stretch.end:

@@ -1,5 +1,5 @@
 """The proof of forgetting: nothing by which it would be known is found in any file. A program of its own:
-`python -m roomtone.remains` reads an Order as JSON from its standard input and writes a Search.
+`python -m roomtone.forget.search` reads an Order as JSON from its standard input and writes a Search.
 
 A process of its own because of SQLite's locks: POSIX drops all locks that a process has on a file when it closes any
 descriptor of that file (https://sqlite.org/howtocorrupt.html, 2.2). A daemon that opened its journal to look into it
@@ -8,7 +8,7 @@ a database open never opens its files by hand: `tests/test_open_databases.py` ho
 
 What was forgotten is known by the ids of its events, which are in the world only once, by its words and longer texts,
 and by pieces of its audio. Words and texts count where the events that are left do not have them too. Sound that a room
-recorded at another time as well is no remainder but a note. Compressed audio is not searched: it shows nothing.
+recorded at another time as well is not a remainder but a note. Compressed audio is not searched: it shows nothing.
 """
 
 import gzip
@@ -34,15 +34,15 @@ from roomtone.spool.segment import SAMPLE_BYTES, parse_segment
 T = TypeVar("T")
 
 MAX_TEXTS = 12
-"""So many are looked for, spread over the stretch: each of them costs a reading of every file, all words one."""
+"""The limit of texts, spread over the stretch: each of them costs a reading of every file, all words one."""
 MTIME_TOLERANCE = timedelta(hours=1)
-"""How much older than the stretch a file's time may be: clocks are set."""
+"""A file's time may be this much older than the stretch, for clocks are set."""
 PART_BYTES = 2**22
 SEALED = (".flac", ".opus")
 SOUND = (".pcm", ".wav")
 """Files that have nothing but audio, beside a few bytes of our own."""
 BESIDE = ("-wal", "-shm", "-journal")
-"""What SQLite puts beside a database."""
+"""Suffixes of the files that SQLite puts beside a database."""
 
 _ID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -50,7 +50,7 @@ _TEXTS_BY_RIGHT = "SELECT body FROM events UNION ALL SELECT key FROM marks UNION
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What to look for below `places`, in files that were written since `since`, for at most so many seconds.
+    """The needles to look for below `places`, in files that were written since `since`, for at most `seconds`.
 
     `journal` is the database whose events have every text that is still there by right. `spool` has the rooms'
     segments: `gone` gives room, first and last position of what is forgotten, and `rates` each room's rate in Hz.
@@ -70,7 +70,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Search(msgspec.Struct, frozen=True):
-    """What was searched. `left` are the files that have something of it, `doubtful` those that have words of it, where
+    """The result. `left` are the files that have something of it, `doubtful` those that have words of it, where
     the journal does not reach back to the first event, so that they may have them from an earlier time; `again` says by
     room when the same sound was recorded too. `sealed` counts files that show nothing, `unread` has those that could
     not be read, with the reason; `is_whole`: there was time for all of it.
@@ -87,7 +87,7 @@ class Search(msgspec.Struct, frozen=True):
 
 
 def ids_of(events: Iterable[Durable]) -> tuple[str, ...]:
-    """The ids of what was said and made of it. Pure."""
+    """The ids of turns, answers and analyses. Pure."""
     return tuple(event.id for event in events if isinstance(event, Turn | Answer | Analysis))
 
 
@@ -126,7 +126,7 @@ class _Searcher:
         for path in _files(self._order.places):
             try:
                 status = path.stat()
-                # A database is written through its log, or by way of memory: its time tells nothing.
+                # A database is written through its log, or by way of memory: its time proves nothing.
                 if status.st_mtime < (self._order.since - MTIME_TOLERANCE).timestamp() and ".sqlite" not in path.name:
                     continue
                 if path.suffix in SEALED:

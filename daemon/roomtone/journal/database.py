@@ -44,7 +44,7 @@ class Rejected(NamedTuple):
 
 
 class Database:
-    """The open file. What writes is called inside `transact` only; what reads sees committed rows only.
+    """The open file. Methods that write are called inside `transact` only; those that read see committed rows only.
 
     `tip` is the seq of the last committed event; `corrupt` is where a damaged predecessor of this file lies now;
     `was_closed` says that the last run ended in order.
@@ -159,7 +159,7 @@ class Database:
         )
 
     def rewind(self, sink: str, seq: int) -> None:
-        """Move the sink's cursor back. What it refused after that and what is still here comes again by itself."""
+        """Move the sink's cursor back. Events that it refused after that, and that are still here, come again."""
         self._writer.execute("UPDATE sinks SET cursor = min(cursor, ?), at = ? WHERE name = ?", (seq, _now(), sink))
         self._writer.execute(
             "DELETE FROM refused WHERE sink = ? AND seq > ? AND seq IN (SELECT seq FROM events)", (sink, seq)
@@ -230,12 +230,12 @@ class Database:
         return len(oldest)
 
     def forget(self, forgotten: Forgotten, longest: int, known: Collection[bytes]) -> list[Durable]:
-        """Remove what was said there: the events, whether a sink has had them or not, and the copies that sinks have
-        refused; a correction or an answer goes with its turn. The coverage says where somebody spoke: it is cut.
+        """Remove the speech there: the events, delivered or not, and the copies that sinks have
+        refused; a correction or an answer goes with its turn. The coverage shows where speech was: it is cut.
 
         Notices of that time go too, and those of any time that quote it, as the reasons of refusals do. The words that
-        are `known` for another reason are no quote. No turn is longer than `longest` samples. Returns what was removed
-        of the stretch.
+        are `known` for another reason are not a quote. No turn is longer than `longest` samples. Returns the events that
+        were removed of the stretch.
         """
         room, start, end = forgotten.room, forgotten.start, forgotten.end
         rows = self._writer.execute(
@@ -271,7 +271,7 @@ class Database:
                 self._put_mark(Mark(key, msgspec.json.decode(value) | {"reason": FORGOTTEN}))
 
     def _cut_coverage(self, forgotten: Forgotten) -> None:
-        """What was captured or lost stays; what became of it is *forgotten* now."""
+        """*captured* and *lost* stay; every other state is replaced by *forgotten*."""
         rows = self._writer.execute(
             'SELECT rowid, room, start, "end", state, cause, "from", until FROM coverage '
             "WHERE room = ? AND state NOT IN ('captured', 'lost') AND \"end\" > ? AND start < ?",
@@ -332,7 +332,7 @@ class Database:
                 try:
                     events.append(decode(body))
                 except _UNREADABLE as error:
-                    # One unreadable row (a kind of a newer version) must not stop every sink behind it for ever.
+                    # One unreadable row (a kind of a newer version) must not stop every sink at it.
                     log.exception("journal.unreadable", seq=seq, error=type(error).__name__)
                     continue
                 size += len(body)
@@ -362,7 +362,7 @@ class Database:
         return [_cover(row) for row in rows]
 
     def cursors(self) -> dict[str, int]:
-        """How far each sink has acknowledged."""
+        """The seq up to which each sink has acknowledged."""
         return dict(self._reader.execute("SELECT name, cursor FROM sinks ORDER BY name").fetchall())
 
     def undelivered(self, room: str, seq: int, position: int) -> int | None:
@@ -396,7 +396,7 @@ class Database:
         return int(version)
 
     def count_refusals(self, sink: str) -> int:
-        """How many events the sink has refused."""
+        """The number of events that the sink has refused."""
         (count,) = self._reader.execute("SELECT count(*) FROM refused WHERE sink = ?", (sink,)).fetchone()
         return int(count)
 

@@ -31,7 +31,7 @@ PAID_PREFIX: Final = "paid/"
 OPEN_SESSION_PREFIX: Final = "session/"
 """Streaming sessions that cost money now; the session's id follows."""
 BUDGET_KEY: Final = "budget/told"
-"""What the budget's notices have said."""
+"""The budget's state that was last reported."""
 ANALYSIS_PREFIX: Final = "analysis/"
 """The position up to which a prompt was asked about a room; the names of both follow."""
 REFUSED_ANALYSIS_PREFIX: Final = "refused/"
@@ -79,7 +79,7 @@ def holes_of(value: Any) -> Spans:
 
 
 class RoomProgress(NamedTuple):
-    """How far a room's audio is recorded and transcribed; see `RoomMark`."""
+    """The positions up to which a room is recorded and transcribed; see `RoomMark`."""
 
     rate: int
     audio: int

@@ -76,7 +76,7 @@ def open_file(path: Path) -> Iterator[Connections]:
     """Open the file, made with mode 0600 in a folder of 0700, with its tables in it.
 
     A damaged file is moved aside and a new one begun. Raises JournalError for a file of a newer version, one that is
-    no journal, and one that cannot be opened or written; what the body raises it raises as it is.
+    not a journal, and one that cannot be opened or written; what the body raises it raises as it is.
     """
     with ExitStack() as stack:
         with explained(path):
@@ -133,7 +133,7 @@ def _prepare(path: Path, writer: sqlite3.Connection) -> None:
 
 def find_asides(state: Path) -> list[tuple[Path, datetime]]:
     """The damaged databases that were moved aside in the state folder, the journal's and those of the sinks, and when
-    that was. Nobody reads them: they are for a person, and have what was said.
+    that was. The program never reads them; they contain speech.
     """
     found = [*state.glob(f"journal.sqlite{CORRUPT}*"), *(state / "sinks").glob(f"*/*{SPOILED}*")]
     # The change time, for the content's time is that of the last write before the damage was found.
@@ -141,7 +141,7 @@ def find_asides(state: Path) -> list[tuple[Path, datetime]]:
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:
-    """Whether the error says that the file is damaged."""
+    """True if the error says that the file is damaged."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -161,7 +161,7 @@ def _move_if_corrupt(path: Path) -> Path | None:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with the file. One that was closed in order is believed: checking reads all of it."""
+    """The damage of the file, if any. One that was closed in order is trusted: checking reads all of it."""
     try:
         with closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()

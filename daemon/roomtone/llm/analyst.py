@@ -14,7 +14,7 @@ import trio
 from roomtone.backoff import Backoff
 from roomtone.budget.governor import Governor
 from roomtone.containment import supervise
-from roomtone.events import Answer, Notice, Turn
+from roomtone.events import Answer, Notice, Turn, notice
 from roomtone.journal.journal import Journal
 from roomtone.journal.keys import ANALYSIS_PREFIX, ANSWER_PREFIX, REFUSED_ANALYSIS_PREFIX
 from roomtone.journal.records import Mark, Record
@@ -50,7 +50,7 @@ class Analyst:
     def answers(self, room: str, streaming: Streaming, *, remote: bool = True) -> RoomAnswers | None:
         """The answers of a room whose sessions ask about turns; None for any other.
 
-        The recognizer, which is not `remote`, asks nobody: its turns are asked about here, or not at all.
+        The recognizer, which is not `remote`, asks no model: its turns are asked about here, or not at all.
         """
         access = self._settings.access
         if streaming.llm_gateway is None or not (remote or access.ask_again):
@@ -68,7 +68,7 @@ class Analyst:
         return answers
 
     def change(self, settings: LLMSettings) -> None:
-        """Go on by another configuration. What is pending stays so, as far as its prompt and its room stay."""
+        """Go on by another configuration. Pending questions stay as long as their prompt and their room do."""
         self._settings = settings
         for answers in self._answers.values():
             within = settings.access.answer_within if answers.policy.within else 0.0
@@ -83,7 +83,7 @@ class Analyst:
             yield
 
     def stop(self, patience: float) -> None:
-        """The daemon is told to stop: what is not done in so many seconds waits for its next start."""
+        """The daemon stops: questions that are not answered within `seconds` wait for its next start."""
         self._all.deadline = min(self._all.deadline, trio.current_time() + patience)
 
     async def finish(self) -> None:
@@ -138,34 +138,28 @@ class Analyst:
 
     async def _begin_prompts(self, settings: LLMSettings) -> None:
         """Begin prompts that are new with what is said from now on, and forget those that are configured no more; where
-        it is the room that is no more, nobody knows where its words may go: what was pending is told.
+        the room itself was removed, its words may not be sent anywhere: pending questions are reported.
         """
         wanted = {mark_key(name, room): room for name, room in settings.pairs()}
         known = await self._pool.journal.marks(ANALYSIS_PREFIX)
         gone = [key for key in known if key not in wanted]
         marks: list[Record] = [Mark(key, None) for key in gone]
         marks += [Mark(REFUSED_ANALYSIS_PREFIX + key.removeprefix(ANALYSIS_PREFIX), None) for key in gone]
-        marks += [notice for key in gone if (notice := await self._drop(settings, key, known[key]))]
+        marks += [dropped for key in gone if (dropped := await self._drop(settings, key, known[key]))]
         marks += [Mark(key, await self._pool.head(room)) for key, room in wanted.items() if key not in known]
         if marks:
             await self._pool.journal.commit(*marks)
 
     async def _drop(self, settings: LLMSettings, key: str, done: int) -> Notice | None:
-        """What is to be told of a prompt that has lost its room, if something was said that it was not asked about."""
+        """The notice for a prompt that has lost its room, if speech is left that it was not asked about."""
         name, _, room = key.removeprefix(ANALYSIS_PREFIX).rpartition("/")
         if room in settings.rooms or name not in settings.prompts:
             return None
         turns = conversations.current(await self._pool.journal.select(room, ["turn", "forgotten"], done, 1 << 62))
         if sum(len(turn.text.split()) for turn in turns) < settings.prompts[name].least_words:
             return None
-        return Notice(
-            room=room,
-            position=turns[0].position,
-            at=turns[0].at,
-            severity="warning",
-            code="analysis.dropped",
-            text=f"[analysis.{name}] is not asked about what was said last in {room}: that is not configured any more.",
-        )
+        text = f"[analysis.{name}] is not asked about the last words in {room}, which is not configured any more."
+        return notice("analysis.dropped", text, at=turns[0].at, room=room, position=turns[0].position)
 
     # --- turns whose answer did not come ------------------------------------------------------------------------------
 
@@ -177,7 +171,7 @@ class Analyst:
                 self._unanswered.discard(question)
 
     async def _ask_once_more(self, question: Question, settings: LLMSettings, client: LLMClient) -> list[Record]:
-        """What to commit: the answer, or that there is none; nothing where nobody wants to know any more."""
+        """The records to commit: the answer, or that there is none; nothing where the question is obsolete."""
         answers, turn = self._answers.get(question.room), await self._turn(question)
         if answers is None or turn is None or question.room not in settings.rooms:
             return []
@@ -218,7 +212,7 @@ async def open_analyst(
 ) -> AsyncIterator[Analyst]:
     """Ask until the context is left; `finish` before that does what there is left to do.
 
-    `heads` gives the position after a room's last sample, None where unknown; `governor` is told what answers cost, and
+    `heads` gives the position after a room's last sample, None where unknown; `governor` counts what answers cost, and
     says when there is no budget for more. `transport` and `utc` stand in for the network and the clock.
 
     Resources: a task and its connections. Errors: those of the journal.

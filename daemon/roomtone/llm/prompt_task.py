@@ -1,4 +1,4 @@
-"""One prompt's task in one room: each conversation that is over is asked about, and the answer is journalled.
+"""One prompt in one room: the model is asked about each conversation that is over, and its answer is journalled.
 
 Durable without a queue: a mark says up to which position a prompt has been asked about a room, and the journal has the
 rest. So what is pending survives a restart and an outage, and the answer is committed together with the mark.
@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
-from roomtone.events import Analysis, Notice, Severity
+from roomtone.events import Analysis, Notice, Severity, notice
 from roomtone.journal.keys import ANALYSIS_PREFIX, REFUSED_ANALYSIS_PREFIX
 from roomtone.journal.records import Mark, Record
 from roomtone.llm import conversations
@@ -27,19 +27,19 @@ from roomtone.network import find_fault
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 CHECK_COST_RATIO = 20
-"""How many times longer than a look took it is waited for the next: hours of talk take a small computer its time."""
+"""The pause before the next check, as a multiple of the last one's time: hours of talk keep a small computer busy."""
 MAX_CHECK_INTERVAL_S = 30.0
 """Seconds between two looks at most."""
 MAX_UNUSABLE_ANSWERS = 5
 """Answers in a row that cannot be used after which a conversation is left: each of them may have cost something."""
 REFUSED_RETRY_S = 300.0
-"""Seconds between attempts that only a person can make succeed."""
+"""Seconds between attempts that only the operator can make succeed."""
 
 Ask = Callable[[Mapping[str, Any]], Awaitable[Completion]]
 
 
 class Result(NamedTuple):
-    """What came of a conversation: the answer to it all, and what all requests took."""
+    """The answer to a whole conversation, and the usage and cost of all its requests."""
 
     completion: Completion
     usage: Usage
@@ -56,7 +56,7 @@ async def analyze(
     progress: Progress = conversations.untold,
     known: dict[str, Completion] | None = None,
 ) -> Result:
-    """Ask about a conversation: at once, or, where it is too long, about its parts and then about their answers.
+    """Ask about a conversation: as a whole, or, where it is too long, about its parts and then about their answers.
 
     `known` keeps the answers to parts, so that a failure asks only for the missing ones again. `cost` is that of one
     answer, by the model that was asked. Raises Failed.
@@ -113,7 +113,7 @@ class PromptTask:
         )
         self._key = mark_key(name, room)
         self._refusal = f"{REFUSED_ANALYSIS_PREFIX}{name}/{room}"
-        self._has_reported_refusal = False  # whether the last that was said is that the model is not to be had
+        self._has_reported_refusal = False
 
     async def run(self) -> None:
         """Ask until the pool closes and nothing is left, or what is left fails."""
@@ -148,7 +148,7 @@ class PromptTask:
         if reason is not None:
             log.warning("analysis.failed", name=self._name, room=self._room, reason=reason)
             if not self._has_reported_refusal:
-                await self._tell_refused(reason, done, self._pool.utc())
+                await self._report_refusal(reason, done, self._pool.utc())
 
     async def _settle(self, conversation: Conversation) -> bool:
         """Ask about this conversation, for as long as it takes. False: it is left for the next start."""
@@ -195,25 +195,23 @@ class PromptTask:
                 next_in=round(delay, 1),
             )
         if is_fatal and not self._has_reported_refusal:
-            await self._tell_refused(str(failed), conversation.end, conversation.until)
+            await self._report_refusal(str(failed), conversation.end, conversation.until)
         if self._pool.is_closing and is_fatal:
             return False
         await self._pool.wait(delay)
         return not self._pool.has_given_up
 
-    async def _tell_refused(self, reason: str, position: int, at: datetime) -> None:
+    async def _report_refusal(self, reason: str, position: int, at: datetime) -> None:
         self._has_reported_refusal = True
-        text = f"The language model is not to be had for [analysis.{self._name}]: {reason}. It is tried again."
-        notice = self._notice(position, at, "error", "analysis.refused", text)
-        await self._pool.journal.commit(notice, Mark(self._refusal, True))
+        text = f"The language model refuses [analysis.{self._name}]: {reason}. Roomtone keeps trying."
+        refused = notice("analysis.refused", text, at=at, room=self._room, position=position, severity="error")
+        await self._pool.journal.commit(refused, Mark(self._refusal, True))
 
     async def _give_up(self, conversation: Conversation, failed: RequestFailed) -> None:
         """Leave a conversation that no attempt would get further with, so that the next one is asked about."""
-        text = f"[analysis.{self._name}] has nothing to say of a conversation: {failed}. `roomtone analyze` asks again."
+        text = f"[analysis.{self._name}] got no usable answer: {failed}. `roomtone analyze` asks about the conversation again."
         log.error("analysis.given_up", name=self._name, room=self._room, reason=str(failed))
-        await self._commit(
-            conversation, self._notice(conversation.end, conversation.until, "error", "analysis.failed", text)
-        )
+        await self._commit(conversation, self._notice_after(conversation, "error", "analysis.failed", text))
 
     def _facts(self, conversation: Conversation, result: Result) -> list[Record]:
         answer, usage = result.completion, result.usage
@@ -236,15 +234,16 @@ class PromptTask:
         if self._has_reported_refusal:
             self._has_reported_refusal = False
             text = f"The language model answers [analysis.{self._name}] again."
-            facts.append(self._notice(conversation.end, conversation.until, "info", "analysis.recovered", text))
+            facts.append(self._notice_after(conversation, "info", "analysis.recovered", text))
             facts.append(Mark(self._refusal, None))
         return facts
 
     async def _commit(self, conversation: Conversation, *facts: Record) -> None:
         await self._pool.journal.commit(*facts, Mark(self._key, conversation.end))
 
-    def _notice(self, position: int, at: datetime, severity: Severity, code: str, text: str) -> Notice:
-        return Notice(room=self._room, position=position, at=at, severity=severity, code=code, text=text)
+    def _notice_after(self, conversation: Conversation, severity: Severity, code: str, text: str) -> Notice:
+        at, position = conversation.until, conversation.end
+        return notice(code, text, at=at, room=self._room, position=position, severity=severity)
 
 
 def mark_key(name: str, room: str) -> str:

@@ -1,4 +1,4 @@
-"""What all who ask language models share: the requests under way, the budget, the journal, the time that is left."""
+"""Shared by all tasks that ask language models: request slots, budget, journal, deadline."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ FINISH_TIMEOUT_S = 60.0
 
 
 class RequestPool:
-    """What all tasks share. `heads` gives the position after a room's last sample, None where unknown."""
+    """The shared state. `heads` gives the position after a room's last sample, None where unknown."""
 
     def __init__(
         self,
@@ -44,18 +44,18 @@ class RequestPool:
         self._given_up_at = math.inf
 
     def close(self) -> None:
-        """No more will be said: what is over is asked about, and then all tasks end."""
+        """No more speech will come: the last conversations are asked about, and then all tasks end."""
         self._given_up_at = trio.current_time() + FINISH_TIMEOUT_S
         self.closing.set()
 
     @property
     def is_closing(self) -> bool:
-        """Whether no more will be said."""
+        """True if no more speech will come."""
         return self.closing.is_set()
 
     @property
     def has_given_up(self) -> bool:
-        """Whether a failure is no longer waited out: nothing else keeps the daemon."""
+        """True if failures are not waited out any more: nothing else keeps the daemon from ending."""
         return trio.current_time() >= self._given_up_at
 
     async def ask(self, settings: LLMSettings, client: LLMClient, room: str, request: Mapping[str, Any]) -> Completion:

@@ -146,7 +146,7 @@ class _AgeClock:
         return today
 
     def mark(self) -> list[Mark]:
-        """What the next run goes on from."""
+        """The reading that the next run goes on from."""
         return [] if self._clock.last is None else [Mark(CLOCK_KEY, self._clock.last.to_builtins())]
 
 
@@ -212,7 +212,7 @@ class _Spools:
         return sorted(rooms)
 
     async def _settled(self, room: str) -> RoomAudio:
-        """How far the room's audio is settled; and its segments, unless the room is open."""
+        """The room's settled audio; and its segments, unless the room is open."""
         progress = progress_of(room, await self._journal.marks(room_prefix(room)))
         heard = Spans([(0, progress.acknowledged)]) - progress.holes
         spool = self._policy.spools().get(room)
@@ -252,7 +252,7 @@ class _Spools:
 
 
 class SpoolCleaner:
-    """Removes audio that nothing waits for, and what the quota takes. What readers miss by it is reported."""
+    """Removes audio that nothing waits for, and what the quota takes. Audio that readers miss by it is reported."""
 
     def __init__(self, spools: _Spools, outbox: _Outbox) -> None:
         self._spools = spools
