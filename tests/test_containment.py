@@ -1,4 +1,4 @@
-"""What nobody foresaw in one part of the daemon ends neither another part nor the daemon."""
+"""An unexpected error in one part of the daemon ends neither another part nor the daemon."""
 
 import re
 import signal
@@ -32,7 +32,7 @@ async def notices(journal: Journal) -> list[Notice]:
 
 
 def failing(times: int, error: Callable[[], BaseException]) -> tuple[Callable[[], Awaitable[None]], list[float]]:
-    """A part that raises so many times and then returns, and when it was begun."""
+    """A part that raises some times and then returns, and the times at which it was begun."""
     begun: list[float] = []
 
     async def part() -> None:
@@ -88,7 +88,7 @@ async def test_the_journals_own_error_passes(tmp_path: Path, autojump_clock: Moc
 
 
 async def test_what_is_to_end_is_not_begun_again(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """The end comes during the pause, or before the failure; cancellation is no failure."""
+    """The end comes during the pause, or before the failure; cancellation is not a failure."""
     part, begun = failing(99, ValueError)
     ending = trio.Event()
     async with (
@@ -152,7 +152,7 @@ COUNTING = (
 
 def test_parts_that_fail_leave_the_rest_alone(tmp_path: Path) -> None:
     """A room whose spool cannot be opened, the streaming of another, and housekeeping, each with something in its way
-    that nobody foresaw: the rooms record, the sinks are told, and the room begins when its way is free.
+    that are unexpected: the rooms record, the sinks are notified, and the room begins when its way is free.
     """
     state = tmp_path / "state"
     (state / "spool").mkdir(parents=True, mode=0o700)

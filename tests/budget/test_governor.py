@@ -1,4 +1,4 @@
-"""What sessions cost is counted to the second, kept over crashes, and held to the budget."""
+"""The cost of sessions is counted to the second, kept over crashes, and held to the budget."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def test_prices(streaming: Streaming, price: float) -> None:
 
 
 def test_prices_of_the_configuration() -> None:
-    """What the configuration says counts; what it does not say is the list price."""
+    """The configuration's prices count; others are the list prices."""
     budget = Budget(prices={"universal-3-5-pro": 1.0}, addons={"prompt": 0.5, "keyterms_prompt": 0.1})
 
     assert budget.price(Streaming(prompt="x", speaker_labels=True)) == pytest.approx(1.62)
@@ -89,7 +89,7 @@ def test_a_clock_that_is_set_costs_nothing(jump: float) -> None:
 
 
 def test_the_seconds_of_the_service_count() -> None:
-    """What the service bills in the end replaces what was counted meanwhile, also where it is less."""
+    """The service's final bill replaces the count, also where it is less."""
     books = CostLedger({})
     books.begin("a", "desk", price=1.0, leak=0.0, now=NOON)
     books.advance(NOON + 60, 60)
@@ -169,7 +169,7 @@ async def test_it_is_told_at_four_fifths_and_at_the_whole(tmp_path: Path, autoju
 
 
 async def work(room: Room, governor: Governor, other: Room | None, course: CapAction | None) -> None:
-    """What a room does, by its budget: at the service, at the recognizer, or only recording."""
+    """A room's actions by its budget: at the service, at the recognizer, or only recording."""
     follow = partial(transcribe, realtime=True, utc=trio.current_time)
     if course is None:
         await follow(room.desk._replace(meter=governor.meter("desk", SessionParameters(Streaming()))))
@@ -279,7 +279,7 @@ async def test_the_recognizer_gives_back(tmp_path: Path, autojump_clock: MockClo
 
 
 async def test_a_larger_budget_holds_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What a reload changes holds within ten seconds: sessions are opened again, and closed again."""
+    """A reload takes effect within ten seconds: sessions are opened again, and closed again."""
     budgets = [Budget(daily=0.001, at_cap="record")]
     async with (
         open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
@@ -297,7 +297,7 @@ async def test_a_larger_budget_holds_at_once(tmp_path: Path, autojump_clock: Moc
 
 
 async def test_the_last_answer_is_counted(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What is paid in the daemon's last moment is in the journal."""
+    """A payment in the daemon's last moment is in the journal."""
     async with open_journal(tmp_path / "journal", run_sync=run_inline) as journal:
         async with open_governor(journal, Budget, utc=Clock()) as governor:
             governor.pay("desk", Spent(requests=1, models=0.5))
@@ -306,7 +306,7 @@ async def test_the_last_answer_is_counted(tmp_path: Path, autojump_clock: MockCl
 
 
 async def test_what_is_spent_by_hand_counts(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What was paid beside the daemon is in its sums within ten seconds, once, on the day when it was spent."""
+    """A payment beside the daemon is in its sums within ten seconds, once, on the day when it was spent."""
     async with open_journal(tmp_path / "journal", run_sync=run_inline) as journal:
         for _ in range(2):
             async with open_governor(journal, lambda: Budget(daily=1.0), utc=Clock()) as governor:
@@ -320,7 +320,7 @@ async def test_what_is_spent_by_hand_counts(tmp_path: Path, autojump_clock: Mock
 
 
 async def test_it_does_not_hover_at_the_cap(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What is spent stays spent, though the service says of the last session that it was shorter than counted."""
+    """A spent budget stays spent, though the service says of the last session that it was shorter than counted."""
     async with (
         open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: Budget(daily=0.001), utc=Clock()) as governor,
@@ -353,7 +353,7 @@ async def test_another_sum_is_told_anew(tmp_path: Path, autojump_clock: MockCloc
 
 
 async def test_another_course_holds_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What a reload says of the cap holds for a budget that is spent already."""
+    """A reload of the cap holds for a budget that is spent already."""
     budgets = [Budget(daily=0.001)]
     courses = list[CapAction | None]()
 
@@ -390,7 +390,7 @@ async def test_the_price_is_that_of_the_terms(tmp_path: Path, autojump_clock: Mo
 
 
 async def test_the_daemon_at_its_cap(tmp_path: Path) -> None:
-    """The whole daemon, gate and all: the session opens when somebody speaks, and at the cap the recognizer of this
+    """The whole daemon, gate and all: the session opens at speech, and at the cap the recognizer of this
     machine goes on; two notices say so, every sample is recorded, and none is pending.
     """
     audio = bytes(2 * 4 * HERTZ) + demo_audio()[: 2 * 14 * HERTZ]

@@ -1,4 +1,4 @@
-"""Laws of the journal: what it has taken it has, in order, for ever, whatever happens to it."""
+"""Laws of the journal: committed records stay, in order, whatever happens."""
 
 import shutil
 import sqlite3
@@ -218,7 +218,7 @@ async def test_commit_once_begun_ends(path: Path) -> None:
 @pytest.mark.parametrize("checkpoints", range(1, 10))
 async def test_cancelled_commit_has_committed_nothing(path: Path, checkpoints: int) -> None:
     """Among tasks that share transactions and are cancelled at any moment, who returns has committed, who does not has
-    not: nobody is left in doubt.
+    not: no caller is left in doubt.
     """
     returned: set[str] = set()
 
@@ -294,7 +294,7 @@ async def test_marks_are_replaced_and_deleted(path: Path) -> None:
 
 
 async def test_one_read_is_bounded_in_bytes(path: Path) -> None:
-    """A read of large events ends early, so that a thousand of a megabyte each are never in memory at once."""
+    """A read of large events ends early, so that a thousand of a megabyte each are never in memory together."""
     async with open_journal(path) as journal:
         for _ in range(8):
             await journal.commit(notice("x" * 1_000_000))
@@ -331,7 +331,7 @@ async def test_adjacent_stretches_become_one(path: Path) -> None:
 
 
 async def test_captured_stretches_meet_in_time_too(path: Path) -> None:
-    """Captured audio goes on only where its time does: a position stands still while there is no source."""
+    """Captured audio goes on only where its time does: a position stands still without a source."""
     async with open_journal(path, run_sync=run_inline) as journal:
         await journal.commit(cover(0, 10, "captured", at=0))
         await journal.commit(cover(10, 20, "captured", at=10.04))
@@ -409,7 +409,7 @@ async def test_pruning_waits_for_a_sink_that_has_not_begun(path: Path) -> None:
 
 
 async def test_refused_event_outlives_pruning(path: Path) -> None:
-    """What a sink has refused can be looked at, and replayed, after the journal has let go of it."""
+    """Refused events can be looked at, and replayed, after the journal has let go of it."""
     async with open_journal(path) as journal:
         (event, _) = await journal.commit(notice("poison"), notice())
         await journal.refuse("web", 1, "too big")
@@ -522,7 +522,7 @@ async def test_damaged_file_is_moved_aside(tmp_path: Path, path: Path, where: tu
 
 
 async def test_the_log_goes_aside_with_the_file(tmp_path: Path, path: Path) -> None:
-    """A damaged file that somebody else has open keeps its log, and SQLite would take that for the new file's."""
+    """A damaged file that another program has open keeps its log, and SQLite would take that for the new file's."""
     async with open_journal(path) as journal:
         for _ in range(300):
             await journal.commit(notice("x" * 200))
@@ -570,7 +570,7 @@ async def test_a_crash_after_a_clean_stop_is_known_as_one(tmp_path: Path, path: 
 
 
 async def test_full_disk_is_waited_out(path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """While the disk is full a commit waits, says so at once and then ever rarer, and is done when there is room."""
+    """While the disk is full a commit waits, is logged first and then ever rarer, and is done when there is room."""
     async with open_journal(path, run_sync=run_inline) as journal:
         await journal.commit(notice())
         make_room = fill_disk(journal)
@@ -638,7 +638,7 @@ OPERATION = st.one_of(
 
 
 class Model:
-    """What the journal should have."""
+    """The model of the journal."""
 
     def __init__(self) -> None:
         self.events: list[Durable] = []

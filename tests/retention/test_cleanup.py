@@ -253,7 +253,7 @@ async def test_a_low_disk_takes_settled_audio_only(tmp_path: Path, autojump_cloc
 
 
 async def test_rooms_that_are_closed_are_looked_after(tmp_path: Path) -> None:
-    """What a room has left that has ended, or is configured no more, counts for the quota and goes like the rest."""
+    """Audio of a room that has ended, or is not configured any more, counts for the quota and goes like the rest."""
     folder = tmp_path / "spool" / "old"
     folder.mkdir(parents=True)
     for one in segments(5):
@@ -261,7 +261,7 @@ async def test_rooms_that_are_closed_are_looked_after(tmp_path: Path) -> None:
     async with open_desk(tmp_path, Storage(spool_gb=4 * SIZE / 1e9)) as desk:
         await desk.record(2)
         with trio.fail_after(30):
-            while len(list_segments(folder)) > 2:  # noqa: ASYNC110 - a file that goes tells nobody
+            while len(list_segments(folder)) > 2:  # noqa: ASYNC110 - a file that goes has no event
                 await trio.sleep(0.05)
     assert [one.position for one in list_segments(folder)] == [3 * SEGMENT * RATE, 4 * SEGMENT * RATE]
 
@@ -322,7 +322,7 @@ async def test_whatever_the_clock_says(
 
 
 async def test_damaged_databases_go_at_the_age_of_events(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What was put aside has what was said: it is kept as long as events are, and no other file goes with it."""
+    """A database that was moved aside contains speech: it is kept as long as events are; no other file goes with it."""
     began, zero = time.time(), trio.current_time()
     pages = tmp_path / "sinks" / "pages"
     asides = [tmp_path / "journal.sqlite.corrupt-20260101T000000Z-wal", pages / "entries.spoiled"]
@@ -377,7 +377,7 @@ async def test_old_coverage_goes_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["notes.txt", "0000000000000000_20260101T000000.000000Z.tmp"])
 def test_files_of_others_are_left_alone(tmp_path: Path, name: str) -> None:
-    """Whatever lies in a spool's folder and is no segment is not ours to remove."""
+    """Files in a spool's folder that are not segments are not removed."""
     (tmp_path / name).write_bytes(bytes(100))
     (tmp_path / name_segment(0, BEGAN, fresh=False)).mkdir()
     assert list_segments(tmp_path) == []

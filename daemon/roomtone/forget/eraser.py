@@ -16,7 +16,7 @@ from roomtone.delivery.manager import SinkManager
 from roomtone.durable import remove
 from roomtone.events import Durable
 from roomtone.forget.room import ForgetScope, Removed, clamp, forget, rooms_known
-from roomtone.forget.search import MTIME_TOLERANCE, Order, Search, ids_of, long_texts
+from roomtone.forget.search import MTIME_TOLERANCE, Search, SearchRequest, ids_of, long_texts
 from roomtone.journal.schema import find_asides
 from roomtone.journal.words import program_words, telling_words, tokens
 from roomtone.sinks import Module, Sink
@@ -105,7 +105,7 @@ class Eraser:
         remains = [*stuck, *await self._unreached(removed, holdings)]
         places = [self._state, *(path for paths in holdings.values() for path in paths)]
         try:
-            found = await _search(await self._order(removed, places, rates, since))
+            found = await _search(await self._request(removed, places, rates, since))
         except (OSError, _SearchFailed) as error:
             left += [*remains, f"the files could not be searched: {error}"]
             return
@@ -156,14 +156,14 @@ class Eraser:
             for name in gone
         ]
 
-    async def _order(
+    async def _request(
         self, removed: Sequence[Removed], places: Iterable[Path], rates: Mapping[str, int], since: datetime
-    ) -> Order:
+    ) -> SearchRequest:
         events: list[Durable] = [event for one in removed for event in one.events]
         sinks = self._sinks()
         named = tokens(" ".join([*rates, *sinks, *(type(sink).__name__ for sink in sinks.values())]).encode())
         known = await trio.to_thread.run_sync(program_words, list(_sources(sinks.values())))
-        return Order(
+        return SearchRequest(
             places=tuple(str(place.absolute()) for place in places),
             since=since,
             seconds=SEARCH_TIMEOUT_S,
@@ -182,14 +182,14 @@ class _SearchFailed(Exception):  # noqa: N818 - it says what is true
     """The program that searches has not answered. Says why."""
 
 
-async def _search(order: Order) -> Search:
+async def _search(request: SearchRequest) -> Search:
     """Search in a process of its own: see `forget/search.py` for why. Cancelling it kills the process.
 
     Errors: OSError where none can be started, SearchFailed.
     """
-    with trio.move_on_after(order.seconds + STARTING):
+    with trio.move_on_after(request.seconds + STARTING):
         done = await trio.run_process(
-            COMMAND, stdin=msgspec.json.encode(order), capture_stdout=True, capture_stderr=True, check=False
+            COMMAND, stdin=msgspec.json.encode(request), capture_stdout=True, capture_stderr=True, check=False
         )
         with suppress(msgspec.MsgspecError):
             return msgspec.json.decode(done.stdout, type=Search)
@@ -244,7 +244,7 @@ def _told(one: Removed | None) -> str:
 
 def _still_there(name: str, one: Removed) -> Iterator[str]:
     if one.is_late:
-        yield f"{name}: audio after {one.stretch.until.astimezone():%H:%M:%S} has not arrived yet; run the command again"
+        yield f"{name}: audio after {one.stretch.until.astimezone():%H:%M:%S} is yet to arrive; run the command again"
     if not one.is_compact:
         yield f"{name}: the journal's file cannot be written anew now, see the log; the next start tries again"
 

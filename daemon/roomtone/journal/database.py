@@ -234,8 +234,8 @@ class Database:
         refused; a correction or an answer goes with its turn. The coverage shows where speech was: it is cut.
 
         Notices of that time go too, and those of any time that quote it, as the reasons of refusals do. The words that
-        are `known` for another reason are not a quote. No turn is longer than `longest` samples. Returns the events that
-        were removed of the stretch.
+        are `known` for another reason are not a quote. No turn is longer than `longest` samples. Returns the events of
+        the stretch that were removed.
         """
         room, start, end = forgotten.room, forgotten.start, forgotten.end
         rows = self._writer.execute(

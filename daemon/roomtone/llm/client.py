@@ -32,7 +32,7 @@ class Retryability(Enum):
     UNUSABLE = "the answer could not be used; another may be"
     HELD = "ask when there is a budget again"
     REFUSED = "this question will be refused again"
-    FATAL = "ask a person"
+    FATAL = "ask the operator"
 
 
 class RequestFailed(Exception):  # noqa: N818 - it says what is true of the request

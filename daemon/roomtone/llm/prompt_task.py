@@ -209,7 +209,7 @@ class PromptTask:
 
     async def _give_up(self, conversation: Conversation, failed: RequestFailed) -> None:
         """Leave a conversation that no attempt would get further with, so that the next one is asked about."""
-        text = f"[analysis.{self._name}] got no usable answer: {failed}. `roomtone analyze` asks about the conversation again."
+        text = f"[analysis.{self._name}] got no usable answer: {failed}. `roomtone analyze` can ask again."
         log.error("analysis.given_up", name=self._name, room=self._room, reason=str(failed))
         await self._commit(conversation, self._notice_after(conversation, "error", "analysis.failed", text))
 
