@@ -13,7 +13,7 @@ NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
 
 
 def test_doubles_up_to_the_longest() -> None:
-    """The ceiling of the delays doubles from the first to the longest and stays there for ever."""
+    """The ceiling of the delays doubles from the first to the longest and stays there."""
     backoff = Backoff(first=0.5, longest=4.0, random=lambda: 1.0)
 
     assert [backoff.next() for _ in range(6)] == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
@@ -60,7 +60,7 @@ def test_refuses_what_cannot_grow() -> None:
 
 
 def test_failures_are_told_ever_rarer() -> None:
-    """The first failure is logged at once, then the 2nd, 4th, 8th and so on."""
+    """The first failure is logged immediately, then the 2nd, 4th, 8th and so on."""
     assert [count for count in range(70) if is_worth_saying(count)] == [1, 2, 4, 8, 16, 32, 64]
 
 

@@ -1,4 +1,4 @@
-"""What nobody foresaw in one part of the daemon ends neither another part nor the daemon."""
+"""An unexpected error in one part of the daemon ends neither another part nor the daemon."""
 
 import re
 import signal
@@ -17,9 +17,11 @@ from trio.testing import MockClock
 from roomtone.config.model import ServiceConfig
 from roomtone.containment import FAILED, LONGEST_RETRY_S, supervise
 from roomtone.events import Notice
-from roomtone.journal.journal import Journal, JournalError, Mark, open_journal
+from roomtone.journal.journal import Journal, JournalError, open_journal
+from roomtone.journal.records import Mark
 from roomtone.monitoring import prometheus
 from roomtone.monitoring.report import Report
+from roomtone.testing.inline import run_inline
 from support.daemon import SINKS, events, run
 
 SECRET = "what was said"
@@ -30,7 +32,7 @@ async def notices(journal: Journal) -> list[Notice]:
 
 
 def failing(times: int, error: Callable[[], BaseException]) -> tuple[Callable[[], Awaitable[None]], list[float]]:
-    """A part that raises so many times and then returns, and when it was begun."""
+    """A part that raises some times and then returns, and the times at which it was begun."""
     begun: list[float] = []
 
     async def part() -> None:
@@ -63,7 +65,7 @@ async def test_it_is_begun_again_and_reported_without_its_text(
     """Ever later, half a minute apart at most; reported ever rarer, with the place and without what was said."""
     part, begun = failing(20, error)
     with structlog.testing.capture_logs() as logs:
-        async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+        async with open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal:
             await supervise("The part", part, journal, room="desk")
             told = await notices(journal)
     pauses = [later - earlier for earlier, later in pairwise(begun)]
@@ -79,17 +81,20 @@ async def test_it_is_begun_again_and_reported_without_its_text(
 async def test_the_journals_own_error_passes(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Nothing goes on without the journal: the daemon ends, and is started again."""
     part, begun = failing(1, lambda: ExceptionGroup("", [ValueError(), JournalError("damaged")]))
-    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+    async with open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal:
         with pytest.RaisesGroup(JournalError, flatten_subgroups=True):
             await supervise("The part", part, journal)
         assert len(begun) == 1
 
 
 async def test_what_is_to_end_is_not_begun_again(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """The end comes during the pause, or before the failure; cancellation is no failure."""
+    """The end comes during the pause, or before the failure; cancellation is not a failure."""
     part, begun = failing(99, ValueError)
     ending = trio.Event()
-    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal, trio.open_nursery() as nursery:
+    async with (
+        open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(partial(supervise, "The part", part, journal, until=ending))
         await trio.sleep(100)
         count = len(begun)
@@ -100,7 +105,7 @@ async def test_what_is_to_end_is_not_begun_again(tmp_path: Path, autojump_clock:
         assert len(begun) == count + 1
         with trio.move_on_after(1):
             await supervise("One more", trio.sleep_forever, journal)
-    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+    async with open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal:
         assert not [notice for notice in await notices(journal) if "One more" in notice.text]
 
 
@@ -147,7 +152,7 @@ COUNTING = (
 
 def test_parts_that_fail_leave_the_rest_alone(tmp_path: Path) -> None:
     """A room whose spool cannot be opened, the streaming of another, and housekeeping, each with something in its way
-    that nobody foresaw: the rooms record, the sinks are told, and the room begins when its way is free.
+    that are unexpected: the rooms record, the sinks are notified, and the room begins when its way is free.
     """
     state = tmp_path / "state"
     (state / "spool").mkdir(parents=True, mode=0o700)

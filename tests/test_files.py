@@ -25,7 +25,7 @@ FORGOTTEN = Forgotten(room="desk", position=0, at=NOON, start=0, end=9, from_=NO
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """A file of somebody else's, as far as its content goes."""
+    """A file of another user, as far as its content goes."""
     path = tmp_path / "target"
     path.write_bytes(b"theirs")
     path.chmod(0o600)

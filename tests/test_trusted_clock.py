@@ -1,4 +1,4 @@
-"""One wrong clock makes nothing old: a jump ahead is believed after a day, and everything else at once."""
+"""One wrong clock makes nothing old: a jump ahead is trusted after a day, and everything else immediately."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -26,7 +26,7 @@ def again(calendar: TrustedClock) -> TrustedClock:
 
 
 def test_time_that_goes_by() -> None:
-    """A clock that goes as time does is believed, over changes that are no jump."""
+    """A clock that goes as time does is believed, over changes that are not a jump."""
     calendar = TrustedClock(reading_of(None))
 
     assert calendar.read(NOW, 0.0) == NOW
@@ -71,7 +71,7 @@ def test_another_year_begins_the_doubt_anew() -> None:
 
 
 def test_a_clock_that_goes_back() -> None:
-    """It is believed at once, and its way back is a jump."""
+    """It is trusted immediately, and its way back is a jump."""
     calendar = known()
 
     assert calendar.read(NOW - YEARS, 0.0) == NOW - YEARS
@@ -79,7 +79,7 @@ def test_a_clock_that_goes_back() -> None:
 
 
 def test_a_machine_that_is_off_at_night_and_on_holiday() -> None:
-    """Nights and weekends are no jumps; after a month off, three days of work are a day that the clock has gone on."""
+    """Nights and weekends are not jumps; after a month off, three days of work are a day that the clock has gone on."""
     calendar, clock, behind = known(), NOW, []
     for day in [*range(12), *range(40, 46)]:
         if day % 7 not in {5, 6}:
@@ -116,7 +116,7 @@ def test_it_is_never_later_than_the_clock(steps: list[tuple[float, int]]) -> Non
 
 @pytest.mark.parametrize("kept", [None, [], "junk", ["a", "b", None], [str(NOW), 7, None], [str(NOW), str(NOW), "x"]])
 def test_a_reading_that_is_none(kept: object) -> None:
-    """What cannot be read is no reading: the calendar begins anew."""
+    """A value that cannot be read is not a reading: the clock begins anew."""
     assert reading_of(kept) is None
 
 
@@ -135,5 +135,5 @@ def test_it_is_total(believed: datetime, clock: datetime, now: datetime, gone: f
 
 @given(st.datetimes(timezones=st.just(UTC)), st.floats(0, 36_500))
 def test_days_before_any_time(at: datetime, days: float) -> None:
-    """What was before the first year was in its first moment."""
+    """A time before the first year counts as its first moment."""
     assert shifted(at, -timedelta(days=days)) <= at

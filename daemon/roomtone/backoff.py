@@ -1,6 +1,6 @@
-"""How long to wait before the next attempt: for ever, ever longer, never in step with others.
+"""The wait before the next attempt: without end, ever longer, never in step with others.
 
-Pure: it is told how long things went well and says how long to wait; the caller owns the clock.
+Pure: the caller owns the clock, and reports how long things went well.
 """
 
 import random as _random
@@ -59,7 +59,7 @@ class Backoff:
 
 
 def is_worth_saying(count: int) -> bool:
-    """Whether the `count`th failure of a streak goes to the log: at once, then ever rarer (1st, 2nd, 4th, 8th, ...)."""
+    """True if the `count`th failure of a streak goes to the log: the 1st, then ever rarer (2nd, 4th, 8th, ...)."""
     return count > 0 and count & (count - 1) == 0
 
 

@@ -2,8 +2,27 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class RunSync(Protocol):
+    """Calls a blocking function from a task: `trio.to_thread.run_sync`, or one that knows no threads.
+
+    `roomtone.testing.inline` has one for virtual time, which passes while a thread works.
+    """
+
+    async def __call__(
+        self,
+        sync_fn: Callable[[*Ts], T],
+        *args: *Ts,
+        abandon_on_cancel: bool = False,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> T: ...
 
 
 async def wait_any(*waits: Callable[[], Awaitable[object]]) -> None:

@@ -1,4 +1,4 @@
-"""A part of the daemon that fails alone: what nobody foresaw in it ends neither another part nor the daemon."""
+"""A part of the daemon that fails alone: an unexpected error in it ends neither another part nor the daemon."""
 
 import os
 import traceback
@@ -10,13 +10,13 @@ import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.concurrency import leaves_of
-from roomtone.events import Notice
+from roomtone.events import Notice, notice
 from roomtone.journal.journal import Journal, JournalError
 
 LONGEST_RETRY_S = 30.0
 """The longest back-off: a room that is tried as often as this is still accounted for (`health.TRIED_WITHIN`)."""
 NOTICE_TIMEOUT_S = 5.0
-"""How long the notice may wait for a journal on a full disk. The log has the same."""
+"""Seconds that the notice may wait for a journal on a full disk. The log has the same."""
 
 FAILED = "part.failed"
 """The code of the notice, and the name of the log line."""
@@ -35,7 +35,7 @@ async def supervise(
     """Run a part of the daemon until it returns. When it raises, log it, notify, and begin it again after a back-off.
 
     `part` names it for the operator; `until` says that it is to end: it is not begun again then. The first failure is
-    reported, then the 2nd, 4th, 8th, ... The text of an exception is not: it may quote what was said.
+    reported, then the 2nd, 4th, 8th, ... The text of an exception is not: it may quote speech.
 
     Errors: JournalError, for nothing goes on without the journal.
     """
@@ -71,7 +71,7 @@ def place(error: BaseException) -> str:
     """The class of an exception and where it was raised, without its text. Pure."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    # By its number: the error's own text is whatever whoever raised it has said.
+    # By its number: the error's own text may quote.
     why = f" ({os.strerror(error.errno)})" if isinstance(error, OSError) and isinstance(error.errno, int) else ""
     return f"{type(error).__name__}{why}{where}"
 
@@ -84,11 +84,5 @@ def stacks(errors: list[BaseException]) -> str:
 
 
 def _notice(part: str, room: str, error: BaseException) -> Notice:
-    return Notice(
-        room=room,
-        position=0,
-        at=datetime.now(UTC),
-        severity="error",
-        code=FAILED,
-        text=f"{part} has failed and is begun again: {place(error)}. All else goes on. Please report it, with the log.",
-    )
+    text = f"{part} has failed and is restarted: {place(error)}. Please report it, with the log. All else goes on."
+    return notice(FAILED, text, at=datetime.now(UTC), room=room, severity="error")

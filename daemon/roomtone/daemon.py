@@ -39,7 +39,8 @@ from roomtone.monitoring.exit_deadline import open_deadline
 from roomtone.monitoring.prometheus import expose
 from roomtone.monitoring.room_state import RoomStates, watch_events, watch_levels
 from roomtone.monitoring.sd_notify import DeliveryProgress, open_supervision
-from roomtone.retention.cleanup import CleanupPolicy, run_cleanup, use_reserve
+from roomtone.retention.cleanup import CleanupPolicy, run_cleanup
+from roomtone.retention.disk_space import use_reserve
 from roomtone.rooms import Rooms, RoomServices
 from roomtone.speech.endpoint import open_endpoints
 from roomtone.spool.segment import SPOOL_FOLDER
@@ -124,7 +125,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         erasure = Eraser(
                             state,
                             ForgetScope(journal, live, rooms.quiet),
-                            outlets=outlets,
+                            manager=outlets,
                             sinks=lambda: force.config.sinks | force.config.disabled,
                             unloaded=lambda: force.config.unloaded,
                         )

@@ -1,4 +1,4 @@
-"""Files that survive a power cut: for the bundled sinks, and for whoever writes one that keeps files or a database.
+"""Files that survive a power cut: for the bundled sinks, and for plugin authors whose sink keeps files or a database.
 
 A file is durable when its bytes and its name are: fsync of a file says nothing of the folder that names it.
 Everything is for the daemon's user only, whatever the umask: files 0600, folders 0700. Where others may write in the
@@ -83,7 +83,7 @@ def create_private(path: Path) -> None:
 def append(path: Path, data: bytes, *, size: int) -> bool:
     """Put these bytes behind the `size` bytes of the file. False: it has not as many, or is gone; nothing was written.
 
-    A full disk leaves it as it was. A power cut may leave some of the bytes: who appends knows the size of what counts.
+    A full disk leaves it as it was. A power cut may leave some of the bytes: the caller knows the size that counts.
     """
     with suppress(FileNotFoundError), named(path), os.fdopen(open_file(path), "r+b", buffering=0) as file:
         if file.seek(0, os.SEEK_END) != size:
@@ -120,10 +120,10 @@ def remove(path: Path) -> int:
 
 @contextmanager
 def alone(path: Path) -> Iterator[bool]:
-    """Whether nobody else is in this context with this file, which is made where it is missing. It ends with the
+    """True if no other process is in this context with this file, which is made where it is missing. It ends with the
     process too.
 
-    `roomtone sinks test` opens a sink beside the daemon's: what must not be done by two at once asks here.
+    `roomtone sinks test` opens a sink beside the daemon's: work that two processes must not do concurrently asks here.
     """
     descriptor = open_file(path, os.O_CREAT)
     try:
@@ -143,10 +143,10 @@ def open_sqlite(path: Path, tables: str) -> Iterator[sqlite3.Connection]:
     """The database in this file, made where it is missing, with these tables (`CREATE TABLE IF NOT EXISTS ...`).
 
     What is committed survives a power cut, and what is deleted is zeros in the file; `scrub` takes it from the log too.
-    Hooks come from one worker thread at a time, not always the same one: each may use the connection. What is not
-    committed when the context is left has not happened.
+    Hooks come from one worker thread at a time, not always the same one: each may use the connection. Changes that
+    are not committed when the context is left are lost.
 
-    A file that the disk has spoiled is put aside, with the ending `.spoiled`, and a new one begun: at once where
+    A file that the disk has spoiled is put aside, with the ending `.spoiled`, and a new one begun: immediately where
     opening shows it, else when the context is left with SQLite's error, so that a sink goes on when it is opened again.
     """
     database = _connect(path, tables)
@@ -160,12 +160,12 @@ def open_sqlite(path: Path, tables: str) -> Iterator[sqlite3.Connection]:
 
 
 def scrub(database: sqlite3.Connection) -> None:
-    """Commit, and leave nothing in the log of what was deleted. Errors: OSError where somebody else reads it."""
+    """Commit, and leave nothing in the log of what was deleted. Errors: OSError where another program reads it."""
     database.commit()
     busy, *_ = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         (_, _, path), *_ = database.execute("PRAGMA database_list").fetchall()
-        raise OSError(f"{path} is being read by somebody else, and cannot be scrubbed")
+        raise OSError(f"another program is reading {path}, so it cannot be scrubbed")
 
 
 def _connect(path: Path, tables: str) -> sqlite3.Connection:
@@ -196,7 +196,7 @@ def _prepared(path: Path, tables: str) -> sqlite3.Connection:
 
 
 def _damage(error: BaseException) -> sqlite3.Error | None:
-    """The error in it, or in a group, by which SQLite says that the file is no sound database."""
+    """The error in it, or in a group, by which SQLite says that the file is damaged."""
     if isinstance(error, BaseExceptionGroup):
         return next((found for each in error.exceptions if (found := _damage(each)) is not None), None)
     if not isinstance(error, sqlite3.Error):

@@ -32,16 +32,16 @@ class Word(msgspec.Struct, frozen=True):
 
 
 class Tagged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What every event has, durable or live."""
+    """The base of every event, durable or live."""
 
     @property
     def kind(self) -> str:
-        """What it is called in JSON, which is also the name of its hook."""
+        """Its name in JSON, which is also the name of its hook."""
         return str(self.__struct_config__.tag)
 
 
 class Event(Tagged, frozen=True, kw_only=True):
-    """What every durable event has. `position` and `at` are where the fact begins (a turn: its first word).
+    """The base of every durable event. `position` and `at` are where the fact begins (a turn: its first word).
 
     `seq` orders all rooms in one sequence; `id` is a UUIDv7. Both are given at commit, and zero and empty before.
     `room` is empty only in a notice that speaks of the whole daemon.
@@ -55,17 +55,17 @@ class Event(Tagged, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """What it is called in JSON, which is also the name of its hook."""
+        """Its name in JSON, which is also the name of its hook."""
         return str(self.__struct_config__.tag)
 
     @property
     def is_test(self) -> bool:
-        """Whether `roomtone sinks test` has sent it: it has not happened, and has no place among what has."""
+        """True if `roomtone sinks test` has sent it: it has not happened, and must not be mixed with real events."""
         return TEST in (getattr(self, "session_id", None), getattr(self, "code", None))
 
 
 class RecordingStarted(Event, frozen=True, kw_only=True, tag="recording_started"):
-    """The source's first samples are here. `rate` is in Hz; `source` names the source for people."""
+    """The source's first samples are here. `rate` is in Hz; `source` names the source for users."""
 
     rate: int
     source: str
@@ -74,7 +74,7 @@ class RecordingStarted(Event, frozen=True, kw_only=True, tag="recording_started"
 class RecordingStopped(Event, frozen=True, kw_only=True, tag="recording_stopped"):
     """No more samples will come: the daemon stops, the room is muted, or the source has ended.
 
-    `rotated`: somebody wishes a new recording to begin here; not one sample lies between it and this one.
+    `rotated`: the operator wants a new recording to begin here; not one sample lies between it and this one.
     """
 
     reason: Literal["stopping", "ended", "muted", "rotated"]
@@ -102,7 +102,7 @@ class Turn(Event, frozen=True, kw_only=True, tag="turn"):
 
 
 class Answer(Event, frozen=True, kw_only=True, tag="answer"):
-    """What the LLM Gateway said to one turn. `turn` is that event's id; `response` is the body as it came."""
+    """The LLM Gateway's answer to one turn. `turn` is that event's id; `response` is the body as it came."""
 
     session_id: str
     turn_order: int
@@ -112,7 +112,7 @@ class Answer(Event, frozen=True, kw_only=True, tag="answer"):
 
 
 class Analysis(Event, frozen=True, kw_only=True, tag="analysis"):
-    """What a named prompt made of a conversation between two positions. `response` is the last body as it came.
+    """The answer of a named prompt to a conversation between two positions. `response` is the last body as it came.
 
     A long conversation takes several requests, whose tokens are summed. `cost` is in the currency of
     the budget, None where no price is known.
@@ -153,7 +153,7 @@ class Audio(Event, frozen=True, kw_only=True, tag="audio"):
 
 
 class Gap(Event, frozen=True, kw_only=True, tag="gap", rename={"from_": "from"}):
-    """What is missing and why: positions `start` to `end`, equal when the source was away; `from` to `until` in UTC."""
+    """Missing audio: positions `start` to `end`, equal when the source was away; times `from`, `until` in UTC."""
 
     start: int
     end: int
@@ -163,7 +163,7 @@ class Gap(Event, frozen=True, kw_only=True, tag="gap", rename={"from_": "from"})
 
 
 class Muted(Event, frozen=True, kw_only=True, tag="muted"):
-    """The room's device is closed on somebody's wish, until that time if one was given."""
+    """The room's device was closed by a user, until that time if one was given."""
 
     until: datetime | None = None
 
@@ -173,7 +173,7 @@ class Unmuted(Event, frozen=True, kw_only=True, tag="unmuted"):
 
 
 class Forgotten(Event, frozen=True, kw_only=True, tag="forgotten", rename={"from_": "from"}):
-    """Everything between these positions and times was removed on somebody's wish: remove what you have of it."""
+    """Everything between these positions and times was removed by a user: remove what you have of it."""
 
     start: int
     end: int
@@ -181,10 +181,10 @@ class Forgotten(Event, frozen=True, kw_only=True, tag="forgotten", rename={"from
     until: datetime
 
     def covers(self, event: "Durable") -> bool:
-        """True if the event tells of what was said there: a turn that went on then, what was made of it, and a notice
+        """True if the event is about speech there: a turn that went on then, an answer or analysis of it, and a notice
         of that time, which may quote it.
 
-        An answer belongs to its turn and goes with it, and so does a correction: `spoken_in` tells which turns go.
+        An answer belongs to its turn and goes with it, and so does a correction: `spoken_in` says which turns go.
         """
         match event:
             case Notice(room=room, at=at):
@@ -202,7 +202,7 @@ class Forgotten(Event, frozen=True, kw_only=True, tag="forgotten", rename={"from
 
 
 class Notice(Event, frozen=True, kw_only=True, tag="notice"):
-    """The daemon needs a person, or did. `code` is a stable `noun.verb` for programs, `text` is for the person."""
+    """The daemon needs the operator, or did. `code` is a stable `noun.verb` for programs, `text` is for users."""
 
     severity: Severity
     code: str
@@ -221,7 +221,7 @@ class Interim(Tagged, frozen=True, kw_only=True, tag="interim"):
 
 
 class Level(Tagged, frozen=True, kw_only=True, tag="level"):
-    """How loud the last block was, in dB below full scale: `rms` and `peak`, 0 at most, -96.3 for silence."""
+    """The loudness of the last block, in dB below full scale: `rms` and `peak`, 0 at most, -96.3 for silence."""
 
     room: str
     position: int
@@ -249,7 +249,7 @@ Live: TypeAlias = Interim | Level
 
 
 def turn_of(event: Durable) -> tuple[str, int] | None:
-    """What turn the event is, or is an answer to: session and order. A correction is the turn that it corrects."""
+    """The turn that the event is, or is an answer to: session and order. A correction is the turn that it corrects."""
     return (event.session_id, event.turn_order) if isinstance(event, Turn | Answer) else None
 
 

@@ -1,7 +1,7 @@
 """Opens files for writing in folders that others may write in, and names the file in every error.
 
 A name in such a folder may be a trap: a symbolic link, a pipe, or a file of another user's. So what is new is made
-under a name that nobody else has taken, and what is there is written to only when it is ours.
+under a name that is not taken, and what is there is written to only when it is ours.
 """
 
 import errno
@@ -44,7 +44,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def create_file(path: Path) -> int:
-    """A new file for the daemon's user only, as a descriptor to read and write. What has the name now is removed."""
+    """A new file for the daemon's user only, as a descriptor to read and write. A file of that name is removed."""
     with named(path):
         path.unlink(missing_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFELY, PRIVATE)

@@ -18,7 +18,7 @@ import trio
 from roomtone.budget.governor import FREE, Governor
 from roomtone.budget.limits import CapAction
 from roomtone.capture.recorder import record
-from roomtone.capture.records import MuteState, key
+from roomtone.capture.records import MuteState
 from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import Reason
 from roomtone.capture.sources import Source
@@ -27,6 +27,7 @@ from roomtone.concurrency import Restartable
 from roomtone.config import model
 from roomtone.containment import supervise
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import room_key
 from roomtone.live import Live
 from roomtone.llm.analyst import Analyst
 from roomtone.monitoring.liveness import Liveness
@@ -270,7 +271,7 @@ class Rooms:
         """Open a room; one that was muted stays so. One of that name is stopped first, and its successor waits for it:
         a spool has one writer.
         """
-        mark = await self._around.journal.mark(key(name, "muted"))
+        mark = await self._around.journal.mark(room_key(name, "muted"))
         mute = None if mark is None else msgspec.convert(mark, MuteState)
         room = RunningRoom(name, plan, mute, self._around)
         self._nursery.start_soon(self._run_after, self._last.get(name), room)

@@ -67,7 +67,7 @@ class Spans:
 
     @property
     def total(self) -> int:
-        """How many positions there are in all."""
+        """The number of positions."""
         return sum(end - start for start, end in self._spans)
 
     def reach(self, position: int) -> int:

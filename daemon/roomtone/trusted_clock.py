@@ -1,6 +1,6 @@
 """Which day it is, for deciding what is old enough to be removed. Pure.
 
-A small computer whose clock has no battery wakes up in any year. Where its clock says all at once that a year has gone
+A small computer whose clock has no battery wakes up in any year. Where its clock suddenly says that a year has gone
 by, a year of recordings would be too old: so a clock that jumps ahead is believed only when it has gone on like that
 for a day, in one run of the daemon or in several. A machine that was really off for a month keeps for a day of its work
 more what has grown old meanwhile.
@@ -15,16 +15,16 @@ MAX_JUMP = timedelta(days=7)
 clock that is wrong by less removes too soon was nearly old enough.
 """
 TRUST_AFTER = timedelta(days=1)
-"""How long a clock has to go on after a jump until it is believed."""
+"""A clock that has jumped is trusted after it has gone on for this long."""
 
 
 def uptime() -> float:
-    """Seconds of a clock that nobody sets, and that goes on while the machine is suspended."""
+    """Seconds of a clock that cannot be set, and that goes on while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Reading(NamedTuple):
-    """What is to be kept for the next run: the time that was `believed`, what the `clock` said, and for how many
+    """The state for the next run: the time that was `believed`, what the `clock` said, and for how many
     seconds it has gone on since it jumped; None where it is believed.
     """
 
@@ -64,13 +64,13 @@ class TrustedClock:
 
     @property
     def is_doubting(self) -> bool:
-        """Whether the clock has jumped ahead and is not believed yet."""
+        """True if the clock has jumped ahead and is not trusted yet."""
         return self.last is not None and self.last.confirmed is not None
 
     def read(self, now: datetime, uptime: float) -> datetime:
-        """The time to judge by where the clock says `now`, at `uptime` seconds of one that nobody sets.
+        """The time to judge by where the clock says `now`, at `uptime` seconds of one that cannot be set.
 
-        It is never later than the clock. A clock that goes back is believed at once: it only makes things younger.
+        It is never later than the clock. A clock that goes back is trusted immediately: it only makes things younger.
         """
         gone = 0.0 if self._read_at is None else uptime - self._read_at
         self._read_at = uptime

@@ -1,4 +1,4 @@
-"""What sessions cost is counted to the second, kept over crashes, and held to the budget."""
+"""The cost of sessions is counted to the second, kept over crashes, and held to the budget."""
 
 import json
 import shutil
@@ -24,6 +24,7 @@ from roomtone.speech.transcriber import transcribe, withhold
 from roomtone.testing.encoded_speech import quiet, speak
 from roomtone.testing.fake_service import open_service
 from roomtone.testing.faults import HangUp, script
+from roomtone.testing.inline import run_inline
 from support.daemon import SINKS, events, recordings, run, write_wav
 from support.virtual_room import RATE, Room, open_room, reach
 from support.word_error import RATE as HERTZ
@@ -53,7 +54,7 @@ def test_prices(streaming: Streaming, price: float) -> None:
 
 
 def test_prices_of_the_configuration() -> None:
-    """What the configuration says counts; what it does not say is the list price."""
+    """The configuration's prices count; others are the list prices."""
     budget = Budget(prices={"universal-3-5-pro": 1.0}, addons={"prompt": 0.5, "keyterms_prompt": 0.1})
 
     assert budget.price(Streaming(prompt="x", speaker_labels=True)) == pytest.approx(1.62)
@@ -88,7 +89,7 @@ def test_a_clock_that_is_set_costs_nothing(jump: float) -> None:
 
 
 def test_the_seconds_of_the_service_count() -> None:
-    """What the service bills in the end replaces what was counted meanwhile, also where it is less."""
+    """The service's final bill replaces the count, also where it is less."""
     books = CostLedger({})
     books.begin("a", "desk", price=1.0, leak=0.0, now=NOON)
     books.advance(NOON + 60, 60)
@@ -131,7 +132,7 @@ async def test_a_crash_forgets_ten_seconds_at_most(tmp_path: Path, autojump_cloc
     clock = Clock()
     budget = Budget(daily=0.01)
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budget, utc=clock) as governor,
     ):
         meter = governor.meter("desk", SessionParameters(Streaming()))
@@ -139,7 +140,7 @@ async def test_a_crash_forgets_ten_seconds_at_most(tmp_path: Path, autojump_cloc
         await trio.sleep(75)
         shutil.copytree(tmp_path, tmp_path.with_name("copy"))
     async with (
-        open_journal(tmp_path.with_name("copy") / "journal", inline=True) as journal,
+        open_journal(tmp_path.with_name("copy") / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budget, utc=clock) as governor,
     ):
         spent = governor.spent("desk").day
@@ -154,7 +155,7 @@ async def test_it_is_told_at_four_fifths_and_at_the_whole(tmp_path: Path, autoju
     """The first notice comes at 80 % of the budget and not before, the second at 100 %; each names how much it is."""
     budget = Budget(daily=0.45)  # an hour
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budget, utc=Clock()) as governor,
     ):
         await journal.commit(*governor.meter("desk", SessionParameters(Streaming())).begin("a"))
@@ -168,7 +169,7 @@ async def test_it_is_told_at_four_fifths_and_at_the_whole(tmp_path: Path, autoju
 
 
 async def work(room: Room, governor: Governor, other: Room | None, course: CapAction | None) -> None:
-    """What a room does, by its budget: at the service, at the recognizer, or only recording."""
+    """A room's actions by its budget: at the service, at the recognizer, or only recording."""
     follow = partial(transcribe, realtime=True, utc=trio.current_time)
     if course is None:
         await follow(room.context._replace(meter=governor.meter("desk", SessionParameters(Streaming()))))
@@ -280,10 +281,10 @@ async def test_the_recognizer_gives_back(tmp_path: Path, autojump_clock: MockClo
 
 
 async def test_a_larger_budget_holds_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What a reload changes holds within ten seconds: sessions are opened again, and closed again."""
+    """A reload takes effect within ten seconds: sessions are opened again, and closed again."""
     budgets = [Budget(daily=0.001, at_cap="record")]
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
     ):
         await journal.commit(*governor.meter("desk", SessionParameters(Streaming())).begin("a"))
@@ -298,8 +299,8 @@ async def test_a_larger_budget_holds_at_once(tmp_path: Path, autojump_clock: Moc
 
 
 async def test_the_last_answer_is_counted(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What is paid in the daemon's last moment is in the journal."""
-    async with open_journal(tmp_path / "journal", inline=True) as journal:
+    """A payment in the daemon's last moment is in the journal."""
+    async with open_journal(tmp_path / "journal", run_sync=run_inline) as journal:
         async with open_governor(journal, Budget, utc=Clock()) as governor:
             governor.pay("desk", Spent(requests=1, models=0.5))
         async with open_governor(journal, Budget, utc=Clock()) as governor:
@@ -307,8 +308,8 @@ async def test_the_last_answer_is_counted(tmp_path: Path, autojump_clock: MockCl
 
 
 async def test_what_is_spent_by_hand_counts(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What was paid beside the daemon is in its sums within ten seconds, once, on the day when it was spent."""
-    async with open_journal(tmp_path / "journal", inline=True) as journal:
+    """A payment beside the daemon is in its sums within ten seconds, once, on the day when it was spent."""
+    async with open_journal(tmp_path / "journal", run_sync=run_inline) as journal:
         for _ in range(2):
             async with open_governor(journal, lambda: Budget(daily=1.0), utc=Clock()) as governor:
                 await journal.commit(Paid("desk", NOON - DAY, Spent(requests=1, models=0.25)).mark)
@@ -321,9 +322,9 @@ async def test_what_is_spent_by_hand_counts(tmp_path: Path, autojump_clock: Mock
 
 
 async def test_it_does_not_hover_at_the_cap(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What is spent stays spent, though the service says of the last session that it was shorter than counted."""
+    """A spent budget stays spent, though the service says of the last session that it was shorter than counted."""
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: Budget(daily=0.001), utc=Clock()) as governor,
     ):
         meter = governor.meter("desk", SessionParameters(Streaming()))
@@ -342,7 +343,7 @@ async def test_another_sum_is_told_anew(tmp_path: Path, autojump_clock: MockCloc
     """A budget that was raised, and is spent again on the same day, is told again."""
     budgets = [Budget(daily=0.001)]
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
     ):
         await journal.commit(*governor.meter("desk", SessionParameters(Streaming())).begin("a"))
@@ -354,7 +355,7 @@ async def test_another_sum_is_told_anew(tmp_path: Path, autojump_clock: MockCloc
 
 
 async def test_another_course_holds_at_once(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What a reload says of the cap holds for a budget that is spent already."""
+    """A reload of the cap holds for a budget that is spent already."""
     budgets = [Budget(daily=0.001)]
     courses = list[CapAction | None]()
 
@@ -363,7 +364,7 @@ async def test_another_course_holds_at_once(tmp_path: Path, autojump_clock: Mock
         await trio.sleep_forever()
 
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, lambda: budgets[-1], utc=Clock()) as governor,
         trio.open_nursery() as nursery,
     ):
@@ -380,7 +381,7 @@ async def test_the_price_is_that_of_the_terms(tmp_path: Path, autojump_clock: Mo
     """A session costs what its terms cost when it begins, also where they have changed since the room was opened."""
     terms = SessionParameters(Streaming())
     async with (
-        open_journal(tmp_path / "journal", inline=True) as journal,
+        open_journal(tmp_path / "journal", run_sync=run_inline) as journal,
         open_governor(journal, Budget, utc=Clock()) as governor,
     ):
         meter = governor.meter("desk", terms)
@@ -391,7 +392,7 @@ async def test_the_price_is_that_of_the_terms(tmp_path: Path, autojump_clock: Mo
 
 
 async def test_the_daemon_at_its_cap(tmp_path: Path) -> None:
-    """The whole daemon, gate and all: the session opens when somebody speaks, and at the cap the recognizer of this
+    """The whole daemon, gate and all: the session opens at speech, and at the cap the recognizer of this
     machine goes on; two notices say so, every sample is recorded, and none is pending.
     """
     audio = bytes(2 * 4 * HERTZ) + demo_audio()[: 2 * 14 * HERTZ]

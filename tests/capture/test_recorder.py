@@ -30,6 +30,7 @@ from roomtone.journal.journal import Journal, open_journal
 from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.live import Live
 from roomtone.spool.spool import Disk, Spool, open_spool
+from roomtone.testing.inline import run_inline
 
 RATE = 1000
 FRAME = 200
@@ -251,8 +252,8 @@ async def open_run(state: Path, acts: Iterable[Act], *, down: float = 0.0) -> As
     """A room's spool and journal in a state folder, all in one thread, for virtual time."""
     disk = FullDisk()
     async with (
-        open_journal(state / "journal.sqlite", inline=True) as journal,
-        open_spool(state / "spool" / "desk", rate=RATE, inline=True, disk=disk) as spool,
+        open_journal(state / "journal.sqlite", run_sync=run_inline) as journal,
+        open_spool(state / "spool" / "desk", rate=RATE, run_sync=run_inline, disk=disk) as spool,
     ):
         yield Run(spool, journal, Live(), Script(Machine(down), acts, disk), disk)
 
@@ -746,8 +747,8 @@ async def test_a_file_that_is_not_there_now_is_taken_for_the_same(tmp_path: Path
 async def test_many_segments_are_recovered_once_each(tmp_path: Path, autojump_clock: Clock) -> None:
     """A journal that was away for an hour learns of everything, a part at a time."""
     async with (
-        open_journal(tmp_path / "journal.sqlite", inline=True) as journal,
-        open_spool(tmp_path / "spool", rate=RATE, segment_seconds=0.1, inline=True) as spool,
+        open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal,
+        open_spool(tmp_path / "spool", rate=RATE, segment_seconds=0.1, run_sync=run_inline) as spool,
     ):
         for number in range(250):
             await spool.append(tone(100 * number, 100), utc(number / 10))

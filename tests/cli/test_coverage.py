@@ -11,6 +11,7 @@ from roomtone import cli
 from roomtone.events import Cause
 from roomtone.journal.journal import open_journal
 from roomtone.journal.records import CoverageSpan, Mark
+from roomtone.testing.inline import run_inline
 
 RATE = 16_000
 MINUTE = 60 * RATE
@@ -36,7 +37,7 @@ WHOLE = (
 async def journal(folder: Path, *covers: CoverageSpan) -> None:
     """A state with this coverage."""
     (folder / "roomtone.toml").write_text(CONFIG)
-    async with open_journal(folder / "state" / "journal.sqlite", inline=True) as opened:
+    async with open_journal(folder / "state" / "journal.sqlite", run_sync=run_inline) as opened:
         await opened.commit(Mark("room/desk/rate", RATE), *covers)
 
 

@@ -18,7 +18,6 @@ import trio.testing
 from delivery.test_manager import Diary, commit
 from roomtone.budget.governor import open_governor
 from roomtone.budget.limits import Budget
-from roomtone.capture.records import key
 from roomtone.capture.sources import Microphone
 from roomtone.config.model import Config, Room, ServiceConfig, Storage
 from roomtone.config.toml_file import ConfigError
@@ -26,7 +25,9 @@ from roomtone.control.reload import ActiveConfig, Reloader
 from roomtone.delivery.manager import SinkManager, SinkPaths
 from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Notice
-from roomtone.journal.journal import Journal, Mark, open_journal
+from roomtone.journal.journal import Journal, open_journal
+from roomtone.journal.keys import room_key
+from roomtone.journal.records import Mark
 from roomtone.live import Live
 from roomtone.llm.analyst import open_analyst
 from roomtone.llm.completion import GatewayConfig
@@ -36,6 +37,7 @@ from roomtone.monitoring.liveness import Liveness
 from roomtone.monitoring.room_state import RoomStates
 from roomtone.rooms import Rooms, RoomServices
 from roomtone.speech.endpoint import open_endpoints
+from roomtone.testing.inline import run_inline
 
 ROOM = Room(source=Microphone())
 SUMMARY = AnalysisPrompt(prompt="{{transcript}}", model="any")
@@ -73,13 +75,13 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
         return found
 
     async with (
-        open_journal(folder / "journal.sqlite", inline=True) as journal,
+        open_journal(folder / "journal.sqlite", run_sync=run_inline) as journal,
         open_governor(journal, Budget) as governor,
         open_analyst(journal, force.setting(), lambda _: None, governor) as analyst,
         open_endpoints() as endpoints,
         trio.open_nursery() as nursery,
     ):
-        await journal.commit(*[Mark(key(room, "muted"), {"until": None}) for room in ("desk", "attic", "hall")])
+        await journal.commit(*[Mark(room_key(room, "muted"), {"until": None}) for room in ("desk", "attic", "hall")])
         health = Liveness(config.rooms, 0.0)
         rooms = Rooms(
             nursery,
@@ -191,7 +193,7 @@ async def test_a_file_that_is_wrong_changes_nothing(tmp_path: Path, autojump_clo
     ]
     with structlog.testing.capture_logs() as logs:
         async with work(tmp_path, before := configured(tmp_path)) as around:
-            await around.journal.commit(Mark(key("hall", "rate"), 8_000))
+            await around.journal.commit(Mark(room_key("hall", "rate"), 8_000))
             for config, text in wrong:
                 with pytest.raises(Exception, match=text):
                     await around.reload(config)

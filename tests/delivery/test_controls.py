@@ -14,7 +14,8 @@ from delivery.test_runner import NOW, Received, house, opens, sink
 from roomtone import cli
 from roomtone.delivery.controls import Pause, Retry, SinkControls, cancel_mark, control_mark, controls_of
 from roomtone.events import Durable, Turn
-from roomtone.journal.journal import Mark, open_journal
+from roomtone.journal.journal import open_journal
+from roomtone.journal.records import Mark
 from roomtone.sinks import Unprocessable, hookimpl
 from support.daemon import DEMO, Run, events, run
 

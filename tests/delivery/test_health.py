@@ -17,6 +17,7 @@ from roomtone.delivery.hooks import InvalidHook
 from roomtone.events import Durable, Notice
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.sinks import Context, Sink, hookimpl
+from roomtone.testing.inline import run_inline
 from roomtone_command import CommandSink
 from roomtone_jsonl import Jsonl
 from roomtone_transcript import TranscriptSink
@@ -28,7 +29,7 @@ async def test_no_notice_once_the_journal_is_closing(tmp_path: Path, autojump_cl
     """When no more events will come, none is made of a sink: the others would have to wait for it."""
     closing = trio.Event()
     with structlog.testing.capture_logs():
-        async with open_journal(tmp_path / "journal.db", inline=True) as journal:
+        async with open_journal(tmp_path / "journal.db", run_sync=run_inline) as journal:
             health = SinkHealth("made", Sink, journal, closing)
             await health.on_failure(InvalidHook("wrong"), 0)
             assert journal.tip == 1

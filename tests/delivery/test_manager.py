@@ -18,6 +18,7 @@ from roomtone.delivery.manager import SinkManager, SinkPaths
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
+from roomtone.testing.inline import run_inline
 
 
 class Diary(Sink, frozen=True, kw_only=True, tag="diary"):
@@ -56,7 +57,7 @@ class Work(NamedTuple):
 
 @asynccontextmanager
 async def open_manager(folder: Path) -> AsyncIterator[Work]:
-    async with open_journal(folder / "journal.sqlite", inline=True) as journal, trio.open_nursery() as nursery:
+    async with open_journal(folder / "journal.sqlite", run_sync=run_inline) as journal, trio.open_nursery() as nursery:
         manager = SinkManager(
             nursery,
             journal=journal,

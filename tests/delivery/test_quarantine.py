@@ -18,7 +18,7 @@ from journal.test_journal import crash
 from roomtone.delivery.health import SinkHealth
 from roomtone.delivery.quarantine import PROBATION_EVENTS, Attempt, Suspicion, digest_of
 from roomtone.events import Durable, Notice
-from roomtone.journal.journal import Mark
+from roomtone.journal.records import Mark
 from roomtone.sinks import Context, hookimpl
 from support.daemon import events, run
 

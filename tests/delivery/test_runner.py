@@ -20,12 +20,15 @@ import trio.lowlevel
 import trio.testing
 
 from journal.test_journal import crash
+from roomtone.concurrency import RunSync
 from roomtone.delivery.health import SinkStatus
 from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Audio, Durable, Interim, Level, Notice, Turn
-from roomtone.journal.journal import Journal, JournalError, Mark, open_journal
+from roomtone.journal.journal import Journal, JournalError, open_journal
+from roomtone.journal.records import Mark
 from roomtone.live import Live
 from roomtone.sinks import LONGEST_WAIT, Context, Sink, Unprocessable, hookimpl
+from roomtone.testing.inline import run_inline
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -97,9 +100,9 @@ def events_of(logs: Sequence[Any]) -> list[str]:
 
 
 @asynccontextmanager
-async def house(folder: Path, *, inline: bool = True) -> AsyncIterator[House]:
+async def house(folder: Path, *, run_sync: RunSync = run_inline) -> AsyncIterator[House]:
     """Everything, until it is left: then the runners finish."""
-    async with open_journal(folder / "journal.db", inline=inline) as journal, trio.open_nursery() as nursery:
+    async with open_journal(folder / "journal.db", run_sync=run_sync) as journal, trio.open_nursery() as nursery:
         made = House(journal, folder, nursery)
         yield made
         made.finish()
@@ -162,7 +165,7 @@ async def test_synchronous_hooks_run_in_one_thread(tmp_path: Path) -> None:
         def flush(self) -> None:
             calls.append(("flush", 0, threading.get_ident()))
 
-    async with house(tmp_path, inline=False) as around:
+    async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
         await around.commit(2)
         around.deliver(sink(opens(Plain())))
 
@@ -188,7 +191,7 @@ async def test_hooks_of_both_sorts_keep_the_order(tmp_path: Path) -> None:
         def flush(self) -> None:
             calls.append("flush")
 
-    async with house(tmp_path, inline=False) as around:
+    async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
         await around.commit(2)
         around.deliver(sink(opens(Mixed())))
 
@@ -742,7 +745,7 @@ async def test_hanging_thread_is_left_alone_and_waited_for(tmp_path: Path) -> No
     """A call that takes longer than the timeout is reported, delays no other sink, and counts when it has returned."""
     blocking, good = Blocking(), Received()
     with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             delivery = around.deliver(sink(blocking.opening, timeout=0.2), "blocking")
             around.deliver(sink(opens(good)), "good")
             await around.commit(3)
@@ -773,7 +776,7 @@ async def test_sink_that_is_always_too_slow_makes_progress(tmp_path: Path) -> No
 
     slow = Slow()
     with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(4)
             around.deliver(sink(opens(slow), timeout=0.05))
             await around.acknowledged(5)
@@ -794,7 +797,7 @@ async def test_the_context_is_left_after_the_thread(tmp_path: Path) -> None:
             left.append(blocking.in_hook)
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(1)
             async with trio.open_nursery() as nursery:
                 around._nursery = nursery
@@ -824,7 +827,7 @@ async def test_crash_beside_a_thread_waits_for_the_thread(tmp_path: Path) -> Non
             nursery.cancel_scope.cancel()
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(1)
             around.deliver(sink(opening))
             while not blocking.in_hook:  # noqa: ASYNC110 - a thread has no event of trio
@@ -858,7 +861,7 @@ async def test_exit_in_a_thread_is_a_failure(tmp_path: Path, error: type[BaseExc
 
     exiting = Exiting()
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(2)
             around.deliver(sink(opens(exiting)))
             await around.acknowledged(2)
@@ -924,7 +927,7 @@ async def test_misfit_is_explained_and_loses_nothing(
 ) -> None:
     """A sink whose hooks are wrong is a configuration error that says what to do; its events wait in the journal."""
     with structlog.testing.capture_logs():
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             delivery = around.deliver(sink(opening))
             await around.commit(1)
             while delivery.status().behind < 2:  # noqa: ASYNC110 - the event, and the notice
@@ -1203,7 +1206,7 @@ async def test_closing_tries_a_failing_sink_once_more(tmp_path: Path, autojump_c
 async def test_journal_errors_are_not_the_sinks(tmp_path: Path) -> None:
     """An error of the journal ends the daemon, and does not count as a failure of every sink."""
     with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - it is raised at some time within
-        async with house(tmp_path, inline=False) as around:
+        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             around.deliver(sink(opens(Received())))
             await around.commit(1)
             await around.acknowledged(1)
@@ -1254,7 +1257,7 @@ async def test_backlog_is_delivered_in_bounded_memory(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "journal.db") as journal:
         for _ in range(100):
             await journal.commit(*[turn()] * 1000)
-    async with house(tmp_path, inline=False) as around:
+    async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
         tracemalloc.start()
         try:
             around.deliver(sink(opens(counting)))

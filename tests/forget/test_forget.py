@@ -1,4 +1,4 @@
-"""What is forgotten is nowhere, and everything else is as it was: looked for with other eyes than the daemon's own."""
+"""Forgotten speech is nowhere, and everything else is as it was: looked for with other eyes than the daemon's own."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ from support.daemon import COMMAND, events, recordings, run, write_wav
 
 RATE = 16_000
 SPOKEN = [7_000_000 + n for n in range(40)]
-"""Words that nobody says by chance, one in each so many seconds."""
+"""Words that do not occur by chance, one at regular intervals."""
 EVERY = 1.0
 
 CONFIG = """
@@ -145,7 +145,7 @@ def live(folder: Path, url: str) -> None:
         assert "nothing of it is left" in done.stdout
         check(folder, forgotten={2, 3, 8, 9, 10}, said=range(11))
     with run(folder, CONFIG.format(url=url)) as daemon:
-        daemon.wait_for(lambda: daemon.log.count("service.started") == 2)  # before that SIGTERM ends it at once
+        daemon.wait_for(lambda: daemon.log.count("service.started") == 2)  # before that SIGTERM ends it immediately
         daemon.wait_for(lambda: len(events(folder, "turn")) >= 12)
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log

@@ -55,7 +55,7 @@ def turn(second: int) -> Turn:
 
 
 def record(folder: Path, *notices: Notice) -> None:
-    """A room in which a word is said in each second, and nobody has heard of it but the journal."""
+    """A room in which a word is said in each second, and only the journal knows of it."""
 
     async def work() -> None:
         async with (
@@ -102,7 +102,7 @@ def everything(folder: Path) -> set[Path]:
 
 
 def test_nothing_was_ever_recorded(tmp_path: Path) -> None:
-    """A configuration whose state has no journal: it is said, it is no success, and looking has left nothing behind."""
+    """A configuration whose state has no journal is reported, is not a success, and looking leaves nothing behind."""
     configure(tmp_path)
     before = everything(tmp_path)
     done = forget(tmp_path, "--last", "10m", "--yes")
@@ -130,7 +130,7 @@ def test_the_folder_has_a_configuration_of_its_own(tmp_path: Path) -> None:
 
 
 def test_nothing_was_recorded_in_that_time(tmp_path: Path) -> None:
-    """It is said, and is no success."""
+    """It is reported, and is not a success."""
     record(tmp_path)
     configure(tmp_path)
     done = forget(tmp_path, "--last", "10m", "--yes")
@@ -166,7 +166,7 @@ def test_what_is_to_come_cannot_be_forgotten(tmp_path: Path) -> None:
 
 
 def test_it_asks_or_refuses(tmp_path: Path) -> None:
-    """Without a terminal nobody can say yes: then nothing goes unless --yes is given. At one, it asks."""
+    """Without a terminal the user cannot confirm: then nothing goes unless --yes is given. At one, it asks."""
     record(tmp_path)
     configure(tmp_path)
     done = forget(tmp_path, "--last", "2d")
@@ -189,7 +189,7 @@ HOLDINGS = "    def holdings"
 
 
 def test_the_template_forgets(tmp_path: Path) -> None:
-    """What `sinks new` writes has nothing left of it, in its table and in its file's bytes."""
+    """The sink that `sinks new` writes has nothing left of it, in its table and in its file's bytes."""
     deliver(tmp_path)
     done = forget_seconds(tmp_path, 5, 10)
     assert (done.returncode, done.stderr) == (Exit.OK, "")
@@ -218,11 +218,11 @@ def test_a_sink_that_was_neither_told_nor_searched_is_named(tmp_path: Path) -> N
     (tmp_path / "plugins" / "mine.py").unlink()
     done = forget_seconds(tmp_path, 10, 12)
     assert done.returncode == Exit.FAILED
-    assert "sink mine is not configured: it was neither told nor searched" in done.stderr
+    assert "sink mine is not configured: it was neither notified nor searched" in done.stderr
 
 
 def deliver(folder: Path, without: Sequence[str] = ()) -> None:
-    """What is recorded lies in the store of a sink that `sinks new --file` has written, but for these methods."""
+    """Recorded events lie in the store of a sink that `sinks new --file` has written, but for these methods."""
     [(path, text)] = written("mine", as_file=True)
     for begin in without:
         start = text.index(begin)

@@ -140,7 +140,7 @@ async def test_nobody_is_to_transcribe_what_is_gone(tmp_path: Path) -> None:
 
 
 async def test_a_segment_that_the_journal_does_not_know_stays_in_its_place(tmp_path: Path) -> None:
-    """What recovery is still to journal is made silent, and not taken away: else it would be called lost."""
+    """Audio that recovery has yet to journal is made silent, and not removed: else it would count as lost."""
     await record(tmp_path)
     async with open_journal(tmp_path / "journal.sqlite") as journal:
         await forget("desk", RATE, at(75), at(100), premises(tmp_path, journal))
@@ -159,7 +159,7 @@ async def test_a_time_of_which_nothing_was_recorded(tmp_path: Path) -> None:
 
 
 async def test_the_live_feed_is_cleared(tmp_path: Path) -> None:
-    """Text that is not final yet waits for nobody any more."""
+    """Text that is not final yet is dropped."""
     await record(tmp_path)
     async with open_journal(tmp_path / "journal.sqlite") as journal:
         here = premises(tmp_path, journal)
@@ -174,7 +174,7 @@ async def test_the_live_feed_is_cleared(tmp_path: Path) -> None:
 
 
 async def test_sound_that_is_on_its_way_is_waited_for(tmp_path: Path) -> None:
-    """What was heard before the wish and has not come to the spool yet is forgotten too."""
+    """Audio that was heard before the command and has not come to the spool yet is forgotten too."""
     async with (
         open_journal(tmp_path / "journal.sqlite") as journal,
         open_spool(tmp_path / "spool" / "desk", rate=RATE) as spool,
@@ -216,7 +216,7 @@ def _files(folder: Path) -> Iterator[bytes]:
 
 
 def test_times_are_positions_rounded_outward() -> None:
-    """A stretch reaches from the first to the last sample that was heard in it; one that nobody heard is none."""
+    """A stretch reaches from the first to the last sample that was heard in it; one without samples does not exist."""
     heard = [RecordedSpan(0, 1000, at(0)), RecordedSpan(1000, 1000, at(3600))]
     assert locate(heard, RATE, at(-5), at(7200)) == ForgetRange(0, 2000, at(0), at(3601))
     assert locate(heard, RATE, at(0.1), at(0.3001)) == ForgetRange(100, 301, at(0.1), at(0.301))
@@ -225,7 +225,7 @@ def test_times_are_positions_rounded_outward() -> None:
 
 
 async def test_a_room_that_nobody_records_is_not_waited_for(tmp_path: Path) -> None:
-    """Without a daemon nothing is on its way: up to now is up to the last sample, and nobody is told to ask again."""
+    """Without a daemon nothing is on its way: now is the last sample, and the answer does not ask for another try."""
     await record(tmp_path)
     async with open_journal(tmp_path / "journal.sqlite") as journal:
         done = await forget("desk", RATE, at(90), at(SECONDS + 50), premises(tmp_path, journal))

@@ -119,7 +119,7 @@ sqlite3.connect(path).close()
 
 
 def test_the_witness_sees(tmp_path: Path, witness: tuple[dict[str, str], Path]) -> None:
-    """What opens its own database by hand is seen; through SQLite, or making one that is not there, it is not."""
+    """Code that opens its own database by hand is seen; through SQLite, or making one that is not there, it is not."""
     env, seen = witness
     program = "import sqlite3; from pathlib import Path; path = Path('a.sqlite'); path.open('xb').close();"
     program += (

@@ -15,18 +15,18 @@ import msgspec
 import pytest
 
 from roomtone.events import Turn
-from roomtone.forget.search import Order, Search, long_texts, search
+from roomtone.forget.search import Search, SearchRequest, long_texts, search
 from roomtone.journal.words import has_quote, program_words, telling_words
 from roomtone.spool.segment import name_segment
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 ID = "01955100-0000-7000-8000-00000000000a"
 PIECE = random.Random(1).randbytes(200)
-"""A hundred samples that nobody has by chance."""
+"""A hundred samples that do not occur by chance."""
 
 
 def find(folder: Path, **wanted: Any) -> Search:
-    return search(Order(places=(str(folder),), since=NOW, seconds=60, **(wanted or {"words": (b"xylophone",)})))
+    return search(SearchRequest(places=(str(folder),), since=NOW, seconds=60, **(wanted or {"words": (b"xylophone",)})))
 
 
 def names(paths: tuple[str, ...]) -> list[str]:
@@ -83,7 +83,7 @@ def test_what_belongs_to_a_database(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One file that refuses to be read hides no other, and is no success."""
+    """One file that refuses to be read hides no other, and is not a success."""
     path = write(tmp_path / "a.txt", b"xylophone")
     write(tmp_path / "b.txt", b"xylophone")
     original = Path.open
@@ -99,7 +99,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_words_that_are_there_by_right(tmp_path: Path) -> None:
-    """A word that an event still has, or a path, is no remainder. Where events were pruned, nobody can know."""
+    """A word that an event still has, or a path, is not a remainder. Where events were pruned, that is unknown."""
     journal = tmp_path / "journal"
     with closing(sqlite3.connect(journal)) as database:
         database.executescript(
@@ -159,7 +159,7 @@ def test_files_that_have_gone_or_are_empty(tmp_path: Path) -> None:
 def test_it_is_a_program(tmp_path: Path) -> None:
     """It reads its order and writes what it found; what it looks for stands in no list of processes."""
     write(tmp_path / "a.txt", b"a xylophone")
-    order = Order(places=(str(tmp_path),), since=NOW, seconds=60, words=(b"xylophone",), sounds=(PIECE,))
+    order = SearchRequest(places=(str(tmp_path),), since=NOW, seconds=60, words=(b"xylophone",), sounds=(PIECE,))
     done = run(
         [sys.executable, "-P", "-m", "roomtone.forget.search"],
         input=msgspec.json.encode(order),

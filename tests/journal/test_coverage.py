@@ -1,4 +1,4 @@
-"""The ledger: the summary of a room's coverage is what happened, and what nobody explained shows."""
+"""The ledger: the summary of a room's coverage is what happened, and unexplained positions show."""
 
 from bisect import bisect_right
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ CAUSES: tuple[Cause, ...] = ("overrun", "device", "disk full", "daemon down")
 
 
 class Piece(NamedTuple):
-    """What happened for some seconds: `audio` moves the position on; cause None is nobody's account of it."""
+    """What happened for some seconds: `audio` moves the position on; cause None leaves it unexplained."""
 
     what: str
     seconds: int
@@ -136,7 +136,7 @@ def test_a_clock_that_is_set_back_explains_nothing_away() -> None:
 
 
 def test_a_clock_that_is_set_forward_is_explained() -> None:
-    """The hours that it jumps over are no time that was lost: what was captured around them is one stretch."""
+    """The hours that it jumps over are not lost time: what was captured around them is one stretch."""
     hours = timedelta(hours=3)
     (first,) = (row for row in happen([Piece("silent", 5)]) if row.state == "captured")
     step = CoverageSpan("desk", 5000, 5000, "captured", None, first.until, first.until + hours)
@@ -165,7 +165,7 @@ def test_what_is_captured_and_lost_is_a_contradiction() -> None:
 
 @given(st.integers(1, 60))
 def test_the_timeline_shows_the_worst_of_each_part(cells: int) -> None:
-    """However coarse it is drawn, a loss shows, and what nobody explains shows above all."""
+    """However coarse it is drawn, a loss shows, and unexplained audio shows above all."""
     pieces = [
         Piece("transcribed", 400),
         Piece("lost", 1, cause="device"),

@@ -1,4 +1,4 @@
-"""Laws of the journal: what it has taken it has, in order, for ever, whatever happens to it."""
+"""Laws of the journal: committed records stay, in order, whatever happens."""
 
 import shutil
 import sqlite3
@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roomtone.events import Durable, Gap, Muted, Notice
-from roomtone.journal.journal import CoverageSpan, Journal, JournalError, Mark, Record, Unwritable, open_journal
-from roomtone.journal.records import next_id
+from roomtone.journal.journal import Journal, JournalError, open_journal
+from roomtone.journal.records import CoverageSpan, Mark, Record, Unwritable, next_id
 from roomtone.journal.schema import SCHEMA
+from roomtone.testing.inline import run_inline
 from support.journal import fill_disk
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -217,7 +218,7 @@ async def test_commit_once_begun_ends(path: Path) -> None:
 @pytest.mark.parametrize("checkpoints", range(1, 10))
 async def test_cancelled_commit_has_committed_nothing(path: Path, checkpoints: int) -> None:
     """Among tasks that share transactions and are cancelled at any moment, who returns has committed, who does not has
-    not: nobody is left in doubt.
+    not: no caller is left in doubt.
     """
     returned: set[str] = set()
 
@@ -225,7 +226,7 @@ async def test_cancelled_commit_has_committed_nothing(path: Path, checkpoints: i
         await journal.commit(notice(name))
         returned.add(name)
 
-    async with open_journal(path, inline=True) as journal:
+    async with open_journal(path, run_sync=run_inline) as journal:
         async with trio.open_nursery() as nursery:
             for number in range(5):
                 nursery.start_soon(commit, str(number))
@@ -249,7 +250,7 @@ async def test_cancelled_before_it_begins_commits_nothing(path: Path) -> None:
 
 async def test_wakes_those_who_wait_for_more(path: Path) -> None:
     """`grown` returns when, and not before, there is an event after that seq."""
-    async with open_journal(path, inline=True) as journal:
+    async with open_journal(path, run_sync=run_inline) as journal:
         await journal.commit(notice())
         await journal.wait_after(0)
         woken = False
@@ -293,7 +294,7 @@ async def test_marks_are_replaced_and_deleted(path: Path) -> None:
 
 
 async def test_one_read_is_bounded_in_bytes(path: Path) -> None:
-    """A read of large events ends early, so that a thousand of a megabyte each are never in memory at once."""
+    """A read of large events ends early, so that a thousand of a megabyte each are never in memory together."""
     async with open_journal(path) as journal:
         for _ in range(8):
             await journal.commit(notice("x" * 1_000_000))
@@ -318,7 +319,7 @@ async def test_unreadable_row_holds_up_nobody(path: Path) -> None:
 
 async def test_adjacent_stretches_become_one(path: Path) -> None:
     """Stretches of one state that touch are one row, in whatever order they came; others stay apart."""
-    async with open_journal(path, inline=True) as journal:
+    async with open_journal(path, run_sync=run_inline) as journal:
         await journal.commit(cover(0, 10), cover(20, 30), cover(10, 15, "silent"))
         assert len(await journal.covered("desk")) == 3
 
@@ -330,8 +331,8 @@ async def test_adjacent_stretches_become_one(path: Path) -> None:
 
 
 async def test_captured_stretches_meet_in_time_too(path: Path) -> None:
-    """Captured audio goes on only where its time does: a position stands still while there is no source."""
-    async with open_journal(path, inline=True) as journal:
+    """Captured audio goes on only where its time does: a position stands still without a source."""
+    async with open_journal(path, run_sync=run_inline) as journal:
         await journal.commit(cover(0, 10, "captured", at=0))
         await journal.commit(cover(10, 20, "captured", at=10.04))
         await journal.commit(cover(20, 20, "lost", at=20.04, cause="device"))
@@ -356,7 +357,7 @@ def test_coverage_is_the_union_of_what_was_said(stretches: list[tuple[int, int]]
 
     async def check() -> None:
         with TemporaryDirectory() as folder:
-            async with open_journal(Path(folder, "journal.db"), inline=True) as journal:
+            async with open_journal(Path(folder, "journal.db"), run_sync=run_inline) as journal:
                 for start, length in stretches:
                     await journal.commit(cover(start, start + length))
                 rows = await journal.covered("desk")
@@ -408,7 +409,7 @@ async def test_pruning_waits_for_a_sink_that_has_not_begun(path: Path) -> None:
 
 
 async def test_refused_event_outlives_pruning(path: Path) -> None:
-    """What a sink has refused can be looked at, and replayed, after the journal has let go of it."""
+    """Refused events can be looked at, and replayed, after the journal has let go of it."""
     async with open_journal(path) as journal:
         (event, _) = await journal.commit(notice("poison"), notice())
         await journal.refuse("web", 1, "too big")
@@ -521,7 +522,7 @@ async def test_damaged_file_is_moved_aside(tmp_path: Path, path: Path, where: tu
 
 
 async def test_the_log_goes_aside_with_the_file(tmp_path: Path, path: Path) -> None:
-    """A damaged file that somebody else has open keeps its log, and SQLite would take that for the new file's."""
+    """A damaged file that another program has open keeps its log, and SQLite would take that for the new file's."""
     async with open_journal(path) as journal:
         for _ in range(300):
             await journal.commit(notice("x" * 200))
@@ -569,8 +570,8 @@ async def test_a_crash_after_a_clean_stop_is_known_as_one(tmp_path: Path, path: 
 
 
 async def test_full_disk_is_waited_out(path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """While the disk is full a commit waits, says so at once and then ever rarer, and is done when there is room."""
-    async with open_journal(path, inline=True) as journal:
+    """While the disk is full a commit waits, is logged first and then ever rarer, and is done when there is room."""
+    async with open_journal(path, run_sync=run_inline) as journal:
         await journal.commit(notice())
         make_room = fill_disk(journal)
         with structlog.testing.capture_logs() as logs:
@@ -591,7 +592,7 @@ async def test_full_disk_is_waited_out(path: Path, autojump_clock: trio.abc.Cloc
 
 async def test_full_disk_does_not_hold_a_daemon_that_stops(path: Path, autojump_clock: trio.abc.Clock) -> None:
     """A commit that waits for room can be cancelled, and then nothing of it was committed; others go on waiting."""
-    async with open_journal(path, inline=True) as journal:
+    async with open_journal(path, run_sync=run_inline) as journal:
         await journal.commit(notice())
         make_room = fill_disk(journal)
         async with trio.open_nursery() as nursery:
@@ -607,7 +608,7 @@ async def test_full_disk_does_not_hold_a_daemon_that_stops(path: Path, autojump_
 
 async def test_locked_by_a_person_is_waited_out(path: Path, autojump_clock: trio.abc.Clock) -> None:
     """Somebody who writes to the file with a tool of their own delays a commit and costs nothing."""
-    async with open_journal(path, inline=True) as journal:
+    async with open_journal(path, run_sync=run_inline) as journal:
         journal._database._writer.execute("PRAGMA busy_timeout = 0")
         person = sqlite3.connect(path, isolation_level=None)
         person.execute("BEGIN IMMEDIATE")
@@ -637,7 +638,7 @@ OPERATION = st.one_of(
 
 
 class Model:
-    """What the journal should have."""
+    """The model of the journal."""
 
     def __init__(self) -> None:
         self.events: list[Durable] = []
@@ -687,7 +688,7 @@ def test_is_a_list_that_nothing_can_shorten(operations: list[Any]) -> None:
     async def check(folder: Path) -> None:
         model, path, remaining = Model(), folder / "0" / "journal.db", list(operations)
         while True:
-            async with open_journal(path, inline=True) as journal:
+            async with open_journal(path, run_sync=run_inline) as journal:
                 assert not journal.renewed
                 await model.check(journal)
                 while remaining and remaining[0] not in [("crash",), ("restart",)]:
@@ -708,12 +709,12 @@ def test_torn_write_costs_the_end_only(commits: int, where: float) -> None:
     """Where a power cut tears the last write of a disk that lied about fsync, whole commits before it remain."""
 
     async def check(folder: Path) -> None:
-        async with open_journal(folder / "0" / "journal.db", inline=True) as journal:
+        async with open_journal(folder / "0" / "journal.db", run_sync=run_inline) as journal:
             written = [await journal.commit(notice(str(n)), notice("x" * 3000)) for n in range(commits)]
             path = crash(folder / "0" / "journal.db", folder / "1")
         log = path.with_name("journal.db-wal")
         log.write_bytes(log.read_bytes()[: int(where * log.stat().st_size)])
-        async with open_journal(path, inline=True) as journal:
+        async with open_journal(path, run_sync=run_inline) as journal:
             events = await journal.read(0)
             assert events == [event for pair in written for event in pair][: len(events)]
             assert len(events) % 2 == 0

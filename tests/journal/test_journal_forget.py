@@ -1,4 +1,4 @@
-"""What the journal forgets is in none of its files, and what it keeps is as it was."""
+"""Forgotten records are in none of the journal's files, and the others are as they were."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -186,7 +186,7 @@ async def test_what_a_refusal_quotes_goes_too(tmp_path: Path) -> None:
 
 
 async def test_the_account_stays_whole(tmp_path: Path) -> None:
-    """What was captured and lost stays; where somebody spoke is no longer told inside, and is as before outside."""
+    """*captured* and *lost* stay; inside the stretch coverage no longer shows speech, outside it is as before."""
     rows = [
         CoverageSpan("desk", 0, 60 * RATE, "captured", None, at(0), at(60)),
         CoverageSpan("desk", 0, 20 * RATE, "silent", None, at(0), at(20)),
@@ -207,7 +207,7 @@ async def test_the_account_stays_whole(tmp_path: Path) -> None:
 
 
 async def test_who_reads_the_log_is_waited_for(tmp_path: Path) -> None:
-    """As long as another process reads from the log, what was removed is still in it: that is no success."""
+    """As long as another process reads from the log, removed rows are still in it: that is not a success."""
     path = tmp_path / "journal.sqlite"
     async with open_journal(path) as journal:
         await journal.commit(turn(0, "xylophone"))

@@ -14,10 +14,12 @@ import trio
 from trio.testing import MockClock
 
 from roomtone.budget.governor import open_governor
-from roomtone.budget.ledger import SPENT_PREFIX, CostLedger
+from roomtone.budget.ledger import CostLedger
 from roomtone.budget.limits import Budget
 from roomtone.events import Analysis, Answer, Forgotten, Notice, RecordingStopped, Turn, Word
-from roomtone.journal.journal import CoverageSpan, Journal, Mark, open_journal
+from roomtone.journal.journal import Journal, open_journal
+from roomtone.journal.keys import SPENT_PREFIX
+from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.llm import client as gateway
 from roomtone.llm.analyst import Analyst, open_analyst
 from roomtone.llm.completion import GatewayConfig, Price
@@ -37,6 +39,7 @@ from roomtone.testing.fake_gateway import (
     StatusReply,
     open_gateway,
 )
+from roomtone.testing.inline import run_inline
 
 RATE = 100
 DAY = 86_400
@@ -126,7 +129,7 @@ async def talk(
     """
     absent = folder / "absent.key" if key_file else None
     async with (
-        open_journal(folder / "journal.sqlite", inline=True) as journal,
+        open_journal(folder / "journal.sqlite", run_sync=run_inline) as journal,
         open_gateway(mishaps=mishaps, port=None) as gateway,
         open_governor(
             journal,
@@ -190,7 +193,7 @@ async def test_a_conversation_is_asked_about_once(tmp_path: Path, autojump_clock
     assert (analysis.position, analysis.at, analysis.start) == (first.position, first.at, first.position)
     assert (analysis.model, analysis.requests, analysis.input_tokens, analysis.output_tokens) == ("one", 1, 8, 8)
     assert analysis.cost == pytest.approx(88e-6)
-    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+    async with open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal:
         spent = CostLedger(await journal.marks(SPENT_PREFIX)).spent("2026-01-01", "desk")
         assert (spent.requests, spent.input_tokens, spent.output_tokens, spent.unpriced) == (1, 8, 8, 0)
         assert spent.money == pytest.approx(88e-6)
@@ -267,7 +270,7 @@ async def test_a_refusal_ends_with_another_configuration(tmp_path: Path, autojum
 async def test_no_conversation_blocks_the_next(
     mishaps: list[Mishap], tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    """What no attempt gets an answer for is left with a notice: the next conversation is asked about."""
+    """A conversation that no attempt gets an answer for is left with a notice: the next conversation is asked about."""
     async with talk(tmp_path, *mishaps) as room:
         await room.say("hello there")
         await room.be_quiet(6)
@@ -294,7 +297,7 @@ async def test_a_wish_to_be_left_alone_is_granted(tmp_path: Path, autojump_clock
 
 
 async def test_fallbacks(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """A model that fails is followed at once by the next one, and the event says which has answered."""
+    """A model that fails is followed immediately by the next one, and the event says which has answered."""
     prompt = msgspec.structs.replace(SUMMARY, fallbacks=("two", "three"))
     async with talk(tmp_path, Limited("600"), StatusReply(500), prompts={"summary": prompt}) as room:
         await room.say("hello there")
@@ -399,11 +402,11 @@ async def test_a_new_prompt_begins_now(tmp_path: Path, autojump_clock: MockClock
 
 PRICES = {"one": Price(input=1.0, output=10.0)}
 ONE = Budget(daily=50e-6)
-"""What one answer spends, and more."""
+"""The cost of one answer, and more."""
 
 
 async def test_the_budget_is_for_models_too(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What is over when the budget is spent waits for the next day, and the notice says so."""
+    """A conversation that is over when the budget is spent waits for the next day, and the notice says so."""
     async with talk(tmp_path, budget=ONE, prices=PRICES, left=3600) as room:
         for text in ("hello there", "and again"):
             await room.say(text)
@@ -481,7 +484,7 @@ async def test_parts_are_paid_once(tmp_path: Path, autojump_clock: MockClock) ->
 
 
 async def test_a_room_that_is_no_more(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What was said last in a room that the configuration loses is not asked about, and a notice says so, once."""
+    """The last words in a room that the configuration loses are not asked about, and a notice says so, once."""
     async with talk(tmp_path) as room:
         await room.say("hello there")
         without = msgspec.structs.replace(setting(room.gateway.url), rooms={})
@@ -494,7 +497,7 @@ async def test_a_room_that_is_no_more(tmp_path: Path, autojump_clock: MockClock)
 
 
 class SlowOffice(RequestPool):
-    """An office on a small computer: a look takes so many seconds."""
+    """A request pool on a small computer: each check takes this many seconds."""
 
     takes = 0.5
     looks = 0
@@ -508,7 +511,7 @@ class SlowOffice(RequestPool):
 async def test_looking_takes_little_of_a_small_computer(tmp_path: Path, autojump_clock: MockClock) -> None:
     """The longer it takes to see whether a conversation is over, the less often is it looked; but twice a minute."""
     async with (
-        open_journal(tmp_path / "journal.sqlite", inline=True) as journal,
+        open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal,
         open_governor(journal, Budget) as governor,
         open_gateway(port=None) as fake,
     ):
@@ -522,7 +525,7 @@ async def test_looking_takes_little_of_a_small_computer(tmp_path: Path, autojump
 
 
 async def test_little_is_not_asked_about(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """A cough is no conversation."""
+    """A cough is not a conversation."""
     prompt = msgspec.structs.replace(SUMMARY, least_words=3)
     async with talk(tmp_path, prompts={"summary": prompt}) as room:
         await room.say("oh well")
@@ -564,7 +567,7 @@ async def test_an_answer_is_asked_for_after_a_crash(tmp_path: Path, autojump_clo
 
 
 async def test_missing_answers_are_one_notice(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """Where nobody asks again, or nobody answers, it is said once."""
+    """Where the question is not asked again, or not answered, one notice says so."""
     await leave(tmp_path, ["hello there", "good bye"])
     async with talk(tmp_path, prompts={}) as room:
         await trio.sleep(60)
@@ -594,8 +597,8 @@ async def test_an_account_without_access(tmp_path: Path, autojump_clock: MockClo
 
 
 async def test_marks_of_others_harm_nothing(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """A mark that cannot be read, and one of a room that is no more, are removed."""
-    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+    """A mark that cannot be read, and one of a room that is not configured any more, are removed."""
+    async with open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal:
         await journal.commit(Mark("answer/x", 5), Question("attic", "s", 1, 2).mark)
     async with talk(tmp_path) as room:
         assert await room.journal.marks("answer/") == {}

@@ -16,7 +16,7 @@ REQUEST = {"model": "one", "messages": [{"role": "user", "content": "Say this."}
 
 
 async def ask(*mishaps: Mishap, timeout: float = 20.0) -> RequestFailed | completion.Completion:
-    """What a real request over loopback brings when this happens to it."""
+    """The result of a real request over loopback when this happens to it."""
     async with fake.open_gateway(mishaps=mishaps) as server:
         try:
             return await LLMClient(timeout).ask(Route(server.url, {"authorization": "topsecret"}), REQUEST)
@@ -34,7 +34,7 @@ async def test_an_answer() -> None:
 
 @pytest.mark.parametrize("name", BODIES)
 async def test_a_body_that_is_no_answer(name: str) -> None:
-    """A body without words, of whatever shape, is unusable: it is no answer with an empty text, and nothing else."""
+    """A body without words, of whatever shape, is unusable: it is not an answer with an empty text."""
     failed = await ask(Garbled(name))
 
     assert isinstance(failed, RequestFailed)
@@ -60,7 +60,7 @@ async def test_a_body_that_is_no_answer(name: str) -> None:
     ],
 )
 async def test_a_status(mishap: Mishap, verdict: Retryability) -> None:
-    """Each status says whether to ask again, to ask something else, or to ask a person."""
+    """Each status says whether to ask again, to ask something else, or to ask the operator."""
     failed = await ask(mishap)
 
     assert isinstance(failed, RequestFailed)
@@ -76,7 +76,7 @@ async def test_retry_after() -> None:
 
 
 async def test_an_error_is_shown_without_the_key() -> None:
-    """What the provider says stands beside the text, and nothing of the key, even where the provider repeats it."""
+    """The provider's words stand beside the text, and nothing of the key, even where the provider repeats it."""
     body = msgspec.json.encode({"error": {"message": "bad key topsecret", "code": 401}})
     failed = await ask(StatusReply(401, body))
 
@@ -169,5 +169,5 @@ def test_tool_calls_are_an_answer() -> None:
 
 
 def test_filling_in_is_one_pass() -> None:
-    """What was said is no template: a transcript that says {{turn}} stays as it is."""
+    """Speech is not a template: a transcript that says {{turn}} stays as it is."""
     assert completion.fill("a {{ turn }} {{what}}", {"turn": "{{turn}} {{x}}"}) == "a {{turn}} {{x}} {{what}}"

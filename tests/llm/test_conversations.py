@@ -95,7 +95,7 @@ def test_sessions_end_conversations_where_they_follow_speech() -> None:
 
 
 def test_a_session_that_died_with_its_daemon_is_not_open() -> None:
-    """After a crash the end of the next session ends the conversation, though nobody has said the end of the last."""
+    """After a crash the end of the next session ends the conversation, though the end of the last was not recorded."""
     events: list[Durable] = [
         SessionStarted(seq=1, room="desk", position=0, at=BEGAN, session_id="a", endpoint="x"),
         Gap(seq=2, room="desk", position=5, at=BEGAN, start=5, end=5, from_=BEGAN, until=BEGAN, cause="daemon down"),
@@ -134,13 +134,13 @@ def test_when_the_source_is_away() -> None:
 
 
 def test_when_the_recording_stopped() -> None:
-    """A stop ends it at once, when everything before it is transcribed."""
+    """A stop ends it immediately, when everything before it is transcribed."""
     assert over([turn(0)], settled=5, head=5, now=5, edges=[5 * RATE])
     assert not over([turn(0)], settled=4, head=5, now=5, edges=[5 * RATE])
 
 
 def test_the_next_conversation_ends_the_first() -> None:
-    """What lies between must be transcribed."""
+    """Audio in between must be transcribed."""
     assert over([turn(0), turn(400)], settled=400, head=402, now=402)
     assert not over([turn(0), turn(400)], settled=250, head=402, now=402)
 

@@ -1,4 +1,4 @@
-"""Each final turn has its answer, or somebody is told: whatever the service says, and however its session ends."""
+"""Each final turn has its answer, or a notice says why: whatever the service says, and however its session ends."""
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -137,7 +137,7 @@ async def test_a_missing_answer_is_asked_for(tmp_path: Path, autojump_clock: Moc
 
 
 async def test_the_recognizer_asks_nobody(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """With the recognizer of this machine turns are asked about outside of the session at once, or not at all."""
+    """With the recognizer of this machine turns are asked about outside of the session immediately, or not at all."""
     manner = Manner(gateway=False)
     came, requests = await talk(tmp_path / "asked", manner=manner, remote=False, ask_again=True)
     came.each_turn_once()
@@ -166,7 +166,7 @@ async def test_a_failure_is_no_answer(name: str, tmp_path: Path, autojump_clock:
 
 @pytest.mark.parametrize("fault", [Drop(words=12), NoTermination(), NoTermination(close=True), Expire(8.0)], ids=str)
 async def test_a_session_that_dies(fault: Fault, tmp_path: Path, autojump_clock: MockClock) -> None:
-    """What a dead session has not answered is asked for; no turn has two answers, and none lacks one."""
+    """Answers that a dead session owes are asked for; no turn has two answers, and none lacks one."""
     came, _ = await talk(tmp_path, manner=Manner(thinking=2.0), faults=[fault], ask_again=True)
 
     came.each_turn_once()

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from roomtone.events import Answer, Durable, Notice, Turn
-from roomtone.journal.journal import Record
+from roomtone.journal.records import Record
 from roomtone.llm.room_answers import Policy, RoomAnswers, Unanswered
 from roomtone.llm.session_answers import MAX_UNCLAIMED_BYTES, SessionAnswers
 from roomtone.protocol.messages import LLMGatewayResponse
@@ -16,7 +16,7 @@ GATEWAY = LLMGatewayConfig("one", (Prompt("user", "Heard: {{turn}}"),), 100)
 
 
 class Cancelled(BaseException):
-    """As trio's own, which nobody else can make."""
+    """As trio's own, which only trio can make."""
 
 
 def open_replies(*, ask_again: bool) -> tuple[SessionAnswers, Unanswered]:
@@ -48,7 +48,7 @@ def fail(replies: SessionAnswers, now: float) -> list[Record]:
     def commit() -> None:
         with replies.due(now) as facts:
             given.extend(facts)
-            assert due(replies, now) == []  # nobody else is given it meanwhile
+            assert due(replies, now) == []  # no other caller is given it meanwhile
             raise Cancelled
 
     with pytest.raises(Cancelled):
@@ -82,7 +82,7 @@ def test_a_notice() -> None:
 
 
 def test_a_late_answer() -> None:
-    """What waits to be asked again does so until its late answer is written."""
+    """A question that waits to be asked again does so until its late answer is written."""
     replies, unanswered = open_replies(ask_again=True)
     assert due(replies, 11.0) == []
     answer(replies)

@@ -20,6 +20,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from roomtone.recognizer.engine import Hypothesis, Spoken, TurnSettings
 from roomtone.recognizer.server import HANDSHAKE_TIMEOUT_S, SEND_TIMEOUT_S, CannotServe, Options, Server, open_server
+from roomtone.testing.inline import run_inline
 from support.word_error import RATE, client
 
 # The SDK reads how a connection closed in a way that the newest websockets advises against.
@@ -190,7 +191,7 @@ UPGRADE = (
 @pytest.mark.parametrize("request_", [b"", UPGRADE[:40], UPGRADE], ids=["nothing", "half a request", "no reading"])
 async def test_a_client_that_does_nothing_is_left(request_: bytes, autojump_clock: MockClock) -> None:
     """Who connects and says nothing, or asks for a session and does not read, has seconds for it and holds no place."""
-    server = Server(Counter(), Options(), port=0, inline=True)
+    server = Server(Counter(), Options(), port=0, run_sync=run_inline)
     ours, theirs = lockstep_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.serve, theirs)

@@ -43,6 +43,7 @@ from roomtone.recognizer.engine import Engine, Hypothesis, Spoken, TurnSettings
 from roomtone.recognizer.server import HANDSHAKE_TIMEOUT_S, Options, Server, open_server
 from roomtone.recognizer.sphinx import open_sphinx
 from roomtone.speech.recognizer_process import open_recognizer
+from roomtone.testing.inline import run_inline
 from support.word_error import RATE, THREE_LINES, client, demo_audio, demo_lines, frames, noise, word_error_rate
 
 FRAME = bytes(2 * RATE // 10)  # 100 ms
@@ -445,7 +446,7 @@ async def test_sessions_are_bounded() -> None:
 @asynccontextmanager
 async def in_memory(**parameters: object) -> AsyncIterator[WebSocketConnection]:
     """A session without sockets and without threads: for the virtual clock, which takes a busy thread for idle."""
-    server = Server(Parrot(), Options(longest=600), port=0, inline=True)
+    server = Server(Parrot(), Options(longest=600), port=0, run_sync=run_inline)
     ours, theirs = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.serve, theirs)

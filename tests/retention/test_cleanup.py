@@ -1,4 +1,4 @@
-"""Room on the disk is kept: what goes, what waits for whom, and what a person is told."""
+"""Room on the disk is kept: what goes, what waits for whom, and what is reported."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,12 +24,13 @@ from roomtone.retention.cleanup import (
     PRUNE_INTERVAL_S,
     CleanupPolicy,
     Instruments,
-    Space,
     run_cleanup,
 )
+from roomtone.retention.disk_space import Space
 from roomtone.retention.policy import SETTLED_MARGIN_S
 from roomtone.spool.segment import list_segments, name_segment
 from roomtone.spool.spool import Spool, open_spool
+from roomtone.testing.inline import run_inline
 
 
 class Archive(Sink, frozen=True, kw_only=True, tag="archive"):
@@ -77,8 +78,8 @@ async def open_desk(state: Path, storage: Storage, *, utc: Callable[[], float] =
     instruments = Instruments(lambda _: space[0], utc, trio.current_time)
     rules = CleanupPolicy(lambda: storage, lambda: spools, lambda: sinks, lambda: unloaded)
     async with (
-        open_journal(state / "journal.sqlite", inline=True) as journal,
-        open_spool(state / "spool" / "desk", rate=RATE, inline=True) as spool,
+        open_journal(state / "journal.sqlite", run_sync=run_inline) as journal,
+        open_spool(state / "spool" / "desk", rate=RATE, run_sync=run_inline) as spool,
         trio.open_nursery() as nursery,
     ):
         spools["desk"] = spool
@@ -198,7 +199,7 @@ async def test_the_quota_outranks_what_waits(tmp_path: Path, autojump_clock: tri
         assert len(await desk.notices()) == 2
 
 
-async def test_files_that_somebody_removes_are_told(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
+async def test_files_that_were_removed_by_others_are_reported(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """Audio that was captured and is gone is not transcribed in silence: coverage says so, and each who lacks it."""
     async with open_desk(tmp_path, Storage()) as desk:
         desk.sinks["archive"] = Archive()
@@ -213,7 +214,7 @@ async def test_files_that_somebody_removes_are_told(tmp_path: Path, autojump_clo
         await trio.sleep(10 * CHECK_INTERVAL_S)
         assert await desk.notices() == notices
     assert [(cover.start, cover.end) for cover in removed] == [(4 * SEGMENT * RATE, 6 * SEGMENT * RATE)]
-    gone = "Files are gone from the spool, or cannot be read, and with them"
+    gone = "Files are missing from the spool or unreadable, with"
     assert [(notice.code, notice.text) for notice in notices] == [
         ("audio.removed", f"{gone} {3 * SEGMENT} s of audio of desk that sink archive never had."),
         ("transcript.missing", f"{gone} {2 * SEGMENT} s of audio of desk before it was transcribed."),
@@ -252,7 +253,7 @@ async def test_a_low_disk_takes_settled_audio_only(tmp_path: Path, autojump_cloc
 
 
 async def test_rooms_that_are_closed_are_looked_after(tmp_path: Path) -> None:
-    """What a room has left that has ended, or is configured no more, counts for the quota and goes like the rest."""
+    """Audio of a room that has ended, or is not configured any more, counts for the quota and goes like the rest."""
     folder = tmp_path / "spool" / "old"
     folder.mkdir(parents=True)
     for one in segments(5):
@@ -260,7 +261,7 @@ async def test_rooms_that_are_closed_are_looked_after(tmp_path: Path) -> None:
     async with open_desk(tmp_path, Storage(spool_gb=4 * SIZE / 1e9)) as desk:
         await desk.record(2)
         with trio.fail_after(30):
-            while len(list_segments(folder)) > 2:  # noqa: ASYNC110 - a file that goes tells nobody
+            while len(list_segments(folder)) > 2:  # noqa: ASYNC110 - a file that goes has no event
                 await trio.sleep(0.05)
     assert [one.position for one in list_segments(folder)] == [3 * SEGMENT * RATE, 4 * SEGMENT * RATE]
 
@@ -321,7 +322,7 @@ async def test_whatever_the_clock_says(
 
 
 async def test_damaged_databases_go_at_the_age_of_events(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    """What was put aside has what was said: it is kept as long as events are, and no other file goes with it."""
+    """A database that was moved aside contains speech: it is kept as long as events are; no other file goes with it."""
     began, zero = time.time(), trio.current_time()
     pages = tmp_path / "sinks" / "pages"
     asides = [tmp_path / "journal.sqlite.corrupt-20260101T000000Z-wal", pages / "entries.spoiled"]
@@ -354,7 +355,7 @@ async def test_events_wait_for_a_sink_whose_plugin_does_not_load(
 
 async def test_old_coverage_goes_whole(tmp_path: Path) -> None:
     """Pruned coverage leaves an account that is whole from where it begins: nothing pending, nothing unexplained."""
-    async with open_journal(tmp_path / "journal.sqlite", inline=True) as journal:
+    async with open_journal(tmp_path / "journal.sqlite", run_sync=run_inline) as journal:
         for minute in range(100):
             start, at = minute * MINUTE, BEGAN + timedelta(minutes=minute)
             end, until = start + MINUTE, at + timedelta(minutes=1)
@@ -376,7 +377,7 @@ async def test_old_coverage_goes_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["notes.txt", "0000000000000000_20260101T000000.000000Z.tmp"])
 def test_files_of_others_are_left_alone(tmp_path: Path, name: str) -> None:
-    """Whatever lies in a spool's folder and is no segment is not ours to remove."""
+    """Files in a spool's folder that are not segments are not removed."""
     (tmp_path / name).write_bytes(bytes(100))
     (tmp_path / name_segment(0, BEGAN, fresh=False)).mkdir()
     assert list_segments(tmp_path) == []

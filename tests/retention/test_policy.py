@@ -104,7 +104,7 @@ def is_settled(removal: Removal, shelves: list[RoomAudio]) -> bool:
 
 @pytest.mark.parametrize("heard", [0, 600 * MINUTE])
 def test_what_waits_is_not_looked_at(heard: int) -> None:
-    """A year of audio that waits for a sink, or for its transcription, holds nobody up while the disk is low."""
+    """A year of audio that waits for a sink, or for its transcription, does not block the loop on a low disk."""
     looked = 0
 
     def since(start: int) -> Iterator[Segment]:
@@ -132,7 +132,7 @@ def test_a_disk_is_called_low_once() -> None:
 
 
 def test_the_toll_is_told_at_once_and_then_hourly() -> None:
-    """The first segment that somebody loses is told at once, the others together once in an hour, and none is left
+    """The first segment that a reader loses is reported immediately, the others together once in an hour; none is left
     out.
     """
     toll, now, told = DroppedAudio(), BEGAN, []

@@ -12,9 +12,9 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from roomtone.journal.keys import backfill_mark
 from roomtone.journal.records import Mark
 from roomtone.spans import Span, Spans
-from roomtone.speech.backfill import request_mark
 from roomtone.speech.gate import HANGOVER_S, GateDecisions
 from roomtone.speech.transcriber import repair, transcribe
 from roomtone.testing.encoded_speech import quiet, speak
@@ -262,7 +262,7 @@ async def test_what_the_gate_held_back_can_be_wished_for(tmp_path: Path, autojum
         nursery.start_soon(partial(transcribe, room.context, realtime=True, utc=trio.current_time, gating=gate))
         await room.record(day())
         assert not service.sessions
-        await room.journal.commit(request_mark("desk", Span(20 * RATE, 45 * RATE)))
+        await room.journal.commit(backfill_mark("desk", Span(20 * RATE, 45 * RATE)))
         await room.record(quiet(30, RATE))
 
         assert await room.numbers() == list(TALKS[0])
@@ -276,7 +276,7 @@ async def test_a_wish_needs_no_daemon(tmp_path: Path, autojump_clock: MockClock)
     audio = day()
     async with open_service(port=None, utc=trio.current_time) as service, open_room(tmp_path, reach(service)) as room:
         await room.record(audio, live=False)
-        await room.journal.commit(request_mark("desk", Span(20 * RATE, 45 * RATE)))
+        await room.journal.commit(backfill_mark("desk", Span(20 * RATE, 45 * RATE)))
         await room.journal.commit(Mark("room/desk/acknowledged", room.spool.end))
         room.spool.end_of_data()
         await repair(room.context)

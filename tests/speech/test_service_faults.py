@@ -74,7 +74,7 @@ async def suffer(folder: Path, name: str, rows: list[Row]) -> None:
     """Speak in a room whose first connection has this fault; what it cost becomes a row."""
     async with (
         open_service(faults=script({0: FAULTS[name]})) as service,
-        open_room(folder, reach(service), inline=False) as room,
+        open_room(folder, reach(service), run_sync=trio.to_thread.run_sync) as room,
     ):
         begun = time.time()
         async with trio.open_nursery() as nursery:

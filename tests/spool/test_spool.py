@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roomtone.spool.spool import Disk, Piece, Segment, Spool, open_spool
+from roomtone.testing.inline import run_inline
 
 RATE = 1000
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -36,7 +37,7 @@ def tone(start: int, samples: int) -> bytes:
 
 @asynccontextmanager
 async def spool_of(folder: Path, **options: object) -> AsyncIterator[Spool]:
-    async with open_spool(folder, rate=RATE, inline=True, **options) as spool:  # type: ignore[arg-type]
+    async with open_spool(folder, rate=RATE, run_sync=run_inline, **options) as spool:  # type: ignore[arg-type]
         yield spool
 
 

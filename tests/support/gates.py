@@ -1,9 +1,8 @@
 """A gate for tests: its detector hears the words of the fake service, which are speech to no voice detector."""
 
-from collections.abc import Callable
-
 from roomtone.spans import Span
 from roomtone.speech.gate import GateSettings
+from roomtone.testing.inline import run_inline
 from support.virtual_room import RATE
 
 
@@ -26,11 +25,6 @@ class LoudnessDetector:
         ]
 
 
-async def run_inline(call: Callable[[int, bytes], list[Span]], position: int, audio: bytes) -> list[Span]:
-    """Virtual time passes while a thread works, so the detector works in the loop."""
-    return call(position, audio)
-
-
 def gating(*, preroll: float = 2.0, close_after: float = 30.0) -> GateSettings:
     """A gate with that detector, on the virtual clock."""
-    return GateSettings(LoudnessDetector, preroll, close_after, run_inline)
+    return GateSettings(LoudnessDetector, preroll, close_after, run_sync=run_inline)

@@ -10,7 +10,8 @@ import trio
 
 from roomtone import Context, Durable, Sink
 from roomtone.delivery.runner import SinkRunner
-from roomtone.journal.journal import Journal, Refusal, open_journal
+from roomtone.journal.journal import Journal, open_journal
+from roomtone.journal.records import Refusal
 from roomtone.live import Live
 from roomtone.sinks import PROJECT, Hooks
 

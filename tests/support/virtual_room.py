@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import trio
 
+from roomtone.concurrency import RunSync
 from roomtone.events import Turn
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.journal.records import CoverageSpan
@@ -20,6 +21,7 @@ from roomtone.speech.session_context import SessionContext
 from roomtone.spool.spool import Spool, open_spool
 from roomtone.testing.encoded_speech import numbers_in
 from roomtone.testing.fake_service import FakeService
+from roomtone.testing.inline import run_inline
 
 RATE = 8_000
 FRAME = RATE // 5
@@ -86,19 +88,19 @@ async def open_room(
     endpoint: Endpoint,
     *,
     two_finals: bool = False,
-    inline: bool = True,
+    run_sync: RunSync = run_inline,
     spool_folder: str = "spool",
     sync_interval: float = 1.0,
     parameters: SessionParameters | None = None,
     **more: Any,
 ) -> AsyncIterator[Room]:
-    """The room in this folder, as an earlier one has left it; `inline` touches the disk in the loop itself.
+    """The room in this folder, as an earlier one has left it; `run_sync` touches the disk.
 
     `parameters` are those of its sessions; `more` goes to the SessionContext.
     """
     async with (
-        open_spool(folder / spool_folder, rate=RATE, sync_interval=sync_interval, inline=inline) as spool,
-        open_journal(folder / "journal.sqlite", inline=inline) as journal,
+        open_spool(folder / spool_folder, rate=RATE, sync_interval=sync_interval, run_sync=run_sync) as spool,
+        open_journal(folder / "journal.sqlite", run_sync=run_sync) as journal,
     ):
         context = SessionContext(
             room="desk",

@@ -1,1 +1,1 @@
-"""What sessions and language models may cost, and what they have cost."""
+"""The costs of sessions and language models, and their limits."""

@@ -2,7 +2,7 @@
 
 The service bills the time that a session is open, silence included, and not the audio in it. So what is counted is
 Begin to the end, by the service's own seconds where it says them, at the price that the configuration has when it
-begins. An answer of a language model is counted when it comes, whoever asked. The sums are marks of the journal,
+begins. Each answer of a language model is counted when it comes. The sums are marks of the journal,
 committed with the end of each session, and once in ten seconds while one is open: a crash forgets no more than that,
 and what it may have left open at the service is added.
 
@@ -20,10 +20,11 @@ import msgspec
 import structlog
 import trio
 
-from roomtone.budget.ledger import PAID_PREFIX, SPENT_PREFIX, Cost, CostLedger, OpenSession, Spent, day_of, month_of
+from roomtone.budget.ledger import Cost, CostLedger, OpenSession, Spent, day_of, month_of
 from roomtone.budget.limits import Budget, CapAction, Period
-from roomtone.events import Notice, Severity
+from roomtone.events import Notice, notice
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import BUDGET_KEY, OPEN_SESSION_PREFIX, PAID_PREFIX, SPENT_PREFIX
 from roomtone.journal.records import Mark, Record
 from roomtone.protocol.parameters import Streaming
 from roomtone.protocol.session_parameters import SessionParameters
@@ -33,14 +34,11 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 COMMIT_INTERVAL_S: Final = 10.0
 """Seconds between two commits of what open sessions have cost."""
 WARNING_SHARE: Final = 0.8
-"""The share of a budget at which somebody is told."""
-
-_OPEN = "session/"
-_TOLD = "budget/told"
+"""The share of a budget at which a notice warns."""
 
 
 class Meter(Protocol):
-    """Counts the sessions of one room. What it returns is to be committed with the beginning and the end."""
+    """Counts the sessions of one room. Its records are to be committed with the beginning and the end."""
 
     def begin(self, session: str) -> Sequence[Record]: ...
     def end(self, session: str, seconds: float) -> Sequence[Record]: ...
@@ -60,7 +58,7 @@ FREE: Final = Free()
 
 
 class Reached(msgspec.Struct, frozen=True):
-    """How many percent of this sum somebody was told of, on this day or in this month."""
+    """The percentage of this sum that was reported, on this day or in this month."""
 
     when: str
     limit: float
@@ -68,7 +66,7 @@ class Reached(msgspec.Struct, frozen=True):
 
 
 class BudgetState(msgspec.Struct):
-    """What the governor has found last, and told, by period."""
+    """The state that the governor has reported last, by period."""
 
     is_spent: bool = False
     reached: dict[str, Reached] = {}
@@ -80,56 +78,56 @@ class Governor:
     def __init__(
         self,
         journal: Journal,
-        books: CostLedger,
+        ledger: CostLedger,
         budget: Callable[[], Budget],
         *,
         held: Callable[[], Sequence[str]],
         utc: Callable[[], float],
     ) -> None:
         self._journal = journal
-        self._books = books
+        self._ledger = ledger
         self._budget = budget
         self._held = held
         self._utc = utc
         self._advanced_at = trio.current_time()
-        self._judgement = BudgetState()
+        self._state = BudgetState()
         self._wake = trio.Event()
         self._changed = trio.lowlevel.ParkingLot()
 
     @property
     def is_spent(self) -> bool:
-        """Whether the budget is spent, and somebody was told."""
-        return self._judgement.is_spent
+        """True if the budget is spent, and a notice has said so."""
+        return self._state.is_spent
 
     @property
     def has_budget(self) -> bool:
-        """Whether something that costs money may be begun: as `is_spent`, and what is not judged yet counts too."""
+        """True if something that costs money may begin: as `is_spent`, but including costs that are not judged yet."""
         now, limits = self._utc(), self._budget().limits()
         return not self.is_spent and all(
-            self._books.spent(_name_of(period, now)).money < limit for period, limit in limits.items()
+            self._ledger.spent(_name_of(period, now)).money < limit for period, limit in limits.items()
         )
 
     @property
     def cap_action(self) -> CapAction | None:
-        """What is done instead of opening sessions; None while there is a budget."""
+        """The action instead of opening sessions; None while there is a budget."""
         return self._budget().at_cap if self.is_spent else None
 
-    def meter(self, room: str, terms: SessionParameters) -> Meter:
-        """A meter for the sessions of this room, at the price that these terms have when one begins."""
-        return _Meter(self, room, terms)
+    def meter(self, room: str, parameters: SessionParameters) -> Meter:
+        """A meter for the sessions of this room, at the price that these parameters have when one begins."""
+        return _Meter(self, room, parameters)
 
     def pay(self, room: str, spent: Spent) -> None:
-        """A language model has answered this room. It is committed, and the budget looked at, at once."""
-        self._books.add(room, spent, self._utc())
+        """A language model has answered this room. It is committed, and the budget judged, immediately."""
+        self._ledger.add(room, spent, self._utc())
         self._wake.set()
 
     def spent(self, room: str | None = None) -> Cost:
-        """What today and this month have cost up to now, of one room or of all."""
+        """The costs of today and this month up to now, of one room or of all."""
         self._advance()
-        return self._books.bill(self._utc(), room)
+        return self._ledger.bill(self._utc(), room)
 
     async def run_within_budget(self, work: Callable[[CapAction | None], Awaitable[None]]) -> None:
-        """Do the work, told the course; anew whenever that changes, until it returns by itself."""
+        """Do the work with the present action; restart it whenever that changes, until it returns by itself."""
         is_done = False
         while not is_done:
             course = self.cap_action
@@ -145,16 +143,16 @@ class Governor:
         scope.cancel()
 
     async def load(self) -> None:
-        """What an earlier daemon has left: sessions that it did not see the end of, and what was told already."""
-        self._judgement = msgspec.convert(await self._journal.mark(_TOLD) or {}, BudgetState)
-        left = await self._journal.marks(_OPEN)
+        """Go on from an earlier daemon: sessions that it did not see the end of, and its last reports."""
+        self._state = msgspec.convert(await self._journal.mark(BUDGET_KEY) or {}, BudgetState)
+        left = await self._journal.marks(OPEN_SESSION_PREFIX)
         for value in left.values():
-            self._books.abandon(msgspec.convert(value, OpenSession), self._utc())
+            self._ledger.abandon(msgspec.convert(value, OpenSession), self._utc())
         await self.settle(*(Mark(key, None) for key in left))
         await self._judge()
 
     async def run(self) -> None:
-        """Charge, and judge, for ever."""
+        """Charge, and judge, until cancelled."""
         while True:
             with trio.move_on_after(self._due_in()):
                 await self._wake.wait()
@@ -166,20 +164,20 @@ class Governor:
         """Commit what was spent up to now, also beside the daemon, and these marks."""
         with trio.CancelScope(shield=True):  # what is taken in and not committed would be taken in twice
             paid = await self._journal.marks(PAID_PREFIX)
-            self._books.take(paid)
+            self._ledger.take(paid)
             self._advance()
             await self._journal.commit(*self._facts(), *more, *(Mark(key, None) for key in paid))
 
     def _advance(self) -> None:
         now = trio.current_time()
-        self._books.advance(self._utc(), now - self._advanced_at)
+        self._ledger.advance(self._utc(), now - self._advanced_at)
         self._advanced_at = now
 
     def _due_in(self) -> float:
         """Seconds until the budget may be spent, at most TICK: a cap is met to the second, not to the tick."""
         now, limits = self._utc(), self._budget().limits()
-        left = [limit - self._books.spent(_name_of(period, now)).money for period, limit in limits.items()]
-        burning = sum(one.price for one in self._books.running.values()) / 3600
+        left = [limit - self._ledger.spent(_name_of(period, now)).money for period, limit in limits.items()]
+        burning = sum(one.price for one in self._ledger.running.values()) / 3600
         if self.is_spent or not left or not burning:
             return COMMIT_INTERVAL_S
         return min(COMMIT_INTERVAL_S, max(1.0, min(left) / burning))
@@ -189,52 +187,52 @@ class Governor:
         self._wake.set()
         self._advance()
         price, leak = self._budget().price(streaming), COMMIT_INTERVAL_S + streaming.inactivity_timeout
-        self._books.begin(session, room, price=price, leak=leak, now=self._utc())
+        self._ledger.begin(session, room, price=price, leak=leak, now=self._utc())
         return self._facts()
 
     def end(self, session: str, seconds: float) -> Sequence[Record]:
         """See Meter. The budget is looked at as soon as that is committed."""
-        self._books.end(session, seconds, self._utc())
+        self._ledger.end(session, seconds, self._utc())
         self._wake.set()
-        return [*self._facts(), Mark(_OPEN + session, None)]
+        return [*self._facts(), Mark(OPEN_SESSION_PREFIX + session, None)]
 
     def _facts(self) -> list[Record]:
-        running = self._books.running.items()
+        running = self._ledger.running.items()
         return [
-            *self._books.changes(),
-            *(Mark(_OPEN + session, msgspec.to_builtins(one)) for session, one in running),
+            *self._ledger.changes(),
+            *(Mark(OPEN_SESSION_PREFIX + session, msgspec.to_builtins(one)) for session, one in running),
         ]
 
     async def _judge(self) -> None:
-        """Compare what was spent with the budget, and tell once what is to be told."""
-        now, budget, before = self._utc(), self._budget(), self._judgement
+        """Compare the costs with the budget, and report each crossing once."""
+        now, budget, before = self._utc(), self._budget(), self._state
         after, due = BudgetState(), list[Notice]()
         for period, limit in budget.limits().items():
             when = _name_of(period, now)
-            spent, last = self._books.spent(when), before.reached.get(period)
+            spent, last = self._ledger.spent(when), before.reached.get(period)
             known = last.stage if last is not None and (last.when, last.limit) == (when, limit) else 0
             stage = max(known, 100 if spent.money >= limit else 80 if spent.money >= WARNING_SHARE * limit else 0)
             after.reached[period] = reached = Reached(when, limit, stage)
             after.is_spent = after.is_spent or stage == 100
             if stage > known:
-                due.append(_say(now, "warning", *_words(period, reached, spent, budget, self._held())))
+                due.append(notice(*_words(period, reached, spent, budget, self._held()), at=_datetime(now)))
         if after.is_spent != before.is_spent:
             log.info("budget.spent" if after.is_spent else "budget.renewed", at_cap=budget.at_cap)
             if not after.is_spent:
-                due.append(_say(now, "info", "budget.renewed", _RENEWED))
+                due.append(notice("budget.renewed", _RENEWED, at=_datetime(now), severity="info"))
         if after != before:
-            await self._journal.commit(*due, Mark(_TOLD, msgspec.to_builtins(after)))
-        self._judgement = after
+            await self._journal.commit(*due, Mark(BUDGET_KEY, msgspec.to_builtins(after)))
+        self._state = after
         self._changed.unpark_all()
 
 
 class _Meter(NamedTuple):
     governor: Governor
     room: str
-    terms: SessionParameters
+    parameters: SessionParameters
 
     def begin(self, session: str) -> Sequence[Record]:
-        return self.governor.begin(session, self.room, self.terms.streaming)
+        return self.governor.begin(session, self.room, self.parameters.streaming)
 
     def end(self, session: str, seconds: float) -> Sequence[Record]:
         return self.governor.end(session, seconds)
@@ -254,7 +252,7 @@ async def open_governor(
 ) -> AsyncIterator[Governor]:
     """A governor that goes on where the journal says. `budget` is asked each time, for a reload may have changed it.
 
-    `held` says, for a person, what else does not go on when the budget is spent.
+    `held` says, for users, what else does not go on when the budget is spent.
     """
     governor = Governor(journal, CostLedger(await journal.marks(SPENT_PREFIX)), budget, held=held, utc=utc)
     await governor.load()
@@ -269,7 +267,7 @@ def _name_of(period: Period, now: float) -> str:
     return day_of(now) if period == "daily" else month_of(now)
 
 
-_RENEWED = "There is a budget again: sessions are opened, and language models are asked."
+_RENEWED = "The budget is renewed: sessions are opened, and language models are asked again."
 
 
 def _words(period: Period, reached: Reached, spent: Spent, budget: Budget, held: Sequence[str]) -> tuple[str, str]:
@@ -279,17 +277,16 @@ def _words(period: Period, reached: Reached, spent: Spent, budget: Budget, held:
         sums += f" (sessions {spent.sessions:.2f}, language models {spent.models:.2f})"
     if reached.stage < 100:
         return "budget.near", f"{reached.stage} % of the {period} budget: {sums}."
-    course = (
+    action = (
         "the recognizer on this machine goes on"
         if budget.at_cap == "local"
-        else "recording goes on, and nothing is transcribed"
+        else "recording goes on, but nothing is transcribed"
     )
     until = "the next day" if period == "daily" else "the next month"
     return "budget.spent", (
-        f"The {period} budget is spent, {sums}. Until {until} (UTC) begins: {'; '.join([course, *held])}."
+        f"The {period} budget is spent, {sums}. Until {until} (UTC) begins: {'; '.join([action, *held])}."
     )
 
 
-def _say(now: float, severity: Severity, code: str, text: str) -> Notice:
-    at = datetime.fromtimestamp(now, UTC)
-    return Notice(room="", position=0, at=at, severity=severity, code=code, text=text)
+def _datetime(now: float) -> datetime:
+    return datetime.fromtimestamp(now, UTC)

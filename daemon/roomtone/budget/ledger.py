@@ -5,27 +5,22 @@ A day and a month are those of UTC, so that a daemon that moves, and a change of
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any
 from uuid import uuid4
 
 import msgspec
 
+from roomtone.journal.keys import PAID_PREFIX, SPENT_PREFIX
 from roomtone.journal.records import Mark
-
-SPENT_PREFIX: Final = "spent/"
-"""What the keys of the marks begin with; the day and the room follow."""
-
-PAID_PREFIX: Final = "paid/"
-"""What the keys begin with of what was spent beside the daemon, and is in no sum yet."""
 
 _MEETING = 1.0
 """Seconds by which two clocks may differ that were read one after the other, on a machine that is busy."""
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """What was spent: `sessions` of money for so many `seconds` of them, and `models` for so many requests and tokens.
+    """Costs: `sessions` is money for `seconds` of sessions, `models` is money for requests and tokens.
 
-    What the `unpriced` ones of the requests cost nobody knows, for their model has no price.
+    The costs of `unpriced` requests are unknown, for their model has no price.
     """
 
     seconds: float = 0.0
@@ -47,14 +42,14 @@ class Spent(msgspec.Struct, frozen=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What today and this month have cost (UTC)."""
+    """The costs of today and of this month (UTC)."""
 
     day: Spent = Spent()
     month: Spent = Spent()
 
 
 class Paid(msgspec.Struct, frozen=True):
-    """What somebody has spent beside the daemon, for this room at this Unix time."""
+    """Costs that a command has caused beside the daemon, for this room at this Unix time."""
 
     room: str
     at: float
@@ -69,7 +64,7 @@ class Paid(msgspec.Struct, frozen=True):
 class OpenSession(msgspec.Struct):
     """An open session: what an hour of it costs, and what was charged of it, up to which Unix time.
 
-    `leak` is how many seconds it may go on at the service when nobody ends it.
+    `leak` is the number of seconds that it may go on at the service unless it is ended.
     """
 
     room: str
@@ -98,8 +93,8 @@ class CostLedger:
     def advance(self, now: float, elapsed: float) -> None:
         """Charge what the open sessions have cost up to now, to the days on which they were open.
 
-        `elapsed` are the seconds since that was done last, by a clock that nobody sets: where this one was set
-        meanwhile, the time that it has jumped over is charged to nobody.
+        `elapsed` are the seconds since that was done last, by a clock that cannot be set: where this one was set
+        meanwhile, the time that it has jumped over is not charged.
         """
         for one in self.running.values():
             if not now - elapsed - _MEETING <= one.since <= now:
@@ -107,7 +102,7 @@ class CostLedger:
             self._charge_until(one, now)
 
     def end(self, session: str, seconds: float, now: float) -> None:
-        """A session is over and is billed so many seconds in all: what differs from what was charged is today's."""
+        """A session is over and is billed `seconds` in all: what differs from what was charged is today's."""
         one = self.running.pop(session, None)
         if one is not None:
             one.since = now
@@ -119,13 +114,13 @@ class CostLedger:
         self._charge_until(one, min(now, most) if now >= one.since else most)
 
     def add(self, room: str, more: Spent, now: float) -> None:
-        """So much more was spent, by this room."""
+        """Add costs of this room."""
         place = day_of(now), room
         self._days[place] = self._days.get(place, Spent()) + more
         self._changed.add(place)
 
     def take(self, paid: Mapping[str, Any]) -> None:
-        """Take in what was spent beside the daemon: the values of marks that begin with `paid/`."""
+        """Add the costs that arose beside the daemon: the values of marks that begin with `paid/`."""
         for value in paid.values():
             one = msgspec.convert(value, Paid)
             self.add(one.room, one.spent, one.at)
@@ -141,12 +136,12 @@ class CostLedger:
         one.charged += seconds
 
     def spent(self, period: str, room: str | None = None) -> Spent:
-        """What a day (`2026-11-22`) or a month (`2026-11`) has cost, of one room or of all."""
+        """The costs of a day (`2026-11-22`) or a month (`2026-11`), of one room or of all."""
         days = (spent for (day, name), spent in self._days.items() if day.startswith(period) and room in {None, name})
         return sum(days, Spent())
 
     def bill(self, now: float, room: str | None = None) -> Cost:
-        """What the day and the month of that time have cost, of one room or of all."""
+        """The costs of the day and the month of that time, of one room or of all."""
         return Cost(self.spent(day_of(now), room), self.spent(month_of(now), room))
 
     def changes(self) -> list[Mark]:

@@ -26,7 +26,7 @@ ADDONS: Final[Mapping[str, float]] = {
     "filter_profanity": 0.01,
     "redact_pii": 0.08,
 }
-"""What an hour costs more, by the parameter that is set. Terms are free but for `universal-streaming-english`."""
+"""The surcharge of an hour, by the parameter that is set. Terms are free except for `universal-streaming-english`."""
 FEE_FOR_TERMS: Final = frozenset({"universal-streaming-english"})
 
 Price = Annotated[float, msgspec.Meta(ge=0)]
@@ -39,20 +39,20 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `[budget]` table: what sessions and language models may cost. Without a sum it is only counted."""
 
     daily: Amount | None = None
-    """What a day (UTC) may cost."""
+    """The limit of a day's costs (UTC)."""
     monthly: Amount | None = None
-    """What a month (UTC) may cost."""
+    """The limit of a month's costs (UTC)."""
     currency: Annotated[str, msgspec.Meta(min_length=1, max_length=8)] = "USD"
-    """What the sums are in; the prices below, and those of [gateway.prices], have to be in it too."""
+    """The currency of the sums; the prices below, and those of [gateway.prices], have to be in it too."""
     at_cap: CapAction = "local"
     """When the budget is spent: go on with the recognizer on this machine, or only record. Language models wait."""
     prices: dict[str, Price] = {}
     """An hour of a session by `speech_model`, where it is not the list price."""
     addons: dict[str, Price] = {}
-    """What an hour costs more where this parameter is set, where it is not the list price."""
+    """The surcharge of an hour where this parameter is set, where it differs from the list price."""
 
     def price(self, streaming: Streaming) -> float:
-        """What an hour of such a session costs. A model that is not known costs as much as the dearest that is."""
+        """The price of an hour of such a session. An unknown model costs as much as the dearest known one."""
         prices, addons = {**PRICES, **self.prices}, {**ADDONS, **self.addons}
         hour = prices.get(streaming.speech_model, max(prices.values()))
         for parameter, more in addons.items():

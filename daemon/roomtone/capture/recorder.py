@@ -23,7 +23,7 @@ from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.capture.clock import Instant, NominalClock, RoomClock
 from roomtone.capture.level import Loudness, measure_loudness
 from roomtone.capture.outbox import Outbox
-from roomtone.capture.records import Stop, audio_entry, key, loss_entry, mute_entry, step_entry, stop_entry
+from roomtone.capture.records import Stop, audio_entry, loss_entry, mute_entry, step_entry, stop_entry
 from roomtone.capture.recovery import FileProgress, RateChanged, Resume, identify, recover
 from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import (
@@ -47,6 +47,7 @@ from roomtone.capture.source_process import Block, SourceEnded, SourceFailed, So
 from roomtone.capture.sources import Command, File, Microphone, Source, name_of
 from roomtone.events import Cause, Level, Notice, RecordingStarted, RecordingStopped
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import room_key
 from roomtone.journal.records import Mark, Record
 from roomtone.legible import well_formed
 from roomtone.live import Live
@@ -365,9 +366,9 @@ class _Recorder:
             self._file = identify(self.source, self._folder, position, at)
         return [
             RecordingStarted(room=self.room, position=position, at=at, rate=rate, source=name_of(self.source)),
-            Mark(key(self.room, "rate"), rate),
-            Mark(key(self.room, "stopped"), None),
-            Mark(key(self.room, "file"), msgspec.to_builtins(self._file)),
+            Mark(room_key(self.room, "rate"), rate),
+            Mark(room_key(self.room, "stopped"), None),
+            Mark(room_key(self.room, "file"), msgspec.to_builtins(self._file)),
         ]
 
     def _stopped(self, stopped: Stopped) -> list[Record]:
@@ -379,7 +380,7 @@ class _Recorder:
             facts.append(RecordingStopped(room=self.room, position=position, at=at, reason=stopped.reason))
         if stopped.reason == "ended" and self._file:
             ended = msgspec.structs.replace(self._file, ended=True)
-            facts.append(Mark(key(self.room, "file"), msgspec.to_builtins(ended)))
+            facts.append(Mark(room_key(self.room, "file"), msgspec.to_builtins(ended)))
         return facts
 
     async def _commit(self, facts: Sequence[Record]) -> None:

@@ -6,6 +6,7 @@ import msgspec
 
 from roomtone.capture.sample_accounting import Lost
 from roomtone.events import Audio, Cause, Gap, Muted, Unmuted
+from roomtone.journal.keys import room_key
 from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.spool.segment import Segment
 
@@ -22,17 +23,6 @@ class Stop(msgspec.Struct, frozen=True):
     position: int
     at: datetime
     cause: Cause = "daemon down"
-
-
-def key(room: str, name: str) -> str:
-    """The key of a room's mark.
-
-    `rate`: Hz, by its first sample. `audio`: the position up to which segments are in the journal. `stopped`: where
-    and when the last run came to its end, and the cause of the time after it. `file`: the file that is being recorded
-    and where it began. `muted`: that the device is closed, and until when. `forgetting`: the stretch that is being
-    forgotten.
-    """
-    return f"room/{room}/{name}"
 
 
 def audio_entry(room: str, rate: int, segment: Segment) -> list[Record]:
@@ -56,7 +46,7 @@ def audio_entry(room: str, rate: int, segment: Segment) -> list[Record]:
             from_=segment.at,
             until=segment.when(segment.end, rate),
         ),
-        Mark(key(room, "audio"), segment.end),
+        Mark(room_key(room, "audio"), segment.end),
     ]
 
 
@@ -78,14 +68,14 @@ def loss_entry(room: str, lost: Lost) -> list[Record]:
 
 def stop_entry(room: str, stop: Stop) -> list[Record]:
     """A run has come to its end, cleanly."""
-    return [Mark(key(room, "stopped"), msgspec.to_builtins(stop))]
+    return [Mark(room_key(room, "stopped"), msgspec.to_builtins(stop))]
 
 
 def mute_entry(room: str, mute: MuteState, position: int, at: datetime) -> list[Record]:
     """The room's device is closed from here on."""
     return [
         Muted(room=room, position=position, at=at, until=mute.until),
-        Mark(key(room, "muted"), msgspec.to_builtins(mute)),
+        Mark(room_key(room, "muted"), msgspec.to_builtins(mute)),
     ]
 
 
@@ -94,7 +84,7 @@ def unmute_entry(room: str, stop: Stop | None, position: int, at: datetime, caus
 
     `stop` is how the last run came to its end; only one that came to it by muting leaves muted time behind.
     """
-    facts: list[Record] = [Unmuted(room=room, position=position, at=at), Mark(key(room, "muted"), None)]
+    facts: list[Record] = [Unmuted(room=room, position=position, at=at), Mark(room_key(room, "muted"), None)]
     if stop is None or stop.cause != "muted":
         return facts
     at = max(at, stop.at)

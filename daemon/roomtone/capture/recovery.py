@@ -10,11 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from roomtone.capture.records import Stop, audio_entry, key, loss_entry, step_entry
+from roomtone.capture.records import Stop, audio_entry, loss_entry, step_entry
 from roomtone.capture.sample_accounting import Away, Lost
 from roomtone.capture.sources import File, Source
 from roomtone.events import KINDS, Analysis, Audio, Durable, Forgotten, Gap, Turn
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import room_key
 from roomtone.journal.records import CoverageSpan, Record
 from roomtone.legible import well_formed
 from roomtone.spool.segment import Segment
@@ -79,13 +80,13 @@ async def recover(room: str, source: Source, *, rate: int, folder: Path, spool: 
 
 async def last_stop(room: str, journal: Journal) -> Stop | None:
     """How the last run came to its end; None for a room that never did, or that was torn down since."""
-    mark = await journal.mark(key(room, "stopped"))
+    mark = await journal.mark(room_key(room, "stopped"))
     return None if mark is None else msgspec.convert(mark, Stop)
 
 
 async def check_rate(room: str, rate: int, journal: Journal) -> bool:
     """Whether the room was ever recorded. Raises RateChanged if that was at another rate."""
-    before = await journal.mark(key(room, "rate"))
+    before = await journal.mark(room_key(room, "rate"))
     if before not in {None, rate}:
         raise RateChanged(
             f"[rooms.{room}] rate = {rate}: this room was recorded at {before} Hz before, and a room keeps its rate. "
@@ -115,7 +116,7 @@ async def _progress(room: str, source: Source, folder: Path, journal: Journal) -
     A file that cannot be looked at just now is taken for the same: its share may not be mounted yet. One that was
     recorded to its end begins anew with the next run, but not when that run only makes up for a crash.
     """
-    mark = await journal.mark(key(room, "file"))
+    mark = await journal.mark(room_key(room, "file"))
     if mark is None or not isinstance(source, File):
         return None
     before = msgspec.convert(mark, FileProgress)
@@ -129,7 +130,7 @@ async def _progress(room: str, source: Source, folder: Path, journal: Journal) -
 
 async def _journal_segments(room: str, spool: Spool, journal: Journal) -> None:
     """Events for the segments that were written after the last commit, and for losses between them."""
-    end = await journal.mark(key(room, "audio")) or 0
+    end = await journal.mark(room_key(room, "audio")) or 0
     lost = [cover for cover in await journal.covered(room, max(0, end - 1)) if cover.state == "lost"]
     facts: list[Record] = []
     before: Segment | None = None
@@ -182,7 +183,8 @@ async def _journal_torn(room: str, spool: Spool, journal: Journal, known: int) -
 
 async def _known(room: str, spool: Spool, journal: Journal) -> int:
     """The position after everything that the spool or the journal knows of this room."""
-    marks = [await journal.mark(key(room, name)) for name in ("audio", "acknowledged")]
+    keys = room_key(room, "audio"), room_key(room, "acknowledged")
+    marks = [await journal.mark(key) for key in keys]
     stopped = await last_stop(room, journal)
     covers = await journal.covered(room, spool.end)
     recent = await journal.select(room, KINDS, max(0, spool.end - _MAX_TURN_S * spool.rate), 2**63 - 1)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from roomtone.journal.keys import SinkMark, sink_key, sink_prefix
 from roomtone.journal.records import Mark
 from roomtone.sinks import Sink
 
@@ -40,25 +41,20 @@ class SinkControls(msgspec.Struct, frozen=True):
     retry: Retry | None = None
 
 
-def prefix(sink: str) -> str:
-    """The prefix of the keys of this sink's marks. A sink's name has no slash."""
-    return f"sink/{sink}/"
-
-
 def control_mark(sink: str, control: Pause | Retry | int) -> Mark:
     """The mark that sets this control; a number is the seq to which the cursor goes back."""
-    name = {Pause: "paused", Retry: "retry", int: "rewind"}[type(control)]
-    return Mark(prefix(sink) + name, msgspec.to_builtins(control))
+    names: dict[type, SinkMark] = {Pause: "paused", Retry: "retry", int: "rewind"}
+    return Mark(sink_key(sink, names[type(control)]), msgspec.to_builtins(control))
 
 
 def cancel_mark(sink: str, control: Literal["paused", "retry", "rewind"]) -> Mark:
     """The mark that removes the control: it is taken back, or carried out."""
-    return Mark(prefix(sink) + control, None)
+    return Mark(sink_key(sink, control), None)
 
 
 def controls_of(sink: str, marks: Mapping[str, Any]) -> SinkControls:
     """The controls among these marks. Values that cannot be read were not written by Roomtone, and are ignored."""
-    begin = prefix(sink)
+    begin = sink_prefix(sink)
     found = {key.removeprefix(begin): value for key, value in marks.items() if key.startswith(begin)}
     try:
         return msgspec.convert(
@@ -80,7 +76,7 @@ def pins_mark(name: str, sink: Sink) -> Mark:
 
 
 def pins_key(name: str) -> str:
-    return prefix(name) + "audio"
+    return sink_key(name, "audio")
 
 
 def is_pinned(pins: object, room: str) -> bool:

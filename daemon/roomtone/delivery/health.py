@@ -13,11 +13,11 @@ import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.delivery.alerting import RECOVERED_AFTER_S, FailureAlert
-from roomtone.delivery.controls import prefix
 from roomtone.delivery.errors import describe, requested_delay
 from roomtone.delivery.hooks import InvalidHook
 from roomtone.events import Severity, notice
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import sink_key
 from roomtone.journal.records import Mark
 from roomtone.sinks import Sink
 
@@ -144,7 +144,7 @@ class SinkHealth:
 
     @property
     def _key(self) -> str:
-        return prefix(self._name) + "failing"
+        return sink_key(self._name, "failing")
 
     async def _notify(self, severity: Severity, code: str, text: str) -> None:
         """Commit a notice. This sink gets it too, so the alert limits their number."""

@@ -21,9 +21,10 @@ import msgspec
 import structlog
 import trio
 
-from roomtone.delivery.controls import Pause, control_mark, prefix
+from roomtone.delivery.controls import Pause, control_mark
 from roomtone.events import notice
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import sink_key, sink_prefix
 from roomtone.journal.records import Mark
 from roomtone.sinks import Sink
 
@@ -107,12 +108,12 @@ class CrashGuard:
 
     async def begin(self) -> None:
         """Read the notes of the last run. Pauses the sink, with a notice, after enough strikes."""
-        marks = await self._journal.marks(prefix(self._name))
+        marks = await self._journal.marks(sink_prefix(self._name))
         digest = digest_of(self._sink)  # reads a few small files, once, before the first delivery
-        probation = _read(marks.get(self._key("proof")), Probation)
+        probation = _read(marks.get(sink_key(self._name, "proof")), Probation)
         is_known = probation is not None and probation.digest == digest and not self._journal.interrupted
         self._probation = probation if probation is not None and is_known else Probation(digest, PROBATION_EVENTS)
-        attempt = _read(marks.get(self._key("trial")), Attempt)
+        attempt = _read(marks.get(sink_key(self._name, "trial")), Attempt)
         if attempt is not None:
             self._attempt = attempt.after_start()
         suspicion = self._attempt.suspicion
@@ -185,15 +186,12 @@ class CrashGuard:
             ),
         )
 
-    def _key(self, name: str) -> str:
-        return prefix(self._name) + name
-
     def _probation_mark(self) -> Mark:
-        return Mark(self._key("proof"), msgspec.to_builtins(self._probation))
+        return Mark(sink_key(self._name, "proof"), msgspec.to_builtins(self._probation))
 
     def _attempt_mark(self) -> Mark:
         is_blank = self._attempt.place is None and self._attempt.suspicion is None
-        return Mark(self._key("trial"), None if is_blank else msgspec.to_builtins(self._attempt))
+        return Mark(sink_key(self._name, "trial"), None if is_blank else msgspec.to_builtins(self._attempt))
 
 
 def digest_of(sink: Sink) -> str:

@@ -19,13 +19,15 @@ import trio
 from roomtone import paths
 from roomtone.concurrency import leaves_of, wait_any
 from roomtone.delivery.batch import Batch, SinkFailed
-from roomtone.delivery.controls import Retry, SinkControls, cancel_mark, control_mark, controls_of, pins_mark, prefix
+from roomtone.delivery.controls import Retry, SinkControls, cancel_mark, control_mark, controls_of, pins_mark
 from roomtone.delivery.executor import HookExecutor
 from roomtone.delivery.health import SinkHealth, SinkStatus
 from roomtone.delivery.hooks import SinkHooks, open_sink, validate_hooks
 from roomtone.delivery.quarantine import CrashGuard
 from roomtone.events import Audio, Durable, kind_of
-from roomtone.journal.journal import Journal, JournalError, Mark
+from roomtone.journal.journal import Journal, JournalError
+from roomtone.journal.keys import sink_prefix
+from roomtone.journal.records import Mark
 from roomtone.live import Live, LiveEvent
 from roomtone.sinks import Context, Sink, wants
 
@@ -150,7 +152,7 @@ class SinkRunner:
     async def _read_controls(self) -> None:
         """Read the controls of this sink. A rewind is carried out here, the others by their users."""
         self._controls_changed = trio.Event()
-        controls = controls_of(self.name, await self._journal.marks(prefix(self.name)))
+        controls = controls_of(self.name, await self._journal.marks(sink_prefix(self.name)))
         if controls.rewind is not None:
             self._cursor = min(self._cursor, controls.rewind)
             self._durable_cursor = min(self._durable_cursor, controls.rewind)

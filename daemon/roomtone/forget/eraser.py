@@ -1,4 +1,4 @@
-"""A person's wish to forget, carried out everywhere: in the rooms and the sinks; and the proof that it is."""
+"""The command to forget, carried out in the rooms and the sinks; and the proof that it was."""
 
 import inspect
 import sys
@@ -16,27 +16,27 @@ from roomtone.delivery.manager import SinkManager
 from roomtone.durable import remove
 from roomtone.events import Durable
 from roomtone.forget.room import ForgetScope, Removed, clamp, forget, rooms_known
-from roomtone.forget.search import MTIME_TOLERANCE, Order, Search, ids_of, long_texts
+from roomtone.forget.search import MTIME_TOLERANCE, Search, SearchRequest, ids_of, long_texts
 from roomtone.journal.schema import find_asides
 from roomtone.journal.words import program_words, telling_words, tokens
 from roomtone.sinks import Module, Sink
 from roomtone.spool.segment import SPOOL_FOLDER
 
 SINKS_TIMEOUT_S = 60.0
-"""Seconds that the sinks have to remove what they have of it, until the answer says that they still do."""
+"""Seconds that the sinks have to remove what they have of it; then the answer says that they still do."""
 CHECK_INTERVAL_S = 0.05
 SEARCH_TIMEOUT_S = 480.0
 """Seconds that searching the files may take."""
 STARTING = 30.0
-"""Seconds more that the program which does it has for its start and its answer."""
+"""Seconds more for the start and the answer of the program that searches."""
 COMMAND: Final = (sys.executable, "-P", "-m", "roomtone.forget.search")
-"""`-P`: the folder that we happen to run in is no place for modules."""
+"""`-P`: the working folder must not be searched for modules."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Erased(NamedTuple):
-    """What was done, a line for each thing; what is `left`, or not done yet; and why it is `refused`, if it is."""
+    """The result: a line for each thing done; what is `left`, or not done yet; and why it was `refused`, if it was."""
 
     lines: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
@@ -44,22 +44,22 @@ class Erased(NamedTuple):
 
 
 class Eraser:
-    """Forgets, one wish at a time. `sinks` are all that are configured, also those that are not at work, `unloaded` the
-    names of those whose plugin does not load.
+    """Forgets, one command at a time. `sinks` are all that are configured, running or not,
+    `unloaded` the names of those whose plugin does not load.
     """
 
     def __init__(
         self,
         state: Path,
-        premises: ForgetScope,
+        scope: ForgetScope,
         *,
-        outlets: SinkManager,
+        manager: SinkManager,
         sinks: Callable[[], Mapping[str, Sink]],
         unloaded: Callable[[], Iterable[str]],
     ) -> None:
         self._state = state
-        self._premises = premises
-        self._outlets = outlets
+        self._scope = scope
+        self._manager = manager
         self._sinks = sinks
         self._unloaded = unloaded
         self._turn = trio.Lock()
@@ -70,18 +70,18 @@ class Eraser:
         Errors: those of the journal.
         """
         async with self._turn:
-            rates = await rooms_known(self._premises.journal)
+            rates = await rooms_known(self._scope.journal)
             if room is not None and room not in rates:
                 return Erased(
                     refused=(f"nothing was ever recorded of {room!r}; rooms with recordings: {_listed(rates)}",)
                 )
             since, until = clamp(since, until, datetime.now(UTC))
             if since >= until:
-                return Erased(refused=("that time is empty, or still to come",))
+                return Erased(refused=("that time is empty, or in the future",))
             lines, left, removed = list[str](), list[str](), list[Removed]()
             for name in [room] if room else sorted(rates):
                 try:
-                    if one := await forget(name, rates[name], since, until, self._premises):
+                    if one := await forget(name, rates[name], since, until, self._scope):
                         removed.append(one)
                         left += _still_there(name, one)
                     lines.append(f"{name}: {_told(one)}")
@@ -97,15 +97,15 @@ class Eraser:
     async def _prove(
         self, removed: Sequence[Removed], rates: Mapping[str, int], lines: list[str], left: list[str]
     ) -> None:
-        """Remove what nobody can search for certain, search the rest, and add what is to be said of both."""
+        """Remove what cannot be searched reliably, search the rest, and report both."""
         since = min(one.stretch.from_ for one in removed)
         gone, stuck = await trio.to_thread.run_sync(_remove_asides, self._state, since)
         lines += [f"removed {path}: a damaged database, which may have had some of it" for path in gone]
-        holdings = self._outlets.holdings(self._sinks())
+        holdings = self._manager.holdings(self._sinks())
         remains = [*stuck, *await self._unreached(removed, holdings)]
         places = [self._state, *(path for paths in holdings.values() for path in paths)]
         try:
-            found = await _search(await self._order(removed, places, rates, since))
+            found = await _search(await self._request(removed, places, rates, since))
         except (OSError, _SearchFailed) as error:
             left += [*remains, f"the files could not be searched: {error}"]
             return
@@ -117,53 +117,53 @@ class Eraser:
             f"the same sound was also recorded at {at.astimezone():%Y-%m-%d %H:%M:%S} in {room}"
             for room, at in found.again
         ]
-        left += remains + ([] if found.is_whole else ["there was no time to search every file"])
+        left += remains + ([] if found.is_whole else ["the time did not suffice to search every file"])
 
     async def _wait_for_sinks(self) -> list[str]:
-        """Who has not heard of it within the time."""
-        seq = self._premises.journal.tip
+        """Reports of sinks that have not acknowledged it within the time."""
+        seq = self._scope.journal.tip
         with trio.move_on_after(SINKS_TIMEOUT_S):
-            while any(  # noqa: ASYNC110 - a cursor tells nobody
-                not outlet.has(seq) and _may_hear(outlet.status().state) for outlet in self._outlets
+            while any(  # noqa: ASYNC110 - a cursor has no event
+                not runner.has(seq) and _may_hear(runner.status().state) for runner in self._manager
             ):
                 await trio.sleep(CHECK_INTERVAL_S)
-        late = [outlet.status() for outlet in self._outlets if not outlet.has(seq)]
+        late = [runner.status() for runner in self._manager if not runner.has(seq)]
         return [
-            f"sink {one.name} has not heard of it yet ({one.state}{f': {one.error}' if one.error else ''})"
+            f"sink {one.name} has not removed it yet ({one.state}{f': {one.error}' if one.error else ''})"
             for one in late
-        ] + [f"sink {name} is not at work: it hears of it when it is" for name in self._idle()]
+        ] + [f"sink {name} is not running: it is notified when it runs" for name in self._idle()]
 
     def _idle(self) -> list[str]:
-        at_work = {outlet.name for outlet in self._outlets}
+        at_work = {runner.name for runner in self._manager}
         return [name for name in (*self._sinks(), *self._unloaded()) if name not in at_work]
 
     async def _unreached(self, removed: Sequence[Removed], holdings: Mapping[str, Sequence[Path]]) -> list[str]:
-        """The sinks that were neither told, for want of a hook or a table, nor searched."""
+        """Reports of sinks that were neither notified, for want of a hook or a table, nor searched."""
         rooms, tables = {one.room for one in removed}, self._sinks()
         deaf = [
-            f"sink {outlet.name} has no hook `forgotten`, and names no files in `holdings`: it was neither told nor "
-            "searched"
-            for outlet in self._outlets
-            if outlet.misses_forgotten()
-            and not holdings.get(outlet.name)
-            and not rooms.isdisjoint(_rooms_of(tables.get(outlet.name)) or rooms)
+            f"sink {runner.name} has no hook `forgotten`, and names no files in `holdings`: it was neither notified "
+            "nor searched"
+            for runner in self._manager
+            if runner.misses_forgotten()
+            and not holdings.get(runner.name)
+            and not rooms.isdisjoint(_rooms_of(tables.get(runner.name)) or rooms)
         ]
-        known = {outlet.name for outlet in self._outlets} | {*self._sinks(), *self._unloaded()}
-        gone = [name for name in await self._premises.journal.cursors() if name not in known]
+        known = {runner.name for runner in self._manager} | {*self._sinks(), *self._unloaded()}
+        gone = [name for name in await self._scope.journal.cursors() if name not in known]
         return deaf + [
-            f"sink {name} is not configured: it was neither told nor searched; `roomtone sinks forget {name}` takes it "
-            "off this list"
+            f"sink {name} is not configured: it was neither notified nor searched; `roomtone sinks forget {name}` "
+            "takes it off this list"
             for name in gone
         ]
 
-    async def _order(
+    async def _request(
         self, removed: Sequence[Removed], places: Iterable[Path], rates: Mapping[str, int], since: datetime
-    ) -> Order:
+    ) -> SearchRequest:
         events: list[Durable] = [event for one in removed for event in one.events]
         sinks = self._sinks()
         named = tokens(" ".join([*rates, *sinks, *(type(sink).__name__ for sink in sinks.values())]).encode())
         known = await trio.to_thread.run_sync(program_words, list(_sources(sinks.values())))
-        return Order(
+        return SearchRequest(
             places=tuple(str(place.absolute()) for place in places),
             since=since,
             seconds=SEARCH_TIMEOUT_S,
@@ -182,14 +182,14 @@ class _SearchFailed(Exception):  # noqa: N818 - it says what is true
     """The program that searches has not answered. Says why."""
 
 
-async def _search(order: Order) -> Search:
+async def _search(request: SearchRequest) -> Search:
     """Search in a process of its own: see `forget/search.py` for why. Cancelling it kills the process.
 
     Errors: OSError where none can be started, SearchFailed.
     """
-    with trio.move_on_after(order.seconds + STARTING):
+    with trio.move_on_after(request.seconds + STARTING):
         done = await trio.run_process(
-            COMMAND, stdin=msgspec.json.encode(order), capture_stdout=True, capture_stderr=True, check=False
+            COMMAND, stdin=msgspec.json.encode(request), capture_stdout=True, capture_stderr=True, check=False
         )
         with suppress(msgspec.MsgspecError):
             return msgspec.json.decode(done.stdout, type=Search)
@@ -244,7 +244,7 @@ def _told(one: Removed | None) -> str:
 
 def _still_there(name: str, one: Removed) -> Iterator[str]:
     if one.is_late:
-        yield f"{name}: what was heard after {one.stretch.until.astimezone():%H:%M:%S} has not come yet; ask again"
+        yield f"{name}: audio after {one.stretch.until.astimezone():%H:%M:%S} is yet to arrive; run the command again"
     if not one.is_compact:
         yield f"{name}: the journal's file cannot be written anew now, see the log; the next start tries again"
 

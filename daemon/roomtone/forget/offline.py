@@ -1,4 +1,4 @@
-"""What a daemon would do for a person's wish, while none runs: its state, its sinks, and no rooms."""
+"""Forgets while no daemon runs: with its state and its sinks, but without rooms."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -19,26 +19,26 @@ from roomtone.spool.segment import SPOOL_FOLDER
 async def forget(
     config: Config, environ: Mapping[str, str], room: str | None, since: datetime, until: datetime
 ) -> Erased:
-    """Forget, and let the sinks hear of it: they get everything that waits for them.
+    """Forget, and notify the sinks: they get everything that waits for them.
 
     Errors: StateError where a daemon has the state, or it cannot be used; those of the journal.
     """
     state, live, at_work = config.state(environ), Live(), dict[str, SinkRunner]()
-    grounds = SinkPaths(config.sinks_folder(environ), state / "sinks")
+    folders = SinkPaths(config.sinks_folder(environ), state / "sinks")
     rates = {name: room.rate for name, room in config.rooms.items()}
     with paths.lock(state):
         async with open_journal(state / "journal.sqlite") as journal, trio.open_nursery() as delivery:
-            outlets = SinkManager(delivery, journal=journal, live=live, paths=grounds, rates=rates, at_work=at_work)
+            manager = SinkManager(delivery, journal=journal, live=live, paths=folders, rates=rates, at_work=at_work)
             for name, sink in config.sinks.items():
-                outlets.begin(name, sink)
-            premises = ForgetScope(journal, live, closed(state / SPOOL_FOLDER))
+                manager.begin(name, sink)
+            scope = ForgetScope(journal, live, closed(state / SPOOL_FOLDER))
             erasure = Eraser(
                 state,
-                premises,
-                outlets=outlets,
+                scope,
+                manager=manager,
                 sinks=lambda: config.sinks | config.disabled,
                 unloaded=lambda: config.unloaded,
             )
             answer = await erasure.forget(room, since, until)
-            outlets.finish()
+            manager.finish()
     return answer

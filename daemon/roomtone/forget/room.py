@@ -1,9 +1,9 @@
-"""Forget: what was recorded and said in a stretch of time goes from the spool and the journal, on somebody's wish.
+"""Forget: what was recorded and said in a stretch of time goes from the spool and the journal.
 
 The order is what makes it hold. First the room's sessions end, so that nothing of the stretch is on its way. Then a
 mark says what is being forgotten, and nothing of its content: from there on a crash at any moment leaves work that the
 next start finishes, before any room is open. Then the audio goes, then in one transaction the events, with the
-tombstone that tells every sink; then the journal's files are made to hold nothing of it, and the mark is removed.
+tombstone that notifies every sink; then the journal's files are made to hold nothing of it, and the mark is removed.
 
 It is the one place where a promise yields: events of the stretch that a sink has not had yet never come to it.
 """
@@ -19,9 +19,9 @@ import msgspec
 import structlog
 import trio
 
-from roomtone.capture.records import key
 from roomtone.events import Audio, Durable, Forgotten
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import ROOM_PREFIX, RoomProgress, holes_mark, progress_of, rates_of, room_key, room_prefix
 from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.journal.words import program_words
 from roomtone.live import Live
@@ -31,20 +31,20 @@ from roomtone.spool.spool import Spool, open_closed_spool
 MAX_TURN_S = 600
 """Seconds of the longest turn that is looked for across an edge."""
 MAX_SEGMENT = timedelta(hours=1)
-"""How long before the stretch a segment may begin that reaches into it."""
+"""A segment that reaches into the stretch begins at most this long before it."""
 EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
 """Before any clock of a recorder: one without a battery begins in 1970."""
 ARRIVAL_TIMEOUT_S = 10.0
-"""Seconds in which audio that was heard before the wish must have come to the spool."""
+"""Seconds in which audio that was heard before the command must have come to the spool."""
 COMPACT_RETRY_S = 1.0
-"""Seconds between two attempts to compact the journal while somebody reads it."""
+"""Seconds between two attempts to compact the journal while another program reads it."""
 COMPACT_ATTEMPTS = 5
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class ForgetRange(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """What is being forgotten: positions and times (UTC). `told`: the events are gone, and the tombstone is there."""
+    """The stretch that is being forgotten: positions and times (UTC). `told`: the tombstone has replaced the events."""
 
     start: int
     end: int
@@ -62,7 +62,7 @@ class ForgetScope(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """What was forgotten of the room. `events` are those that are gone; `sound` is audio that was there, in pieces.
+    """The forgotten part of the room. `events` are those that are gone; `sound` has pieces of the audio that was there.
 
     `is_late`: audio of the last moments had not come yet. `is_compact`: the journal's files have nothing of it.
     """
@@ -105,58 +105,57 @@ def clamp(since: datetime, until: datetime, now: datetime) -> tuple[datetime, da
 
 async def rooms_known(journal: Journal) -> dict[str, int]:
     """The rate in Hz of each room that was ever recorded, configured or not."""
-    marks = await journal.marks("room/")
-    return {name.split("/")[1]: rate for name, rate in marks.items() if name.endswith("/rate")}
+    return rates_of(await journal.marks(ROOM_PREFIX))
 
 
 def closed(folder: Path) -> Callable[[str, int], AbstractAsyncContextManager[Spool]]:
-    """The spools below `folder` of rooms that nobody has open."""
+    """The spools below `folder` of rooms that are not open."""
     return lambda room, rate: open_closed_spool(folder / room, rate)
 
 
-async def forget(room: str, rate: int, since: datetime, until: datetime, premises: ForgetScope) -> Removed | None:
+async def forget(room: str, rate: int, since: datetime, until: datetime, scope: ForgetScope) -> Removed | None:
     """Forget what the room heard between these times (UTC). None where nothing was recorded then.
 
     Errors: OSError of the spool, after which the mark is there and `resume` goes on; those of the journal.
     """
-    async with premises.quiet(room, rate) as spool:
-        await _finish(room, rate, spool, premises)  # what was left before
+    async with scope.quiet(room, rate) as spool:
+        await _finish(room, rate, spool, scope)  # what was left before
         is_late = not await _wait_for(until, spool)
         heard = [RecordedSpan(one.position, one.samples, one.at) for one in spool.recorded()]
-        segments = await premises.journal.audio_between(room, since - MAX_SEGMENT, until)
+        segments = await scope.journal.audio_between(room, since - MAX_SEGMENT, until)
         stretch = locate([*heard, *map(_heard, segments)], rate, since, until)
         if stretch is None:
             return None
         sound = await _sample(spool, stretch)
-        await premises.journal.commit(_mark(room, stretch))
+        await scope.journal.commit(_mark(room, stretch))
         log.info("room.forgetting", room=room, start=stretch.start, end=stretch.end)
-        removed, is_compact = await _finish(room, rate, spool, premises)
+        removed, is_compact = await _finish(room, rate, spool, scope)
     return Removed(room, stretch, removed, sound, is_late, is_compact)
 
 
-async def resume(premises: ForgetScope) -> None:
-    """Finish what a crash has left half forgotten. Errors: those of the journal.
+async def resume(scope: ForgetScope) -> None:
+    """Finish what a crash has interrupted. Errors: those of the journal.
 
     Contained here: OSError of a spool, for recording goes on whatever else fails; it is tried again at the next start.
     """
-    for room, rate in (await rooms_known(premises.journal)).items():
-        if await premises.journal.mark(key(room, "forgetting")) is None:
+    for room, rate in (await rooms_known(scope.journal)).items():
+        if await scope.journal.mark(room_key(room, "forgetting")) is None:
             continue
         try:
-            async with premises.quiet(room, rate) as spool:
-                await _finish(room, rate, spool, premises)
+            async with scope.quiet(room, rate) as spool:
+                await _finish(room, rate, spool, scope)
         except* OSError as group:
             log.error("room.unforgotten", room=room, error=str(group.exceptions[0]))  # noqa: TRY400 - it says it all
 
 
-async def _finish(room: str, rate: int, spool: Spool, premises: ForgetScope) -> tuple[Sequence[Durable], bool]:
+async def _finish(room: str, rate: int, spool: Spool, scope: ForgetScope) -> tuple[Sequence[Durable], bool]:
     """Do what the room's mark says, if there is one: the events that went, and whether it is all done."""
-    mark = await premises.journal.mark(key(room, "forgetting"))
+    mark = await scope.journal.mark(room_key(room, "forgetting"))
     if mark is None:
         return (), True
     stretch = msgspec.convert(mark, ForgetRange)
-    removed = await _carry_out(room, rate, stretch, spool, premises)
-    is_done = await _compact(room, premises.journal)
+    removed = await _carry_out(room, rate, stretch, spool, scope)
+    is_done = await _compact(room, scope.journal)
     log.info("room.forgotten", room=room, start=stretch.start, end=stretch.end, events=len(removed), done=is_done)
     return removed, is_done
 
@@ -189,13 +188,11 @@ async def _sample(spool: Spool, stretch: ForgetRange, pieces: int = 12, seconds:
     return found
 
 
-async def _carry_out(
-    room: str, rate: int, stretch: ForgetRange, spool: Spool, premises: ForgetScope
-) -> Sequence[Durable]:
-    journal = premises.journal
-    marks = await journal.marks(f"room/{room}/")
-    await spool.erase(stretch.start, stretch.end, journalled=marks.get(key(room, "audio")) or 0)
-    premises.live.clear(room)
+async def _carry_out(room: str, rate: int, stretch: ForgetRange, spool: Spool, scope: ForgetScope) -> Sequence[Durable]:
+    journal = scope.journal
+    progress = progress_of(room, await journal.marks(room_prefix(room)))
+    await spool.erase(stretch.start, stretch.end, journalled=progress.audio)
+    scope.live.clear(room)
     forgotten = Forgotten(
         room=room,
         position=stretch.start,
@@ -207,19 +204,17 @@ async def _carry_out(
     )
     facts: list[Record] = [] if stretch.told else [forgotten]
     cover = CoverageSpan(room, stretch.start, stretch.end, "forgotten", None, stretch.from_, stretch.until)
-    facts += [cover, *_settled(room, stretch, marks), _mark(room, msgspec.structs.replace(stretch, told=True))]
+    facts += [cover, *_settled(room, stretch, progress), _mark(room, msgspec.structs.replace(stretch, told=True))]
     known = await trio.to_thread.run_sync(program_words)
     return await journal.forget(forgotten, MAX_TURN_S * rate, *facts, known=known)
 
 
-def _settled(room: str, stretch: ForgetRange, marks: dict[str, object]) -> list[Mark]:
-    """Nobody is to transcribe what is gone: where the transcript stands, and the holes that it has left."""
-    holes = Spans(msgspec.convert(marks.get(key(room, "holes")) or [], list[tuple[int, int]]))
-    acknowledged = msgspec.convert(marks.get(key(room, "acknowledged")) or 0, int)
-    left = holes - Spans([(stretch.start, stretch.end)])
-    found = [] if left == holes else [Mark(key(room, "holes"), [list(hole) for hole in left] or None)]
-    if stretch.start <= acknowledged < stretch.end:
-        found.append(Mark(key(room, "acknowledged"), stretch.end))
+def _settled(room: str, stretch: ForgetRange, progress: RoomProgress) -> list[Mark]:
+    """Audio that is gone is not transcribed: the marks of the transcript's position and of its holes."""
+    left = progress.holes - Spans([(stretch.start, stretch.end)])
+    found = [] if left == progress.holes else [holes_mark(room, left)]
+    if stretch.start <= progress.acknowledged < stretch.end:
+        found.append(Mark(room_key(room, "acknowledged"), stretch.end))
     return found
 
 
@@ -227,7 +222,7 @@ async def _compact(room: str, journal: Journal) -> bool:
     """Have the journal's files hold nothing of it, and only then say that it is done."""
     for _ in range(COMPACT_ATTEMPTS):
         if await journal.compact():
-            await journal.commit(Mark(key(room, "forgetting"), None))
+            await journal.commit(Mark(room_key(room, "forgetting"), None))
             return True
         await trio.sleep(COMPACT_RETRY_S)
     log.error("journal.uncompacted", room=room)
@@ -235,4 +230,4 @@ async def _compact(room: str, journal: Journal) -> bool:
 
 
 def _mark(room: str, stretch: ForgetRange) -> Mark:
-    return Mark(key(room, "forgetting"), msgspec.to_builtins(stretch))
+    return Mark(room_key(room, "forgetting"), msgspec.to_builtins(stretch))

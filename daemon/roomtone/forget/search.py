@@ -1,5 +1,5 @@
 """The proof of forgetting: nothing by which it would be known is found in any file. A program of its own:
-`python -m roomtone.remains` reads an Order as JSON from its standard input and writes a Search.
+`python -m roomtone.forget.search` reads an SearchRequest as JSON from its standard input and writes a Search.
 
 A process of its own because of SQLite's locks: POSIX drops all locks that a process has on a file when it closes any
 descriptor of that file (https://sqlite.org/howtocorrupt.html, 2.2). A daemon that opened its journal to look into it
@@ -8,7 +8,7 @@ a database open never opens its files by hand: `tests/test_open_databases.py` ho
 
 What was forgotten is known by the ids of its events, which are in the world only once, by its words and longer texts,
 and by pieces of its audio. Words and texts count where the events that are left do not have them too. Sound that a room
-recorded at another time as well is no remainder but a note. Compressed audio is not searched: it shows nothing.
+recorded at another time as well is not a remainder but a note. Compressed audio is not searched: it shows nothing.
 """
 
 import gzip
@@ -34,23 +34,23 @@ from roomtone.spool.segment import SAMPLE_BYTES, parse_segment
 T = TypeVar("T")
 
 MAX_TEXTS = 12
-"""So many are looked for, spread over the stretch: each of them costs a reading of every file, all words one."""
+"""The limit of texts, spread over the stretch: each of them costs a reading of every file, all words one."""
 MTIME_TOLERANCE = timedelta(hours=1)
-"""How much older than the stretch a file's time may be: clocks are set."""
+"""A file's time may be this much older than the stretch, for clocks are set."""
 PART_BYTES = 2**22
 SEALED = (".flac", ".opus")
 SOUND = (".pcm", ".wav")
 """Files that have nothing but audio, beside a few bytes of our own."""
 BESIDE = ("-wal", "-shm", "-journal")
-"""What SQLite puts beside a database."""
+"""Suffixes of the files that SQLite puts beside a database."""
 
 _ID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 _TEXTS_BY_RIGHT = "SELECT body FROM events UNION ALL SELECT key FROM marks UNION ALL SELECT name FROM sinks"
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What to look for below `places`, in files that were written since `since`, for at most so many seconds.
+class SearchRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The needles to look for below `places`, in files that were written since `since`, for at most `seconds`.
 
     `journal` is the database whose events have every text that is still there by right. `spool` has the rooms'
     segments: `gone` gives room, first and last position of what is forgotten, and `rates` each room's rate in Hz.
@@ -70,7 +70,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Search(msgspec.Struct, frozen=True):
-    """What was searched. `left` are the files that have something of it, `doubtful` those that have words of it, where
+    """The result. `left` are the files that have something of it, `doubtful` those that have words of it, where
     the journal does not reach back to the first event, so that they may have them from an earlier time; `again` says by
     room when the same sound was recorded too. `sealed` counts files that show nothing, `unread` has those that could
     not be read, with the reason; `is_whole`: there was time for all of it.
@@ -87,7 +87,7 @@ class Search(msgspec.Struct, frozen=True):
 
 
 def ids_of(events: Iterable[Durable]) -> tuple[str, ...]:
-    """The ids of what was said and made of it. Pure."""
+    """The ids of turns, answers and analyses. Pure."""
     return tuple(event.id for event in events if isinstance(event, Turn | Answer | Analysis))
 
 
@@ -101,19 +101,19 @@ def _spread(things: Sequence[T], most: int) -> Sequence[T]:
     return things[:: max(1, -(-len(things) // most))]
 
 
-def search(order: Order) -> Search:
+def search(request: SearchRequest) -> Search:
     """Look into every file. Files that go meanwhile are as good as searched. Errors: sqlite3.Error of the journal."""
-    return _Searcher(order).run()
+    return _Searcher(request).run()
 
 
 class _Searcher:
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self._ends = time.monotonic() + order.seconds
-        self._ids = {id_.encode() for id_ in order.ids}
-        self._texts = [text.encode(errors="replace") for text in order.texts]
-        self._words = set(order.words)
-        self._longest = max(map(len, (b"\0" * 256, *self._texts, *order.sounds)))
+    def __init__(self, request: SearchRequest) -> None:
+        self._request = request
+        self._ends = time.monotonic() + request.seconds
+        self._ids = {id_.encode() for id_ in request.ids}
+        self._texts = [text.encode(errors="replace") for text in request.texts]
+        self._words = set(request.words)
+        self._longest = max(map(len, (b"\0" * 256, *self._texts, *request.sounds)))
         self._named = set[bytes]()
         self._left = dict[str, None]()
         self._told = dict[str, set[bytes]]()
@@ -123,11 +123,11 @@ class _Searcher:
     def run(self) -> Search:
         files = size = sealed = 0
         unread, is_whole = list[str](), True
-        for path in _files(self._order.places):
+        for path in _files(self._request.places):
             try:
                 status = path.stat()
-                # A database is written through its log, or by way of memory: its time tells nothing.
-                if status.st_mtime < (self._order.since - MTIME_TOLERANCE).timestamp() and ".sqlite" not in path.name:
+                # A database is written through its log, or by way of memory: its time proves nothing.
+                if status.st_mtime < (self._request.since - MTIME_TOLERANCE).timestamp() and ".sqlite" not in path.name:
                     continue
                 if path.suffix in SEALED:
                     sealed += 1
@@ -152,7 +152,7 @@ class _Searcher:
         for begin, data in _parts(path, self._longest):
             if time.monotonic() > self._ends:
                 raise TimeoutError
-            for sound in self._order.sounds:
+            for sound in self._request.sounds:
                 if (place := data.find(sound)) >= 0:
                     self._hear(path, sound, begin + place)
             if is_sound:
@@ -165,17 +165,17 @@ class _Searcher:
 
     def _hear(self, path: Path, sound: bytes, offset: int) -> None:
         """In the spool each byte has its position, and so its time; elsewhere a file has it, and no more is known."""
-        is_segment = path.parent.parent == Path(self._order.spool)
+        is_segment = path.parent.parent == Path(self._request.spool)
         segment = parse_segment(path, path.stat().st_size) if is_segment else None
         if segment is None:
             self._heard.setdefault(str(path), set()).add(sound)
             return
         room, start = path.parent.name, segment.position + offset // SAMPLE_BYTES
         end = start + len(sound) // SAMPLE_BYTES
-        if any(room == one and start < last and end > first for one, first, last in self._order.gone):
+        if any(room == one and start < last and end > first for one, first, last in self._request.gone):
             self._left[str(path)] = None
-        elif room in self._order.rates:
-            self._again[sound] = room, segment.when(start, self._order.rates[room]).replace(microsecond=0)
+        elif room in self._request.rates:
+            self._again[sound] = room, segment.when(start, self._request.rates[room]).replace(microsecond=0)
 
     def _judged(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The files that have something of it for certain, and those of which that cannot be known."""
@@ -196,8 +196,8 @@ class _Searcher:
         was pruned.
         """
         found, oldest = said & self._named, 1
-        if self._order.journal:
-            address = f"{Path(self._order.journal).absolute().as_uri()}?mode=ro"
+        if self._request.journal:
+            address = f"{Path(self._request.journal).absolute().as_uri()}?mode=ro"
             texts = said.intersection(self._texts)
             with closing(sqlite3.connect(address, uri=True, timeout=30)) as database:
                 for (body,) in database.execute(_TEXTS_BY_RIGHT):
@@ -236,8 +236,8 @@ def _parts(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
 
 def main() -> None:
     """The program."""
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
-    sys.stdout.buffer.write(msgspec.json.encode(search(order)))
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=SearchRequest)
+    sys.stdout.buffer.write(msgspec.json.encode(search(request)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What has become of a room's every position and every second, summed up from the journal's coverage. Pure.
+"""The account of a room's every position and every second, summed up from the journal's coverage. Pure.
 
 The law: between the first and the last that the journal knows of, every position is captured or lost, and so is every
 second. What is neither is *unexplained*, and is a fault of the daemon. What is captured is transcribed, silent, unsent
-(the gate or the budget held it back), removed (the quota took it before it was transcribed), forgotten (somebody wished
+(the gate or the budget held it back), removed (the quota took it before it was transcribed), forgotten (a user wanted
 it gone), or pending.
 """
 
@@ -33,11 +33,11 @@ WORST_FIRST: tuple[State, ...] = (
     "silent",
     "unsent",
 )
-"""What a part of the timeline shows that has several: the first of these."""
+"""A part of the timeline that has several states shows the first of these."""
 
 
 class Loss(msgspec.Struct, frozen=True):
-    """What one cause took: how often, how many samples that the source produced, and how many seconds in all."""
+    """The losses of one cause: their number, the samples that the source produced, and the seconds in all."""
 
     cause: Cause
     times: int
@@ -82,7 +82,7 @@ class Summary(msgspec.Struct, frozen=True, rename={"from_": "from"}):
 
     @property
     def is_explained(self) -> bool:
-        """Whether the law holds."""
+        """True if the law holds."""
         return not self.unexplained and not self.twice
 
 
@@ -101,7 +101,7 @@ def summarize(room: str, rate: int, covers: Iterable[CoverageSpan], *, since: da
     if not audio:
         return None
     captured, lost = _spans(rows, "captured"), _spans(rows, "lost")
-    # What is gone on somebody's wish is gone, whatever a session said of its surroundings later.
+    # What a user has had forgotten is gone, whatever a session says later of the audio around it.
     forgotten = captured & _spans(rows, "forgotten")
     transcribed = (captured & _spans(rows, "transcribed")) - forgotten
     # What both a turn and a silence claim, at their edge, is the turn's; what was heard before it was removed counts.
@@ -133,7 +133,7 @@ def summarize(room: str, rate: int, covers: Iterable[CoverageSpan], *, since: da
 
 
 def draw(covers: Iterable[CoverageSpan], cells: int, *, rate: int, since: datetime | None = None) -> list[State | None]:
-    """The room's time in so many equal parts: the worst state of each, None where there is nothing."""
+    """The room's time in equal parts: the worst state of each, None where there is nothing."""
     stretches = list(_stretches(_clip(list(covers), rate, since)))
     if not stretches:
         return []
@@ -180,12 +180,12 @@ def _clip(rows: list[CoverageSpan], rate: int, since: datetime | None) -> list[C
 
 
 def _unexplained(audio: Sequence[CoverageSpan]) -> Iterator[Unexplained]:
-    """What lies between the stretches, in positions or in time alone."""
+    """The spaces between the stretches, in positions or in time alone."""
     position, time = audio[0].start, audio[0].from_
     for row in audio:
         if row.start > position or row.from_ - time > ROUNDING_TOLERANCE:
             yield Unexplained(position, max(row.start, position), time, max(row.from_, time))
-        # Samples that come after all others tell the time anew, also where somebody has set the clock back.
+        # Samples that come after all others date the room anew, also where the clock was set back.
         is_next = row.start >= position and row.start < row.end
         position, time = max(position, row.end), row.until if is_next else max(time, row.until)
 

@@ -17,8 +17,9 @@ import msgspec
 import structlog
 
 from roomtone.events import Audio, Durable, Forgotten, Notice, decode, encode, kind_of, spoken_in, turn_of
+from roomtone.journal.keys import CLEAN_KEY, SinkMark, sink_key, sink_prefix
 from roomtone.journal.records import CoverageSpan, Mark, Record, Refusal, next_id
-from roomtone.journal.schema import CLEAN, explained, open_file
+from roomtone.journal.schema import explained, open_file
 from roomtone.journal.words import has_quote, telling_words, texts_in
 
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
@@ -43,7 +44,7 @@ class Rejected(NamedTuple):
 
 
 class Database:
-    """The open file. What writes is called inside `transact` only; what reads sees committed rows only.
+    """The open file. Methods that write are called inside `transact` only; those that read see committed rows only.
 
     `tip` is the seq of the last committed event; `corrupt` is where a damaged predecessor of this file lies now;
     `was_closed` says that the last run ended in order.
@@ -57,7 +58,7 @@ class Database:
         self.tip: int = row[0] if row else 0
         row = writer.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         self._last_id = uuid.UUID(row[0]) if row else uuid.UUID(int=0)
-        self.was_closed = self.mark(CLEAN) is not None
+        self.was_closed = self.mark(CLEAN_KEY) is not None
 
     def transact(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
         """Do the works in one transaction, durable when this returns: all, but for those that cannot be stored.
@@ -68,7 +69,7 @@ class Database:
         before = self.tip, self._last_id
         self._writer.execute("BEGIN IMMEDIATE")
         try:
-            self._writer.execute("DELETE FROM marks WHERE key = ?", (CLEAN,))
+            self._writer.execute("DELETE FROM marks WHERE key = ?", (CLEAN_KEY,))
             results = [self._attempt(work) for work in works]
             self._writer.execute("COMMIT")
         except BaseException:
@@ -158,7 +159,7 @@ class Database:
         )
 
     def rewind(self, sink: str, seq: int) -> None:
-        """Move the sink's cursor back. What it refused after that and what is still here comes again by itself."""
+        """Move the sink's cursor back. Events that it refused after that, and that are still here, come again."""
         self._writer.execute("UPDATE sinks SET cursor = min(cursor, ?), at = ? WHERE name = ?", (seq, _now(), sink))
         self._writer.execute(
             "DELETE FROM refused WHERE sink = ? AND seq > ? AND seq IN (SELECT seq FROM events)", (sink, seq)
@@ -186,7 +187,7 @@ class Database:
         """Remove the sink's cursor, its refused events and the marks about it."""
         self._writer.execute("DELETE FROM sinks WHERE name = ?", (sink,))
         self._writer.execute("DELETE FROM refused WHERE sink = ?", (sink,))
-        begin = f"sink/{sink}/"
+        begin = sink_prefix(sink)
         self._writer.execute("DELETE FROM marks WHERE substr(key, 1, ?) = ?", (len(begin), begin))
 
     def prune(self, before: int, most: int, sinks: Collection[str] | None = None) -> int:
@@ -196,7 +197,7 @@ class Database:
         The newest event stays in any case: its id is what the next id must exceed.
         """
         cursors = dict(self._writer.execute("SELECT name, cursor FROM sinks").fetchall())
-        for key, seq in self._writer.execute("SELECT key, value FROM marks WHERE key GLOB 'sink/*/rewind'").fetchall():
+        for key, seq in self._sink_marks("rewind"):
             name = key.split("/")[1]  # it is to go back there as soon as its delivery looks
             cursors[name] = min(cursors.get(name, 0), int(seq))
         slowest = [cursors.get(name, 0) + 1 for name in (cursors if sinks is None else sinks)]
@@ -204,6 +205,11 @@ class Database:
         return self._writer.execute(
             "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq < ? ORDER BY seq LIMIT ?)", (end, most)
         ).rowcount
+
+    def _sink_marks(self, name: SinkMark) -> list[tuple[str, str]]:
+        """The marks of this name of all sinks, each with its value as it is stored."""
+        pattern = sink_key("*", name)
+        return self._writer.execute("SELECT key, value FROM marks WHERE key GLOB ?", (pattern,)).fetchall()
 
     def prune_coverage(self, before: datetime, most: int) -> int:
         """Forget at most `most` of the stretches that were over before that time, a room at a time; and of the others
@@ -224,12 +230,12 @@ class Database:
         return len(oldest)
 
     def forget(self, forgotten: Forgotten, longest: int, known: Collection[bytes]) -> list[Durable]:
-        """Remove what was said there: the events, whether a sink has had them or not, and the copies that sinks have
-        refused; a correction or an answer goes with its turn. The coverage says where somebody spoke: it is cut.
+        """Remove the speech there: the events, delivered or not, and the copies that sinks have
+        refused; a correction or an answer goes with its turn. The coverage shows where speech was: it is cut.
 
         Notices of that time go too, and those of any time that quote it, as the reasons of refusals do. The words that
-        are `known` for another reason are no quote. No turn is longer than `longest` samples. Returns what was removed
-        of the stretch.
+        are `known` for another reason are not a quote. No turn is longer than `longest` samples. Returns the events of
+        the stretch that were removed.
         """
         room, start, end = forgotten.room, forgotten.start, forgotten.end
         rows = self._writer.execute(
@@ -260,14 +266,12 @@ class Database:
                 self._writer.execute("DELETE FROM refused WHERE rowid = ?", (row,))
             elif _text(forgotten.from_) <= at < _text(forgotten.until) or has_quote(reason, words, texts):
                 self._writer.execute("UPDATE refused SET reason = ? WHERE rowid = ?", (FORGOTTEN, row))
-        for key, value in self._writer.execute(
-            "SELECT key, value FROM marks WHERE key GLOB 'sink/*/paused'"
-        ).fetchall():
+        for key, value in self._sink_marks("paused"):
             if has_quote(value, words, texts):
                 self._put_mark(Mark(key, msgspec.json.decode(value) | {"reason": FORGOTTEN}))
 
     def _cut_coverage(self, forgotten: Forgotten) -> None:
-        """What was captured or lost stays; what became of it is *forgotten* now."""
+        """*captured* and *lost* stay; every other state is replaced by *forgotten*."""
         rows = self._writer.execute(
             'SELECT rowid, room, start, "end", state, cause, "from", until FROM coverage '
             "WHERE room = ? AND state NOT IN ('captured', 'lost') AND \"end\" > ? AND start < ?",
@@ -328,7 +332,7 @@ class Database:
                 try:
                     events.append(decode(body))
                 except _UNREADABLE as error:
-                    # One unreadable row (a kind of a newer version) must not stop every sink behind it for ever.
+                    # One unreadable row (a kind of a newer version) must not stop every sink at it.
                     log.exception("journal.unreadable", seq=seq, error=type(error).__name__)
                     continue
                 size += len(body)
@@ -358,7 +362,7 @@ class Database:
         return [_cover(row) for row in rows]
 
     def cursors(self) -> dict[str, int]:
-        """How far each sink has acknowledged."""
+        """The seq up to which each sink has acknowledged."""
         return dict(self._reader.execute("SELECT name, cursor FROM sinks ORDER BY name").fetchall())
 
     def undelivered(self, room: str, seq: int, position: int) -> int | None:
@@ -392,7 +396,7 @@ class Database:
         return int(version)
 
     def count_refusals(self, sink: str) -> int:
-        """How many events the sink has refused."""
+        """The number of events that the sink has refused."""
         (count,) = self._reader.execute("SELECT count(*) FROM refused WHERE sink = ?", (sink,)).fetchone()
         return int(count)
 
@@ -419,9 +423,9 @@ class Database:
         """
         with suppress(sqlite3.DatabaseError):
             if is_clean:
-                self._writer.execute("INSERT OR REPLACE INTO marks VALUES (?, 'true')", (CLEAN,))
+                self._writer.execute("INSERT OR REPLACE INTO marks VALUES (?, 'true')", (CLEAN_KEY,))
             else:
-                self._writer.execute("DELETE FROM marks WHERE key = ?", (CLEAN,))
+                self._writer.execute("DELETE FROM marks WHERE key = ?", (CLEAN_KEY,))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""The journal: every durable event, how far each sink has acknowledged it, coverage, and marks. One file for ever.
+"""The journal: every durable event, each sink's cursor, coverage, and marks, in one file.
 
-All facts of one moment go into one transaction, and what `commit` has returned survives a power cut. What delivery
-reads was committed before. Several tasks that write at once share a transaction, for the fsync is what costs.
+All facts of one moment go into one transaction, and what `commit` has returned survives a power cut. Delivery reads
+committed rows only. Tasks that write concurrently share a transaction, for the fsync is what costs.
 """
 
 import sqlite3
@@ -16,18 +16,19 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
-from roomtone.events import Audio, Durable, Forgotten, Notice
+from roomtone.concurrency import RunSync
+from roomtone.events import Audio, Durable, Forgotten, Notice, notice
 from roomtone.journal.database import Database, Rejected, open_database
 from roomtone.journal.records import CoverageSpan, Mark, Record, Refusal, Unwritable
 from roomtone.journal.schema import JournalError, is_corrupt
 
-__all__ = ["CoverageSpan", "Journal", "JournalError", "Mark", "Record", "Refusal", "Unwritable", "open_journal"]
+__all__ = ["Journal", "JournalError", "open_journal"]
 
 _MAX_PRUNED_EVENTS = 5000
 """Events removed in one transaction: a commit waits for it, some 20 ms on a small computer."""
 
 _PASSING = {sqlite3.SQLITE_FULL: "journal.full", sqlite3.SQLITE_BUSY: "journal.busy"}
-"""What ends by itself, or by a person: a full disk, and somebody's own SQLite shell that holds the file locked."""
+"""Failures that pass: a full disk, and a user's own SQLite shell that holds the file locked."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -48,23 +49,23 @@ class Journal:
     """The open journal. Made by `open_journal`; every method may be called by any task of the loop.
 
     Errors: a full disk is waited out, for as long as it takes; anything else that is wrong with the file raises
-    JournalError, and the daemon ends for its supervisor to start it again. What cannot be stored for what is in it
-    raises Unwritable for its owner alone, though others share the transaction.
+    JournalError, and the daemon ends for its supervisor to start it again. A record with values that cannot be
+    stored raises Unwritable for its owner alone, though others share the transaction.
     """
 
-    def __init__(self, path: Path, database: Database, *, inline: bool) -> None:
+    def __init__(self, path: Path, database: Database, run_sync: RunSync) -> None:
         self.tip = database.tip
         """The seq of the last committed event; 0 before the first."""
         self.renewed = database.corrupt is not None
-        """Whether a damaged journal was moved aside, so that this one begins anew and knows no sink."""
+        """True if a damaged journal was moved aside, so that this one begins anew and knows no sink."""
         self.interrupted = not database.was_closed
-        """Whether the last run did not end in order. A new journal counts as one that did not."""
+        """True if the last run did not end in order, also for a new journal."""
         self.sound = True
         """False once the file was found damaged: it is checked, and moved aside, when it is opened again."""
         self._path = path
         self._file = _identify(path)
         self._database = database
-        self._inline = inline
+        self._run_sync = run_sync
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(1)
         self._turn = trio.Lock()
@@ -75,7 +76,7 @@ class Journal:
 
     @property
     def waiting(self) -> float:
-        """For how many seconds somebody has been waiting for a journal on a full disk, or one that is locked."""
+        """The seconds that writers have been waiting for a journal that is locked, or on a full disk."""
         return trio.current_time() - self._full_since if self._full_since is not None and self._writes else 0.0
 
     async def commit(self, *facts: Record) -> tuple[Durable, ...]:
@@ -109,15 +110,15 @@ class Journal:
         return await self._read(self._database.marks, prefix)
 
     async def covered(self, room: str, start: int = 0) -> list[CoverageSpan]:
-        """What became of the room's positions from `start` on, by start; a stretch that contains it is whole."""
+        """The states of the room's positions from `start` on, by start; a stretch that contains it is whole."""
         return await self._read(self._database.covers, room, start)
 
     async def cursors(self) -> dict[str, int]:
-        """How far each sink has acknowledged, those that are configured no more included."""
+        """The seq up to which each sink has acknowledged; sinks that are not configured any more are included."""
         return await self._read(self._database.cursors)
 
     async def cursor(self, sink: str) -> int | None:
-        """How far the sink has acknowledged; None for a sink that the journal does not know."""
+        """The seq up to which the sink has acknowledged; None for a sink that the journal does not know."""
         return (await self.cursors()).get(sink)
 
     async def advance(self, sink: str, seq: int, *marks: Mark) -> None:
@@ -130,7 +131,7 @@ class Journal:
         await self._write(work)
 
     async def rewind(self, sink: str, seq: int, *marks: Mark) -> None:
-        """The sink is to get everything after `seq` once more: the only way back for a cursor, by a person's order."""
+        """The sink gets everything after `seq` once more: the only way back for a cursor, by the operator's order."""
 
         def work() -> None:
             self._database.rewind(sink, seq)
@@ -143,17 +144,17 @@ class Journal:
         await self._write(partial(self._database.put_refusal, sink, seq, reason))
 
     async def refused(self, sink: str, after: int = 0, limit: int = -1) -> list[Refusal]:
-        """What the sink will never accept, by seq: what comes after `after`, at most `limit` (-1: all)."""
+        """The events that the sink will never accept, by seq: those after `after`, at most `limit` (-1: all)."""
         return await self._read(self._database.refusals, sink, after, limit)
 
     async def count_refused(self, sink: str) -> int:
-        """How many events the sink has refused."""
+        """The number of events that the sink has refused."""
         return await self._read(self._database.count_refusals, sink)
 
     async def settle_refused(
         self, sink: str, accepted: Sequence[int], refused: Sequence[tuple[int, str]], *marks: Mark
     ) -> None:
-        """Of the refused events some were accepted after all, others refused again: in one transaction."""
+        """Some refused events were accepted after all, others refused again: in one transaction."""
 
         def work() -> None:
             for seq in accepted:
@@ -165,9 +166,9 @@ class Journal:
         await self._write(work)
 
     async def data_version(self) -> int:
-        """A number that changes whenever another process has written the journal: a command, with an order."""
+        """A number that changes whenever another process, such as a command, has written the journal."""
         try:
-            return await self._run(self._writing, self._database.data_version)
+            return await self._run_sync(self._database.data_version, limiter=self._writing)
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
@@ -195,7 +196,7 @@ class Journal:
     async def forget(
         self, forgotten: Forgotten, longest: int, *facts: Record, known: Collection[bytes] = ()
     ) -> list[Durable]:
-        """Remove what was said there, see `Database.forget`, and commit the facts, in one transaction.
+        """Remove the speech there, see `Database.forget`, and commit the records, in one transaction.
 
         Returns what was removed. Until `compact` it is still in the files.
         """
@@ -210,11 +211,11 @@ class Journal:
     async def compact(self) -> bool:
         """Leave nothing in the files of what was removed. False where that is to be tried again; see the log for why.
 
-        Whoever writes waits meanwhile: some ten seconds for a gigabyte on a small computer.
+        Writers wait meanwhile: some ten seconds for a gigabyte on a small computer.
         """
         async with self._turn:
             try:
-                return await self._run(self._writing, self._database.compact)
+                return await self._run_sync(self._database.compact, limiter=self._writing)
             except sqlite3.Error as error:
                 raise self._failure(error) from error
 
@@ -236,16 +237,16 @@ class Journal:
 
     async def _read(self, work: Callable[..., T], *arguments: Any) -> T:
         try:
-            return await self._run(self._reading, work, *arguments)
+            return await self._run_sync(work, *arguments, limiter=self._reading)
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
     async def check_file(self) -> None:
-        """See that the file is still the one that was opened. Raises JournalError when somebody has taken it away.
+        """Check that the file is still the one that was opened. Raises JournalError when it was removed or replaced.
 
         SQLite would go on writing to a file without a name, and all of it would be gone with this process.
         """
-        if await self._run(self._reading, _identify, self._path) != self._file:
+        if await self._run_sync(_identify, self._path, limiter=self._reading) != self._file:
             raise JournalError(
                 f"the journal {self._path} is gone: its file was removed or replaced while it was in use; nothing that "
                 "is written to it now would last"
@@ -270,12 +271,14 @@ class Journal:
         return result
 
     async def _write_all(self) -> None:
-        """One transaction for everybody who waits. A full disk is waited out: nothing is lost, callers hold still."""
+        """One transaction for all writers that wait. A full disk is waited out: nothing is lost, callers wait."""
         backoff = Backoff(first=0.5, longest=30.0)
         while True:
             writes = list(self._writes)
             try:
-                results = await self._run(self._writing, self._database.transact, [write.work for write in writes])
+                results = await self._run_sync(
+                    self._database.transact, [write.work for write in writes], limiter=self._writing
+                )
             except sqlite3.Error as error:
                 await self._wait_out(error, backoff)
             else:
@@ -306,18 +309,10 @@ class Journal:
             self._shield(on=True)
 
     def _shield(self, *, on: bool) -> None:
-        """A daemon that is told to stop must be able to, whatever the disk: only a transaction itself is shielded."""
+        """The daemon must be able to stop, whatever the disk: only a transaction itself is shielded."""
         self._has_room = on
         for write in self._writes:
             write.scope.shield = on
-
-    async def _run(self, limiter: trio.CapacityLimiter, work: Callable[..., T], *arguments: Any) -> T:
-        if not self._inline:
-            return await trio.to_thread.run_sync(work, *arguments, limiter=limiter)
-        await trio.lowlevel.checkpoint_if_cancelled()
-        result = work(*arguments)
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return result
 
     def _failure(self, error: sqlite3.Error) -> JournalError:
         if is_corrupt(error):
@@ -327,15 +322,15 @@ class Journal:
 
 
 @asynccontextmanager
-async def open_journal(path: Path, *, inline: bool = False) -> AsyncIterator[Journal]:
+async def open_journal(path: Path, *, run_sync: RunSync = trio.to_thread.run_sync) -> AsyncIterator[Journal]:
     """The journal in that file, made when it is absent. The caller holds the folder (`paths.lock`).
 
-    SQLite runs in two threads, one that writes and one that reads; with `inline` in the loop itself, for virtual time.
+    `run_sync` gives SQLite two threads, one that writes and one that reads.
     A damaged file is moved aside, and the new journal begins with a notice. Errors: JournalError, for a file of a
-    newer version, one that is no journal, and one that cannot be opened.
+    newer version, one that is not a journal, and one that cannot be opened.
     """
     with open_database(path) as database:
-        journal = Journal(path, database, inline=inline)
+        journal = Journal(path, database, run_sync)
         if database.corrupt is not None:
             await journal.commit(_notice_of_damage(path, database.corrupt))
         try:
@@ -354,12 +349,8 @@ def _identify(path: Path) -> tuple[int, int] | None:
 
 
 def _notice_of_damage(path: Path, corrupt: Path) -> Notice:
-    return Notice(
-        room="",
-        position=0,
-        at=datetime.now(UTC),
-        severity="error",
-        code="journal.corrupt",
-        text=f"The journal {path} was damaged and lies in {corrupt} now; a new one begins here. "
-        "Events that no sink had acknowledged are in the old file only.",
+    text = (
+        f"The journal {path} was damaged and was moved to {corrupt}; a new one begins here. "
+        "Events that no sink had acknowledged are in the old file only."
     )
+    return notice("journal.corrupt", text, at=datetime.now(UTC), severity="error")

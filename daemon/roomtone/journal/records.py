@@ -1,4 +1,4 @@
-"""What one transaction of the journal can hold: events, marks and coverage; and the ids of events. Pure."""
+"""The records that one transaction of the journal holds: events, marks and coverage; and the ids of events. Pure."""
 
 import secrets
 import uuid
@@ -22,10 +22,10 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class CoverageSpan(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """What became of a room's positions `start` to `end`, which are the times `from` to `until` (UTC).
+    """The state of a room's positions `start` to `end`, which are the times `from` to `until` (UTC).
 
-    *unsent* is what no session was given: the gate heard nobody speak, or the budget was spent. *removed* is what was
-    captured and had to go before it was transcribed, *forgotten* what was captured and went on somebody's wish.
+    *unsent* audio was given to no session: the gate heard no speech, or the budget was spent. *removed* audio was
+    captured and had to go before it was transcribed; *forgotten* audio was captured and went by a user's order.
     Adjacent stretches of the same state and cause are kept as one.
     """
 
@@ -38,7 +38,7 @@ class CoverageSpan(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     until: datetime
 
     def adjoins(self, other: "CoverageSpan") -> bool:
-        """Whether the two are one stretch: of one kind, and without a position, or time that counts, between them."""
+        """True if the two are one stretch: of one kind, and without a position, or time that counts, between them."""
         return (
             (self.room, self.state, self.cause) == (other.room, other.state, other.cause)
             and self.start <= other.end
@@ -58,7 +58,7 @@ class CoverageSpan(msgspec.Struct, frozen=True, rename={"from_": "from"}):
         )
 
     def without(self, start: int, end: int) -> Iterator["CoverageSpan"]:
-        """What is left of it without these positions; its time is cut in proportion."""
+        """The rest of it without these positions; its time is cut in proportion."""
         for first, last in ((self.start, min(start, self.end)), (max(end, self.start), self.end)):
             if first < last:
                 yield msgspec.structs.replace(
@@ -76,7 +76,7 @@ Record: TypeAlias = Durable | Mark | CoverageSpan
 
 
 class Unwritable(Exception):  # noqa: N818 - it says what is true of the facts
-    """The facts of one write cannot be stored, for what is in them: nothing of it was, and nobody else is concerned."""
+    """The values of one write cannot be stored: nothing of it was, and no other write is concerned."""
 
 
 class Refusal(msgspec.Struct, frozen=True):

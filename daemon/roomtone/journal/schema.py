@@ -11,6 +11,7 @@ from urllib.parse import quote
 import structlog
 
 from roomtone.durable import SPOILED, create_private
+from roomtone.journal.keys import CLEAN_KEY
 
 SCHEMA = 1
 """The version of the tables below, in the file's user_version."""
@@ -55,9 +56,6 @@ COMMIT;
 CORRUPT = ".corrupt-"
 """In the name of a journal that was moved aside, before the time of that."""
 
-CLEAN = "journal/clean"
-"""The mark of a file that was closed in order. Without it the file is checked before it is used again."""
-
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
@@ -78,7 +76,7 @@ def open_file(path: Path) -> Iterator[Connections]:
     """Open the file, made with mode 0600 in a folder of 0700, with its tables in it.
 
     A damaged file is moved aside and a new one begun. Raises JournalError for a file of a newer version, one that is
-    no journal, and one that cannot be opened or written; what the body raises it raises as it is.
+    not a journal, and one that cannot be opened or written; what the body raises it raises as it is.
     """
     with ExitStack() as stack:
         with explained(path):
@@ -135,7 +133,7 @@ def _prepare(path: Path, writer: sqlite3.Connection) -> None:
 
 def find_asides(state: Path) -> list[tuple[Path, datetime]]:
     """The damaged databases that were moved aside in the state folder, the journal's and those of the sinks, and when
-    that was. Nobody reads them: they are for a person, and have what was said.
+    that was. The program never reads them; they contain speech.
     """
     found = [*state.glob(f"journal.sqlite{CORRUPT}*"), *(state / "sinks").glob(f"*/*{SPOILED}*")]
     # The change time, for the content's time is that of the last write before the damage was found.
@@ -143,7 +141,7 @@ def find_asides(state: Path) -> list[tuple[Path, datetime]]:
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:
-    """Whether the error says that the file is damaged."""
+    """True if the error says that the file is damaged."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -163,11 +161,11 @@ def _move_if_corrupt(path: Path) -> Path | None:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with the file. One that was closed in order is believed: checking reads all of it."""
+    """The damage of the file, if any. One that was closed in order is trusted: checking reads all of it."""
     try:
         with closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version != SCHEMA or connection.execute("SELECT 1 FROM marks WHERE key = ?", (CLEAN,)).fetchone():
+            if version != SCHEMA or connection.execute("SELECT 1 FROM marks WHERE key = ?", (CLEAN_KEY,)).fetchone():
                 return None
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.DatabaseError as error:

@@ -1,7 +1,7 @@
 """Words by which forgotten speech would be known in a text, a file or an error that quotes it. Pure but for one reader.
 
-A word tells nothing where the program writes it itself: `start` is a key of each event, `refused` a table. So the words
-of the program's own source are left out, and so are words of fewer than four characters.
+A word proves nothing where the program writes it itself: `start` is a key of each event, `refused` a table. So words of
+the program's own source are left out, and so are words of fewer than four characters.
 """
 
 import re

@@ -1,1 +1,1 @@
-"""What language models are asked, about turns and about conversations."""
+"""Questions to language models, about turns and about conversations."""

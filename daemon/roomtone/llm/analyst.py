@@ -14,14 +14,15 @@ import trio
 from roomtone.backoff import Backoff
 from roomtone.budget.governor import Governor
 from roomtone.containment import supervise
-from roomtone.events import Answer, Notice, Turn
-from roomtone.journal.journal import Journal, Mark, Record
+from roomtone.events import Answer, Notice, Turn, notice
+from roomtone.journal.journal import Journal
+from roomtone.journal.keys import ANALYSIS_PREFIX, ANSWER_PREFIX, REFUSED_ANALYSIS_PREFIX
+from roomtone.journal.records import Mark, Record
 from roomtone.llm import completion, conversations
 from roomtone.llm.client import LLMClient, RequestFailed, Retryability
 from roomtone.llm.completion import Completion, Usage
-from roomtone.llm.prompt_task import MARK_PREFIX, REFUSALS, PromptTask, mark_key
+from roomtone.llm.prompt_task import PromptTask, mark_key
 from roomtone.llm.request_pool import RequestPool
-from roomtone.llm.room_answers import MARK_PREFIX as ANSWERS
 from roomtone.llm.room_answers import Policy, Question, RoomAnswers, Unanswered
 from roomtone.llm.settings import LLMSettings
 from roomtone.protocol.parameters import Streaming
@@ -35,9 +36,9 @@ MAX_ATTEMPTS = 3
 class Analyst:
     """Asks, for as long as it is open. Made by `open_analyst`."""
 
-    def __init__(self, office: RequestPool, setting: LLMSettings, transport: httpx2.AsyncBaseTransport | None) -> None:
-        self._office = office
-        self._setting = setting
+    def __init__(self, pool: RequestPool, settings: LLMSettings, transport: httpx2.AsyncBaseTransport | None) -> None:
+        self._pool = pool
+        self._settings = settings
         self._transport = transport
         self._unanswered = Unanswered()
         self._answers: dict[str, RoomAnswers] = {}
@@ -49,16 +50,16 @@ class Analyst:
     def answers(self, room: str, streaming: Streaming, *, remote: bool = True) -> RoomAnswers | None:
         """The answers of a room whose sessions ask about turns; None for any other.
 
-        The recognizer, which is not `remote`, asks nobody: its turns are asked about here, or not at all.
+        The recognizer, which is not `remote`, asks no model: its turns are asked about here, or not at all.
         """
-        access = self._setting.access
+        access = self._settings.access
         if streaming.llm_gateway is None or not (remote or access.ask_again):
             return None
         policy = Policy(access.answer_within if remote else 0.0, access.ask_again)
         model = streaming.llm_gateway.model
 
         def pay(usage: Usage, answered: str | None) -> None:
-            self._office.pay(self._setting, room, model, usage, answered)
+            self._pool.pay(self._settings, room, model, usage, answered)
 
         answers = RoomAnswers(streaming.llm_gateway, policy, self._unanswered, pay)
         if (before := self._answers.get(room)) is not None:
@@ -66,12 +67,12 @@ class Analyst:
         self._answers[room] = answers
         return answers
 
-    def change(self, setting: LLMSettings) -> None:
-        """Go on by another configuration. What is pending stays so, as far as its prompt and its room stay."""
-        self._setting = setting
+    def change(self, settings: LLMSettings) -> None:
+        """Go on by another configuration. Pending questions stay as long as their prompt and their room do."""
+        self._settings = settings
         for answers in self._answers.values():
-            within = setting.access.answer_within if answers.policy.within else 0.0
-            answers.policy = Policy(within, setting.access.ask_again)
+            within = settings.access.answer_within if answers.policy.within else 0.0
+            answers.policy = Policy(within, settings.access.ask_again)
         self._work.cancel()
 
     @asynccontextmanager
@@ -82,27 +83,27 @@ class Analyst:
             yield
 
     def stop(self, patience: float) -> None:
-        """The daemon is told to stop: what is not done in so many seconds waits for its next start."""
+        """The daemon stops: questions that are not answered within `seconds` wait for its next start."""
         self._all.deadline = min(self._all.deadline, trio.current_time() + patience)
 
     async def finish(self) -> None:
         """No more will be said: return when all that is over has been asked about, or waits for the next start."""
-        self._office.close()
+        self._pool.close()
         self._unanswered.close()
         await self._over.wait()
 
     async def recover(self) -> None:
         """Take up the answers that an earlier run still expected: no session will bring them."""
         marks = []
-        for key, value in (await self._office.journal.marks(ANSWERS)).items():
+        for key, value in (await self._pool.journal.marks(ANSWER_PREFIX)).items():
             question = _question(value)
-            room = None if question is None else self._setting.rooms.get(question.room)
+            room = None if question is None else self._settings.rooms.get(question.room)
             if question is None or room is None or self.answers(question.room, room.streaming) is None:
                 marks.append(Mark(key, None))
             else:
                 self._unanswered.add(question)
         if marks:
-            await self._office.journal.commit(*marks)
+            await self._pool.journal.commit(*marks)
 
     async def run(self) -> None:
         """Ask, until `finish`. Errors: JournalError; the network's are waited out, and any other is contained here."""
@@ -111,88 +112,82 @@ class Analyst:
                 while True:
                     async with self._at_work:
                         with self._work as scope:
-                            run = partial(self._run, self._setting)
-                            office = self._office
-                            await supervise("Asking language models", run, office.journal, until=office.closing)
+                            run = partial(self._run, self._settings)
+                            pool = self._pool
+                            await supervise("Asking language models", run, pool.journal, until=pool.closing)
                     if not scope.cancel_called:
                         return
                     self._work = trio.CancelScope()
         finally:
             self._over.set()
 
-    async def _run(self, setting: LLMSettings) -> None:
-        await self._begin_prompts(setting)
-        gateway, journal, closing = (
-            LLMClient(setting.access.timeout, self._transport),
-            self._office.journal,
-            self._office.closing,
+    async def _run(self, settings: LLMSettings) -> None:
+        await self._begin_prompts(settings)
+        client, journal, closing = (
+            LLMClient(settings.access.timeout, self._transport),
+            self._pool.journal,
+            self._pool.closing,
         )
         async with trio.open_nursery() as nursery:
-            for name, room in setting.pairs():
-                errand = PromptTask(self._office, setting, gateway, name, room)
-                asking = partial(supervise, f"[analysis.{name}]", errand.run, journal, room=room, until=closing)
+            for name, room in settings.pairs():
+                task = PromptTask(self._pool, settings, client, name, room)
+                asking = partial(supervise, f"[analysis.{name}]", task.run, journal, room=room, until=closing)
                 nursery.start_soon(asking)
-            again = partial(self._ask_again, setting, gateway)
+            again = partial(self._ask_again, settings, client)
             nursery.start_soon(partial(supervise, "Asking for answers again", again, journal, until=closing))
 
-    async def _begin_prompts(self, setting: LLMSettings) -> None:
+    async def _begin_prompts(self, settings: LLMSettings) -> None:
         """Begin prompts that are new with what is said from now on, and forget those that are configured no more; where
-        it is the room that is no more, nobody knows where its words may go: what was pending is told.
+        the room itself was removed, its words may not be sent anywhere: pending questions are reported.
         """
-        wanted = {mark_key(name, room): room for name, room in setting.pairs()}
-        known = await self._office.journal.marks(MARK_PREFIX)
+        wanted = {mark_key(name, room): room for name, room in settings.pairs()}
+        known = await self._pool.journal.marks(ANALYSIS_PREFIX)
         gone = [key for key in known if key not in wanted]
         marks: list[Record] = [Mark(key, None) for key in gone]
-        marks += [Mark(REFUSALS + key.removeprefix(MARK_PREFIX), None) for key in gone]
-        marks += [notice for key in gone if (notice := await self._drop(setting, key, known[key]))]
-        marks += [Mark(key, await self._office.head(room)) for key, room in wanted.items() if key not in known]
+        marks += [Mark(REFUSED_ANALYSIS_PREFIX + key.removeprefix(ANALYSIS_PREFIX), None) for key in gone]
+        marks += [dropped for key in gone if (dropped := await self._drop(settings, key, known[key]))]
+        marks += [Mark(key, await self._pool.head(room)) for key, room in wanted.items() if key not in known]
         if marks:
-            await self._office.journal.commit(*marks)
+            await self._pool.journal.commit(*marks)
 
-    async def _drop(self, setting: LLMSettings, key: str, done: int) -> Notice | None:
-        """What is to be told of a prompt that has lost its room, if something was said that it was not asked about."""
-        name, _, room = key.removeprefix(MARK_PREFIX).rpartition("/")
-        if room in setting.rooms or name not in setting.prompts:
+    async def _drop(self, settings: LLMSettings, key: str, done: int) -> Notice | None:
+        """The notice for a prompt that has lost its room, if speech is left that it was not asked about."""
+        name, _, room = key.removeprefix(ANALYSIS_PREFIX).rpartition("/")
+        if room in settings.rooms or name not in settings.prompts:
             return None
-        turns = conversations.current(await self._office.journal.select(room, ["turn", "forgotten"], done, 1 << 62))
-        if sum(len(turn.text.split()) for turn in turns) < setting.prompts[name].least_words:
+        turns = conversations.current(await self._pool.journal.select(room, ["turn", "forgotten"], done, 1 << 62))
+        if sum(len(turn.text.split()) for turn in turns) < settings.prompts[name].least_words:
             return None
-        return Notice(
-            room=room,
-            position=turns[0].position,
-            at=turns[0].at,
-            severity="warning",
-            code="analysis.dropped",
-            text=f"[analysis.{name}] is not asked about what was said last in {room}: that is not configured any more.",
-        )
+        text = f"[analysis.{name}] is not asked about the last words in {room}, which is not configured any more."
+        return notice("analysis.dropped", text, at=turns[0].at, room=room, position=turns[0].position)
 
     # --- turns whose answer did not come ------------------------------------------------------------------------------
 
-    async def _ask_again(self, setting: LLMSettings, gateway: LLMClient) -> None:
+    async def _ask_again(self, settings: LLMSettings, client: LLMClient) -> None:
         while (question := await self._unanswered.first()) is not None:
-            facts = await self._ask_once_more(question, setting, gateway)
+            facts = await self._ask_once_more(question, settings, client)
             if question in self._unanswered:  # else the session's own answer has come after all
-                await self._office.journal.commit(question.done, *facts)
+                await self._pool.journal.commit(question.done, *facts)
                 self._unanswered.discard(question)
 
-    async def _ask_once_more(self, question: Question, setting: LLMSettings, gateway: LLMClient) -> list[Record]:
-        """What to commit: the answer, or that there is none; nothing where nobody wants to know any more."""
+    async def _ask_once_more(self, question: Question, settings: LLMSettings, client: LLMClient) -> list[Record]:
+        """The records to commit: the answer, or that there is none; nothing where the question is obsolete."""
         answers, turn = self._answers.get(question.room), await self._turn(question)
-        if answers is None or turn is None or question.room not in setting.rooms:
+        if answers is None or turn is None or question.room not in settings.rooms:
             return []
-        if not setting.access.ask_again:
+        if not settings.access.ask_again:
             return answers.give_up(question, turn.at, "the daemon ended before")
         request = completion.question(answers.gateway, turn)
         backoff = Backoff(first=2.0)
         while True:
             try:
-                answer = await self._office.ask(setting, gateway, question.room, request)
+                answer = await self._pool.ask(settings, client, question.room, request)
             except RequestFailed as failed:
                 if failed.verdict is Retryability.HELD:
                     return []  # the notice about the budget says so for all turns
-                is_passing = failed.verdict is Retryability.PASSING and not self._office.has_given_up
+                is_passing = failed.verdict is Retryability.PASSING and not self._pool.has_given_up
                 if is_passing and backoff.failures + 1 < MAX_ATTEMPTS:
-                    await self._office.wait(max(failed.wait, backoff.next()))
+                    await self._pool.wait(max(failed.wait, backoff.next()))
                     continue
                 log.warning("answer.missing", room=question.room, session_id=question.session_id, reason=str(failed))
                 return answers.give_up(question, turn.at, str(failed))
@@ -200,7 +195,7 @@ class Analyst:
 
     async def _turn(self, question: Question) -> Turn | None:
         """The turn that a question is about, as it was corrected last."""
-        found = await self._office.journal.select(question.room, ["turn"], question.position, question.position + 1)
+        found = await self._pool.journal.select(question.room, ["turn"], question.position, question.position + 1)
         turns = (turn for turn in conversations.current(found) if turn.session_id == question.session_id)
         return next((turn for turn in turns if turn.turn_order == question.turn_order), None)
 
@@ -208,7 +203,7 @@ class Analyst:
 @asynccontextmanager
 async def open_analyst(
     journal: Journal,
-    setting: LLMSettings,
+    settings: LLMSettings,
     heads: Callable[[str], int | None],
     governor: Governor,
     *,
@@ -217,12 +212,12 @@ async def open_analyst(
 ) -> AsyncIterator[Analyst]:
     """Ask until the context is left; `finish` before that does what there is left to do.
 
-    `heads` gives the position after a room's last sample, None where unknown; `governor` is told what answers cost, and
+    `heads` gives the position after a room's last sample, None where unknown; `governor` counts what answers cost, and
     says when there is no budget for more. `transport` and `utc` stand in for the network and the clock.
 
     Resources: a task and its connections. Errors: those of the journal.
     """
-    analyst = Analyst(RequestPool(journal, governor, heads, utc), setting, transport)
+    analyst = Analyst(RequestPool(journal, governor, heads, utc), settings, transport)
     await analyst.recover()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(analyst.run)

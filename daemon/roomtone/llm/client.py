@@ -1,6 +1,6 @@
 """A client of chat completions: one request, and what became of it.
 
-Whoever asks decides how often. Nothing of a request, which is what somebody said, and nothing of a key is in any error.
+The caller decides how often. No error contains anything of a request, which is speech, or of a key.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ MAX_ANSWER_BYTES = 8 << 20
 
 
 class Retryability(Enum):
-    """What a failure means for the same question."""
+    """The meaning of a failure for the same question."""
 
     PASSING = "ask again later"
     UNUSABLE = "the answer could not be used; another may be"
     HELD = "ask when there is a budget again"
     REFUSED = "this question will be refused again"
-    FATAL = "ask a person"
+    FATAL = "ask the operator"
 
 
 class RequestFailed(Exception):  # noqa: N818 - it says what is true of the request
     """No answer has come. Its text quotes nothing of the answer; `wait` is how many seconds the endpoint wants to be
     left alone, and `usage` what it bills all the same. `said` is what the endpoint says of it: that may quote the
-    prompt, so it is for the terminal of whoever asks, and for no log and no notice.
+    prompt, so it is for the caller's terminal, not for a log or a notice.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Route(NamedTuple):
 def route(url: str, *, account: Key | None, own: Key | None) -> Route:
     """The way to this address: with the account's key, raw, to AssemblyAI, and with the endpoint's own to any other.
 
-    The account's key goes to nobody else, and no key goes where others could read it.
+    The account's key goes to its own service only, and no key goes where others could read it.
     """
     if completion.is_assemblyai(url):
         return Route(url, {} if account is None else {"authorization": account.reveal()})
@@ -148,7 +148,7 @@ _REMEDIES = {
 
 
 def _describe(status: int, body: bytes) -> tuple[str, str]:
-    """The answer for a person: its status, the failure that it names, and what to do; and what it says itself."""
+    """The answer for users: its status, the failure that it names, and what to do; and its own text."""
     text = said = ""
     try:
         completion.read(msgspec.json.decode(body[:MAX_ANSWER_BYTES]))

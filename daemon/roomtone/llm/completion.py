@@ -1,7 +1,7 @@
 """Chat completions without any I/O: who is asked, what a body says, and what that cost.
 
-The form is the one that AssemblyAI's LLM Gateway shares with most other providers and with the servers that people run
-themselves. Bodies are somebody else's: `read` finds the words in them or raises Unusable, and nothing else ever.
+The form is the one that AssemblyAI's LLM Gateway shares with most other providers and with the servers that users run
+themselves. Bodies are not trusted: `read` finds the words in them or raises InvalidCompletion, and nothing else.
 """
 
 import re
@@ -42,7 +42,7 @@ KNOWN_CODES: Final = frozenset(
         "server_error",
     }
 )
-"""Codes and types of failures that are shown. A word that is not among them could be anybody's."""
+"""Codes and types of failures that are shown. Any other word could be a quotation."""
 
 _FIELD = re.compile(r"\{\{\s*([a-z]+)\s*\}\}")
 _ANY_FIELD = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -50,7 +50,7 @@ _SHOWN = 200
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model costs for a million tokens, in the currency of the budget."""
+    """The price of a million tokens of a model, in the currency of the budget."""
 
     input: Annotated[float, Meta(ge=0)]
     output: Annotated[float, Meta(ge=0)]
@@ -69,9 +69,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     answer_within: Annotated[float, Meta(ge=1, le=3600)] = 20.0
     """Seconds within which a streaming session answers a turn; then the answer is missing."""
     ask_again: bool = False
-    """Whether a missing answer is asked for here, once. Else a notice says that answers are missing."""
+    """True to ask for a missing answer here, once. Else a notice says that answers are missing."""
     prices: dict[str, Price] = msgspec.field(default_factory=dict)
-    """By model: what answers cost, which they tell and the budget counts. Without a price only tokens are counted."""
+    """By model: the price of answers, which they state and the budget counts. Without one only tokens are counted."""
 
     def price(self, asked: str, answered: str | None = None) -> Price | None:
         """That of the model that has answered, else of the one that was asked. None where neither has one."""
@@ -138,7 +138,7 @@ def resolve(endpoint: str | None, streaming_endpoint: str | None = None) -> str:
         # Not with the error's text, which quotes the address: a password may stand there, and not where one belongs.
         raise ValueError(f"is not an address: {choices}") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"is no endpoint: {choices}")
+        raise ValueError(f"is not an endpoint: {choices}")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user or password: name a file with the key as `key_file`")
     path = parts.path if parts.path not in {"", "/"} else "/v1/chat/completions"
@@ -146,12 +146,12 @@ def resolve(endpoint: str | None, streaming_endpoint: str | None = None) -> str:
 
 
 def is_assemblyai(url: str) -> bool:
-    """Whether the account's key is for this address."""
+    """True if the account's key is for this address."""
     return url in ENDPOINTS.values()
 
 
 def may_see_key(url: str) -> bool:
-    """A key goes over TLS, or to this machine; nobody on the way may read it."""
+    """A key goes over TLS, or to this machine, so that it cannot be read on the way."""
     return urlsplit(url).scheme == "https" or is_loopback(url)
 
 
@@ -171,7 +171,7 @@ def unknown_placeholders(text: str, known: Collection[str]) -> list[str]:
 
 
 def count(text: str, name: str) -> int:
-    """How often {{name}} stands in the text."""
+    """The number of times that {{name}} stands in the text."""
     return _FIELD.findall(text).count(name)
 
 
@@ -205,7 +205,7 @@ def read(body: Any) -> Completion:
             raise InvalidCompletion("the model said nothing", _usage(body))
         case dict():
             raise InvalidCompletion("the body has no choices")
-    raise InvalidCompletion("the body is no object")
+    raise InvalidCompletion("the body is not an object")
 
 
 def _fault(body: Any) -> InvalidCompletion | None:

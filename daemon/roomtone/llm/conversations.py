@@ -1,4 +1,4 @@
-"""Conversations, as turns tell them: where one ends, what it looks like to a language model, and how to cut it. Pure.
+"""Conversations, made of turns: their ends, their form for a language model, and their division. Pure.
 
 A conversation is a run of turns without a long silence. It is *over* when what closes it is settled: a hole that is
 still to be transcribed may hold the words that belong to it.
@@ -34,7 +34,7 @@ class AnalysisPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     fallbacks: tuple[Name, ...] = ()
     """Models to ask, in this order, when the one before gives no answer."""
     system: str | None = None
-    """What the model is told before: the same fields are filled in."""
+    """The system prompt: the same fields are filled in."""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     rooms: tuple[str, ...] = ()
     """Only conversations in these rooms; empty means all."""
@@ -49,7 +49,7 @@ class AnalysisPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def times(self) -> int:
-        """How often a request holds the transcript."""
+        """The number of times that a request holds the transcript."""
         return max(1, sum(completion.count(text, "transcript") for text in (self.prompt, self.system or "")))
 
     @property
@@ -68,7 +68,7 @@ class AnalysisPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class ConversationLimits(NamedTuple):
-    """What ends a conversation: this silence, the end of a session if `by_session`, and this length at the latest.
+    """The ends of a conversation: this silence, the end of a session if `by_session`, and this length at the latest.
 
     `rate` is the room's, in Hz.
     """
@@ -80,7 +80,7 @@ class ConversationLimits(NamedTuple):
 
 
 def limits_of(prompt: AnalysisPrompt, rate: int, *, gated: bool) -> ConversationLimits:
-    """What ends a conversation for this prompt in a room of this rate, whose sessions follow speech if `gated`."""
+    """The limits of a conversation for this prompt in a room of this rate, whose sessions follow speech if `gated`."""
     minutes = AFTER if prompt.after is None else prompt.after
     by_session = gated and prompt.after is None
     return ConversationLimits(rate, timedelta(minutes=minutes), timedelta(minutes=prompt.longest), by_session)
@@ -117,7 +117,7 @@ def edges(events: Iterable[Durable], *, by_session: bool) -> list[int]:
     """Positions that no conversation spans: where a recording stopped and, if `by_session`, where no session was open.
 
     A session that is relieved ends after the next one has begun, and one that died has ended nothing. Of one that died
-    with its daemon nobody has said the end.
+    with its daemon has no recorded end.
     """
     found: list[int] = []
     open_sessions: set[str] = set()
@@ -188,7 +188,7 @@ def first_over(
 
 
 def values_of(room: str, conversation: Conversation) -> dict[str, str]:
-    """What a prompt may name besides the transcript."""
+    """The values that a prompt may name besides the transcript."""
     return {"room": room, "start": _moment(conversation.turns[0].at), "end": _moment(conversation.until)}
 
 
@@ -245,7 +245,7 @@ def part(number: int, count: int, text: str) -> str:
 
 
 def combine(answers: Sequence[str], most: int) -> list[str]:
-    """What is asked next, in place of a transcript, to make one answer of those to its parts.
+    """The next question, in place of a transcript, to make one answer of those to its parts.
 
     One text where they fit into `most` tokens, else several; fewer than there are answers, so that it comes to an end.
     """
@@ -288,4 +288,4 @@ Progress = Callable[[int, int], None]
 
 
 def untold(done: int, count: int) -> None:
-    """For nobody who waits for it."""
+    """Reports no progress."""

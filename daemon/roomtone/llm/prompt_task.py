@@ -1,4 +1,4 @@
-"""One prompt's errand in one room: each conversation that is over is asked about, and the answer is journalled.
+"""One prompt in one room: the model is asked about each conversation that is over, and its answer is journalled.
 
 Durable without a queue: a mark says up to which position a prompt has been asked about a room, and the journal has the
 rest. So what is pending survives a restart and an outage, and the answer is committed together with the mark.
@@ -13,8 +13,9 @@ import structlog
 import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
-from roomtone.events import Analysis, Notice, Severity
-from roomtone.journal.journal import Mark, Record
+from roomtone.events import Analysis, Notice, Severity, notice
+from roomtone.journal.keys import ANALYSIS_PREFIX, REFUSED_ANALYSIS_PREFIX
+from roomtone.journal.records import Mark, Record
 from roomtone.llm import conversations
 from roomtone.llm.client import LLMClient, RequestFailed, Retryability
 from roomtone.llm.completion import Completion, Usage
@@ -26,23 +27,19 @@ from roomtone.network import find_fault
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 CHECK_COST_RATIO = 20
-"""How many times longer than a look took it is waited for the next: hours of talk take a small computer its time."""
+"""The pause before the next check, as a multiple of the last one's time: hours of talk keep a small computer busy."""
 MAX_CHECK_INTERVAL_S = 30.0
 """Seconds between two looks at most."""
 MAX_UNUSABLE_ANSWERS = 5
 """Answers in a row that cannot be used after which a conversation is left: each of them may have cost something."""
 REFUSED_RETRY_S = 300.0
-"""Seconds between attempts that only a person can make succeed."""
-MARK_PREFIX = "analysis/"
-"""What the keys of the marks begin with; the prompt's name and the room's follow."""
-REFUSALS = "refused/"
-"""The same for the marks that say that a refusal was told, and its end was not."""
+"""Seconds between attempts that only the operator can make succeed."""
 
 Ask = Callable[[Mapping[str, Any]], Awaitable[Completion]]
 
 
 class Result(NamedTuple):
-    """What came of a conversation: the answer to it all, and what all requests took."""
+    """The answer to a whole conversation, and the usage and cost of all its requests."""
 
     completion: Completion
     usage: Usage
@@ -59,7 +56,7 @@ async def analyze(
     progress: Progress = conversations.untold,
     known: dict[str, Completion] | None = None,
 ) -> Result:
-    """Ask about a conversation: at once, or, where it is too long, about its parts and then about their answers.
+    """Ask about a conversation: as a whole, or, where it is too long, about its parts and then about their answers.
 
     `known` keeps the answers to parts, so that a failure asks only for the missing ones again. `cost` is that of one
     answer, by the model that was asked. Raises Failed.
@@ -104,30 +101,32 @@ async def _ask_models(prompt: AnalysisPrompt, text: str, values: Mapping[str, st
 class PromptTask:
     """One prompt, asked about one room's conversations, one after another."""
 
-    def __init__(self, office: RequestPool, setting: LLMSettings, gateway: LLMClient, name: str, room: str) -> None:
-        self._office = office
-        self._setting = setting
-        self._gateway = gateway
+    def __init__(self, pool: RequestPool, settings: LLMSettings, client: LLMClient, name: str, room: str) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._client = client
         self._name = name
         self._room = room
-        self._prompt = setting.prompts[name]
-        self._rules = conversations.limits_of(self._prompt, setting.rooms[room].rate, gated=setting.rooms[room].gated)
+        self._prompt = settings.prompts[name]
+        self._limits = conversations.limits_of(
+            self._prompt, settings.rooms[room].rate, gated=settings.rooms[room].gated
+        )
         self._key = mark_key(name, room)
-        self._refusal = f"{REFUSALS}{name}/{room}"
-        self._told = False  # whether the last that was said is that the model is not to be had
+        self._refusal = f"{REFUSED_ANALYSIS_PREFIX}{name}/{room}"
+        self._has_reported_refusal = False
 
     async def run(self) -> None:
-        """Ask until the office closes and nothing is left, or what is left fails."""
-        journal = self._office.journal
+        """Ask until the pool closes and nothing is left, or what is left fails."""
+        journal = self._pool.journal
         done = await journal.mark(self._key) or 0
-        self._told = bool(await journal.mark(self._refusal))
+        self._has_reported_refusal = bool(await journal.mark(self._refusal))
         await self._look_at_the_way(done)
         seen, is_open = -1, True
         while True:
-            is_last, conversation, begun = self._office.is_closing, None, trio.current_time()
+            is_last, conversation, begun = self._pool.is_closing, None, trio.current_time()
             if is_open or journal.tip != seen:
                 seen = journal.tip
-                conversation, is_open = await self._office.look(self._room, self._rules, done)
+                conversation, is_open = await self._pool.look(self._room, self._limits, done)
             took = trio.current_time() - begun
             if conversation is not None:
                 if not await self._settle(conversation):
@@ -136,20 +135,20 @@ class PromptTask:
             elif is_last:
                 return
             else:
-                await self._office.wait(min(max(CHECK_INTERVAL_S, CHECK_COST_RATIO * took), MAX_CHECK_INTERVAL_S))
+                await self._pool.wait(min(max(CHECK_INTERVAL_S, CHECK_COST_RATIO * took), MAX_CHECK_INTERVAL_S))
 
     async def _look_at_the_way(self, done: int) -> None:
         """Say now, and not after hours of talk, that a key is lacking, or that the environment leads nowhere."""
         reason: str | None
         try:
-            way = await self._setting.route(self._room)
+            way = await self._settings.route(self._room)
             reason = await find_fault(way.url)
         except RequestFailed as failed:
             reason = str(failed)
         if reason is not None:
             log.warning("analysis.failed", name=self._name, room=self._room, reason=reason)
-            if not self._told:
-                await self._tell_refused(reason, done, self._office.utc())
+            if not self._has_reported_refusal:
+                await self._report_refusal(reason, done, self._pool.utc())
 
     async def _settle(self, conversation: Conversation) -> bool:
         """Ask about this conversation, for as long as it takes. False: it is left for the next start."""
@@ -162,7 +161,7 @@ class PromptTask:
         while True:
             try:
                 result = await analyze(
-                    self._prompt, self._room, conversation, self._ask, cost=self._setting.cost, known=known
+                    self._prompt, self._room, conversation, self._ask, cost=self._settings.cost, known=known
                 )
             except RequestFailed as failed:
                 unusable += failed.verdict is Retryability.UNUSABLE
@@ -177,13 +176,13 @@ class PromptTask:
                 return True
 
     async def _ask(self, request: Mapping[str, Any]) -> Completion:
-        return await self._office.ask(self._setting, self._gateway, self._room, request)
+        return await self._pool.ask(self._settings, self._client, self._room, request)
 
     async def _wait_out(self, conversation: Conversation, failed: RequestFailed, backoff: Backoff) -> bool:
         """Wait until it can be tried again. False: not before the next start."""
         if failed.verdict is Retryability.HELD:
             log.info("analysis.held", name=self._name, room=self._room, reason=str(failed))
-            return await self._office.wait_for_budget()
+            return await self._pool.wait_for_budget()
         is_fatal = failed.verdict is Retryability.FATAL
         delay = max(failed.wait, backoff.next() + (REFUSED_RETRY_S if is_fatal else 0.0))
         if is_worth_saying(backoff.failures):
@@ -195,26 +194,24 @@ class PromptTask:
                 attempts=backoff.failures,
                 next_in=round(delay, 1),
             )
-        if is_fatal and not self._told:
-            await self._tell_refused(str(failed), conversation.end, conversation.until)
-        if self._office.is_closing and is_fatal:
+        if is_fatal and not self._has_reported_refusal:
+            await self._report_refusal(str(failed), conversation.end, conversation.until)
+        if self._pool.is_closing and is_fatal:
             return False
-        await self._office.wait(delay)
-        return not self._office.has_given_up
+        await self._pool.wait(delay)
+        return not self._pool.has_given_up
 
-    async def _tell_refused(self, reason: str, position: int, at: datetime) -> None:
-        self._told = True
-        text = f"The language model is not to be had for [analysis.{self._name}]: {reason}. It is tried again."
-        notice = self._notice(position, at, "error", "analysis.refused", text)
-        await self._office.journal.commit(notice, Mark(self._refusal, True))
+    async def _report_refusal(self, reason: str, position: int, at: datetime) -> None:
+        self._has_reported_refusal = True
+        text = f"The language model refuses [analysis.{self._name}]: {reason}. Roomtone keeps trying."
+        refused = notice("analysis.refused", text, at=at, room=self._room, position=position, severity="error")
+        await self._pool.journal.commit(refused, Mark(self._refusal, True))
 
     async def _give_up(self, conversation: Conversation, failed: RequestFailed) -> None:
         """Leave a conversation that no attempt would get further with, so that the next one is asked about."""
-        text = f"[analysis.{self._name}] has nothing to say of a conversation: {failed}. `roomtone analyze` asks again."
+        text = f"[analysis.{self._name}] got no usable answer: {failed}. `roomtone analyze` can ask again."
         log.error("analysis.given_up", name=self._name, room=self._room, reason=str(failed))
-        await self._commit(
-            conversation, self._notice(conversation.end, conversation.until, "error", "analysis.failed", text)
-        )
+        await self._commit(conversation, self._notice_after(conversation, "error", "analysis.failed", text))
 
     def _facts(self, conversation: Conversation, result: Result) -> list[Record]:
         answer, usage = result.completion, result.usage
@@ -234,20 +231,21 @@ class PromptTask:
             cost=result.cost,
         )
         facts: list[Record] = [event]
-        if self._told:
-            self._told = False
+        if self._has_reported_refusal:
+            self._has_reported_refusal = False
             text = f"The language model answers [analysis.{self._name}] again."
-            facts.append(self._notice(conversation.end, conversation.until, "info", "analysis.recovered", text))
+            facts.append(self._notice_after(conversation, "info", "analysis.recovered", text))
             facts.append(Mark(self._refusal, None))
         return facts
 
     async def _commit(self, conversation: Conversation, *facts: Record) -> None:
-        await self._office.journal.commit(*facts, Mark(self._key, conversation.end))
+        await self._pool.journal.commit(*facts, Mark(self._key, conversation.end))
 
-    def _notice(self, position: int, at: datetime, severity: Severity, code: str, text: str) -> Notice:
-        return Notice(room=self._room, position=position, at=at, severity=severity, code=code, text=text)
+    def _notice_after(self, conversation: Conversation, severity: Severity, code: str, text: str) -> Notice:
+        at, position = conversation.until, conversation.end
+        return notice(code, text, at=at, room=self._room, position=position, severity=severity)
 
 
 def mark_key(name: str, room: str) -> str:
     """The mark that says up to which position this prompt has been asked about this room."""
-    return f"{MARK_PREFIX}{name}/{room}"
+    return f"{ANALYSIS_PREFIX}{name}/{room}"

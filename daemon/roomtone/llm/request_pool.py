@@ -1,4 +1,4 @@
-"""What all who ask language models share: the requests under way, the budget, the journal, the time that is left."""
+"""Shared by all tasks that ask language models: request slots, budget, journal, deadline."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ import trio
 
 from roomtone.budget.governor import Governor
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import room_key
 from roomtone.llm import conversations
 from roomtone.llm.client import LLMClient, RequestFailed, Retryability
 from roomtone.llm.completion import Completion, Usage
@@ -25,7 +26,7 @@ FINISH_TIMEOUT_S = 60.0
 
 
 class RequestPool:
-    """What all errands share. `heads` gives the position after a room's last sample, None where unknown."""
+    """The shared state. `heads` gives the position after a room's last sample, None where unknown."""
 
     def __init__(
         self,
@@ -43,47 +44,47 @@ class RequestPool:
         self._given_up_at = math.inf
 
     def close(self) -> None:
-        """No more will be said: what is over is asked about, and then all errands end."""
+        """No more speech will come: the last conversations are asked about, and then all tasks end."""
         self._given_up_at = trio.current_time() + FINISH_TIMEOUT_S
         self.closing.set()
 
     @property
     def is_closing(self) -> bool:
-        """Whether no more will be said."""
+        """True if no more speech will come."""
         return self.closing.is_set()
 
     @property
     def has_given_up(self) -> bool:
-        """Whether a failure is no longer waited out: nothing else keeps the daemon."""
+        """True if failures are not waited out any more: nothing else keeps the daemon from ending."""
         return trio.current_time() >= self._given_up_at
 
-    async def ask(self, setting: LLMSettings, gateway: LLMClient, room: str, request: Mapping[str, Any]) -> Completion:
+    async def ask(self, settings: LLMSettings, client: LLMClient, room: str, request: Mapping[str, Any]) -> Completion:
         """The answer to one request, which is paid for. Raises Failed, which is paid for too."""
         model = request["model"]
         async with self._places:
-            if not (self._governor.has_budget or setting.is_free(room, model)):
+            if not (self._governor.has_budget or settings.is_free(room, model)):
                 raise RequestFailed("the budget is spent", Retryability.HELD)
             try:
-                answer = await gateway.ask(await setting.route(room), request)
+                answer = await client.ask(await settings.route(room), request)
             except RequestFailed as failed:
-                self.pay(setting, room, model, failed.usage)
+                self.pay(settings, room, model, failed.usage)
                 raise
-        self.pay(setting, room, model, answer.usage, answer.model)
+        self.pay(settings, room, model, answer.usage, answer.model)
         return answer
 
-    def pay(self, setting: LLMSettings, room: str, asked: str, usage: Usage, answered: str | None = None) -> None:
+    def pay(self, settings: LLMSettings, room: str, asked: str, usage: Usage, answered: str | None = None) -> None:
         """So much was used for this room, of the model that has answered or else of the one that was asked."""
         if usage.requests:
-            self._governor.pay(room, setting.spent(room, asked, usage, answered))
+            self._governor.pay(room, settings.spent(room, asked, usage, answered))
 
     async def wait_for_budget(self) -> bool:
-        """Return when there is one. False: the office closes before."""
+        """Return when there is one. False: the pool closes before."""
         while not (self._governor.has_budget or self.is_closing):
             await self.wait(CHECK_INTERVAL_S)
         return self._governor.has_budget
 
     async def wait(self, seconds: float) -> None:
-        """Wait; until the office closes at most, or, when it has, until it gives up."""
+        """Wait; until the pool closes at most, or, when it has, until it gives up."""
         if self.is_closing:
             await trio.sleep(max(0.0, min(seconds, self._given_up_at - trio.current_time())))
             return
@@ -93,7 +94,7 @@ class RequestPool:
     async def head(self, room: str) -> int:
         """The position after the room's last sample, as far as it is known."""
         head = self._heads(room)
-        return head if head is not None else await self.journal.mark(f"room/{room}/audio") or 0
+        return head if head is not None else await self.journal.mark(room_key(room, "audio")) or 0
 
     async def look(self, room: str, rules: ConversationLimits, done: int) -> tuple[Conversation | None, bool]:
         """The first conversation from this position on, if it is over; and whether there is any."""

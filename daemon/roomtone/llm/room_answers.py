@@ -1,23 +1,22 @@
 """The answers of a language model that final turns wait for: which are expected, and what becomes of those missing.
 
-An account without the LLM Gateway gets no answer and no error, so each final turn is watched. What is expected is a
+An account without the LLM Gateway gets no answer and no error, so each final turn is watched. Each expected answer is a
 mark in the journal, committed with its turn: a crash loses none without a word.
 """
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 import trio
 
-from roomtone.events import Notice
-from roomtone.journal.journal import Mark, Record
+from roomtone.events import notice
+from roomtone.journal.keys import ANSWER_PREFIX
+from roomtone.journal.records import Mark, Record
 from roomtone.llm.completion import Usage
 from roomtone.protocol.parameters import LLMGatewayConfig
 
-MARK_PREFIX = "answer/"
-"""What the keys of the marks of expected answers begin with; room, session and turn order follow."""
 MAX_UNANSWERED = 1000
 """Questions that wait to be asked again; then the oldest are given up."""
 
@@ -25,7 +24,7 @@ Pay: TypeAlias = Callable[[Usage, str | None], None]
 
 
 class Question(msgspec.Struct, frozen=True):
-    """A turn that has, or waits for, an answer. It names the turn and holds nothing of what was said."""
+    """A turn that has, or waits for, an answer. It names the turn and contains none of its words."""
 
     room: str
     session_id: str
@@ -34,7 +33,7 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        return f"{MARK_PREFIX}{self.room}/{self.session_id}/{self.turn_order}"
+        return f"{ANSWER_PREFIX}{self.room}/{self.session_id}/{self.turn_order}"
 
     @property
     def mark(self) -> Mark:
@@ -43,7 +42,7 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def done(self) -> Mark:
-        """Says that it is no longer."""
+        """Says that the answer is not expected any more."""
         return Mark(self.key, None)
 
 
@@ -86,25 +85,25 @@ class Unanswered:
 
 
 class Policy(NamedTuple):
-    """What the `[gateway]` table says about missing answers."""
+    """The keys of the `[gateway]` table about missing answers."""
 
     within: float
     ask_again: bool
 
 
 class RoomAnswers:
-    """One room's answers, across its sessions. `pay` is told what each used that came, and of which model."""
+    """One room's answers, across its sessions. `pay` is called with the usage and the model of each answer."""
 
     def __init__(self, gateway: LLMGatewayConfig, policy: Policy, unanswered: Unanswered, pay: Pay) -> None:
         self.gateway = gateway
         self.policy = policy
         self.pay = pay
         self.told = False
-        """Whether the last that was said of this room's answers is that they are missing."""
+        """True if the last report about this room's answers is that they are missing."""
         self._unanswered = unanswered
 
     def is_asked_again(self, question: Question) -> bool:
-        """Whether this question waits to be asked again, outside of its session."""
+        """True if this question waits to be asked again, outside of its session."""
         return question in self._unanswered
 
     def ask_again(self, question: Question) -> None:
@@ -112,38 +111,36 @@ class RoomAnswers:
         self._unanswered.add(question)
 
     def is_settled(self, question: Question) -> bool:
-        """Whether this overdue question was asked again, and that is done."""
+        """True if this overdue question was asked again, and that is done."""
         return self.policy.ask_again and question not in self._unanswered
 
     def answered(self, question: Question, at: datetime) -> list[Record]:
-        """What to commit with the answer to this turn, in time or late."""
+        """The records to commit with the answer to this turn, in time or late."""
         self._unanswered.discard(question)
         if not self.told:
             return [question.done]
         self.told = False
-        return [question.done, _notice(question, at, "info", "answer.recovered", "Turns get their answers again.")]
+        text = "Turns get their answers again."
+        room, position = question.room, question.position
+        return [question.done, notice("answer.recovered", text, at=at, room=room, position=position, severity="info")]
 
     def missing(self, question: Question, at: datetime, reason: str) -> list[Record]:
-        """What to commit for a turn without an answer: nothing where it is asked again, else a notice once in a row."""
+        """The records for a turn without an answer: none where it is asked again, else a notice once in a row."""
         if self.policy.ask_again:
             given_up = self._unanswered.add(question)
             return [] if given_up is None else [given_up.done, *self.give_up(given_up, at, "too many wait")]
         return [question.done, *self.give_up(question, at, reason)]
 
     def give_up(self, question: Question, at: datetime, reason: str) -> list[Record]:
-        """The notice that answers are missing, unless it was the last that was said."""
+        """The notice that answers are missing, unless it was the last report."""
         if self.told:
             return []
         self.told = True
         text = f"A turn got no answer from the language model: {reason}. {_ADVICE}"
-        return [_notice(question, at, "warning", "answer.missing", text)]
+        return [notice("answer.missing", text, at=at, room=question.room, position=question.position)]
 
 
 _ADVICE = (
-    "Where none comes at all the account may lack the LLM Gateway; `ask_again` in [gateway] asks once more outside of "
+    "If no turn gets one, the account may lack the LLM Gateway; `ask_again` in [gateway] asks once more outside of "
     "the session. Further missing answers are not reported until one comes."
 )
-
-
-def _notice(question: Question, at: datetime, severity: Literal["info", "warning"], code: str, text: str) -> Notice:
-    return Notice(room=question.room, position=question.position, at=at, severity=severity, code=code, text=text)

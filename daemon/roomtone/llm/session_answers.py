@@ -1,4 +1,4 @@
-"""What a language model has said to the turns of one session, each behind its turn. Pure: facts come out.
+"""A language model's answers to the turns of one session, each after its turn. Pure: records come out.
 
 Time is in seconds of any clock that only grows.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from roomtone.events import Answer, Turn
-from roomtone.journal.journal import Record
+from roomtone.journal.records import Record
 from roomtone.llm import completion
 from roomtone.llm.completion import Completion, InvalidCompletion, Usage
 from roomtone.llm.room_answers import Question, RoomAnswers
@@ -27,14 +27,14 @@ MAX_UNCLAIMED_BYTES = 4 << 20
 
 
 class _Heard(NamedTuple):
-    """What came to a turn, and is not taken twice: an answer, or else that there is none; and its bytes."""
+    """The result of a turn, taken once: an answer, or that there is none; and its bytes."""
 
     is_answer: bool
     size: int
 
 
 class _Taken(NamedTuple):
-    """What one turn's facts were made of: its answer, until when it was expected, and who waited to be asked again."""
+    """The sources of one turn's records: its answer, its deadline, and the question that waited to be asked again."""
 
     order: int
     said: Completion | str | None
@@ -66,11 +66,11 @@ class SessionAnswers:
 
     @property
     def is_expecting(self) -> bool:
-        """Whether the language model has not yet answered a turn that it was asked about."""
+        """True if the language model has not yet answered a turn that it was asked about."""
         return bool(self._expected.keys() - self._said.keys())
 
     def marks(self, turns: Iterable[Turn]) -> list[Record]:
-        """What to commit with these turns: that their answers are expected."""
+        """The records to commit with these turns: their answers are expected."""
         return [
             self._question(turn.turn_order, turn.position).mark for turn in turns if turn.turn_order in self._expected
         ]
@@ -88,7 +88,7 @@ class SessionAnswers:
                 del remembered[next(iter(remembered))]
 
     def take(self, message: LLMGatewayResponse) -> None:
-        """What the language model said to a turn, or that it failed. A turn has one answer, and is billed for it once,
+        """The language model has answered a turn, or failed. A turn has one answer, and is billed for it once,
         however often it is sent.
         """
         order = message.turn_order
@@ -122,10 +122,10 @@ class SessionAnswers:
 
     @contextmanager
     def due(self, now: float, *, is_last: bool = False) -> Iterator[list[Record]]:
-        """What to commit inside: answers whose turn is in the journal, and what is said of those that will not come.
+        """The records to commit inside: answers whose turn is in the journal, and reports of those that will not come.
 
         `is_last`: the session is over, and what has not come will not. Where the commit raises, or is cancelled, all
-        of it waits on as it was; meanwhile nobody else is given it.
+        of it waits on as it was; meanwhile no other caller is given it.
         """
         told = self._answers is not None and self._answers.told
         facts: list[Record] = []

@@ -1,4 +1,4 @@
-"""What the configuration says about language models: who is asked what about which room, and at what price.
+"""The configuration of language models: endpoints and prompts by room, and prices.
 
 Pure, but for the file of the endpoint's key: it is read when the key is needed, so that a file that is missing, or
 mended, is a matter of this request alone.
@@ -22,7 +22,7 @@ from roomtone.secret import Key
 
 
 class RoomFacts(NamedTuple):
-    """What is to be known of a room: its rate in Hz, its streaming table, and whether its sessions follow speech."""
+    """Facts of a room: its rate in Hz, its streaming table, and whether its sessions follow speech."""
 
     rate: int
     streaming: Streaming
@@ -30,7 +30,7 @@ class RoomFacts(NamedTuple):
 
 
 class LLMSettings(msgspec.Struct, frozen=True):
-    """What the configuration says. `account` is the key of the speech service; `key_file` has that of an endpoint that
+    """The configuration. `account` is the key of the speech service; `key_file` has that of an endpoint that
     is not AssemblyAI's.
     """
 
@@ -59,11 +59,11 @@ class LLMSettings(msgspec.Struct, frozen=True):
         return completion.resolve(self.access.endpoint, self.rooms[room].streaming.endpoint)
 
     def cost(self, answer: Completion, asked: str) -> float | None:
-        """What this answer cost; None where neither the model that gave it nor the one that was asked has a price."""
+        """The cost of this answer; None where neither the model that gave it nor the one that was asked has a price."""
         return answer.usage.cost(self.access.price(asked, answer.model))
 
     def spent(self, room: str, asked: str, usage: Usage, answered: str | None = None) -> Spent:
-        """What was spent for this room on the model that has answered, or else on the one that was asked."""
+        """The costs for this room of the model that has answered, or else on the one that was asked."""
         cost = usage.cost(self.access.price(asked, answered))
         return Spent(
             requests=usage.requests,
@@ -74,12 +74,12 @@ class LLMSettings(msgspec.Struct, frozen=True):
         )
 
     def is_free(self, room: str, model: str) -> bool:
-        """Whether asking this model costs nothing: its price says so, or it has none and runs on this machine."""
+        """True if asking this model costs nothing: its price says so, or it has none and runs on this machine."""
         price = self.access.price(model)
         return completion.is_loopback(self.url(room)) if price is None else not (price.input or price.output)
 
     def held(self) -> Iterator[str]:
-        """What does not go on without a budget, for a person."""
+        """The work that stops without a budget, for users."""
         for name, prompt in self.prompts.items():
             if any(one == name and not self.is_free(room, prompt.model) for one, room in self.pairs()):
                 yield f"[analysis.{name}] waits"

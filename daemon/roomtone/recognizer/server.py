@@ -25,7 +25,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 from wsproto.utilities import ProtocolError
 
 from roomtone.admission import Door, is_local
-from roomtone.concurrency import leaves_of
+from roomtone.concurrency import RunSync, leaves_of
 from roomtone.protocol.messages import (
     Begin,
     ClientCommand,
@@ -107,9 +107,11 @@ async def open_server(engine: Engine, options: Options) -> AsyncIterator["Server
 
 
 class Server:
-    """Its address, and the sessions that it has now. `inline` calls the engine in the loop itself, for virtual time."""
+    """Its address, and the sessions that it has now. `run_sync` calls the engine."""
 
-    def __init__(self, engine: Engine, options: Options, port: int, *, inline: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, options: Options, port: int, *, run_sync: RunSync = trio.to_thread.run_sync
+    ) -> None:
         host = f"[{options.host}]" if ":" in options.host else options.host
         self.url = f"ws://{host}:{port}/v3/ws"
         self.sessions = 0
@@ -118,7 +120,7 @@ class Server:
         self._door = Door()
         self._engine = engine
         self._options = options
-        self._inline = inline
+        self._run_sync = run_sync
         self._limiter = trio.CapacityLimiter(options.sessions)
 
     async def drained(self) -> None:
@@ -201,9 +203,7 @@ class Server:
         """
         with trio.CancelScope(shield=True), trio.move_on_after(self._options.patience):
             try:
-                if self._inline:
-                    return function()
-                return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._limiter)
+                return await self._run_sync(function, abandon_on_cancel=True, limiter=self._limiter)
             except SessionRefused:
                 raise
             except Exception as error:

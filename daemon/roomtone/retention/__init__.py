@@ -1,1 +1,1 @@
-"""What leaves the disk, and when."""
+"""Audio and events leave the disk."""

@@ -12,7 +12,8 @@ import structlog
 import trio
 
 from roomtone.events import Notice
-from roomtone.journal.journal import Mark
+from roomtone.journal.keys import backfill_prefix, holes_mark, holes_of
+from roomtone.journal.records import Mark
 from roomtone.protocol.close_codes import RetryAdvice
 from roomtone.spans import Span, Spans
 from roomtone.speech.reconnect import Reconnector
@@ -24,11 +25,6 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 RESEND_S = 5
 """Seconds that are sent again before a position that is settled: the words that both sessions hear there are
 aligned."""
-
-
-def request_mark(room: str, span: Span) -> Mark:
-    """The mark that requests a transcript of the audio between these positions, against the gate's decision."""
-    return Mark(f"room/{room}/wish/{span.start}-{span.end}", list(span))
 
 
 class Backfill:
@@ -55,8 +51,7 @@ class Backfill:
 
     async def load(self, acknowledged: int) -> None:
         """Read the holes from the journal, and those that were requested before this position."""
-        holes = await self._context.journal.mark(self._context.key("holes")) or []
-        self.holes = Spans((start, end) for start, end in holes)
+        self.holes = holes_of(await self._context.journal.mark(self._context.key("holes")))
         await self.take_requests(acknowledged)
 
     def add(self, holes: Spans) -> Mark:
@@ -65,7 +60,7 @@ class Backfill:
         return self._mark()
 
     def _mark(self) -> Mark:
-        return Mark(self._context.key("holes"), [list(hole) for hole in self.holes] or None)
+        return holes_mark(self._context.room, self.holes)
 
     def resend_from(self, done: int) -> int:
         """RESEND_S before a settled position, but not before the end of a hole: what is in it is not settled."""
@@ -74,7 +69,7 @@ class Backfill:
 
     async def take_requests(self, acknowledged: int) -> None:
         """Make holes of the audio whose transcript was requested, as far as the live lane is past it."""
-        requests = await self._context.journal.marks(self._context.key("wish/"))
+        requests = await self._context.journal.marks(backfill_prefix(self._context.room))
         if requests:
             holes = Spans((start, min(end, acknowledged)) for start, end in requests.values())
             await self._context.journal.commit(self.add(holes), *(Mark(key, None) for key in requests))

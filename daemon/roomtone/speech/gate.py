@@ -4,11 +4,12 @@ It only decides: `speech/gate_keeper.py` opens and closes sessions by it. It rea
 can be late without loss: a session that opens late begins where the speech began, and some time before.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import trio
 
+from roomtone.concurrency import RunSync
 from roomtone.spans import Span, Spans
 from roomtone.speech.vad import ONSET_LOOKBACK_S, Detector
 from roomtone.spool.spool import Piece, Spool
@@ -17,8 +18,6 @@ DETECTOR_STEP_S = 0.5
 """Seconds of audio that the detector gets in one call. A session opens that much later; its pre-roll is longer."""
 HANGOVER_S = 2.0
 """Seconds after the last speech that belong to it: a detector misses a voice that fades."""
-
-RunSync: TypeAlias = Callable[[Callable[[int, bytes], list[Span]], int, bytes], Awaitable[list[Span]]]
 
 
 class GateDecisions:

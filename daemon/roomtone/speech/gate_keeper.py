@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from roomtone.journal.journal import Mark
+from roomtone.journal.records import Mark
 from roomtone.spans import Span
 from roomtone.speech.gate import Gate, GateSettings
 from roomtone.speech.progress import RoomProgress

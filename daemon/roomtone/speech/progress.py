@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from roomtone.journal.journal import Mark
-from roomtone.journal.records import CoverageSpan
+from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.spans import Span, Spans
 from roomtone.speech.backfill import Backfill
 from roomtone.speech.gate import Gate

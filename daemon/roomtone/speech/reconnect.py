@@ -7,7 +7,7 @@ import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.events import Notice, Severity
-from roomtone.journal.journal import Mark
+from roomtone.journal.records import Mark
 from roomtone.protocol.close_codes import RetryAdvice
 from roomtone.speech.session import SessionOutcome, StreamingSession
 from roomtone.speech.session_context import SessionContext

@@ -35,7 +35,7 @@ import trio
 
 from roomtone.backoff import is_worth_saying
 from roomtone.concurrency import grace_after_cancel
-from roomtone.journal.journal import Mark
+from roomtone.journal.records import Mark
 from roomtone.protocol import messages
 from roomtone.protocol.close_codes import RetryAdvice
 from roomtone.protocol.messages import Begin

@@ -9,6 +9,7 @@ import trio
 
 from roomtone.budget.governor import FREE, Meter
 from roomtone.journal.journal import Journal
+from roomtone.journal.keys import RoomMark, room_key
 from roomtone.live import Live
 from roomtone.llm.room_answers import RoomAnswers
 from roomtone.protocol.session_parameters import SessionParameters
@@ -52,9 +53,9 @@ class SessionContext(NamedTuple):
     speakers: Mapping[str, str] = MappingProxyType({})
     gated: bool = False
 
-    def key(self, name: str) -> str:
+    def key(self, name: RoomMark) -> str:
         """The key of a mark of this room."""
-        return f"room/{self.room}/{name}"
+        return room_key(self.room, name)
 
     def log_session(self, event: str, **facts: object) -> None:
         """Log the beginning or the end of a session. The journal has both in any case."""

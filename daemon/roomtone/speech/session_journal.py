@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from roomtone.events import Durable, Interim, SessionEnded, SessionStarted, Turn, Word
-from roomtone.journal.journal import CoverageSpan, Mark, Record
+from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.llm.session_answers import SessionAnswers
 from roomtone.protocol.messages import LLMGatewayResponse, Termination, TurnMessage
 from roomtone.protocol.turns import MAX_REMEMBERED_TURNS

@@ -24,6 +24,7 @@ from typing import TypeVar, TypeVarTuple
 import structlog
 import trio
 
+from roomtone.concurrency import RunSync
 from roomtone.spool.disk import Disk, OpenSegment, make_folder
 from roomtone.spool.memory import MEMORY_S, Chunk, Memory, Piece
 from roomtone.spool.segment import SAMPLE_BYTES, Index, Segment, name_segment, recover_segments
@@ -51,7 +52,7 @@ class Spool:
         segment: int,
         sync_interval: float,
         disk: Disk,
-        inline: bool,
+        run_sync: RunSync,
         segments: list[Segment],
     ) -> None:
         self.rate = rate
@@ -62,7 +63,7 @@ class Spool:
         self._folder = folder
         self._length = segment
         self._disk = disk
-        self._inline = inline
+        self._run_sync = run_sync
         self._threads = trio.CapacityLimiter(4)
         self._index = Index(folder)
         for one in segments:
@@ -320,9 +321,7 @@ class Spool:
         return audio
 
     async def _run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        if self._inline:
-            return call(*args)
-        return await trio.to_thread.run_sync(call, *args, limiter=self._threads)
+        return await self._run_sync(call, *args, limiter=self._threads)
 
 
 @asynccontextmanager
@@ -332,14 +331,14 @@ async def open_spool(
     rate: int,
     segment_seconds: float = 30.0,
     sync_interval: float = 1.0,
-    inline: bool = False,
+    run_sync: RunSync = trio.to_thread.run_sync,
     disk: Disk | None = None,
 ) -> AsyncIterator[Spool]:
     """The room's spool in `folder`, recovered, at `rate` Hz; synced every `sync_interval` seconds, and at the end.
 
-    `inline` touches the disk in the loop itself, for simulated time. Raises OSError when the folder cannot be used.
+    `run_sync` touches the disk. Raises OSError when the folder cannot be used.
     """
-    segments = recover_segments(folder) if inline else await trio.to_thread.run_sync(recover_segments, folder)
+    segments = await run_sync(recover_segments, folder)
     length = max(1, int(segment_seconds * rate))
     spool = Spool(
         folder,
@@ -347,7 +346,7 @@ async def open_spool(
         segment=length,
         sync_interval=sync_interval,
         disk=disk or Disk(),
-        inline=inline,
+        run_sync=run_sync,
         segments=segments,
     )
     async with trio.open_nursery() as nursery:

@@ -30,7 +30,7 @@ from roomtone.delivery.errors import explain
 from roomtone.delivery.executor import HookExecutor
 from roomtone.delivery.hooks import open_sink, validate_hooks
 from roomtone.events import Audio, Durable, Forgotten, kind_of
-from roomtone.forget.search import Order, ids_of, long_texts, search
+from roomtone.forget.search import SearchRequest, ids_of, long_texts, search
 from roomtone.sinks import Sink, wants
 from roomtone.testing.room import NOON, FakeRoom, context_of, open_room
 
@@ -206,7 +206,7 @@ class Bench:
     def files_with(self, given: Sequence[Durable]) -> list[Path]:
         """The sink's files that contain data of these. It must be closed: see `forget/search.py`."""
         places = [place for place in self.folder.iterdir() if place.name != ".room"]
-        order = Order(
+        order = SearchRequest(
             places=(*map(str, places), str(self.context.state)),
             since=NOON,
             seconds=LAW_TIMEOUT_S,

@@ -22,8 +22,9 @@ import trio
 from roomtone.delivery.health import SinkStatus
 from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Audio, Cause, Durable, Gap, Interim, RecordingStarted, RecordingStopped, Turn, Word
-from roomtone.journal.journal import Journal, Refusal, open_journal
-from roomtone.journal.records import Mark
+from roomtone.journal.journal import Journal, open_journal
+from roomtone.journal.keys import room_key, sink_key
+from roomtone.journal.records import Mark, Refusal
 from roomtone.live import Live
 from roomtone.sinks import Context, Sink
 
@@ -148,13 +149,13 @@ class FakeRoom:
 
     async def replay(self, sink: str, after: int = 0) -> None:
         """Deliver everything after that seq again, as `roomtone sinks replay` does."""
-        await self.journal.commit(Mark(f"sink/{sink}/rewind", after))
+        await self.journal.commit(Mark(sink_key(sink, "rewind"), after))
         self.deliveries[sink].check_controls()
-        while await self.journal.mark(f"sink/{sink}/rewind") is not None:  # noqa: ASYNC110 - a mark wakes no task
+        while await self.journal.mark(sink_key(sink, "rewind")) is not None:  # noqa: ASYNC110 - a mark wakes no task
             await trio.sleep(0.005)
 
     async def _one(self, event: Fact) -> Fact:
-        (committed,) = await self.journal.commit(event, Mark(f"room/{self.name}/script", self.position))
+        (committed,) = await self.journal.commit(event, Mark(room_key(self.name, "script"), self.position))
         return cast("Fact", committed)
 
 
@@ -175,7 +176,7 @@ async def open_room(
     state = folder / ".room"
     state.mkdir(parents=True, exist_ok=True)
     async with open_journal(state / "journal.sqlite") as journal, trio.open_nursery() as nursery:
-        position = await journal.mark(f"room/{name}/script")
+        position = await journal.mark(room_key(name, "script"))
         room = FakeRoom(journal, state, name, rate, position or 0)
         for sink_name, sink in sinks.items():
             if await journal.cursor(sink_name) is None:

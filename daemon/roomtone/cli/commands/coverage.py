@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from roomtone.budget.ledger import PAID_PREFIX, SPENT_PREFIX, Cost, CostLedger, Spent
+from roomtone.budget.ledger import Cost, CostLedger, Spent
 from roomtone.cli.commands.sinks import reading
 from roomtone.cli.commands.status import breakdown
 from roomtone.cli.config_option import config_option, load
@@ -18,7 +18,7 @@ from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say, say_json
 from roomtone.cli.unit import enter
 from roomtone.journal.coverage import State, Summary, draw, summarize
-from roomtone.journal.database import Database
+from roomtone.journal.keys import PAID_PREFIX, ROOM_PREFIX, SPENT_PREFIX, rates_of
 from roomtone.journal.records import CoverageSpan
 from roomtone.legible import legible
 
@@ -103,7 +103,7 @@ def _accounts(journal: Path, chosen: Sequence[str], since: datetime | None) -> l
     if not journal.exists():
         raise CommandFailure(f"{journal}: nothing was recorded with this configuration yet")
     with reading(journal) as database:
-        rates = _rates(database)
+        rates = rates_of(database.marks(ROOM_PREFIX))
         if unknown := [room for room in chosen if room not in rates]:
             known = ", ".join(rates) or "none"
             raise CommandFailure(f"nothing was recorded of {', '.join(unknown)} yet; rooms with recordings: {known}")
@@ -124,12 +124,6 @@ def _costs(bill: Cost, currency: str) -> Iterator[str]:
     for when, spent in (("today", bill.day), ("this month", bill.month)):
         if bill.month != Spent():
             yield f"cost {when} (UTC) {spent.money:.2f} {currency}: {breakdown(spent)}"
-
-
-def _rates(database: Database) -> dict[str, int]:
-    """The rate in Hz of each room that was ever recorded, configured or not."""
-    marks = database.marks("room/")
-    return {key.split("/")[1]: rate for key, rate in marks.items() if key.endswith("/rate")}
 
 
 def _print(accounts: Sequence[RoomCoverage], since: datetime | None) -> None:

@@ -21,10 +21,11 @@ from roomtone.config import toml_file as document
 from roomtone.config.loader import Broken
 from roomtone.control.protocol import Status
 from roomtone.control.unix_socket import ControlError
-from roomtone.delivery.controls import controls_of, prefix
+from roomtone.delivery.controls import controls_of
 from roomtone.delivery.health import SinkStatus
 from roomtone.delivery.plugins import PluginProblem, Plugins, load_plugins
 from roomtone.journal.database import Database
+from roomtone.journal.keys import sink_prefix
 from roomtone.monitoring.report import Report as ControlReport
 from roomtone.sinks import Sink, wants
 
@@ -131,7 +132,7 @@ def _standing(name: str, sink: Sink | Broken, database: Database | None, usual: 
         waiting = database.tip - cursor if database and cursor is not None else None
         return SinkReport(name, "", sink.what, waiting, refused, sink.text)
     behind = _behind(database, sink, cursor) if database and cursor is not None else None
-    orders = controls_of(name, database.marks(prefix(name)) if database else {})
+    orders = controls_of(name, database.marks(sink_prefix(name)) if database else {})
     if sink.disabled:
         return SinkReport(name, _kind(sink), "disabled", behind, refused)
     if orders.paused:

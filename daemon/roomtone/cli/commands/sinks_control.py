@@ -22,9 +22,10 @@ from roomtone.cli.output import say
 from roomtone.cli.unit import enter
 from roomtone.config import loader, validation
 from roomtone.config import toml_file as document
-from roomtone.delivery.controls import Pause, Retry, cancel_mark, control_mark, controls_of, prefix
+from roomtone.delivery.controls import Pause, Retry, cancel_mark, control_mark, controls_of
 from roomtone.delivery.plugins import load_plugins
 from roomtone.journal.database import Database
+from roomtone.journal.keys import sink_prefix
 from roomtone.journal.records import Mark
 from roomtone.journal.schema import SCHEMA, JournalError
 
@@ -59,7 +60,7 @@ def pause(name: str, given: Path | None, reason: str) -> None:
 def resume(name: str, given: Path | None) -> None:
     """Deliver to the sink NAME again, from where it was. Also for one that Roomtone itself has paused."""
     with ordering(name, given) as (database, cursor):
-        if controls_of(name, database.marks(prefix(name))).paused is None:
+        if controls_of(name, database.marks(sink_prefix(name))).paused is None:
             say(f"{name} is not paused")
             return
         _put(database, cancel_mark(name, "paused"))

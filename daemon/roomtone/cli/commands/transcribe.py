@@ -22,12 +22,12 @@ from roomtone.cli.output import say
 from roomtone.cli.unit import enter
 from roomtone.config.model import Config, Room, find_key
 from roomtone.journal.journal import Journal, open_journal
+from roomtone.journal.keys import backfill_mark
 from roomtone.journal.records import CoverageSpan
 from roomtone.live import Live
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.rooms import has_two_finals
 from roomtone.spans import Spans
-from roomtone.speech.backfill import request_mark
 from roomtone.speech.endpoint import Endpoints, open_endpoints
 from roomtone.speech.session_context import SessionContext
 from roomtone.speech.transcriber import repair
@@ -65,7 +65,7 @@ def command(given: Path | None, *, since: datetime, until: datetime | None, chos
     found = list(_find(state, rooms, since, until or datetime.now(UTC)))
     for one in found:
         say(_line(one))
-    wishes = [request_mark(one.room, span) for one in found for span in one.there]
+    wishes = [backfill_mark(one.room, span) for one in found for span in one.there]
     if not wishes:
         return
     with writing(state / "journal.sqlite") as database:
