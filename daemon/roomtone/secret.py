@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 CREDENTIAL = "assemblyai-api-key"
 VARIABLE = "ASSEMBLYAI_API_KEY"
@@ -208,9 +208,3 @@ def _checked(value: str, origin: str) -> Secret:
     if not (value.isascii() and value.isprintable() and " " not in value):
         raise SecretError(f"{origin} holds more than a key; it must be one word of printable ASCII")
     return Secret(value)
-
-
-class Key(Protocol):
-    """The key of the speech service, which shows itself to nobody who does not ask by name."""
-
-    def reveal(self) -> str: ...

@@ -50,7 +50,7 @@ class Serving:
 async def open_serving(folder: Path, answerer: Answerer | None = None) -> AsyncIterator[Serving]:
     path, live = folder / "run" / "control", Live()
     async with open_journal(folder / "journal.sqlite") as journal, trio.open_nursery() as nursery:
-        nursery.start_soon(partial(serve, path, answerer or Parrot(), journal=journal, live=live))
+        nursery.start_soon(partial(serve, path, answerer or Parrot(), journal, live))
         with trio.fail_after(10):
             while not path.exists():  # noqa: ASYNC110 - a file tells nobody
                 await trio.sleep(0.01)
@@ -113,7 +113,7 @@ async def test_a_reload_by_signal_that_fails_ends_nothing() -> None:
 
     commands = Commands()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._obey_reloads, cast("Any", commands))
+        nursery.start_soon(daemon._reload_on_sighup, cast("Any", commands))
         for count in (1, 2):
             with trio.fail_after(30):
                 while signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # noqa: ASYNC110 - nobody tells of it
@@ -381,7 +381,7 @@ async def test_a_place_that_cannot_have_a_socket_stops_nothing(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     async with open_journal(tmp_path / "journal.sqlite") as journal:
         with trio.fail_after(10):
-            await serve(tmp_path / "file" / "control", Parrot(), journal=journal, live=Live())
+            await serve(tmp_path / "file" / "control", Parrot(), journal, Live())
 
 
 def test_requests_carry_their_version() -> None:

@@ -14,7 +14,7 @@ import trio
 
 from roomtone import Context, Durable, Sink, hookimpl
 from roomtone.delivery.controls import Pause, mark_of
-from roomtone.delivery.manager import SinkManager, SinkPaths
+from roomtone.delivery.manager import SinkManager
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
@@ -61,9 +61,9 @@ async def open_outlets(folder: Path) -> AsyncIterator[Work]:
             nursery,
             journal=journal,
             live=Live(),
-            grounds=SinkPaths(folder, folder / "sinks"),
+            folder=folder,
+            state=folder / "sinks",
             rates={"desk": 16_000},
-            at_work={},
         )
         yield Work(outlets, journal)
         outlets.finish()

@@ -18,6 +18,7 @@ from roomtone.monitoring.sd_notify import (
     REPORT_INTERVAL_S,
     DeliveryProgress,
     Notifier,
+    Supervision,
     choose_period,
     compose_status,
     keep_informed,
@@ -52,18 +53,10 @@ def managed(address: str) -> Iterator[Manager]:
         yield Manager(channel)
 
 
-def room(**changes: object) -> RoomHealth:
+def room(*, lasting: float = 10.0, silence: float = 0.1, **changes: object) -> RoomHealth:
     """A room that records, but for the changes."""
-    facts: dict[str, object] = {
-        "name": "desk",
-        "accounted": True,
-        "settled": True,
-        "ended": False,
-        "cause": None,
-        "lasting": 10.0,
-        "tried": 0.1,
-    }
-    return RoomHealth(**{**facts, **changes})  # type: ignore[arg-type]  # a test names only what it is about
+    facts: dict[str, object] = {"name": "desk", "settled": True, "ended": False, "cause": None} | changes
+    return RoomHealth(since=1000.0 - lasting, tried=1000.0 - silence, now=1000.0, **facts)  # type: ignore[arg-type]  # a test names only what it is about
 
 
 def test_tells_by_a_path(tmp_path: Path) -> None:
@@ -147,23 +140,16 @@ class Informed:
 
     def __init__(self, manager: Manager, notifier: Notifier) -> None:
         self.manager = manager
-        self.notifier = notifier
         self.health = Liveness(["desk"], trio.current_time())
-        self.stopping = trio.Event()
+        self.supervision = Supervision(notifier, self.health)
+        self.stopping = self.supervision.stopping
         self.beats = 0
 
     def beat(self) -> None:
         self.beats += 1
 
     async def run(self) -> None:
-        await keep_informed(
-            self.notifier,
-            self.health,
-            period=5.0,
-            stopping=self.stopping,
-            beat=self.beat,
-            progress=DeliveryProgress,
-        )
+        await keep_informed(self.supervision, 5.0, self.beat)
 
     async def after(self, seconds: float) -> list[dict[str, str]]:
         """What the manager was told in so many seconds from now. It reads all the time: its queue holds ten."""
@@ -285,7 +271,7 @@ def test_status_says_what_records() -> None:
             room(cause="daemon down", settled=False, lasting=2.0),
             "Recording nothing; desk waits for its first samples since 2 s",
         ),
-        (room(accounted=False, tried=12.0), "Recording nothing; desk is unaccounted for since 12 s"),
+        (room(silence=12.0), "Recording nothing; desk is unaccounted for since 12 s"),
         (room(ended=True), "Every room has ended"),
     ],
 )
@@ -315,7 +301,7 @@ def test_status_says_why_nobody_transcribes() -> None:
 
 def test_status_of_the_end() -> None:
     """While stopping, rooms without samples are no fault; what sinks still wait for is news."""
-    assert compose_status([room(accounted=False)], DeliveryProgress(behind={"hook": 3}), stopping=True) == (
+    assert compose_status([room(silence=12.0)], DeliveryProgress(behind={"hook": 3}), stopping=True) == (
         "Stopping; 3 events behind: hook"
     )
 

@@ -165,6 +165,16 @@ class Config(msgspec.Struct, frozen=True):
         return self.path.absolute().parent
 
     @property
+    def rates(self) -> dict[str, int]:
+        """Each room's rate in Hz."""
+        return {name: room.rate for name, room in self.rooms.items()}
+
+    @property
+    def all_sinks(self) -> dict[str, Sink]:
+        """The sinks of the file, disabled ones included."""
+        return self.sinks | self.disabled
+
+    @property
     def gateway_key_file(self) -> Path | None:
         """The file that `[gateway] key_file` names."""
         named = self.gateway.key_file
@@ -188,7 +198,7 @@ def effective(config: Config, environ: Mapping[str, str]) -> dict[str, Any]:
         "rooms": config.rooms,
         "gateway": config.gateway,
         "analysis": config.analysis,
-        "sinks": config.sinks | config.disabled,
+        "sinks": config.all_sinks,
     }
     masked: dict[str, Any] = secret.mask(_plain(tables))
     return masked

@@ -100,7 +100,7 @@ def _make_way(path: Path) -> None:
         raise OSError(errno.EADDRINUSE, "another daemon answers there", str(path))
 
 
-async def serve(path: Path, answerer: Answerer, *, journal: Journal, live: Live) -> None:
+async def serve(path: Path, answerer: Answerer, journal: Journal, live: Live) -> None:
     """Answer requests at the path until cancelled. Where there can be no socket, the log says so: recording goes on."""
     try:
         with open_socket(path) as listener:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 import trio
@@ -61,17 +60,10 @@ class Outlet:
         self._delivery.leave()
 
 
-class SinkPaths(NamedTuple):
-    """Where sinks keep things: relative paths begin in `folder`, each one's own state lies in `state`."""
-
-    folder: Path
-    state: Path
-
-
 class SinkManager:
-    """The sinks at work, by name, in `at_work`. Their tasks belong to the nursery.
+    """The sinks at work, by name. Their tasks belong to the nursery.
 
-    `rates` has each room's rate in Hz.
+    Relative paths of sinks begin in `folder`, each one's own state lies in `state`; `rates` has each room's rate in Hz.
     """
 
     def __init__(
@@ -80,16 +72,17 @@ class SinkManager:
         *,
         journal: Journal,
         live: Live,
-        grounds: SinkPaths,
+        folder: Path,
+        state: Path,
         rates: dict[str, int],
-        at_work: dict[str, Outlet],
     ) -> None:
         self.rates = rates
         self._nursery = nursery
         self._journal = journal
         self._live = live
-        self._grounds = grounds
-        self._outlets = at_work
+        self._folder = folder
+        self._state = state
+        self._outlets: dict[str, Outlet] = {}
         self._last: dict[str, Outlet] = {}
 
     def __iter__(self) -> Iterator[Outlet]:
@@ -132,7 +125,7 @@ class SinkManager:
         return found
 
     def _context(self, name: str) -> Context:
-        return Context(name=name, folder=self._grounds.folder, state=self._grounds.state / name, rates=self.rates)
+        return Context(name=name, folder=self._folder, state=self._state / name, rates=self.rates)
 
     def finish(self) -> None:
         """No more events will be committed: let them all deliver what there is, and end."""

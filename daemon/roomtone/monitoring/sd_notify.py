@@ -9,8 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 import structlog
@@ -44,7 +43,7 @@ class Notifier:
         self._address = address
         self._channel = channel
 
-    def tell(self, **assignments: str | int) -> bool:
+    def send(self, **assignments: str | int) -> bool:
         """Send these in one datagram. False when it did not go out: no manager, or one that does not read."""
         if self._address is None:
             return False
@@ -58,23 +57,23 @@ class Notifier:
 
     def ready(self, status: str) -> bool:
         """The start, or a reload, is over."""
-        return self.tell(READY=1, STATUS=status)
+        return self.send(READY=1, STATUS=status)
 
     def alive(self, status: str) -> bool:
         """Feed the watchdog."""
-        return self.tell(WATCHDOG=1, STATUS=status)
+        return self.send(WATCHDOG=1, STATUS=status)
 
     def reloading(self) -> bool:
         """A reload begins; `ready` ends it. The time lets the manager tell this reload from the one before."""
-        return self.tell(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+        return self.send(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
 
     def stopping(self, status: str) -> bool:
         """The end has begun, and may take `EXTENSION` seconds from now, whatever the unit's limit is."""
-        return self.tell(STOPPING=1, EXTEND_TIMEOUT_USEC=_microseconds(EXTEND_TIMEOUT_S), WATCHDOG=1, STATUS=status)
+        return self.send(STOPPING=1, EXTEND_TIMEOUT_USEC=_microseconds(EXTEND_TIMEOUT_S), WATCHDOG=1, STATUS=status)
 
     def starting(self, status: str) -> bool:
         """The start goes on, and may take `EXTENSION` seconds from now, whatever the unit's limit is."""
-        return self.tell(EXTEND_TIMEOUT_USEC=_microseconds(EXTEND_TIMEOUT_S), WATCHDOG=1, STATUS=status)
+        return self.send(EXTEND_TIMEOUT_USEC=_microseconds(EXTEND_TIMEOUT_S), WATCHDOG=1, STATUS=status)
 
 
 @contextmanager
@@ -105,56 +104,49 @@ class DeliveryProgress(msgspec.Struct, frozen=True):
     unheard: Mapping[str, str] = {}
 
 
-class Supervision(NamedTuple):
-    """What the daemon tells whoever watches over it: how its rooms stand, and that the end has begun.
+class Supervision:
+    """What the service manager may know: how the rooms are, and that the daemon has begun to stop.
 
-    A reload speaks to the `notifier` itself.
+    A reload speaks to the `notifier` itself. `progress` is replaced when there is something that can be behind.
     """
 
-    health: Liveness
-    stopping: trio.Event
-    notifier: Notifier
+    def __init__(self, notifier: Notifier, health: Liveness) -> None:
+        self.notifier = notifier
+        self.health = health
+        self.stopping = trio.Event()
+        self.progress: Callable[[], DeliveryProgress] = DeliveryProgress
 
 
 @asynccontextmanager
-async def open_supervision(
-    environ: Mapping[str, str], rooms: Iterable[str], progress: Callable[[], DeliveryProgress]
-) -> AsyncIterator[Supervision]:
-    """Keep the service manager informed, and watch for stalls of the loop, as long as this lasts.
+async def open_supervision(environ: Mapping[str, str], rooms: Iterable[str]) -> AsyncIterator[Supervision]:
+    """Keep the service manager informed, and watch for stalls of the loop, until the context is left.
 
     Stalls are noticed at half of the watchdog's time; without a watchdog, as if it had a minute.
     """
     watchdog = watchdog_seconds(environ)
     with open_notifier(environ) as notifier, watch_stalls((watchdog or DEFAULT_WATCHDOG_S) / 2, sys.stderr) as beat:
-        supervision = Supervision(Liveness(rooms, trio.current_time()), trio.Event(), notifier)
+        supervision = Supervision(notifier, Liveness(rooms, trio.current_time()))
         async with trio.open_nursery() as nursery:
-            reports = partial(keep_informed, period=choose_period(watchdog), beat=beat, progress=progress)
-            nursery.start_soon(partial(reports, notifier, supervision.health, stopping=supervision.stopping))
+            nursery.start_soon(keep_informed, supervision, choose_period(watchdog), beat)
             yield supervision
             nursery.cancel_scope.cancel()
 
 
-async def keep_informed(
-    notifier: Notifier,
-    health: Liveness,
-    *,
-    period: float,
-    stopping: trio.Event,
-    beat: Callable[[], None],
-    progress: Callable[[], DeliveryProgress],
-) -> None:
-    """Tell the truth once in `period` seconds, and at once when `stopping` is set. Runs until it is cancelled.
+async def keep_informed(supervision: Supervision, period: float, beat: Callable[[], None]) -> None:
+    """Report every `period` seconds, and immediately when `stopping` is set. Runs until it is cancelled.
 
     The sign of life is left out while a room is unaccounted for. `beat` is called each time: this loop still turns.
-    A loop that stood still itself judges nobody at once: what was read meanwhile waits to be recorded.
+    When this loop itself stood still, the rooms are judged one period later: what was read meanwhile waits to be
+    recorded.
     """
+    notifier, health, stopping = supervision.notifier, supervision.health, supervision.stopping
     is_started = is_ready = is_late = False
     missing: tuple[str, ...] = ()
     due = trio.current_time()
     while True:
         beat()
         now = trio.current_time()
-        status = compose_status(health.rooms(now), progress(), stopping=stopping.is_set())
+        status = compose_status(health.rooms(now), supervision.progress(), stopping=stopping.is_set())
         before = missing
         was_late, is_late = is_late, now - due >= period
         if was_late or not is_late:
@@ -162,7 +154,7 @@ async def keep_informed(
         if stopping.is_set():
             notifier.stopping(status)
         elif missing:
-            notifier.tell(STATUS=status)
+            notifier.send(STATUS=status)
         elif is_started or health.settled():
             is_started = is_started or _log_start(status)
             is_ready = is_ready or notifier.ready(status)
@@ -222,7 +214,7 @@ def _recording(rooms: Sequence[RoomHealth]) -> str:
 
 def _missing(room: RoomHealth) -> str:
     if not room.accounted:
-        return f"{room.name} is unaccounted for since {_duration(room.tried)}"
+        return f"{room.name} is unaccounted for since {_duration(room.silence)}"
     if not room.settled:
         return f"{room.name} waits for its first samples since {_duration(room.lasting)}"
     if room.cause == "muted":

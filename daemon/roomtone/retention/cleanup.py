@@ -8,7 +8,7 @@ nothing back.
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import structlog
 import trio
 
+from roomtone.config.active import ActiveConfig
 from roomtone.config.model import Storage
 from roomtone.delivery.audio_pins import is_pinned, pins_key, pins_of
 from roomtone.events import Notice
@@ -25,7 +26,6 @@ from roomtone.journal.journal import Journal
 from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.journal.schema import find_asides
 from roomtone.retention.policy import DroppedAudio, LowWatermark, Removal, RoomAudio, choose, first_lacking, lacking
-from roomtone.sinks import Sink
 from roomtone.spans import Spans
 from roomtone.spool.segment import SAMPLE_BYTES, SPOOL_FOLDER, Segment, list_segments
 from roomtone.spool.spool import Spool
@@ -92,19 +92,6 @@ def _reserve(state: Path) -> Path:
     return state / "reserve"
 
 
-class CleanupPolicy(NamedTuple):
-    """What to go by, as it is at the moment of asking: a new configuration may have changed it.
-
-    `spools` has the spool of each open room; `sinks` are those that are configured, `unloaded` the names of those whose
-    plugin does not load: where they were, and whether they take audio, is in the journal.
-    """
-
-    storage: Callable[[], Storage]
-    spools: Callable[[], Mapping[str, Spool]]
-    sinks: Callable[[], Mapping[str, Sink]]
-    unloaded: Callable[[], Collection[str]] = tuple
-
-
 class Instruments(NamedTuple):
     """What is read of the machine: the space of a folder's disk, the time in Unix seconds, and the seconds of a clock
     that nobody sets.
@@ -119,15 +106,19 @@ INSTRUMENTS = Instruments()
 
 
 async def run_cleanup(
-    state: Path, rules: CleanupPolicy, journal: Journal, instruments: Instruments = INSTRUMENTS
+    state: Path,
+    active: ActiveConfig,
+    spools: Mapping[str, Spool],
+    journal: Journal,
+    instruments: Instruments = INSTRUMENTS,
 ) -> None:
-    """Look after the disk of the state folder, for ever.
+    """Look after the disk of the state folder until cancelled. `spools` has the spool of each open room.
 
     Errors: those of the journal, also when its file is gone: a daemon that ends is started again, and finds a new one.
     Contained here: OSError of the file system, which is logged and tried again.
     """
     calendar = TrustedClock(reading_of(await journal.mark(CLOCK_MARK)))
-    keeper = _Cleaner(state, rules, journal, instruments, calendar)
+    keeper = _Cleaner(state, active, spools, journal, instruments=instruments, calendar=calendar)
     pruned = -math.inf
     while True:
         await keeper.look()
@@ -141,13 +132,16 @@ class _Cleaner:
     def __init__(
         self,
         state: Path,
-        rules: CleanupPolicy,
+        active: ActiveConfig,
+        spools: Mapping[str, Spool],
         journal: Journal,
+        *,
         instruments: Instruments,
         calendar: TrustedClock,
     ) -> None:
         self._state = state
-        self._rules = rules
+        self._active = active
+        self._spools = spools
         self._journal = journal
         self._instruments = instruments
         self._calendar = calendar
@@ -185,7 +179,7 @@ class _Cleaner:
     async def look(self) -> None:
         """Remove what may and what must go, and say what a person should know."""
         await self._journal.check_file()
-        storage, space = self._rules.storage(), self._space()
+        storage, space = self._active.config.storage, self._space()
         now = self._now()
         mark = _mark(storage, space)
         await self._look_for_missing(now)
@@ -208,7 +202,7 @@ class _Cleaner:
 
     async def prune(self) -> None:
         """Forget old events and old coverage, and more of the events where the journal is over its quota."""
-        storage = self._rules.storage()
+        storage = self._active.config.storage
         today = self._today()
         before = shifted(today, -timedelta(days=storage.journal_days))
         self._remove_asides(before)
@@ -227,17 +221,17 @@ class _Cleaner:
     async def _waiting(self) -> list[str]:
         """The sinks that events wait for. One that has never run, for its plugin did not load, begins when it does."""
         known = await self._journal.cursors()
-        return [*self._rules.sinks(), *(name for name in self._rules.unloaded() if name in known)]
+        return [*self._active.config.sinks, *(name for name in self._active.config.unloaded if name in known)]
 
     async def _pins(self) -> dict[str, object]:
         """Which rooms' audio each of them pins, by name: see `delivery/controls.py`."""
-        sinks, unloaded = self._rules.sinks(), self._rules.unloaded()
+        sinks, unloaded = self._active.config.sinks, self._active.config.unloaded
         noted = {name: await self._journal.mark(pins_key(name)) for name in unloaded if name not in sinks}
         return {name: pins_of(sink) for name, sink in sinks.items()} | noted
 
     def _rooms(self) -> list[str]:
         """The rooms that are open, and those that are closed, or configured no more, and have left audio."""
-        rooms = set(self._rules.spools())
+        rooms = set(self._spools)
         with suppress(OSError):
             rooms.update(place.name for place in (self._state / SPOOL_FOLDER).iterdir() if place.is_dir())
         return sorted(rooms)
@@ -245,7 +239,7 @@ class _Cleaner:
     async def _shelves(self) -> list[RoomAudio]:
         standings = [await self._standing(room) for room in self._rooms()]
         # From here on nothing is waited for: what an open room has recorded does not change meanwhile.
-        spools = self._rules.spools()
+        spools = self._spools
         return [
             one._replace(segments=spool.spare, size=spool.size) if (spool := spools.get(one.room)) else one
             for one in standings
@@ -258,7 +252,7 @@ class _Cleaner:
         rate: int = marks.get(f"room/{room}/rate") or 1
         holes = Spans((start, end) for start, end in marks.get(f"room/{room}/holes") or [])
         heard = Spans([(0, marks.get(f"room/{room}/acknowledged") or 0)]) - holes
-        spool = self._rules.spools().get(room)
+        spool = self._spools.get(room)
         segments = [] if spool else await trio.to_thread.run_sync(list_segments, self._state / SPOOL_FOLDER / room)
         first = spool.first if spool else segments[0].position if segments else journalled
         cursors, delivered = await self._journal.cursors(), dict[str, int]()
@@ -269,7 +263,7 @@ class _Cleaner:
         return RoomAudio(room, rate, size, partial(_spare, segments), heard, delivered)
 
     async def _remove(self, removal: Removal) -> None:
-        spool = self._rules.spools().get(removal.room)
+        spool = self._spools.get(removal.room)
         try:
             if spool:
                 await spool.remove(removal.segment)
@@ -282,7 +276,7 @@ class _Cleaner:
         """Say what somebody has removed from the spool, or the disk has lost, before all had it."""
         missing: list[Removal] = []
         for shelf in await self._shelves():
-            if spool := self._rules.spools().get(shelf.room):
+            if spool := self._spools.get(shelf.room):
                 gone = await spool.missing(first_lacking(shelf), LOOKED_AT)
                 missing += [lacking(shelf, segment) for segment in gone]
         self._say_taken(missing, "Files are gone from the spool, or cannot be read, and with them", now)

@@ -19,8 +19,8 @@ from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say, say_json
 from roomtone.cli.unit import enter
 from roomtone.config import model as configuration
+from roomtone.config.active import ActiveConfig
 from roomtone.config.model import Config, Room
-from roomtone.control.reload import ActiveConfig
 from roomtone.delivery.errors import explain
 from roomtone.delivery.hooks import open_sink, validate_hooks
 from roomtone.llm.client import RequestFailed
@@ -88,7 +88,7 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
         fault = await recognizer_fault()
         advice = None if fault is None else f'{fault}; or set [budget] at_cap = "record"'
         findings.append(Finding("recognizer", "on this machine, for when the budget is spent", fault=advice))
-    findings += await _models(ActiveConfig(config, key).setting())
+    findings += await _models(ActiveConfig(config, key).llm_settings())
     findings += await _state_and_sinks(config, environ, state)
     if config.service.metrics or config.service.metrics_textfile:
         what = config.service.metrics or config.service.metrics_textfile or ""
