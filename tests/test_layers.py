@@ -24,7 +24,7 @@ LAYERS = (
             "paths",
             "proxy",
         ),
-        *("secret", "spans", "trusted_clock", "protocol.*"),
+        *("secret", "spans", "suggestions", "trusted_clock", "protocol.*"),
     },
     {"sinks", "live", "captions"},
     {"journal.*", "spool.*"},

@@ -18,7 +18,7 @@ from roomtone.config import loader
 from roomtone.config.loader import Broken, decode, each_sink, load
 from roomtone.config.model import Config, GateConfig, Room, ServiceConfig, Storage, effective, find_key
 from roomtone.config.toml_file import ConfigError
-from roomtone.delivery.plugins import Plugins, Problem, load_plugins
+from roomtone.delivery.plugins import PluginProblem, Plugins, load_plugins
 from roomtone.llm.completion import GatewayConfig, Price
 from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.protocol.parameters import Fallback, FallbackPolicy, LLMGatewayConfig, Prompt, Streaming
@@ -351,7 +351,7 @@ def test_shows_no_secret(text: str) -> None:
 
 def test_plugin_that_does_not_load() -> None:
     """A sink whose plugin does not load is left out with the reason: the rest is not kept from running."""
-    plugins = Plugins({}, {}, (Problem("lamp", "import", "lamp.py:1: No module named bulb"),))
+    plugins = Plugins({}, {}, (PluginProblem("lamp", "import", "lamp.py:1: No module named bulb"),))
 
     config = parse(DESK + '[sinks.x]\nkind = "lamp"', plugins)
 
@@ -373,7 +373,7 @@ def test_disabled_sink(bundled: Plugins) -> None:
 def test_each_sink_stands_for_itself(bundled: Plugins) -> None:
     """A mistake in one table hides nothing of another."""
     text = DESK + '[sinks.good]\nkind = "jsonl"\npath = "x"\n[sinks.bad]\nkind = "jsonl"\n[sinks.lost]\nkind = "lamp"'
-    plugins = Plugins(bundled.kinds, {}, (Problem("lamp", "import", "no bulb"),))
+    plugins = Plugins(bundled.kinds, {}, (PluginProblem("lamp", "import", "no bulb"),))
 
     found = each_sink(tomllib.loads(text), plugins)
 

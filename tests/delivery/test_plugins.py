@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from roomtone.delivery.plugins import Plugins, Problem, load_plugins
+from roomtone.delivery.plugins import PluginProblem, Plugins, load_plugins
 from roomtone.sinks import Module, Sink
 
 GOOD = """
@@ -62,13 +62,13 @@ def bundled() -> set[str]:
     return set(load_plugins().kinds)
 
 
-def problems(plugins: Plugins) -> list[Problem]:
+def problems(plugins: Plugins) -> list[PluginProblem]:
     """Those of the plugins under test; what else is installed here is not their matter."""
     others = load_plugins().problems
     return [found for found in plugins.problems if found not in others]
 
 
-def problem(plugins: Plugins) -> Problem:
+def problem(plugins: Plugins) -> PluginProblem:
     (only,) = problems(plugins)
     return only
 
@@ -173,7 +173,7 @@ def test_misspelt_hook_is_explained(write: Callable[[str, str], Path], folder: P
     """A hook that does not exist is named, with the line of the file and the one that was meant."""
     file = write("hello.py", "from roomtone import hookimpl\n\n@hookimpl\ndef trun(event):\n    pass\n")
 
-    assert problem(load_plugins([folder])) == Problem(
+    assert problem(load_plugins([folder])) == PluginProblem(
         "hello",
         "hooks",
         f"{file}:3: there is no hook trun; did you mean turn? (a function of your own needs no @hookimpl)",

@@ -13,7 +13,7 @@ from roomtone.protocol.parameters import (
     LOCAL,
     MODELS,
     LLMGatewayConfig,
-    Problem,
+    ParameterProblem,
     Prompt,
     Streaming,
     check,
@@ -238,4 +238,4 @@ def test_what_is_no_endpoint_says_what_to_write(endpoint: str, hint: str) -> Non
 
 def test_problems_are_errors_unless_said() -> None:
     """A problem that names no severity refuses the configuration."""
-    assert Problem("x", "y").severity == "error"
+    assert ParameterProblem("x", "y").severity == "error"

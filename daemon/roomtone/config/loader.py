@@ -20,7 +20,7 @@ from roomtone.config import toml_file as document
 from roomtone.config import validation
 from roomtone.config.model import Config, Room, ServiceConfig, Storage
 from roomtone.config.toml_file import ConfigError
-from roomtone.config.validation import Problem, listing, unknown
+from roomtone.config.validation import Problem
 from roomtone.delivery.plugins import Plugins
 from roomtone.legible import text_of
 from roomtone.llm import completion
@@ -29,6 +29,7 @@ from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.protocol import parameters
 from roomtone.protocol.parameters import Streaming
 from roomtone.sinks import Sink
+from roomtone.suggestions import listing, unknown
 
 IN_PROMPTS = ("transcript", "room", "start", "end")
 """What may stand in a prompt of [analysis] as {{name}}."""
@@ -290,7 +291,7 @@ def _unfilled(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[
             )
 
 
-def _doubted(name: str, room: Room, doubt: parameters.Problem) -> Problem:
+def _doubted(name: str, room: Room, doubt: parameters.ParameterProblem) -> Problem:
     """What the streaming table says about itself, as a problem of the file."""
     key = doubt.key.rpartition(".")[2]
     table = ("rooms", name, "streaming", *doubt.key.split(".")[:-1])

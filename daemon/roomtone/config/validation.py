@@ -4,9 +4,8 @@ msgspec stops at the first problem and speaks of Python's types. A table that it
 by key, with msgspec still the only judge of each value, so that both always agree about what is valid.
 """
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +13,7 @@ import msgspec
 from msgspec import inspect
 
 from roomtone import secret
+from roomtone.suggestions import listing, unknown
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 """What rooms and sinks may be called: their names become files, marks and labels."""
@@ -22,7 +22,6 @@ Advice: TypeAlias = Callable[[tuple[str, ...], str], str | None]
 """Says of a key that a table does not have what to do, where more is known than that a similar name exists."""
 
 _SHOWN = 60
-_FEW = 15
 
 
 def no_advice(table: tuple[str, ...], key: str) -> None:
@@ -58,20 +57,6 @@ def diagnose(value: Any, wanted: Any, table: tuple[str, ...], advice: Advice = n
         yield from _problems(value, wanted, table, None, advice)
     else:
         yield Problem(table[:-1], "must be a table", table[-1], value)
-
-
-def unknown(what: str, word: str, known: Iterable[str]) -> str:
-    """That there is no such thing of that name, with the nearest name that there is, or all of them if they are few."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
-    text = f"unknown {what}" + (f', did you mean "{near[0]}"?' if near else "")
-    if len(names) > _FEW:
-        return text
-    return f"{text}{' Known are' if near else '; known are'} {listing(names)}" if names else text
-
-
-def listing(words: Iterable[str]) -> str:
-    return ", ".join(f'"{word}"' for word in words)
 
 
 def show(value: Any, key: str = "") -> str:

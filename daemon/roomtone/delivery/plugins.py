@@ -30,7 +30,7 @@ _PREFIX = "roomtone_drop_in_"
 _SOURCE = "__roomtone_source__"
 
 
-class Problem(msgspec.Struct, frozen=True):
+class PluginProblem(msgspec.Struct, frozen=True):
     """What is wrong with a plugin: its name, `what` in one stable word, and a text for the person who can mend it.
 
     `is_file`: it is a drop-in file, which needs no table to be a sink.
@@ -47,7 +47,7 @@ class Plugins(msgspec.Struct, frozen=True):
 
     kinds: dict[str, type[Sink]]
     modules: dict[str, type[Module]]
-    problems: tuple[Problem, ...]
+    problems: tuple[PluginProblem, ...]
 
 
 def load_plugins(paths: Sequence[Path] = ()) -> Plugins:
@@ -73,7 +73,7 @@ class _Discovery:
     def __init__(self) -> None:
         self.kinds: dict[str, type[Sink]] = {}
         self.modules: dict[str, type[Module]] = {}
-        self.problems: list[Problem] = []
+        self.problems: list[PluginProblem] = []
         self.is_at_files = False
 
     def add_installed(self, entry: EntryPoint) -> None:
@@ -223,7 +223,7 @@ class _Discovery:
         return None
 
     def _note(self, plugin: str, what: str, text: str) -> None:
-        self.problems.append(Problem(plugin, what, text, self.is_at_files))
+        self.problems.append(PluginProblem(plugin, what, text, self.is_at_files))
 
 
 def _misshapen(kind: type[Sink]) -> str | None:

@@ -48,7 +48,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Context = Annotated[str, Meta(max_length=1750)]
 
 
-class Problem(msgspec.Struct, frozen=True):
+class ParameterProblem(msgspec.Struct, frozen=True):
     """What is wrong with one key, for the person who wrote it. `key` is relative to the table, dots between the parts.
 
     A warning leaves the configuration valid.
@@ -188,20 +188,20 @@ _EXAMPLES: Final[Mapping[str, str]] = {
 }
 
 
-def explain(raw: Mapping[str, Any]) -> list[Problem]:
+def explain(raw: Mapping[str, Any]) -> list[ParameterProblem]:
     """What msgspec would only call an unknown field: the names in the raw table that the service or we do not take.
 
     A key that is unknown and not named here is left to msgspec, so that each is reported once.
     """
-    problems = [Problem(key, reason) for key, reason in _REFUSED.items() if key in raw]
+    problems = [ParameterProblem(key, reason) for key, reason in _REFUSED.items() if key in raw]
     for old, new in _RENAMED.items():
         if old in raw:
             example = f" ({_EXAMPLES[old]})" if old in _EXAMPLES else ""
-            problems.append(Problem(old, f"has another name in v3: use `{new}`{example}"))
+            problems.append(ParameterProblem(old, f"has another name in v3: use `{new}`{example}"))
     return problems
 
 
-def check(streaming: Streaming) -> list[Problem]:
+def check(streaming: Streaming) -> list[ParameterProblem]:
     """What does not fit together in a table whose every value is in range by itself."""
     return [*_endpoint(streaming), *_model(streaming), *_pairs(streaming), *_gateway(streaming), *_size(streaming)]
 
@@ -255,11 +255,11 @@ def _address(endpoint: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
-def _endpoint(streaming: Streaming) -> Iterator[Problem]:
+def _endpoint(streaming: Streaming) -> Iterator[ParameterProblem]:
     try:
         resolve(streaming.endpoint, has_key=True)
     except ValueError as error:
-        yield Problem("endpoint", str(error))
+        yield ParameterProblem("endpoint", str(error))
 
 
 _ONLY: Final[Mapping[str, tuple[frozenset[str], Literal["error", "warning"]]]] = {
@@ -276,19 +276,25 @@ _ONLY: Final[Mapping[str, tuple[frozenset[str], Literal["error", "warning"]]]] =
 """The models that know a parameter; for the others it is refused (error) or without effect (warning)."""
 
 
-def _model(streaming: Streaming) -> Iterator[Problem]:
+def _model(streaming: Streaming) -> Iterator[ParameterProblem]:
     model = streaming.speech_model
     if model == "u3-pro":
-        yield Problem("speech_model", 'the service refuses "u3-pro" (error 3006): use "u3-rt-pro" or a later model')
+        yield ParameterProblem(
+            "speech_model", 'the service refuses "u3-pro" (error 3006): use "u3-rt-pro" or a later model'
+        )
         return
     if model not in MODELS:
         known = ", ".join(sorted(MODELS))
-        yield Problem("speech_model", f'"{model}" is not known here and may be refused; known: {known}', "warning")
+        yield ParameterProblem(
+            "speech_model", f'"{model}" is not known here and may be refused; known: {known}', "warning"
+        )
         return
     for key, (models, severity) in _ONLY.items():
         if getattr(streaming, key) is not None and model not in models:
             what = "is not for" if severity == "error" else "has no effect with"
-            yield Problem(key, f'{what} speech_model "{model}": it is for {", ".join(sorted(models))}', severity)
+            yield ParameterProblem(
+                key, f'{what} speech_model "{model}": it is for {", ".join(sorted(models))}', severity
+            )
 
 
 _NEEDS: Final[Mapping[str, str]] = {
@@ -302,48 +308,48 @@ _NEEDS: Final[Mapping[str, str]] = {
 }
 
 
-def _pairs(streaming: Streaming) -> Iterator[Problem]:
+def _pairs(streaming: Streaming) -> Iterator[ParameterProblem]:
     for key, needed in _NEEDS.items():
         if getattr(streaming, key) is not None and not getattr(streaming, needed):
-            yield Problem(key, f"does nothing without `{needed}`: set that too, or remove this key")
+            yield ParameterProblem(key, f"does nothing without `{needed}`: set that too, or remove this key")
     shortest, longest = streaming.min_turn_silence, streaming.max_turn_silence
     if shortest is not None and longest is not None and shortest > longest:
-        yield Problem("min_turn_silence", f"is {shortest} ms, longer than max_turn_silence, {longest} ms")
+        yield ParameterProblem("min_turn_silence", f"is {shortest} ms, longer than max_turn_silence, {longest} ms")
     if (
         streaming.language_codes is not None
         and "multi" in streaming.language_codes
         and len(streaming.language_codes) > 1
     ):
-        yield Problem("language_codes", '"multi" must stand alone')
+        yield ParameterProblem("language_codes", '"multi" must stand alone')
     interval = streaming.speaker_labels_revision_interval_ms
     if interval and not 120_000 <= interval <= 300_000:
-        yield Problem(
+        yield ParameterProblem(
             "speaker_labels_revision_interval_ms",
             f"is {interval}; the service moves it into 120000 to 300000 (0: only when the session ends)",
             "warning",
         )
     if streaming.redact_pii and streaming.include_partial_turns:
-        yield Problem(
+        yield ParameterProblem(
             "include_partial_turns", "has no effect with redact_pii: partial turns are not redacted", "warning"
         )
     if streaming.webhook_url is not None and urlsplit(streaming.webhook_url).scheme not in {"http", "https"}:
-        yield Problem("webhook_url", "must begin with https:// or http://")
+        yield ParameterProblem("webhook_url", "must begin with https:// or http://")
 
 
-def _gateway(streaming: Streaming) -> Iterator[Problem]:
+def _gateway(streaming: Streaming) -> Iterator[ParameterProblem]:
     gateway = streaming.llm_gateway
     if gateway is not None and not any("{{turn}}" in message.content for message in gateway.messages):
-        yield Problem(
+        yield ParameterProblem(
             "llm_gateway.messages",
             "contain no {{turn}}, which becomes the text of the turn: the model will not see what was said",
             "warning",
         )
 
 
-def _size(streaming: Streaming) -> Iterator[Problem]:
+def _size(streaming: Streaming) -> Iterator[ParameterProblem]:
     size = len(query(streaming, 16_000))
     if size > 16_000:
-        yield Problem(
+        yield ParameterProblem(
             "llm_gateway.messages" if streaming.llm_gateway is not None else "prompt",
             f"make the session's address {size} characters long; many servers refuse more than 16,000: shorten them",
             "warning",

@@ -23,7 +23,7 @@ from roomtone.control.protocol import Status
 from roomtone.control.unix_socket import ControlError
 from roomtone.delivery.controls import controls_of, prefix
 from roomtone.delivery.health import SinkStatus
-from roomtone.delivery.plugins import Plugins, Problem, load_plugins
+from roomtone.delivery.plugins import PluginProblem, Plugins, load_plugins
 from roomtone.journal.database import Database
 from roomtone.monitoring.report import Report as ControlReport
 from roomtone.sinks import Sink, wants
@@ -60,7 +60,7 @@ class SinksReport(msgspec.Struct, frozen=True):
 
     kinds: list[Kind]
     sinks: list[SinkReport]
-    problems: tuple[Problem, ...]
+    problems: tuple[PluginProblem, ...]
 
 
 @click.group(invoke_without_command=True, short_help="List the sinks and how each one stands; pause, replay, test one.")
