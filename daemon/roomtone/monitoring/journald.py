@@ -44,9 +44,13 @@ MESSAGE_IDS: Mapping[str, str] = {
     "sink.stuck": "9c6f174512ff44f9a4b41298c8767f18",
     "sink.warning": "f40a1f2ea4a14b0b9c5c0a2d6a0f4c37",
     "event.refused": "159f80ca2b2b4fef90bc9b9925f3424b",
+    "gate.unavailable": "c5f5f57c70644583b129d229ae804453",
+    "metrics.unavailable": "dec9910dda37498990187540679011d8",
+    "request.failed": "3e02d838bad1447287cdd0e8458916f3",
+    "forgetting.unsearched": "d2591ebc4b0c41ee8f260e90fa4c01e0",
 }
-"""Events that a person may have to act on, by stable ids: systemd/roomtone.catalog says what each means and what helps.
-An id is never used for anything else.
+"""Events that an operator may have to act on, by stable ids: systemd/roomtone.catalog explains each of them and says what
+helps. An id is never used for another event.
 """
 
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
