@@ -400,7 +400,7 @@ def test_check(home: Path) -> None:
 
 
 async def test_check_of_a_rate_that_the_room_does_not_have(home: Path) -> None:
-    """`check` reports a room that was recorded at another rate, for the start would fail; the journal stays as it is."""
+    """`check` reports a room that was recorded at another rate: the start would fail. The journal stays as it is."""
     state = home / ".local" / "state" / "roomtone"
     state.mkdir(parents=True)
     async with open_journal(state / "journal.sqlite") as journal:

@@ -49,7 +49,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "request.failed": "3e02d838bad1447287cdd0e8458916f3",
     "forgetting.unsearched": "d2591ebc4b0c41ee8f260e90fa4c01e0",
 }
-"""Events that an operator may have to act on, by stable ids: systemd/roomtone.catalog explains each of them and says what
+"""Events that an operator may have to act on, by stable ids: systemd/roomtone.catalog explains each one and says what
 helps. An id is never used for another event.
 """
 
