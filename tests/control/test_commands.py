@@ -254,7 +254,7 @@ def test_a_wrong_file_changes_nothing(folder: Path) -> None:
             (folder / "roomtone.toml").write_text(text)
             said = ask(folder, "reload", code=69)
             assert explained in said
-            assert "the old configuration goes on" in said
+            assert "the old configuration stays active" in said
         assert [room["name"] for room in report(folder)["rooms"]] == ["desk"]
         daemon.signal(signal.SIGHUP)
         daemon.wait_for(lambda: daemon.log.count("configuration.refused") == len(wrong) + 1)

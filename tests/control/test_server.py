@@ -20,7 +20,7 @@ from roomtone import daemon
 from roomtone.control import protocol, server
 from roomtone.control.client import find_socket, open_client
 from roomtone.control.protocol import Answer, Done, Mute, Refused, Request, Rotate, Tail
-from roomtone.control.server import GUESTS, MAX_CLIENTS, MAX_REQUEST_BYTES, Answerer, open_socket, serve
+from roomtone.control.server import MAX_GUESTS, MAX_CLIENTS, MAX_REQUEST_BYTES, Answerer, open_socket, serve
 from roomtone.control.unix_socket import ControlError
 from roomtone.events import Interim, Notice
 from roomtone.journal.journal import Journal, open_journal
@@ -162,7 +162,7 @@ async def test_the_group_of_the_folder_may_ask_how_it_does() -> None:
 
     assert b"use sudo" in refused
     assert b"Status" in answered
-    assert answered.count(b"clients are here already") == 20 - GUESTS
+    assert answered.count(b"clients are connected already") == 20 - MAX_GUESTS
 
 
 @contextmanager
@@ -308,7 +308,7 @@ async def test_clients_are_bounded(tmp_path: Path) -> None:
         for stream in streams:
             await stream.send_all(b'{"ask": "mute"}\n')
             await stream.receive_some(1000)
-        with pytest.raises(ControlError, match="clients are here"):
+        with pytest.raises(ControlError, match="clients are connected"):
             async with open_client(serving.path) as client:
                 await client.ask(Mute())
         for stream in streams:

@@ -80,7 +80,7 @@ class RequestHandler:
         """Do it in the room of that name, or in all rooms concurrently."""
         if name is not None and name not in self._rooms:
             known = ", ".join(sorted(room.name for room in self._rooms))
-            return Refused((f"there is no room {name!r}; there is {known}",))
+            return Refused((f"there is no room {name!r}; the rooms are {known}",))
         chosen = list(self._rooms) if name is None else [self._rooms[name]]
         lines: dict[str, str] = {}
 

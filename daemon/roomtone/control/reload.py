@@ -29,7 +29,7 @@ RELOADABLE_KEYS = frozenset({"plugins", "api_key_file", "grace", "sync_interval"
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What differs between two configurations: names of rooms and sinks."""
+    """The difference between two configurations: names of rooms and sinks."""
 
     rooms_gone: tuple[str, ...]
     rooms_new: tuple[str, ...]
@@ -40,7 +40,7 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 def compare(before: Config, after: Config) -> Changes:
-    """What differs. Pure."""
+    """The difference between two configurations. Pure."""
     return Changes(
         rooms_gone=tuple(before.rooms.keys() - after.rooms.keys()),
         rooms_new=tuple(after.rooms.keys() - before.rooms.keys()),
@@ -130,7 +130,7 @@ class Reloader:
             yield f"sink {name} begins" + (" again" if name in changes.sinks_changed else "")
 
     async def _report_lacking(self, before: Config) -> list[str]:
-        """What this configuration lacks and the one before did not."""
+        """Report what this configuration lacks and the one before did not. Returns a line for each."""
         after = self._active.config
         broken = {name: why for name, why in after.unloaded.items() if before.unloaded.get(name) != why}
         missing = [one for one in lacking(after) if one not in lacking(before)]
@@ -163,8 +163,8 @@ async def report_unloaded(unloaded: Mapping[str, str], journal: Journal) -> None
     for name, reason in unloaded.items():
         log.error("sink.unloaded", sink=name, reason=reason)
         text = (
-            f"Sink {name} gets nothing: {reason}. Everything else runs without it, and its events wait in the journal; "
-            "repair it, then: roomtone reload"
+            f"Sink {name} gets nothing: {reason}. All else works, and its events wait in the journal. "
+            "Repair it, then run: roomtone reload"
         )
         await journal.commit(notice("sink.unloaded", text, at=datetime.now(UTC), severity="error"))
 
@@ -172,11 +172,14 @@ async def report_unloaded(unloaded: Mapping[str, str], journal: Journal) -> None
 def lacking(config: Config) -> list[tuple[str, str]]:
     """The features that are configured and whose packages are not installed: each a code, and a text."""
     found = [
-        ("gate.unavailable", f"Room {name} has no gate: {why}. It is recorded, and nothing is sent that costs money")
+        (
+            "gate.unavailable",
+            f"Room {name} has no gate: {why}. It is recorded, and no paid session is opened for it",
+        )
         for name, why in missing_detectors(config).items()
     ]
     if why := prometheus.lacking(config.service):
-        found.append(("metrics.unavailable", f"There are no metrics: {why}. Everything else runs without them"))
+        found.append(("metrics.unavailable", f"Metrics are not served: {why}. All else works"))
     return found
 
 
