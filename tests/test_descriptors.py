@@ -75,14 +75,14 @@ def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
             lines.msg("x" * 999 + "\ud800é")
         assert time.monotonic() - begun < 20
         assert 1000 < lines.lost < 2000
-        missing = lines.own_up(None, "info", {"event": "x"})["lost_before"]
+        missing = lines.add_lost_lines(None, "info", {"event": "x"})["lost_before"]
         assert missing == lines.lost
         held = reader.read(1 << 20)
         lines.msg("whole")
         assert reader.read(100).split(b"\n")[-2] == b"whole"
         assert held.split(b"\n")[0] == b"x" * 999 + b"\\ud800\\xe9"
         assert lines.lost == 0
-        assert "lost_before" not in lines.own_up(None, "info", {"event": "x"})
+        assert "lost_before" not in lines.add_lost_lines(None, "info", {"event": "x"})
 
 
 def test_a_long_line_to_a_slow_reader_arrives_whole() -> None:

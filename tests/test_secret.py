@@ -77,7 +77,7 @@ def test_absent_file(tmp_path: Path) -> None:
     """A key file that is named and absent is an error: to go on without would send speech elsewhere."""
     with pytest.raises(SecretError, match=r"\[service\] api_key_file: .*/absent is not there; write the key into it"):
         find_key(tmp_path / "absent", {})
-    with pytest.raises(SecretError, match=f"{tmp_path} is no regular file"):
+    with pytest.raises(SecretError, match=f"{tmp_path} is not a regular file"):
         find_key(tmp_path, {})
 
 

@@ -193,7 +193,7 @@ def test_drop_in() -> None:
         ),
         (
             DESK + '[service]\nmetrics = "localhost"',
-            '[service] metrics = "localhost": is no address; write 127.0.0.1:9464',
+            '[service] metrics = "localhost": is not an address; write 127.0.0.1:9464',
         ),
         (DESK + "format_turns = true", "[rooms.desk] format_turns = true: belongs in [rooms.desk.streaming]"),
         (DESK + "sample_rate = 8000", "[rooms.desk] sample_rate = 8000: is called rate here"),

@@ -20,7 +20,7 @@ from roomtone import daemon
 from roomtone.control import protocol, server
 from roomtone.control.client import find_socket, open_client
 from roomtone.control.protocol import Answer, Done, Mute, Refused, Request, Rotate, Tail
-from roomtone.control.server import MAX_GUESTS, MAX_CLIENTS, MAX_REQUEST_BYTES, Answerer, open_socket, serve
+from roomtone.control.server import MAX_CLIENTS, MAX_GUESTS, MAX_REQUEST_BYTES, Answerer, open_socket, serve
 from roomtone.control.unix_socket import ControlError
 from roomtone.events import Interim, Notice
 from roomtone.journal.journal import Journal, open_journal
@@ -212,7 +212,7 @@ async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
         assert find_socket([tmp_path / "absent", path]) == path
     assert not path.exists()
     path.write_text("precious")
-    with pytest.raises(FileExistsError, match="no socket"), open_socket(path):
+    with pytest.raises(FileExistsError, match="not a socket"), open_socket(path):
         pass
     assert path.read_text() == "precious"
 
@@ -233,14 +233,14 @@ async def test_no_daemon_is_one_clear_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"{}", "no request"),
-        (b"nonsense", "no request"),
-        (b'{"ask": "dance"}', "no request"),
-        (b'{"ask": "mute", "seconds": "long"}', "no request"),
+        (b"{}", "not a request"),
+        (b"nonsense", "not a request"),
+        (b'{"ask": "dance"}', "not a request"),
+        (b'{"ask": "mute", "seconds": "long"}', "not a request"),
         (b'{"ask": "mute", "version": 2}', "speaks version 1, not 2"),
         (b'{"ask": "tail", "room": "attic"}', "there is no room 'attic'"),
-        (b"\xff\xfe\x00", "no request"),
-        (b"[" * 10_000, "no request"),
+        (b"\xff\xfe\x00", "not a request"),
+        (b"[" * 10_000, "not a request"),
     ],
 )
 async def test_what_is_no_request_is_told(tmp_path: Path, line: bytes, said: str) -> None:

@@ -20,7 +20,7 @@ import trio
 import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
-from roomtone.admission import MAX_STRANGERS
+from roomtone.admission import MAX_PENDING
 from roomtone.budget.ledger import Cost, Spent
 from roomtone.config.loader import decode
 from roomtone.config.model import ServiceConfig, address_of
@@ -228,7 +228,7 @@ async def test_idle_clients_take_neither_descriptors_nor_the_place_of_honest_one
             if count % 100 == 0:
                 with trio.fail_after(prometheus.CLIENT_TIMEOUT_S / 2):
                     assert (await scrape()).startswith(b"HTTP/1.1 200")
-        assert descriptors() - before <= 300 + MAX_STRANGERS + 1
+        assert descriptors() - before <= 300 + MAX_PENDING + 1
         nursery.cancel_scope.cancel()
 
 
@@ -276,9 +276,9 @@ async def test_a_file_that_cannot_be_written_is_told_ever_rarer(
     [
         ({"metrics": "0.0.0.0:9464"}, "open to other machines"),
         ({"metrics": "[::]:9464"}, "open to other machines"),
-        ({"metrics": "localhost:9464"}, "is no address"),
-        ({"metrics": "127.0.0.1"}, "is no address"),
-        ({"metrics": "127.0.0.1:99999"}, "is no address"),
+        ({"metrics": "localhost:9464"}, "is not an address"),
+        ({"metrics": "127.0.0.1"}, "is not an address"),
+        ({"metrics": "127.0.0.1:99999"}, "is not an address"),
         ({"metrics_textfile": "metrics.txt"}, ".prom"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_gap_lasts_from_its_beginning() -> None:
     health.gap("desk", "device", 10.0)
     health.gap("desk", "device", 40.0)
     assert health.rooms(50.0)[0].lasting == 40.0
-    assert health.rooms(50.0)[0].tried == 10.0
+    assert health.rooms(50.0)[0].silence == 10.0
 
     health.gap("desk", "disk full", 60.0)
     assert health.rooms(61.0)[0].lasting == 1.0

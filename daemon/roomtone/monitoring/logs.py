@@ -37,7 +37,7 @@ def configure(level: str, stream: TextIO) -> None:
     """
     to_journal = journald.is_journal(stream, os.environ)
     lines = descriptors.Lines(stream)
-    rendering = journald.processors() if to_journal else [lines.own_up, *_rendering(stream)]
+    rendering = journald.processors() if to_journal else [lines.add_lost_lines, *_rendering(stream)]
     structlog.configure(
         processors=[structlog.stdlib.add_log_level, _describe, _make_plain, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
