@@ -95,7 +95,7 @@ async def test_a_request_that_fails_is_refused_and_ends_nothing(
     async with open_serving(tmp_path, Fails()) as serving:
         for request in (Rotate(), Mute(), Tail(room="desk"), Rotate()):
             async with open_client(serving.path) as client:
-                with pytest.raises(ControlError, match="failed at this request"):
+                with pytest.raises(ControlError, match="failed to answer this request"):
                     await client.ask(request)
     logged = capsys.readouterr()
     assert (logged.out + logged.err).count("request.failed") == 4
