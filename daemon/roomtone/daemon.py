@@ -193,7 +193,7 @@ async def _reload_on_sighup(handler: RequestHandler) -> None:
 
 
 def _is_in_terminal() -> bool:
-    """True if SIGHUP means that the window was closed: then nobody expects the microphone to stay open.
+    """True if SIGHUP means that the window was closed: the user does not expect the microphone to stay open.
 
     `roomtone run < /dev/null` has a window too, and shows its log there. A program under `nohup` outlives its window.
     """

@@ -1,4 +1,4 @@
-"""Laws of a reload: what the new file says holds for every part that is at work, or nothing of it does.
+"""Laws of a reload: the new file applies to every running part, or to none.
 
 Rooms are muted, so that none of them has a source; all else is the daemon's own.
 """
@@ -148,7 +148,7 @@ async def test_rooms_come_and_go(tmp_path: Path, autojump_clock: trio.testing.Mo
 
 
 async def test_a_room_that_is_kept_is_changed(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
-    """What changed in a room begins again, and is said."""
+    """The changed part of a room is restarted, and reported."""
     after = configured(tmp_path, rooms={"desk": msgspec.structs.replace(ROOM, source=Microphone(device="other"))})
     with structlog.testing.capture_logs():
         async with open_daemon(tmp_path, configured(tmp_path)) as daemon:

@@ -52,7 +52,7 @@ async def open_serving(folder: Path, answerer: Answerer | None = None) -> AsyncI
     async with open_journal(folder / "journal.sqlite") as journal, trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve, path, answerer or Parrot(), journal, live))
         with trio.fail_after(10):
-            while not path.exists():  # noqa: ASYNC110 - a file tells nobody
+            while not path.exists():  # noqa: ASYNC110 - a file wakes no task
                 await trio.sleep(0.01)
         yield Serving(path, journal, live)
         nursery.cancel_scope.cancel()
@@ -116,7 +116,7 @@ async def test_a_reload_by_signal_that_fails_ends_nothing() -> None:
         nursery.start_soon(daemon._reload_on_sighup, cast("Any", commands))
         for count in (1, 2):
             with trio.fail_after(30):
-                while signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # noqa: ASYNC110 - nobody tells of it
+                while signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # noqa: ASYNC110 - a signal handler wakes no task
                     await trio.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGHUP)
                 while commands.count < count:  # noqa: ASYNC110 - as above
@@ -136,14 +136,14 @@ async def test_only_this_user_can_open_it(tmp_path: Path) -> None:
     assert not serving.path.exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 async def test_the_kernel_is_asked_who_speaks() -> None:
     """Another user is let go without an answer even where the mode of the file would let him in."""
     with walkable_folder() as folder:
         assert await ask_as_another(folder) == b""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 async def test_the_group_of_the_folder_may_ask_how_it_does() -> None:
     """In a folder that systemd has made for a group, its members are answered of the status and of nothing else, and
     however many of them are there, the owner is answered.
@@ -201,7 +201,7 @@ def ask_as_nobody(path: Path, request: str = "mute", times: int = 1) -> bytes:
 
 
 async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
-    """What a killed daemon has left is no obstacle; a daemon that answers keeps its socket, and so does a file."""
+    """The socket of a killed daemon is replaced; a daemon that answers keeps its socket, and a file is left alone."""
     path = tmp_path / "control"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -267,7 +267,7 @@ async def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
 
 
 async def test_a_silent_client_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who connects and asks nothing keeps nobody's place."""
+    """A client that connects and asks nothing does not keep a place."""
     monkeypatch.setattr(server, "IDLE_TIMEOUT_S", 0.2)
     async with open_serving(tmp_path) as serving, await trio.open_unix_socket(str(serving.path)) as stream:
         with trio.fail_after(10):
@@ -275,7 +275,7 @@ async def test_a_silent_client_is_let_go(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_a_client_that_does_not_read_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Events wait for it in the journal, and not for ever."""
+    """Events wait for it in the journal, but not without end."""
     monkeypatch.setattr(server, "IDLE_TIMEOUT_S", 0.2)
     async with open_serving(tmp_path) as serving, await trio.open_unix_socket(str(serving.path)) as stream:
         await stream.send_all(msgspec.json.encode(Tail()) + b"\n")
@@ -302,7 +302,7 @@ async def test_a_successor_keeps_its_socket(tmp_path: Path) -> None:
 
 
 async def test_clients_are_bounded(tmp_path: Path) -> None:
-    """One too many is told so; when one has gone there is room again."""
+    """One too many is refused; when one has disconnected, another may connect."""
     async with open_serving(tmp_path) as serving:
         streams = [await trio.open_unix_socket(serving.path) for _ in range(MAX_CLIENTS)]
         for stream in streams:
@@ -332,7 +332,7 @@ async def test_tail_follows_one_room_or_all(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_does_not_read_loses_live_events_only(tmp_path: Path) -> None:
-    """Publishing goes on at its pace, what is lost is counted and told, and of durable events none is lost."""
+    """Publishing goes on at its pace, lost live events are counted and reported, and no durable event is lost."""
     count = 3000
     async with open_serving(tmp_path) as serving, open_client(serving.path) as client:
         await client.ask(Tail())

@@ -99,7 +99,7 @@ class StatusReporter:
         )
 
     async def _measure_coverage(self, room: RunningRoom, spool: Spool) -> DayCoverage | None:
-        """Of the last day. Positions stand still while there is no source, so a day has at most a day of them."""
+        """Measure the last day. Positions stand still while there is no source, so a day has at most a day of them."""
         rate = room.settings.table.rate
         first = max(0, spool.end - round(DAY.total_seconds()) * rate)
         spans = await self._services.journal.covered(room.name, first)
