@@ -66,6 +66,7 @@ def register_sinks():
 
 def configure(folder: Path, *, rooms: dict[str, int], extra: str = "") -> str:
     """Each room counts; its number makes its table a different one. Its speech goes to a port that does not answer."""
+    tables = "".join(
         f"""
 [rooms.{name}]
 source = {{ kind = "command", argv = ["{sys.executable}", "{folder}/counter.py", "{folder}/{name}", "{number}"] }}
