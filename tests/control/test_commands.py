@@ -455,7 +455,7 @@ from roomtone import hookimpl
 @hookimpl
 def recording_stopped(event):
     time.sleep(3)
-    (pathlib.Path(__file__).parents[2] / "delivered").touch()
+    (pathlib.Path(__file__).parents[1] / "delivered").touch()
 """
 
 
