@@ -28,7 +28,7 @@ def pcm(path: Path) -> bytes:
 
 @pytest.mark.parametrize("pace", ["fast", "realtime"])
 def test_a_file_is_recorded_bit_for_bit(tmp_path: Path, pace: str) -> None:
-    """What comes out of a file room is what went in, nothing missing and nothing twice, and `run` ends by itself."""
+    """The output of a file room is its input, nothing missing and nothing twice, and `run` ends by itself."""
     audio = pcm(DEMO / "meeting.flac")[: 2 * (9 * RATE + 777)]
     write_wav(tmp_path / "talk.wav", audio)
 

@@ -21,7 +21,7 @@ SECOND_OPEN = "import os, sys; from roomtone import descriptors; descriptors.pre
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_streams_are_null(closed: str) -> None:
-    """What is closed at the start is /dev/null afterwards: no file that is opened gets its number."""
+    """A stream that is closed at the start is /dev/null later: no other file gets its number."""
     program = SECOND_OPEN + (
         "print('out'); print('err', file=sys.stderr); sys.stdin.read()\n"
         "assert min(os.open('/dev/null', os.O_RDONLY) for _ in range(3)) > 2\n"
@@ -43,7 +43,7 @@ def test_every_command_starts_without_streams(command: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("words", "code"), [(("events",), 0), (("no-such",), 2), (("--version",), 0)])
 def test_streams_that_take_nothing_change_no_code(words: tuple[str, ...], code: int) -> None:
-    """On a full disk stderr costs its line and stdout is an error of its own, which is told once."""
+    """On a full disk stderr costs its line and stdout is an error of its own, which is reported once."""
     with Path("/dev/full").open("wb") as full:
         quiet = subprocess.run([*COMMAND, *words], check=False, stdout=subprocess.DEVNULL, stderr=full)
         loud = subprocess.run([*COMMAND, *words], check=False, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -64,8 +64,8 @@ def test_the_soft_limit_is_the_hard_one() -> None:
 
 
 def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
-    """Lines that a full pipe does not take are dropped, the first after a moment and the rest at once; when it takes
-    some again, the next line stands by itself, and knows how many are missing.
+    """Lines that a full pipe does not take are dropped, the first after a moment and the rest immediately; when it
+    takes some again, the next line stands by itself, and knows how many are missing.
     """
     reading, writing = os.pipe()
     with open(reading, "rb", buffering=0) as reader, open(writing, "w", encoding="ascii") as stream:  # noqa: PTH123 - pipes
@@ -75,14 +75,14 @@ def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
             lines.msg("x" * 999 + "\ud800é")
         assert time.monotonic() - begun < 20
         assert 1000 < lines.lost < 2000
-        missing = lines.own_up(None, "info", {"event": "x"})["lost_before"]
+        missing = lines.add_lost_lines(None, "info", {"event": "x"})["lost_before"]
         assert missing == lines.lost
         held = reader.read(1 << 20)
         lines.msg("whole")
         assert reader.read(100).split(b"\n")[-2] == b"whole"
         assert held.split(b"\n")[0] == b"x" * 999 + b"\\ud800\\xe9"
         assert lines.lost == 0
-        assert "lost_before" not in lines.own_up(None, "info", {"event": "x"})
+        assert "lost_before" not in lines.add_lost_lines(None, "info", {"event": "x"})
 
 
 def test_a_long_line_to_a_slow_reader_arrives_whole() -> None:

@@ -1,76 +1,62 @@
-"""The layers: imports point one way, from the facts at the bottom to the commands at the top."""
+"""The layers: imports point down only, from the commands to the facts that know nothing of anything else.
+
+The table has packages and the modules that stand beside them. Inside a package the tree of daemon/README.md is enough.
+"""
 
 import ast
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-DAEMON = Path(__file__).parent.parent / "daemon" / "roomtone"
+ROOT = Path(__file__).parent.parent
+DAEMON = ROOT / "daemon" / "roomtone"
+MAX_ARGUMENTS = 7
+"""Arguments of a constructor, `self` not counted."""
 
-LAYERS = (
-    {
-        *(
-            "admission",
-            "backoff",
-            "concurrency",
-            "descriptors",
-            "durable",
-            "events",
-            "files",
-            "legible",
-            "network",
-            "paths",
-            "proxy",
-        ),
-        *("secret", "spans", "trusted_clock", "protocol.*"),
-    },
-    {"sinks", "live", "captions"},
-    {"journal.*", "spool.*"},
-    {"containment"},
-    {"capture.*"},
-    {"budget.*"},
-    {"llm.*"},
-    {"speech.*"},
-    {"delivery.*"},
-    {"config.*"},
-    {"monitoring.*"},
-    {"retention.*", "forget.*"},
-    {"testing.*", "testing"},
-    {"rooms"},
-    {"control.*"},
-    {"daemon"},
-    {"cli", "cli.*", "__main__"},
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"admission", "backoff", "captions", "concurrency", "descriptors", "events", "files", "legible"})
+    | {"protocol", "secret", "spans", "suggestions", "trusted_clock"},
+    frozenset({"durable", "live", "paths", "proxy", "spool"}),
+    frozenset({"journal", "network", "sinks"}),
+    frozenset({"budget", "capture", "containment", "delivery"}),
+    frozenset({"llm"}),
+    frozenset({"speech"}),
+    frozenset({"config"}),
+    frozenset({"forget", "monitoring", "retention"}),
+    frozenset({"rooms", "testing"}),
+    frozenset({"control"}),
+    frozenset({"daemon"}),
+    frozenset({"cli"}),
+    frozenset({"__main__"}),
 )
-"""Each set may import from the ones above it here, and from itself. Packages by their name and a star."""
+"""Each package may import those of the lines above its own, and itself: two of one line do not know each other."""
 
 ALONE = {
-    "capture.source.main": set[str](),
-    "recognizer.*": {
-        "admission",
-        "concurrency",
-        "descriptors",
-        "events",
-        "legible",
-        "protocol.*",
-        "recognizer.*",
-    },
+    "recognizer": frozenset({"admission", "concurrency", "descriptors", "events", "legible", "protocol"}),
+    "template": frozenset({"testing"}),
 }
-"""What runs as a program of its own imports only this; capture.source its own folder's modules that import nothing."""
+"""Programs of their own, with the packages that they may import. No package imports them."""
 
 
-def modules() -> Iterator[tuple[str, Path]]:
+def modules() -> dict[str, Path]:
+    """Each module below `roomtone`, by its dotted name, and each package by that of its `__init__`."""
+    found = {}
     for path in sorted(DAEMON.rglob("*.py")):
         parts = path.relative_to(DAEMON).with_suffix("").parts
-        name = ".".join(part for part in parts if part != "__init__")
-        if name:
-            yield name, path
+        if name := ".".join(part for part in parts if part != "__init__"):
+            found[name] = path
+    return found
+
+
+MODULES = modules()
 
 
 def imported(path: Path) -> Iterator[str]:
     """The modules of ours that this file imports anywhere, types included."""
-    known = {name for name, _ in modules()}
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.Import(names=names):
@@ -81,68 +67,59 @@ def imported(path: Path) -> Iterator[str]:
                 continue
         for name in found:
             parts = name.split(".")
-            if parts[0] != "roomtone":
-                continue
-            while len(parts) > 1 and ".".join(parts[1:]) not in known:
+            while len(parts) > 1 and ".".join(parts[1:]) not in MODULES:
                 parts.pop()
-            if len(parts) > 1:
+            if parts[0] == "roomtone" and len(parts) > 1:
                 yield ".".join(parts[1:])
 
 
-def layer(name: str) -> int:
-    exact = next((index for index, members in enumerate(LAYERS) if name in members), None)
-    package = name.split(".", maxsplit=1)[0] + ".*"
-    if exact is not None:
-        return exact
-    return next((index for index, members in enumerate(LAYERS) if package in members), -1)
+def package_of(module: str) -> str:
+    return module.split(".", maxsplit=1)[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "path"), [(name, path) for name, path in modules() if "." in name or path.name != "__init__.py"]
-)
-def test_imports_point_left(name: str, path: Path) -> None:
-    """No module imports one of a later layer."""
-    if name.split(".", maxsplit=1)[0] in {"recognizer", "template"}:  # programs of their own, and other people's
-        return
-    for other in imported(path):
-        if other.split(".")[0] == "recognizer":
-            pytest.fail(f"{name} imports {other}, which is a program of its own")
-        assert layer(other) <= layer(name), f"{name} imports {other}"
+def allowed(package: str) -> frozenset[str]:
+    """The packages that this one may import."""
+    if package in ALONE:
+        return ALONE[package]
+    place = next(index for index, line in enumerate(LAYERS) if package in line)
+    return frozenset().union(*LAYERS[:place])
 
 
-def test_the_recognizer_stands_alone() -> None:
-    """The recognizer could be a program of its own: it knows the protocol and nothing of the daemon."""
-    allowed = {
-        "admission",
-        "concurrency",
-        "descriptors",
-        "events",
-        "legible",
-        "protocol",
-        "protocol.messages",
-        "protocol.parameters",
-        "protocol.turns",
-    }
-    for name, path in modules():
-        if name.split(".")[0] == "recognizer":
-            others = {other for other in imported(path) if other.split(".")[0] != "recognizer"}
-            assert others <= allowed, f"{name} imports {others - allowed}"
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name: str) -> None:
+    """A module imports its own package, and packages of the lines above."""
+    others = {package_of(other) for other in imported(MODULES[name])} - {package_of(name)}
+    assert others <= allowed(package_of(name))
+
+
+def test_the_table_has_each_package_once() -> None:
+    """Packages form the table, all of them, each in one line; none that is not there, and no module inside of one."""
+    named = [name for line in LAYERS for name in line] + list(ALONE)
+    assert sorted(named) == sorted({package_of(name) for name in MODULES})
+
+
+def test_no_package_could_stand_higher() -> None:
+    """Each package imports one of the line above its own: the table shows how far up each one really is."""
+    known = defaultdict[str, set[str]](set)
+    for name, path in MODULES.items():
+        known[package_of(name)].update(map(package_of, imported(path)))
+    loose = {name for above, line in pairwise(LAYERS) for name in line if known[name].isdisjoint(above)}
+    assert loose == set()
 
 
 def test_the_source_imports_the_standard_library() -> None:
     """The capture process starts in a moment and holds little: nothing of ours in it imports a package at its top."""
     waiting, seen = ["capture.source.main"], set[str]()
-    paths = dict(modules())
     while waiting:
         name = waiting.pop()
         if name in seen:
             continue
         seen.add(name)
-        for node in ast.parse(paths[name].read_text()).body:
+        for node in ast.parse(MODULES[name].read_text()).body:
             for module in _top_level(node):
                 assert module.split(".")[0] in {*sys.stdlib_module_names, "roomtone"}, f"{name} imports {module}"
-        waiting += imported(paths[name])
-    assert not seen & {"events", "sinks", "journal", "live"}
+        waiting += imported(MODULES[name])
+    assert not {package_of(name) for name in seen} & {"events", "sinks", "journal", "live"}
 
 
 def _top_level(node: ast.stmt) -> list[str]:
@@ -155,10 +132,33 @@ def _top_level(node: ast.stmt) -> list[str]:
             return []
 
 
-def test_the_table_is_complete() -> None:
-    """Each module has its place in the table, and the table names none that is not there."""
-    there = {name for name, _ in modules()}
-    named = {name for members in LAYERS for name in members}
-    packages = {name.rpartition(".")[0] for name in there}
-    assert {name.removesuffix(".*") for name in named} - there - packages == set()
-    assert [name for name in there if name.split(".")[0] not in {"recognizer", "template"} and layer(name) < 0] == []
+def product_classes() -> Iterator[tuple[str, ast.ClassDef]]:
+    """Each class of the daemon and of the plugins in this repository, with its file."""
+    for folder in ("daemon", "plugins"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    yield str(path.relative_to(ROOT)), node
+
+
+def test_no_class_name_is_defined_twice() -> None:
+    """A name that is read in an error or a stack leads to one class."""
+    places = defaultdict[str, list[str]](list)
+    for place, node in product_classes():
+        places[node.name].append(place)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_constructors_take_few_things() -> None:
+    """A constructor of more than seven arguments has too many tasks. Structs and named tuples, which are data, have no
+    constructor of their own.
+    """
+    large = {}
+    for place, node in product_classes():
+        for function in node.body:
+            if isinstance(function, ast.FunctionDef) and function.name == "__init__":
+                given = function.args
+                count = len(given.posonlyargs) + len(given.args) + len(given.kwonlyargs) - 1
+                if count > MAX_ARGUMENTS:
+                    large[f"{place}: {node.name}"] = count
+    assert large == {}

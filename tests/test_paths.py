@@ -62,7 +62,7 @@ def test_private(tmp_path: Path) -> None:
 
 
 def test_one_daemon(tmp_path: Path) -> None:
-    """A second daemon is told so, by the folder's name; after the first one it may."""
+    """A second daemon is refused, with the folder's name; after the first one has ended, it may run."""
     with lock(tmp_path), pytest.raises(StateError, match=f"{tmp_path}: another roomtone runs"), lock(tmp_path):
         pass
     with lock(tmp_path):
@@ -70,7 +70,7 @@ def test_one_daemon(tmp_path: Path) -> None:
 
 
 def test_killed_daemon(tmp_path: Path) -> None:
-    """The lock of a killed daemon holds nobody up."""
+    """The lock of a killed daemon blocks no other."""
     program = (
         "import sys, pathlib; from roomtone.paths import lock\n"
         "with lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
@@ -97,7 +97,7 @@ def test_unusable_state(tmp_path: Path) -> None:
 
 
 def test_errors_within(tmp_path: Path) -> None:
-    """What goes wrong inside the lock is nobody else's fault."""
+    """An error inside of the lock is not reported as an error of the lock."""
     with pytest.raises(BlockingIOError), lock(tmp_path):
         raise BlockingIOError
 

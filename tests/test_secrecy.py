@@ -122,7 +122,7 @@ def live(folder: Path, service: str, hook: str) -> None:
 
 
 def made(folder: Path, ours: set[Path]) -> list[Path]:
-    """What the daemon has made."""
+    """The files that the daemon has made."""
     return [path for path in folder.rglob("*") if path not in ours]
 
 

@@ -65,7 +65,7 @@ def test_readable_by_others(key_file: Path, mode: int) -> None:
     [("", "is empty"), ("two words", "more than a key"), ("k\u00e4y", "ASCII"), ("a\nb", "one word")],
 )
 def test_no_key_in_it(key_file: Path, content: str, says: str) -> None:
-    """What cannot be a key is refused where it was found, and is not shown."""
+    """A value that cannot be a key is refused with its place, and is not shown."""
     key_file.write_text(content)
 
     with pytest.raises(SecretError, match=says) as caught:
@@ -77,12 +77,12 @@ def test_absent_file(tmp_path: Path) -> None:
     """A key file that is named and absent is an error: to go on without would send speech elsewhere."""
     with pytest.raises(SecretError, match=r"\[service\] api_key_file: .*/absent is not there; write the key into it"):
         find_key(tmp_path / "absent", {})
-    with pytest.raises(SecretError, match=f"{tmp_path} is no regular file"):
+    with pytest.raises(SecretError, match=f"{tmp_path} is not a regular file"):
         find_key(tmp_path, {})
 
 
 def test_key_for_a_file(tmp_path: Path) -> None:
-    """Who writes the key itself where its file is asked for is told so, and the key is not shown."""
+    """A key in the place of its file's name is refused with the reason, and is not shown."""
     with pytest.raises(SecretError, match="looks like a key, and must name a file") as caught:
         find_key(tmp_path / "0123456789abcdef0123456789abcdef", {})
 
@@ -168,7 +168,7 @@ def test_no_character_of_a_password_shows_it(address: str, odd: str) -> None:
 
 @pytest.mark.parametrize("odd", [character for character in ODD if character not in "&\n"])
 def test_no_character_of_a_query_secret_shows_it(odd: str) -> None:
-    """The same for a token in a query, up to the next parameter; also where a person forgot the scheme."""
+    """The same for a token in a query, up to the next parameter; also if the scheme is missing."""
     for address in ("https://example.org/hook", "example.org/hook"):
         assert "den" not in secret.mask({"url": f"{address}?room=a&token=hid{odd}den"})["url"]
         assert secret.mask({"url": f"{address}?token=hidden&room=a"})["url"].endswith("token=***&room=a")

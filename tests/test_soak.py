@@ -17,12 +17,13 @@ from trio.testing import MockClock
 from conftest import Report
 from roomtone.capture.records import loss_entry
 from roomtone.capture.sample_accounting import Lost
-from roomtone.config.model import Storage
+from roomtone.config.active import ActiveConfig
+from roomtone.config.model import Config, ServiceConfig, Storage
 from roomtone.delivery.runner import SinkRunner
 from roomtone.events import Audio, Durable, SessionEnded, SessionStarted, Turn, Word
 from roomtone.journal.coverage import summarize
 from roomtone.journal.records import CoverageSpan, Mark
-from roomtone.retention.cleanup import CleanupPolicy, Instruments, run_cleanup
+from roomtone.retention.cleanup import Instruments, run_cleanup
 from roomtone.sinks import Context, Sink, hookimpl
 from roomtone.speech.transcriber import transcribe
 from roomtone.spool.segment import Segment
@@ -132,9 +133,13 @@ async def live_on(folder: Path, service: FakeService, sink: Counting, minutes: r
     ):
         desk = room.context._replace(frame=RATE)
         delivery = SinkRunner(sink, context, journal=room.journal, live=desk.live)
-        rules = CleanupPolicy(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
+        config = Config(
+            path=folder / "roomtone.toml", service=ServiceConfig(), rooms={}, sinks={"counting": sink}, storage=STORAGE
+        )
+        instruments = Instruments(utc=now, uptime=trio.current_time)
+        active, spools = ActiveConfig(config, None), {"desk": room.spool}
         supporting.start_soon(delivery.run)
-        supporting.start_soon(run_cleanup, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))
+        supporting.start_soon(run_cleanup, folder, active, spools, room.journal, instruments)
         rooms.start_soon(partial(transcribe, desk, realtime=True, utc=now))
         await record(room, minutes)
         size = measure(folder)
@@ -221,10 +226,15 @@ async def live_a_day(folder: Path, service: FakeService, sink: Counting, day: in
         open_room(folder, reach(service), spool_folder="spool/desk", sync_interval=1800) as room,
         trio.open_nursery() as nursery,
     ):
-        delivery = SinkRunner(sink, context, journal=room.journal, live=room.context.live)
-        rules = CleanupPolicy(lambda: STORAGE, lambda: {"desk": room.spool}, lambda: {"counting": sink})
+        live = room.context.live
+        delivery = SinkRunner(sink, context, journal=room.journal, live=live)
+        config = Config(
+            path=folder / "roomtone.toml", service=ServiceConfig(), rooms={}, sinks={"counting": sink}, storage=STORAGE
+        )
+        instruments = Instruments(utc=now, uptime=trio.current_time)
+        active, spools = ActiveConfig(config, None), {"desk": room.spool}
         nursery.start_soon(delivery.run)
-        nursery.start_soon(run_cleanup, folder, rules, room.journal, Instruments(utc=now, uptime=trio.current_time))
+        nursery.start_soon(run_cleanup, folder, active, spools, room.journal, instruments)
         for hour in range(24):
             sink.down.clear()
             sink.down.update({"away"} if day % 7 == 3 and hour in {8, 9} else {})

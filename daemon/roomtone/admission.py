@@ -1,4 +1,4 @@
-"""Who comes in at a port of this machine that every local user, and every page in a local browser, can reach."""
+"""Admission to a port of this machine: every local user, and every page in a local browser, can reach it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,45 +8,45 @@ from urllib.parse import urlsplit
 
 import trio
 
-MAX_STRANGERS = 64
-"""Connections at a time that have not yet shown what they want. An honest one needs milliseconds for that."""
+MAX_PENDING = 64
+"""Connections at a time that were not admitted yet. An honest one needs milliseconds for that."""
 
 
 class Door:
-    """Bounds the connections of a listener that have not been let in: one more, and the oldest of them is closed.
+    """Bounds the connections of a listener that were not admitted yet: one more, and the oldest of them is closed.
 
-    Rejected: to refuse the newest, or to accept none until one leaves. Both keep honest clients out for as long as
-    somebody holds idle sockets.
+    Rejected: refusing the newest, or accepting none until one leaves. Both lock honest clients out while an attacker
+    holds idle sockets.
     """
 
-    def __init__(self, most: int = MAX_STRANGERS) -> None:
-        self._most = most
-        self._strangers: dict[trio.CancelScope, None] = {}
+    def __init__(self, limit: int = MAX_PENDING) -> None:
+        self._limit = limit
+        self._pending: dict[trio.CancelScope, None] = {}
 
     @contextmanager
     def enter(self) -> Iterator[Callable[[], object]]:
-        """The life of one connection, cancelled when it has to give way. Yields what lets it in: it stays from then on,
-        and is the caller's to bound.
+        """One connection, which is cancelled when it must give way. Yields a function that admits it: then it stays,
+        and the caller bounds it.
         """
         with trio.CancelScope() as scope:
-            self._strangers[scope] = None
-            if len(self._strangers) > self._most:
-                oldest = next(iter(self._strangers))
-                del self._strangers[oldest]
+            self._pending[scope] = None
+            if len(self._pending) > self._limit:
+                oldest = next(iter(self._pending))
+                del self._pending[oldest]
                 oldest.cancel()
-            let_in = partial(self._strangers.pop, scope, None)
+            admit = partial(self._pending.pop, scope, None)
             try:
-                yield let_in
+                yield admit
             finally:
-                let_in()
+                admit()
 
 
 def is_local(host: str | None, origin: str | None) -> bool:
     """True if a request with these headers was meant for this machine. Pure.
 
-    Any site can have a name that leads to 127.0.0.1: its page is then of the same origin as the port that listens
-    there, and only the Host header tells. Neither an address nor a name without a dot, which only the own network has,
-    is such a name. Programs send no Origin, or the host's.
+    Any site can have a name that leads to 127.0.0.1. Its page then has the same origin as the port that listens there,
+    and only the Host header shows the difference. An address is never such a name, nor is a name without a dot, which
+    exists only in the local network. Programs send no Origin, or the host's.
     """
     try:
         name = urlsplit(f"//{host}").hostname if host is not None else "localhost"
@@ -58,7 +58,7 @@ def is_local(host: str | None, origin: str | None) -> bool:
 
 
 def is_same_origin(host: str | None, origin: str | None) -> bool:
-    """True if no page of another site asks. Pure."""
+    """True if the request is not from a page of another site. Pure."""
     return origin is None or (host is not None and origin.partition("://")[2].lower() == host.lower())
 
 

@@ -1,5 +1,5 @@
-"""The descriptors of this process: the three that every program counts on, how many there may be, those that a fork
-must not keep, and lines for a log that nothing holds up.
+"""The descriptors of this process: the three standard ones, their limit, those that a fork must not keep, and a logger
+that never blocks for long.
 """
 
 import os
@@ -12,11 +12,10 @@ from functools import cache
 from typing import Any, TextIO
 
 MAX_DESCRIPTORS = 1 << 20
-"""Some systems have no hard limit, and programs that we start may close every number below theirs."""
+"""Upper bound where the system has no hard limit: programs that we start may close each number below it."""
 
-PATIENCE_S = 0.5
-"""How long a line may wait for a reader that does not read; the loop stands still for as long, so the next ones do not
-wait.
+WRITE_TIMEOUT_S = 0.5
+"""Seconds that a line waits for a reader that does not read. The loop is blocked meanwhile, so later lines do not wait.
 """
 
 _STANDARD = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
@@ -32,10 +31,10 @@ def prepare() -> None:
 
 
 def fill_standard() -> None:
-    """Open /dev/null for each of standard input, output and error that whoever started us has closed.
+    """Open /dev/null for each of standard input, output and error that is closed.
 
-    Else the next file that is opened gets the number: what is printed would go into a recording. Python's own streams
-    are None then, which nothing that prints expects.
+    Otherwise the next open file would get the number, and printed text would go into a recording. Python's own streams
+    are None then, which no code that prints expects.
     """
     for number, (name, mode) in enumerate(_STANDARD):
         try:
@@ -55,8 +54,8 @@ def raise_limit() -> None:
 
 
 def settle_output() -> None:
-    """Write out what is buffered, and drop what nobody takes: the interpreter would try it again at its end, complain,
-    and end with a code of its own.
+    """Flush the buffers, and drop what cannot be written: the interpreter would try again at its exit, complain, and
+    end with an exit code of its own.
     """
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
@@ -66,7 +65,7 @@ def settle_output() -> None:
 
 
 def copy_of(stream: TextIO) -> int | None:
-    """Another descriptor for where the stream leads; None for a stream that has none, or is closed.
+    """A duplicate of the stream's descriptor; None if it has none, or is closed.
 
     It stays open when a plugin closes the stream, or its number.
     """
@@ -78,11 +77,11 @@ def copy_of(stream: TextIO) -> int | None:
 
 @contextmanager
 def kept_from_forks(*descriptors: int) -> Iterator[None]:
-    """As long as this lasts, a child that a plugin forks closes these descriptors: a lock, a port or a lifeline that it
-    kept would outlive us, and hold up our successor. Closing on exec does not help a child that never calls that.
+    """Until the context is left, a child that a plugin forks closes these descriptors: a lock, a port or a lifeline
+    that it kept would outlive us, and block our successor. Closing on exec does not help a child that never calls exec.
 
-    Rejected: POSIX locks, which a fork does not inherit. Whatever opens and closes the same file in this process would
-    drop them, and ports and pipes have none.
+    Rejected: POSIX locks, which a fork does not inherit. Any code that opens and closes the same file in this process
+    would drop them, and ports and pipes have none.
     """
     kept = _kept_from_forks()
     kept.update(descriptors)
@@ -94,7 +93,7 @@ def kept_from_forks(*descriptors: int) -> Iterator[None]:
 
 @cache
 def _kept_from_forks() -> set[int]:
-    """One for the process, and registered once: what is registered cannot be taken back."""
+    """One set for the process, registered once: a registration cannot be undone."""
     kept = set[int]()
 
     def close() -> None:
@@ -109,8 +108,8 @@ def _kept_from_forks() -> set[int]:
 class Lines:
     """A logger for structlog that writes lines, and its own factory.
 
-    Nothing that becomes of the stream ends or holds up the caller: a reader that has gone or does not read, a full
-    disk, a plugin that closes it. Lines that cannot be written are counted in `lost`, and the next one says how many.
+    No failure of the stream ends or blocks the caller: a reader that is gone or does not read, a full disk, a plugin
+    that closes it. Lines that cannot be written are counted in `lost`, and the next line carries their number.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -122,8 +121,8 @@ class Lines:
     def __call__(self, *_: object) -> "Lines":
         return self
 
-    def own_up(self, _logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """A processor: say how many lines are missing before this one."""
+    def add_lost_lines(self, _logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """A processor: add the number of lines that are missing before this one."""
         return {**line, "lost_before": self.lost} if self.lost else line
 
     def msg(self, line: str) -> None:
@@ -141,15 +140,15 @@ class Lines:
     debug = info = warning = error = critical = exception = log = msg
 
     def _write(self, descriptor: int, line: bytes) -> None:
-        """Write without blocking. Rejected: O_NONBLOCK, which all who have this terminal or pipe would share. A pipe
-        that is ready takes PIPE_BUF bytes (pipe(7)).
+        """Write without blocking. Rejected: O_NONBLOCK, which all processes with this terminal or pipe would share. A
+        pipe that is ready takes PIPE_BUF bytes (pipe(7)).
         """
         rest = memoryview(b"\n" + line if self._is_torn else line)
         ready = select.poll()
         ready.register(descriptor, select.POLLOUT)
         self._is_torn = False
         while rest:
-            if not ready.poll(0 if self.lost else PATIENCE_S * 1000):
+            if not ready.poll(0 if self.lost else WRITE_TIMEOUT_S * 1000):
                 raise BlockingIOError
             rest = rest[os.write(descriptor, rest[: select.PIPE_BUF]) :]
             self._is_torn = bool(rest)

@@ -1,10 +1,9 @@
-r"""Text of others made fit to be shown: what a terminal would obey, and what would hide or turn other text around, is
-written out as `\u001b`. Pure, and total: any text may come in, lone surrogates too.
+r"""Makes untrusted text fit to be shown: characters that a terminal would obey, or that hide or reorder other text, are
+escaped as `\u001b`. Pure, and total: any text is valid input, lone surrogates too.
 
 Escaped are control characters (C0, DEL, C1), lone surrogates, the separators of lines and paragraphs, and characters
 of format: overrides and isolates of direction, marks, zero width spaces, tags. The two joiners stay, for emoji and
-several scripts are written with them. A newline is text of others like any other, and is escaped where a text must be
-one line.
+several scripts need them. A newline is escaped if the text must be one line.
 """
 
 import re
@@ -26,14 +25,14 @@ def legible(text: str, *, lines: bool = False) -> str:
 
 
 def legible_json(document: str) -> str:
-    """The same JSON document, with the same values, in characters that no terminal obeys."""
+    """The JSON document with the same values, without characters that a terminal obeys."""
     return _UNFIT_IN_LINES.sub(_written_in_json, document)
 
 
 def describe_traceback(error: BaseException) -> str:
-    """Where the error was raised, and of which class it and its causes are, without their texts.
+    """The traceback of an error with the classes of it and its causes, without their texts.
 
-    The text of an error quotes what was worked on: `int(event.text)` has what was said in it.
+    The text of an error may quote its input: that of `int(event.text)` contains what was said.
     """
     return "\n\n".join(_describe(each) for each in reversed(_chain(error)))
 
@@ -51,7 +50,7 @@ def _frames(error: BaseException) -> list[str]:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error, what it came from, and what that came from; each one once."""
+    """The error, its cause, the cause of that, and so on; each one once."""
     chain = [error]
     while (before := chain[-1].__cause__ or _context(chain[-1])) and not any(before is each for each in chain):
         chain.append(before)
@@ -77,12 +76,12 @@ def _written_in_json(found: re.Match[str]) -> str:
 
 
 def well_formed(text: str) -> str:
-    """The text with what UTF-8 cannot encode as an escape so that it can be logged and journalled."""
+    """The text with escapes for what UTF-8 cannot encode, so that it can be logged and journaled."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def text_of(value: object) -> str:
-    """The value's own text, well-formed. Total: a value whose `__str__` raises is told by its type."""
+    """The value's own text, well-formed. Total: a value whose `__str__` raises is described by its type."""
     try:
         return well_formed(str(value))
     except Exception:  # noqa: BLE001 - it may be an object of a plugin's, which can do anything

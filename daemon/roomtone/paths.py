@@ -1,4 +1,4 @@
-"""Where the daemon's things lie: the configuration, the state, and what relative paths begin at."""
+"""The places of the daemon: its configuration, its state, and the folders at which relative paths begin."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ FILE = "roomtone.toml"
 VARIABLE = "ROOMTONE_CONFIG"
 SOCKET = "control"
 UMASK = 0o077
-"""Whatever is made and however: what was said in a room is for the daemon's user alone."""
+"""For all files that are made: what was said in a room is for the daemon's user alone."""
 
 
 class StateError(Exception):
@@ -28,7 +28,7 @@ class StateInUse(StateError):  # noqa: N818 - it says what is true of the folder
 
 
 def configurations(environ: Mapping[str, str], here: Path) -> tuple[Path, ...]:
-    """Where a configuration is looked for, in this order, unless one is named."""
+    """The places in which a configuration is looked for, in this order, unless one is named."""
     return (
         here / FILE,
         _xdg(environ, "XDG_CONFIG_HOME", ".config") / "roomtone" / FILE,
@@ -37,10 +37,10 @@ def configurations(environ: Mapping[str, str], here: Path) -> tuple[Path, ...]:
 
 
 def find_configuration(given: Path | None, environ: Mapping[str, str], here: Path) -> Path | None:
-    """The configuration to use: the one given, $ROOMTONE_CONFIG, else the first that exists; None where none does.
+    """The configuration to use: the given one, $ROOMTONE_CONFIG, else the first that exists; None if there is none.
 
-    One that was named is returned whether it exists or not: to fall back from a misspelt name would run another.
-    Raises PermissionError, which names the file, where none is seen and this user may not look into all the places.
+    A named one is returned even if it does not exist: after a misspelt name, another one would run. Raises
+    PermissionError, which names the file, if none is found and this user may not look into all of the places.
     """
     if given is not None:
         return given
@@ -52,16 +52,17 @@ def find_configuration(given: Path | None, environ: Mapping[str, str], here: Pat
             if path.is_file():
                 return path
         except PermissionError as error:
-            forbidden = error  # as in the working folder of somebody else: another place may have one all the same
+            forbidden = error  # as in the working folder of another user: the next place may have one nevertheless
     if forbidden:
         raise forbidden
     return None
 
 
 def foreign_hand(path: Path) -> str | None:
-    """Who else than root and this user could change what is at this path, or put another in its place, in words; None
-    where nobody could. All folders above it count, and the links on the way. In a folder with the sticky bit nobody can
-    replace what is not theirs; a group of which this user's is the first is the user's own.
+    """Describes which other user could change or replace the file at this path; None if only root and this user could.
+
+    All folders above it count, and the links on the way. In a folder with the sticky bit users can only replace their
+    own files. This user's primary group counts as the user.
     """
     absolute = path.absolute()
     real = absolute.resolve()
@@ -69,7 +70,7 @@ def foreign_hand(path: Path) -> str | None:
         try:
             status = place.lstat()
         except OSError:
-            continue  # then it cannot be read either, and whoever reads it says so
+            continue  # then it cannot be read either, and the caller reports that
         if status.st_uid not in {0, os.geteuid()}:
             return f"{place} belongs to user {status.st_uid}"
         if stat.S_ISLNK(status.st_mode) or (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX):
@@ -82,7 +83,7 @@ def foreign_hand(path: Path) -> str | None:
 
 
 def expand(path: str | Path) -> Path:
-    """The path with `~` written out. Raises FileNotFoundError, which names it, where nobody has such a home folder."""
+    """The path with `~` expanded. Raises FileNotFoundError, which names it, if there is no such home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -91,7 +92,8 @@ def expand(path: str | Path) -> Path:
 
 
 def state_folder(configured: str | None, folder: Path, environ: Mapping[str, str]) -> Path:
-    """Where the journal and the spool lie: `[service] state`, $STATE_DIRECTORY of systemd, else the XDG state folder.
+    """The folder of the journal and the spool: `[service] state`, $STATE_DIRECTORY of systemd, else the XDG state
+    folder.
 
     `folder` is where a relative `[service] state` begins: the configuration's own.
     """
@@ -103,15 +105,15 @@ def state_folder(configured: str | None, folder: Path, environ: Mapping[str, str
 
 
 def sinks_folder(folder: Path, environ: Mapping[str, str]) -> Path:
-    """Where relative paths of sinks begin: systemd's state directory, for a service may write nowhere else, else the
-    configuration's folder.
+    """The folder at which relative paths of sinks begin: systemd's state directory, for a service may write nowhere
+    else, or else the configuration's folder.
     """
     return _state_directory(environ) or folder
 
 
 def control_socket(state: Path, environ: Mapping[str, str]) -> Path:
-    """Where the daemon with this state is asked: in $RUNTIME_DIRECTORY of systemd, else the XDG runtime folder, where
-    several daemons of one user have names of their own, else in the state folder.
+    """The control socket of the daemon with this state: in $RUNTIME_DIRECTORY of systemd, else in the XDG runtime
+    folder, in which each daemon of a user has a name of its own, else in the state folder.
     """
     if given := _first(environ.get("RUNTIME_DIRECTORY", "")):
         return given / SOCKET
@@ -123,8 +125,8 @@ def control_socket(state: Path, environ: Mapping[str, str]) -> Path:
 
 
 def control_sockets(state: Path, environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Where to look for a running daemon: one with this state, however it was started, else the service of this user,
-    else the system's. A shell without XDG_RUNTIME_DIR, as of `su` and cron, finds what a session has started.
+    """The sockets at which a running daemon may answer: one with this state, else the service of this user, else the
+    system's. A shell without XDG_RUNTIME_DIR, as of `su` and cron, finds the daemon of a session too.
     """
     runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
     bare = {name: value for name, value in environ.items() if name == "HOME"}
@@ -139,7 +141,7 @@ def control_sockets(state: Path, environ: Mapping[str, str]) -> tuple[Path, ...]
 
 
 def private_folder(folder: Path) -> Path:
-    """The folder, made for this user only where it is missing. Raises StateError where it cannot be made."""
+    """The folder, which is made for this user only if it is missing. Raises StateError if it cannot be made."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -149,11 +151,11 @@ def private_folder(folder: Path) -> Path:
 
 @contextmanager
 def lock(state: Path) -> Iterator[None]:
-    """Hold the state folder, made where it is missing: two daemons in one would write over each other's positions.
+    """Lock the state folder, and make it if it is missing: two daemons would overwrite each other's positions.
 
-    The lock is the kernel's (flock), so it ends with the process however that ends, also where a plugin has forked a
-    child that lives on. Raises StateError where the folder cannot be made, written or locked, or named in an event;
-    StateInUse where another process holds it.
+    The lock is the kernel's (flock), so it ends with the process, even if a plugin has forked a child that survives.
+    Raises StateError if the folder cannot be made, written, locked, or named in an event; StateInUse if another process
+    holds it.
     """
     if str(state) != (shown := well_formed(str(state))):
         raise StateError(f"{shown}: the name of the state folder is not UTF-8; name another with [service] state")
@@ -189,7 +191,7 @@ def _unusable(folder: Path, error: OSError) -> str:
 
 
 def _state_directory(environ: Mapping[str, str]) -> Path | None:
-    """Of several, which systemd joins with colons, the first is ours."""
+    """The first of the folders, which systemd joins with colons."""
     return _first(environ.get("STATE_DIRECTORY", ""))
 
 
@@ -199,13 +201,13 @@ def _first(folders: str) -> Path | None:
 
 
 def _xdg(environ: Mapping[str, str], variable: str, default: str) -> Path:
-    """The XDG base directory specification: a relative value is invalid and to be ignored."""
+    """By the XDG base directory specification: a relative value is invalid, and ignored."""
     given = Path(environ.get(variable, ""))
     return given if given.is_absolute() else _home(environ) / default
 
 
 def _home(environ: Mapping[str, str]) -> Path:
-    """In a container, the user may be unknown to the system and HOME unset: then it is /, as Docker has it."""
+    """In a container, the user may be unknown to the system and HOME unset: then it is /, as in Docker."""
     try:
         return Path(environ.get("HOME") or Path.home())
     except RuntimeError:

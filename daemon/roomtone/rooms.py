@@ -1,8 +1,8 @@
-"""The rooms at work: each one a spool, the streaming that reads it, and the capture that writes it.
+"""The rooms that run: each has a spool, the capture that writes it, and the streaming that reads it.
 
-In a room as in the daemon the indentation is the order of shutdown. Stopping cancels capture alone; the spool's data
-ends there, streaming drains what is left in its own time, and the spool is closed last. What a new configuration
-changes in a room is begun again alone: a new source under the same session, a new session over the same source.
+In a room, as in the daemon, the indentation is the order of shutdown. Stopping cancels only capture; then the spool
+gets no more data, streaming drains the rest in its own time, and the spool is closed last. A new configuration restarts
+only what it changes: a new source under the same session, or a new session over the same source.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +25,7 @@ from roomtone.capture.sources import Source
 from roomtone.capture.supervisor import CaptureSupervisor
 from roomtone.concurrency import Restartable
 from roomtone.config import model
+from roomtone.config.active import ActiveConfig
 from roomtone.containment import supervise
 from roomtone.journal.journal import Journal
 from roomtone.journal.keys import room_key
@@ -43,13 +44,13 @@ from roomtone.speech.vad import lacks_detector, open_detector
 from roomtone.spool.spool import Spool, open_closed_spool, open_spool
 
 DRAIN_TIMEOUT_S = 15.0
-"""Seconds that a room which is closed, or begun again, has for the transcript of what it has brought."""
+"""Seconds that a room has for its transcript when it is closed or restarted."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class RoomServices(NamedTuple):
-    """What the rooms of a daemon share. `folder` is that of their spools; `spools` has those that are open."""
+    """Shared by the rooms of a daemon. `folder` holds their spools; `spools` has those that are open."""
 
     folder: Path
     spools: dict[str, Spool]
@@ -57,61 +58,66 @@ class RoomServices(NamedTuple):
     live: Live
     endpoints: Endpoints
     health: Liveness
-    glance: RoomStates
+    room_states: RoomStates
     governor: Governor
     analyst: Analyst
 
 
 class RoomSettings(msgspec.Struct, frozen=True):
-    """What a room is to do. Relative paths of its source begin in `folder`; `sync_interval` is in seconds."""
+    """The settings of a room. Relative paths of its source begin in `folder`; `sync_interval` is in seconds."""
 
     table: model.Room
     folder: Path
     sync_interval: float
     key: Secret | None
 
+    @classmethod
+    def of(cls, active: ActiveConfig, table: model.Room) -> "RoomSettings":
+        """The settings of the room with this table."""
+        return cls(table, active.config.folder, active.config.service.sync_interval, active.key)
+
     @property
     def source(self) -> tuple[Source, Path, int]:
-        """What differs where the capture must begin again."""
+        """Capture must be restarted when this changes."""
         return self.table.source, self.folder, self.table.frame
 
     @property
     def speech(self) -> tuple[model.GateConfig, Secret | None, int, dict[str, str]]:
-        """What differs where the streaming must begin again, apart from the terms of its sessions."""
+        """Streaming must be restarted when this changes, and for some parameters of its sessions."""
         return self.table.gate, self.key, self.table.frame, self.table.speakers
 
 
 class RunningRoom:
-    """One room at work. Making it does nothing; `run` works until the source has ended or `stop` is called."""
+    """One room. Making it does nothing; `run` works until the source has ended or `stop` is called."""
 
-    def __init__(self, name: str, plan: RoomSettings, mute: MuteState | None, surroundings: RoomServices) -> None:
+    def __init__(self, name: str, settings: RoomSettings, mute: MuteState | None, services: RoomServices) -> None:
         self.name = name
-        self.plan = plan
-        self.over = trio.Event()
+        self.settings = settings
+        self.closed = trio.Event()
         self.capture = CaptureSupervisor(name, mute)
-        self._around = surroundings
+        self._services = services
         self._room = trio.CancelScope()
         self._capture = trio.CancelScope()
         self._leaving = trio.Event()
         self._streaming = Restartable()
-        self._terms = SessionParameters(plan.table.streaming)
+        self._parameters = SessionParameters(settings.table.streaming)
 
     async def run(self) -> None:
         """Record and transcribe. Resources: the spool, which is closed when all in it is settled.
 
-        Contained here: what is wrong with one room, such as a spool that cannot be opened, is no other room's. Errors:
-        JournalError.
+        Contained here: a failure of one room, such as a spool that cannot be opened, is not a failure of the others.
+        Errors: JournalError.
         """
         try:
             with self._room:
                 await supervise(
-                    f"Room {self.name}", self._work, self._around.journal, room=self.name, until=self._leaving
+                    f"Room {self.name}", self._work, self._services.journal, room=self.name, until=self._leaving
                 )
         finally:
-            self.over.set()
+            self.closed.set()
 
     async def _work(self) -> None:
-        health, journal = self._around.health, self._around.journal
+        health, journal = self._services.health, self._services.journal
         self._capture = trio.CancelScope()
         if self._leaving.is_set():
             self._capture.cancel()
@@ -129,130 +135,130 @@ class RunningRoom:
                     spool.end_of_data()
                     health.ended(self.name, trio.current_time())
         except Exception:
-            health.gap(self.name, "daemon down", trio.current_time(), "the room has failed, and is begun again")
+            health.gap(self.name, "daemon down", trio.current_time(), "the room has failed, and is restarted")
             raise
 
-    def stop(self, patience: float) -> None:
-        """Close the source; what it brought may be transcribed for so many seconds. `over` says when all is done."""
+    def stop(self, timeout_s: float) -> None:
+        """Close the source, and transcribe what it brought for at most `timeout_s` seconds. Then `closed` is set."""
         self._leaving.set()
         self._capture.cancel()
-        self._room.deadline = min(self._room.deadline, trio.current_time() + patience)
+        self._room.deadline = min(self._room.deadline, trio.current_time() + timeout_s)
 
     @asynccontextmanager
     async def quiet(self) -> AsyncIterator[None]:
-        """No session is open as long as this lasts. Recording goes on, and its transcript follows later."""
+        """No session is open until the context is left. Recording goes on, and its transcript follows later."""
         async with self._streaming.held():
             yield
 
-    def change(self, plan: RoomSettings) -> str:
-        """Do something else from now on, and say what of it begins again. The rate cannot be changed so."""
-        before, self.plan = self.plan, plan
-        begun = []
-        if before.source != plan.source:
-            begun.append("source")
+    def change(self, settings: RoomSettings) -> str:
+        """Apply other settings, all but the rate. Returns which part is restarted, in words."""
+        before, self.settings = self.settings, settings
+        restarted = []
+        if before.source != settings.source:
+            restarted.append("source")
             self.capture.restart()
-        if before.speech != plan.speech or not self._terms.change(plan.table.streaming):
-            begun.append("streaming")
-            self._terms = SessionParameters(plan.table.streaming)
+        if before.speech != settings.speech or not self._parameters.change(settings.table.streaming):
+            restarted.append("streaming")
+            self._parameters = SessionParameters(settings.table.streaming)
             self._streaming.restart()
-        return f"{' and '.join(begun)} begins again" if begun else "goes on"
+        return f"{' and '.join(restarted)} begins again" if restarted else "goes on"
 
     @asynccontextmanager
     async def _open_spool(self) -> AsyncIterator[Spool]:
-        plan, around = self.plan, self._around
-        folder = around.folder / self.name
-        async with open_spool(folder, rate=plan.table.rate, sync_interval=plan.sync_interval) as spool:
-            around.spools[self.name] = spool
+        settings, services = self.settings, self._services
+        folder = services.folder / self.name
+        async with open_spool(folder, rate=settings.table.rate, sync_interval=settings.sync_interval) as spool:
+            services.spools[self.name] = spool
             try:
                 yield spool
             finally:
-                del around.spools[self.name]
+                del services.spools[self.name]
 
-    async def _record(self, spool: Spool, reins: RunControl) -> Reason:
-        plan, around = self.plan, self._around
-        spool.sync_interval = plan.sync_interval
+    async def _record(self, spool: Spool, control: RunControl) -> Reason:
+        settings, services = self.settings, self._services
+        spool.sync_interval = settings.sync_interval
         return await record(
             self.name,
-            plan.table.source,
-            rate=plan.table.rate,
-            frame=plan.table.frame,
-            folder=plan.folder,
+            settings.table.source,
+            rate=settings.table.rate,
+            frame=settings.table.frame,
+            folder=settings.folder,
             spool=spool,
-            journal=around.journal,
-            live=around.live,
-            reins=reins,
-            witness=around.health,
+            journal=services.journal,
+            live=services.live,
+            reins=control,
+            witness=services.health,
         )
 
     async def _transcribe(self, spool: Spool) -> None:
-        """Turn what is recorded into text, with the endpoint that the configuration and the budget allow."""
-        table, around = self.plan.table, self._around
-        given = around.endpoints.choose(self._terms, table.rate, self.plan.key)
-        if not given.remote:
-            await self._transcribe_at(given, spool)
+        """Transcribe what is recorded, with the endpoint that the configuration and the budget allow."""
+        rate, services = self.settings.table.rate, self._services
+        configured = services.endpoints.choose(self._parameters, rate, self.settings.key)
+        if not configured.remote:
+            await self._transcribe_at(configured, spool)
             return
 
-        async def within_the_budget(course: CapAction | None) -> None:
-            match course:
+        async def within_the_budget(cap_action: CapAction | None) -> None:
+            match cap_action:
                 case None:
-                    await self._transcribe_at(given, spool)
+                    await self._transcribe_at(configured, spool)
                 case "local":
-                    here = around.endpoints.choose(self._terms, table.rate, None, instead=LOCAL)
-                    await self._transcribe_at(here, spool)
+                    local = services.endpoints.choose(self._parameters, rate, None, instead=LOCAL)
+                    await self._transcribe_at(local, spool)
                 case "record":
-                    await withhold(self._desk(given, spool))
+                    await withhold(self._context(configured, spool))
 
-        await around.governor.run_within_budget(within_the_budget)
+        await services.governor.run_within_budget(within_the_budget)
 
     async def _transcribe_at(self, endpoint: Endpoint, spool: Spool) -> None:
-        gate, rate = self.plan.table.gate, self.plan.table.rate
+        gate, rate = self.settings.table.gate, self.settings.table.rate
         gating = (
             GateSettings(partial(open_detector, rate), gate.preroll, gate.close_after)
             if gate.mode == "speech"
             else None
         )
         if gating and lacks_detector(rate):
-            if endpoint.remote:  # always open would cost what the gate is there to save
-                await withhold(self._desk(endpoint, spool))
+            if endpoint.remote:  # a session that is always open would cost what the gate is there to save
+                await withhold(self._context(endpoint, spool))
                 return
             gating = None
         await transcribe(
-            self._desk(endpoint, spool),
-            realtime=self.plan.table.realtime,
+            self._context(endpoint, spool),
+            realtime=self.settings.table.realtime,
             gating=gating,
             leaving=self._leaving,
         )
 
-    def _desk(self, endpoint: Endpoint, spool: Spool) -> SessionContext:
-        table, around = self.plan.table, self._around
+    def _context(self, endpoint: Endpoint, spool: Spool) -> SessionContext:
+        table, services = self.settings.table, self._services
         return SessionContext(
             room=self.name,
             rate=table.rate,
             frame=table.frame,
             spool=spool,
-            journal=around.journal,
-            live=around.live,
+            journal=services.journal,
+            live=services.live,
             endpoint=endpoint,
-            parameters=self._terms,
+            parameters=self._parameters,
             speech_model=table.streaming.speech_model,
             two_finals=has_two_finals(table.streaming),
             seam=trio.Lock(),
-            report_failure=partial(around.glance.failed, self.name),
-            meter=around.governor.meter(self.name, self._terms) if endpoint.remote else FREE,
-            answers=around.analyst.answers(self.name, table.streaming, remote=endpoint.remote),
+            report_failure=partial(services.room_states.failed, self.name),
+            meter=services.governor.meter(self.name, self._parameters) if endpoint.remote else FREE,
+            answers=services.analyst.answers(self.name, table.streaming, remote=endpoint.remote),
             speakers=table.speakers,
             gated=table.gate.mode == "speech",
         )
 
 
 class Rooms:
-    """The rooms at work, by name. Their tasks belong to the nursery."""
+    """The rooms that run, by name. Their tasks belong to the nursery."""
 
-    def __init__(self, nursery: trio.Nursery, surroundings: RoomServices) -> None:
+    def __init__(self, nursery: trio.Nursery, services: RoomServices) -> None:
         self.closed = False
-        """Whether no room can be begun any more."""
+        """True if no room can be begun any more."""
         self._nursery = nursery
-        self._around = surroundings
+        self._services = services
         self._open: dict[str, RunningRoom] = {}
         self._last: dict[str, RunningRoom] = {}
         self._holds = 0
@@ -267,52 +273,52 @@ class Rooms:
     def __contains__(self, name: object) -> bool:
         return name in self._open
 
-    async def begin(self, name: str, plan: RoomSettings) -> None:
-        """Open a room; one that was muted stays so. One of that name is stopped first, and its successor waits for it:
-        a spool has one writer.
+    async def begin(self, name: str, settings: RoomSettings) -> None:
+        """Open a room. A room that was muted stays muted. If a room of that name runs, it is stopped, and the new one
+        waits for its end: a spool has one writer.
         """
-        mark = await self._around.journal.mark(room_key(name, "muted"))
+        mark = await self._services.journal.mark(room_key(name, "muted"))
         mute = None if mark is None else msgspec.convert(mark, MuteState)
-        room = RunningRoom(name, plan, mute, self._around)
+        room = RunningRoom(name, settings, mute, self._services)
         self._nursery.start_soon(self._run_after, self._last.get(name), room)
         self._last[name] = self._open[name] = room
 
-    async def change(self, name: str, plan: RoomSettings) -> str | None:
-        """Have a room do something else, and say what of it begins again; None where it is the same."""
+    async def change(self, name: str, settings: RoomSettings) -> str | None:
+        """Apply other settings to a room. Returns which part is restarted, in words; None if nothing has changed."""
         room = self._open[name]
-        if room.plan == plan:
+        if room.settings == settings:
             return None
-        is_other_source = room.plan.source != plan.source
-        if room.plan.table.rate != plan.table.rate or (room.capture.ended and is_other_source):
-            await self.begin(name, plan)
+        is_other_source = room.settings.source != settings.source
+        if room.settings.table.rate != settings.table.rate or (room.capture.ended and is_other_source):
+            await self.begin(name, settings)
             return "begins again"
-        return room.change(plan)
+        return room.change(settings)
 
     @asynccontextmanager
     async def quiet(self, name: str, rate: int) -> AsyncIterator[Spool]:
-        """The spool of a room, open or closed. As long as this lasts no session is on it, and no model is asked."""
-        spool = self._around.spools.get(name)
+        """The spool of a room, open or closed. Until the context is left, no session reads it and no model is asked."""
+        spool = self._services.spools.get(name)
         if spool is None or name not in self:
-            async with self._around.analyst.held(), open_closed_spool(self._around.folder / name, rate) as left:
+            async with self._services.analyst.held(), open_closed_spool(self._services.folder / name, rate) as left:
                 yield left
             return
-        async with self[name].quiet(), self._around.analyst.held():
+        async with self[name].quiet(), self._services.analyst.held():
             yield spool
 
     def end(self, name: str) -> None:
-        """Close a room that is no more. What it brought may still be transcribed for a while."""
+        """Close a room that is not configured any more. Its transcript has DRAIN_TIMEOUT_S seconds."""
         room = self._open.pop(name)
         room.capture.take_out()
         room.stop(DRAIN_TIMEOUT_S)
 
-    def stop(self, patience: float) -> None:
-        """Stop them all, as `OpenRoom.stop` does."""
+    def stop(self, timeout_s: float) -> None:
+        """Stop all rooms, as `RunningRoom.stop` does."""
         for room in self._last.values():
-            room.stop(patience)
+            room.stop(timeout_s)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Rooms are being changed: that none is at work meanwhile is not the end."""
+        """Rooms are being changed: the daemon does not end while none runs in between."""
         self._holds += 1
         try:
             yield
@@ -321,8 +327,8 @@ class Rooms:
             self._changed.unpark_all()
 
     async def wait_closed(self) -> None:
-        """Return when no room is at work any more; then none can be begun."""
-        while self._holds or any(not room.over.is_set() for room in self._last.values()):
+        """Return when no room runs any more; then none can be begun."""
+        while self._holds or any(not room.closed.is_set() for room in self._last.values()):
             await self._changed.park()
         self.closed = True
 
@@ -330,8 +336,8 @@ class Rooms:
         if before is not None:
             before.capture.take_out()
             before.stop(DRAIN_TIMEOUT_S)
-            await before.over.wait()
-        with self._around.health.watch(room.name, trio.current_time()):
+            await before.closed.wait()
+        with self._services.health.watch(room.name, trio.current_time()):
             try:
                 await room.run()
             finally:
@@ -339,5 +345,5 @@ class Rooms:
 
 
 def has_two_finals(streaming: Streaming) -> bool:
-    """Whether the model can send an unformatted and then a formatted final of one turn: see `protocol/turns.py`."""
+    """True if the model can send an unformatted and then a formatted final of one turn: see `protocol/turns.py`."""
     return bool(streaming.format_turns) and streaming.speech_model in US_MODELS

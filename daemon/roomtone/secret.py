@@ -1,8 +1,8 @@
-"""Secrets: where the key of the speech service comes from, and how nothing of it gets out.
+"""Secrets: the sources of the speech service's key, and the masks that keep secrets from being shown.
 
-The key comes from outside of the configuration, in this order: the systemd credential `assemblyai-api-key`
+The key comes from outside the configuration, in this order: the systemd credential `assemblyai-api-key`
 (`LoadCredential=` in the unit; readable by the service alone), the environment variable `ASSEMBLYAI_API_KEY`, and the
-file that `[service] api_key_file` names. A plain value in the configuration is refused, for configurations are copied
+file that `[service] api_key_file` names. A key in the configuration itself is refused, for configurations are copied
 into tickets and repositories.
 """
 
@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 CREDENTIAL = "assemblyai-api-key"
 VARIABLE = "ASSEMBLYAI_API_KEY"
@@ -22,9 +22,9 @@ _SECRET_KEY = re.compile(
     re.IGNORECASE,
 )
 _QUERY_SECRET = re.compile(r"([?&;][^=&;?#\s]*(?:key|token|secret|password|sig|signature)=)[^&\n]+", re.IGNORECASE)
-"""Up to the next parameter: who writes an address by hand leaves spaces and other characters as they are."""
+"""Up to the next parameter: addresses that are written by hand may have unescaped spaces and other characters."""
 _KEY = re.compile(r"[A-Za-z0-9_-]{24,}")
-"""What keys look like, and hardly a file's name: a key put where its file is asked for must not be shown."""
+"""The form of keys, which few file names have: a key in the place of its file's name must not be shown."""
 _OPTION = re.compile(r"--?([A-Za-z][\w-]*)")
 _VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s"']+)"""
 _NAME = r"[\w-]*(?:key|token|secrets?|password|passwd|passphrase|authorization|cookie|credentials?)"
@@ -41,15 +41,15 @@ _USER_INFO = re.compile(r"://((?:(?![\s\"'(<,][a-z][a-z0-9+.-]*://).)*)@", re.DO
 _HOST_AND_PATH = re.compile(r"(?:\[[^\]]*\](?::[0-9]{1,5})?|[^\s/?#:@\"'<>]*)[/?#]")
 _SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _ADDRESS_KEYS = ("url", "endpoint")
-"""How the keys end whose values are addresses, also where a person forgot the scheme."""
+"""The ends of keys whose values are addresses, even if the scheme is missing."""
 
 
 class SecretError(Exception):
-    """A secret cannot be used; the text says where it was looked for and what to do, and shows nothing of it."""
+    """A secret cannot be used. The text says where it was looked for and what to do, and shows nothing of it."""
 
 
 class Secret:
-    """A value that shows itself to nobody by accident: `reveal()` is the only way to it."""
+    """A value that is not shown by accident: only `reveal()` returns it."""
 
     __slots__ = ("_value",)
 
@@ -73,15 +73,15 @@ class Secret:
         return hash(self._value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a secret is not to be written anywhere")
+        raise TypeError("a secret must not be serialized")
 
 
 def find_key(api_key_file: Path | None, environ: Mapping[str, str]) -> Secret | None:
-    """The key of the speech service, or None where none is given. Raises SecretError for one that cannot be used."""
+    """The key of the speech service, or None if none is given. Raises SecretError if it cannot be used."""
     folder = environ.get("CREDENTIALS_DIRECTORY")
     if folder and (path := Path(folder, CREDENTIAL)).exists():
         return _checked(_read(path), f"the credential {CREDENTIAL}")
-    # An empty variable is what is left of an unset one in many a compose file: it gives no key.
+    # In compose files an unset variable often becomes an empty one: it gives no key.
     if value := environ.get(VARIABLE, "").strip():
         return _checked(value, f"${VARIABLE}")
     if api_key_file is None:
@@ -93,16 +93,16 @@ def find_key(api_key_file: Path | None, environ: Mapping[str, str]) -> Secret | 
 
 
 def take(environ: MutableMapping[str, str]) -> dict[str, str]:
-    """A copy of this process's environment, in which the key is then no more: no child that it starts inherits it."""
+    """A copy of this process's environment. The key is removed from the original, so that no child inherits it."""
     taken = dict(environ)
     environ.pop(VARIABLE, None)
     return taken
 
 
 def refuse_public(key: str, path: Path) -> None:
-    """Raise OSError, which names the key of the table and the file, where every user of this machine can read it.
+    """Raise OSError, which names the key of the table and the file, if every user of this machine can read the file.
 
-    Its group may: that is how a service often gets at a secret of somebody else's.
+    Its group may: that is how a service often gets access to another user's secret.
     """
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o007:
@@ -111,7 +111,7 @@ def refuse_public(key: str, path: Path) -> None:
 
 
 def find_file(path: Path) -> Secret:
-    """The secret in this file, which must be its owner's alone. Raises SecretError for one that cannot be used."""
+    """The secret in this file, which only its owner may read. Raises SecretError if it cannot be used."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -121,22 +121,22 @@ def find_file(path: Path) -> Secret:
     except OSError as error:
         raise SecretError(f"{path} cannot be read: {error.strerror}; give the user of the service access") from None
     if not stat.S_ISREG(status.st_mode):
-        raise SecretError(f"{path} is no regular file; name the file that holds the key")
+        raise SecretError(f"{path} is not a regular file; name the file that holds the key")
     if (mode := stat.S_IMODE(status.st_mode)) & 0o077:
         raise SecretError(f"{path} is open to other users (mode {mode:04o}); run: chmod 600 {path}")
     return _checked(_read(path), str(path))
 
 
 def is_secret_name(key: str) -> bool:
-    """Whether the value of a key of this name is to be masked wherever it would be shown."""
+    """True if the value of a key of this name must be masked wherever it is shown."""
     return _SECRET_KEY.search(key) is not None
 
 
 def mask(value: Any, key: str = "") -> Any:
-    """The same value for showing: what a secret's key holds, headers, and what addresses carry are masked."""
+    """The value, fit to be shown: values of secret keys, headers, and secrets in addresses are masked."""
     match value:
         case dict():
-            # Every header may hold a secret; names of files that hold secrets are none.
+            # Every header may hold a secret; the names of files with secrets are not secret.
             forced = "secret" if key == "headers" else "file" if key.endswith("_files") else None
             return {name: mask(inner, forced or str(name)) for name, inner in value.items()}
         case list() | tuple() if key == "argv" and all(isinstance(inner, str) for inner in value):
@@ -155,8 +155,10 @@ def mask(value: Any, key: str = "") -> Any:
 
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:
-    """The words of a command for showing: what follows an option or stands in an assignment or a header of a secret's
-    name is masked, and what looks like a key. The text of a script, as in `sh -c`, is gone through in the same way.
+    """The words of a command, fit to be shown.
+
+    Masked are the values of options, assignments and headers with a secret's name, and words that look like a key; the
+    same in the text of a script, as in `sh -c`.
     """
     shown: list[str] = []
     for argument in arguments:
@@ -182,8 +184,8 @@ def _mask_script(text: str) -> str:
 
 
 def mask_addresses(text: str) -> str:
-    """The text with no user, no password and no secret of a query in its addresses. Of an address that is not
-    well-formed rather too much goes.
+    """The text without users, passwords and secret parameters in its addresses. Of a malformed address rather too much
+    is masked.
     """
     return _QUERY_SECRET.sub(rf"\g<1>{MASK}", _USER_INFO.sub(_mask_user_info, text))
 
@@ -208,9 +210,3 @@ def _checked(value: str, origin: str) -> Secret:
     if not (value.isascii() and value.isprintable() and " " not in value):
         raise SecretError(f"{origin} holds more than a key; it must be one word of printable ASCII")
     return Secret(value)
-
-
-class Key(Protocol):
-    """The key of the speech service, which shows itself to nobody who does not ask by name."""
-
-    def reveal(self) -> str: ...

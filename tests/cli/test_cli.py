@@ -32,7 +32,7 @@ from roomtone.cli.recording_summary import Tally, coverage_of
 from roomtone.config.toml_file import ConfigError
 from roomtone.events import Audio, Gap, Level, Notice, RecordingStarted, Turn, Word
 from roomtone.journal.journal import open_journal
-from roomtone.journal.records import CoverageSpan
+from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.journal.schema import JournalError
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -397,6 +397,39 @@ def test_check(home: Path) -> None:
     assert done.stderr == ""
     assert not (home / "events.jsonl").exists()
     assert not (home / "recordings").exists()
+
+
+async def test_check_of_a_rate_that_the_room_does_not_have(home: Path) -> None:
+    """`check` reports a room that was recorded at another rate: the start would fail. The journal stays as it is."""
+    state = home / ".local" / "state" / "roomtone"
+    state.mkdir(parents=True)
+    async with open_journal(state / "journal.sqlite") as journal:
+        await journal.commit(Mark("room/talk/rate", 8000))
+    write_config(home)
+    before = (state / "journal.sqlite").read_bytes()
+
+    done = await trio.to_thread.run_sync(run, "check")
+
+    assert done.returncode == 1
+    (fault,) = [line for line in done.stdout.splitlines() if "8000 Hz before" in line]
+    assert fault.startswith("FAULT")
+    assert "Set rate = 8000" in fault
+    assert (state / "journal.sqlite").read_bytes() == before
+    assert {path.name for path in state.iterdir()} <= {"journal.sqlite", "lock", "sinks"}
+
+
+def test_check_of_a_journal_that_is_broken(home: Path) -> None:
+    """A file that is not a journal is a finding, and not a traceback."""
+    state = home / ".local" / "state" / "roomtone"
+    state.mkdir(parents=True)
+    (state / "journal.sqlite").write_bytes(b"not a database, by far" * 100)
+    write_config(home)
+
+    done = run("check")
+
+    assert done.returncode == 1
+    assert "FAULT  journal" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_check_faults(home: Path) -> None:

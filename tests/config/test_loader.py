@@ -119,7 +119,7 @@ def test_drop_in() -> None:
     """A drop-in file of hooks is a sink by being there, under its own name, unless a table names its kind."""
 
     class DropIn(Module, frozen=True, kw_only=True, tag="beep"):
-        """What the plugin loader makes of a file beep.py."""
+        """The class that the plugin loader makes of a file beep.py."""
 
     plugins = Plugins({"beep": DropIn}, {"beep": DropIn}, ())
 
@@ -193,7 +193,7 @@ def test_drop_in() -> None:
         ),
         (
             DESK + '[service]\nmetrics = "localhost"',
-            '[service] metrics = "localhost": is no address; write 127.0.0.1:9464',
+            '[service] metrics = "localhost": is not an address; write 127.0.0.1:9464',
         ),
         (DESK + "format_turns = true", "[rooms.desk] format_turns = true: belongs in [rooms.desk.streaming]"),
         (DESK + "sample_rate = 8000", "[rooms.desk] sample_rate = 8000: is called rate here"),
@@ -299,12 +299,12 @@ def test_drop_in() -> None:
     ],
 )
 def test_refused(text: str, line: str) -> None:
-    """What is wrong is said in one line: where it stands, what stands there, and what would be right."""
+    """A mistake is reported in one line: its place, its value, and the right one."""
     assert line in refusals(text)
 
 
 def test_all_at_once() -> None:
-    """Everything that is wrong is said at once, in the order of the file's tables."""
+    """All mistakes are reported together, in the order of the file's tables."""
     lines = refusals(
         "[service]\ngrace = 'x'\n[rooms.a]\nrate = 1\n[rooms.b]\nsource = { kind = 'file' }\n[sinks.c]\nkind = 'd'"
     )
@@ -320,7 +320,7 @@ def test_all_at_once() -> None:
 
 @pytest.mark.parametrize("key", ["sample_rate", "encoding", "token"])
 def test_follows_from_room(key: str) -> None:
-    """What follows from the room, and the token, are refused in [streaming] with the reason."""
+    """Keys that follow from the room, and the token, are refused in [streaming] with the reason."""
     (line,) = refusals(f'{DESK}[rooms.desk.streaming]\n{key} = "x"')
 
     assert line.startswith(f"[rooms.desk.streaming] {key} = ")
@@ -401,7 +401,7 @@ def test_plugin_with_a_fault() -> None:
 
 
 def test_rule_over_several_keys() -> None:
-    """What a Struct says about its table as a whole is said as it stands."""
+    """The message of a Struct about its whole table is shown as it is."""
 
     class Pair(Sink, frozen=True, kw_only=True, tag="pair"):
         low: int
@@ -418,7 +418,7 @@ def test_rule_over_several_keys() -> None:
 
 
 def test_doubts() -> None:
-    """What does not fit together is refused where the service would refuse it, and else a warning."""
+    """A combination is refused if the service would refuse it, and is a warning otherwise."""
     (line,) = refusals(DESK + '[rooms.desk.streaming]\nspeech_model = "whisper-rt"\nprompt = "x"')
     assert line.startswith('[rooms.desk.streaming] prompt = "x": is not for speech_model "whisper-rt"')
 
@@ -454,7 +454,7 @@ def test_a_budget_that_cannot_count_a_model_is_doubted() -> None:
 
 
 def test_placeholders_that_nothing_is_put_in_for() -> None:
-    """A misspelt one is told with the one that may be meant, and may stay: a prompt can speak of {{this}}."""
+    """A misspelt one is a warning with a suggestion: a prompt may contain {{this}} on purpose."""
     text = (
         DESK
         + "[rooms.desk.streaming.llm_gateway]\nmodel = 'm'\nmax_tokens = 9\n"
@@ -515,7 +515,7 @@ def test_key(tmp_path: Path) -> None:
 
 
 def test_effective() -> None:
-    """What is in effect has every default, no secret, and is itself a configuration."""
+    """The configuration in effect has every default and no secret, and is itself a valid configuration."""
     config = parse("""
         [rooms.desk]
         source = { kind = "command", argv = ["ffmpeg", "-i", "rtsp://me:tell-nobody@camera/1"] }

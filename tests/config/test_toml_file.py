@@ -55,7 +55,7 @@ def test_no_toml(tmp_path: Path, content: bytes, says: str) -> None:
 
 
 def test_byte_order_mark(tmp_path: Path) -> None:
-    """The mark that some editors put first is no error."""
+    """The mark that some editors put first is not an error."""
     path = tmp_path / "roomtone.toml"
     path.write_bytes(b"\xef\xbb\xbf" + b"[rooms.desk]")
 
@@ -63,7 +63,7 @@ def test_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_absent(tmp_path: Path) -> None:
-    """A file that is not there says how to write one; a folder is no file."""
+    """The message about a missing file says how to write one; a folder is not a file."""
     with pytest.raises(ConfigError, match=r"roomtone init --output .*absent\.toml"):
         read(tmp_path / "absent.toml")
     with pytest.raises(ConfigError, match="is a folder"):

@@ -1,4 +1,4 @@
-"""What differs between two configurations, and what is the same."""
+"""The difference between two configurations."""
 
 from pathlib import Path
 

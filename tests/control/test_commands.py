@@ -65,7 +65,7 @@ def register_sinks():
 
 
 def configure(folder: Path, *, rooms: dict[str, int], extra: str = "") -> str:
-    """Each room counts; its number makes its table another one. The speech goes where nobody answers."""
+    """Each room counts; its number makes its table a different one. Its speech goes to a port that does not answer."""
     tables = "".join(
         f"""
 [rooms.{name}]
@@ -143,7 +143,7 @@ def recording(folder: Path, *rooms: str) -> bool:
 
 
 def is_alive(folder: Path, room: str) -> bool:
-    """Whether the process runs that has the room's device. A killed one may wait to be reaped, by whoever is 1."""
+    """True if the process with the room's device runs. A killed one may wait until process 1 reaps it."""
     try:
         status = Path("/proc", (folder / f"{room}.pid").read_text(), "stat").read_text()
     except FileNotFoundError:
@@ -153,7 +153,7 @@ def is_alive(folder: Path, room: str) -> bool:
 
 @contextmanager
 def manager(folder: Path) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """A service manager that writes down what it is told."""
+    """A service manager that records its notifications."""
     told: list[str] = []
 
     def listen() -> None:
@@ -214,8 +214,8 @@ def test_a_reload_touches_only_what_has_changed(folder: Path) -> None:
 
 
 def test_a_room_that_drains_is_not_missed(folder: Path) -> None:
-    """A room whose capture was ended on purpose is told of no more: not as recording, nor as unaccounted for, however
-    long its speech waits for a service that does not answer.
+    """A room whose capture was ended on purpose is not reported any more: not as recording, nor as unaccounted for,
+    however long its speech waits for a service that does not answer.
     """
     with (
         manager(folder) as (env, told),
@@ -254,7 +254,7 @@ def test_a_wrong_file_changes_nothing(folder: Path) -> None:
             (folder / "roomtone.toml").write_text(text)
             said = ask(folder, "reload", code=69)
             assert explained in said
-            assert "the old configuration goes on" in said
+            assert "the old configuration stays active" in said
         assert [room["name"] for room in report(folder)["rooms"]] == ["desk"]
         daemon.signal(signal.SIGHUP)
         daemon.wait_for(lambda: daemon.log.count("configuration.refused") == len(wrong) + 1)
@@ -285,7 +285,7 @@ def test_a_muted_room_has_no_process(folder: Path) -> None:
         daemon.signal(signal.SIGKILL)
         daemon.finish()
     (folder / "desk.pid").unlink()
-    (folder / "state" / "control").rename(folder / "left")  # else nobody could tell from when on the next one listens
+    (folder / "state" / "control").rename(folder / "left")  # else it would not be known when the next one listens
     with run(folder, config) as daemon:
         daemon.wait_for(lambda: is_alive(folder, "door") and (folder / "state" / "control").exists())
         daemon.wait_for(lambda: room_of(folder, "door")["state"] == "recording")
@@ -337,7 +337,7 @@ def test_rotating_begins_a_file_without_losing_a_sample(folder: Path) -> None:
         daemon.wait_for(lambda: recording(folder, "desk"))
         for _ in range(2):
             assert "a new recording has begun" in ask(folder, "rotate", "desk")
-        assert "there is no room 'attic'; there is desk" in ask(folder, "rotate", "attic", code=69)
+        assert "there is no room 'attic'; the rooms are desk" in ask(folder, "rotate", "attic", code=69)
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log
 
@@ -391,7 +391,7 @@ def test_status_tells_how_everything_stands(folder: Path) -> None:
 
 
 def test_status_can_be_watched(folder: Path) -> None:
-    """With --watch a program gets one report after another, and a person a screen that is kept up to date."""
+    """With --watch a program gets one report after another, and a terminal shows a screen that is kept up to date."""
     watch = [*COMMAND, "status", "--watch", "--config", str(folder / "roomtone.toml")]
     with run(folder, configure(folder, rooms={"desk": 0})) as daemon:
         daemon.wait_for(lambda: recording(folder, "desk"))
@@ -430,7 +430,7 @@ def test_who_watches_and_never_reads_harms_nobody(folder: Path) -> None:
 
 
 def test_closing_the_terminal_ends_the_daemon(folder: Path) -> None:
-    """Who closes the window does not leave an open microphone behind; without a terminal the same signal reloads."""
+    """Closing the window leaves no open microphone behind; without a terminal the same signal reloads."""
     (folder / "roomtone.toml").write_text(configure(folder, rooms={"desk": 0}))
     master, slave = os.openpty()
     command = [*COMMAND, "run", "--config", str(folder / "roomtone.toml")]
@@ -455,7 +455,7 @@ from roomtone import hookimpl
 @hookimpl
 def recording_stopped(event):
     time.sleep(3)
-    (pathlib.Path(__file__).parents[2] / "delivered").touch()
+    (pathlib.Path(__file__).parents[1] / "delivered").touch()
 """
 
 

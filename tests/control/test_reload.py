@@ -1,8 +1,9 @@
-"""Laws of a reload: what the new file says holds for every part that is at work, or nothing of it does.
+"""Laws of a reload: the new file applies to every running part, or to none.
 
 Rooms are muted, so that none of them has a source; all else is the daemon's own.
 """
 
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,11 +20,11 @@ from delivery.test_manager import Diary, commit
 from roomtone.budget.governor import open_governor
 from roomtone.budget.limits import Budget
 from roomtone.capture.sources import Microphone
-from roomtone.config.model import Config, Room, ServiceConfig, Storage
+from roomtone.config.active import ActiveConfig
+from roomtone.config.model import Config, GateConfig, Room, ServiceConfig, Storage
 from roomtone.config.toml_file import ConfigError
-from roomtone.control.reload import ActiveConfig, Reloader
-from roomtone.delivery.manager import SinkManager, SinkPaths
-from roomtone.delivery.runner import SinkRunner
+from roomtone.control.reload import Reloader
+from roomtone.delivery.manager import SinkManager
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.journal.keys import room_key
@@ -35,7 +36,7 @@ from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.llm.prompt_task import mark_key
 from roomtone.monitoring.liveness import Liveness
 from roomtone.monitoring.room_state import RoomStates
-from roomtone.rooms import Rooms, RoomServices
+from roomtone.rooms import Rooms, RoomServices, RoomSettings
 from roomtone.speech.endpoint import open_endpoints
 from roomtone.testing.inline import run_inline
 
@@ -43,28 +44,28 @@ ROOM = Room(source=Microphone())
 SUMMARY = AnalysisPrompt(prompt="{{transcript}}", model="any")
 
 
-class Work(NamedTuple):
+class Daemon(NamedTuple):
     """A daemon's parts at work, and the file that the next reload reads: a Config, or what reading it raises."""
 
-    reloading: Reloader
-    force: ActiveConfig
+    reloader: Reloader
+    active: ActiveConfig
     journal: Journal
-    outlets: SinkManager
+    manager: SinkManager
     rooms: Rooms
     file: list[Config | ConfigError]
 
     async def reload(self, config: Config | ConfigError) -> list[str]:
         self.file[:] = [config]
-        return await self.reloading.reload()
+        return await self.reloader.reload()
 
     @property
     def sinks(self) -> set[str]:
-        return {outlet.name for outlet in self.outlets}
+        return {runner.name for runner in self.manager}
 
 
 @asynccontextmanager
-async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterator[Work]:
-    force, live, file = ActiveConfig(config, None), Live(), list[Config | ConfigError]()
+async def open_daemon(folder: Path, config: Config, reread: Any = None) -> AsyncIterator[Daemon]:
+    active, live, file = ActiveConfig(config, None), Live(), list[Config | ConfigError]()
 
     def read() -> Config:
         if reread is not None:
@@ -77,32 +78,29 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
     async with (
         open_journal(folder / "journal.sqlite", run_sync=run_inline) as journal,
         open_governor(journal, Budget) as governor,
-        open_analyst(journal, force.setting(), lambda _: None, governor) as analyst,
+        open_analyst(journal, active.llm_settings(), lambda _: None, governor) as analyst,
         open_endpoints() as endpoints,
         trio.open_nursery() as nursery,
     ):
         await journal.commit(*[Mark(room_key(room, "muted"), {"until": None}) for room in ("desk", "attic", "hall")])
         health = Liveness(config.rooms, 0.0)
-        rooms = Rooms(
-            nursery,
-            RoomServices(folder / "spool", {}, journal, live, endpoints, health, RoomStates(), governor, analyst),
-        )
-        at_work = dict[str, SinkRunner]()
-        outlets = SinkManager(
+        services = RoomServices(folder / "spool", {}, journal, live, endpoints, health, RoomStates(), governor, analyst)
+        rooms = Rooms(nursery, services)
+        sinks = SinkManager(
             nursery,
             journal=journal,
             live=live,
-            paths=SinkPaths(folder, folder / "sinks"),
-            rates={name: room.rate for name, room in config.rooms.items()},
-            at_work=at_work,
+            folder=folder,
+            state=folder / "sinks",
+            rates=config.rates,
         )
         for name, sink in config.sinks.items():
-            outlets.begin(name, sink)
+            sinks.begin(name, sink)
         for name, room in config.rooms.items():
-            await rooms.begin(name, force.plan(room))
-        reloading = Reloader(force, read, {}, journal=journal, rooms=rooms, outlets=outlets, analyst=analyst)
-        yield Work(reloading, force, journal, outlets, rooms, file)
-        outlets.finish()
+            await rooms.begin(name, RoomSettings.of(active, room))
+        reloader = Reloader(active, read, {}, services, rooms=rooms, sinks=sinks)
+        yield Daemon(reloader, active, journal, sinks, rooms, file)
+        sinks.finish()
         rooms.stop(0)
 
 
@@ -119,14 +117,14 @@ async def test_sinks_come_and_go(tmp_path: Path, autojump_clock: trio.testing.Mo
     other = msgspec.structs.replace(diary["changed"], name="other")
     after = configured(tmp_path, sinks={"kept": diary["kept"], "changed": other, "new": diary["new"]})
     with structlog.testing.capture_logs():
-        async with work(tmp_path, before) as around:
+        async with open_daemon(tmp_path, before) as daemon:
             await trio.sleep(1)
-            await commit(around.journal, 1)
+            await commit(daemon.journal, 1)
             await trio.sleep(1)
-            said = await around.reload(after)
+            said = await daemon.reload(after)
             await trio.sleep(1)
-            assert around.sinks == {"kept", "changed", "new"}
-            await commit(around.journal, 2)
+            assert daemon.sinks == {"kept", "changed", "new"}
+            await commit(daemon.journal, 2)
             await trio.sleep(1)
     assert sorted(said) == ["sink changed begins again", "sink gone ends", "sink new begins"]
     assert pages == {
@@ -141,23 +139,23 @@ async def test_rooms_come_and_go(tmp_path: Path, autojump_clock: trio.testing.Mo
     """A room that is gone is closed, a new one is opened, and each sink knows the new one's rate."""
     after = configured(tmp_path, rooms={"attic": msgspec.structs.replace(ROOM, rate=8_000)})
     with structlog.testing.capture_logs():
-        async with work(tmp_path, configured(tmp_path)) as around:
+        async with open_daemon(tmp_path, configured(tmp_path)) as daemon:
             await trio.sleep(1)
-            said = await around.reload(after)
+            said = await daemon.reload(after)
             await trio.sleep(1)
-            assert [room.name for room in around.rooms] == ["attic"]
-            assert around.outlets.rates["attic"] == 8_000
-            assert await around.reload(after) == ["nothing has changed"]
+            assert [room.name for room in daemon.rooms] == ["attic"]
+            assert daemon.manager.rates["attic"] == 8_000
+            assert await daemon.reload(after) == ["nothing has changed"]
     assert sorted(said) == ["room attic begins", "room desk ends"]
 
 
 async def test_a_room_that_is_kept_is_changed(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
-    """What changed in a room begins again, and is said."""
+    """The changed part of a room is restarted, and reported."""
     after = configured(tmp_path, rooms={"desk": msgspec.structs.replace(ROOM, source=Microphone(device="other"))})
     with structlog.testing.capture_logs():
-        async with work(tmp_path, configured(tmp_path)) as around:
-            assert await around.reload(after) == ["room desk: source begins again"]
-            assert around.rooms["desk"].plan.table == after.rooms["desk"]
+        async with open_daemon(tmp_path, configured(tmp_path)) as daemon:
+            assert await daemon.reload(after) == ["room desk: source begins again"]
+            assert daemon.rooms["desk"].settings.table == after.rooms["desk"]
 
 
 async def test_language_models_are_asked_by_the_new_tables(
@@ -166,11 +164,11 @@ async def test_language_models_are_asked_by_the_new_tables(
     """A prompt that a reload brings is at work after it."""
     after = configured(tmp_path, gateway=GatewayConfig(endpoint="http://127.0.0.1:9/v1"), analysis={"summary": SUMMARY})
     with structlog.testing.capture_logs():
-        async with work(tmp_path, configured(tmp_path)) as around:
+        async with open_daemon(tmp_path, configured(tmp_path)) as daemon:
             await trio.sleep(1)
-            assert await around.reload(after) == ["language models are asked by the new tables"]
+            assert await daemon.reload(after) == ["language models are asked by the new tables"]
             await trio.sleep(1)
-            assert mark_key("summary", "desk") in await around.journal.marks("")
+            assert mark_key("summary", "desk") in await daemon.journal.marks("")
 
 
 async def test_what_holds_from_the_next_start_on_is_said(
@@ -179,27 +177,42 @@ async def test_what_holds_from_the_next_start_on_is_said(
     """A key of [service] that a reload cannot change is named, one that it can is not, and both are in force."""
     after = configured(tmp_path, service=ServiceConfig(state="elsewhere", grace=9.0), storage=Storage(spool_days=7))
     with structlog.testing.capture_logs():
-        async with work(tmp_path, configured(tmp_path)) as around:
-            assert await around.reload(after) == ["[service] state holds from the next start on"]
-            assert around.force.config is after
+        async with open_daemon(tmp_path, configured(tmp_path)) as daemon:
+            assert await daemon.reload(after) == ["[service] state holds from the next start on"]
+            assert daemon.active.config is after
 
 
 async def test_a_file_that_is_wrong_changes_nothing(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
-    """A file that cannot be read, or a rate that the room does not have: all is as it was."""
+    """A file that cannot be read, a rate that the room does not have: all is as it was."""
     new = {"other": Diary(pages=[], name="other")}
     wrong: list[tuple[Config | ConfigError, str]] = [
         (ConfigError("line 3"), "line 3"),
         (configured(tmp_path, sinks=new, rooms={"hall": ROOM}), "before"),
     ]
     with structlog.testing.capture_logs() as logs:
-        async with work(tmp_path, before := configured(tmp_path)) as around:
-            await around.journal.commit(Mark(room_key("hall", "rate"), 8_000))
+        async with open_daemon(tmp_path, before := configured(tmp_path)) as daemon:
+            await daemon.journal.commit(Mark(room_key("hall", "rate"), 8_000))
             for config, text in wrong:
                 with pytest.raises(Exception, match=text):
-                    await around.reload(config)
-                assert around.force.config is before
-                assert around.sinks == set()
+                    await daemon.reload(config)
+                assert daemon.active.config is before
+                assert daemon.sinks == set()
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["configuration.refused"] * 2
+
+
+async def test_a_gate_without_its_packages_is_reported_once(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A voice detector that is not installed stops no reload: the room is recorded, and one notice says what to do."""
+    monkeypatch.setitem(sys.modules, "webrtcvad", None)
+    gated = configured(tmp_path, rooms={"desk": msgspec.structs.replace(ROOM, gate=GateConfig(mode="speech"))})
+    with structlog.testing.capture_logs():
+        async with open_daemon(tmp_path, configured(tmp_path)) as daemon:
+            first, second = await daemon.reload(gated), await daemon.reload(gated)
+            notices = await daemon.journal.select("", ["notice"], 0, 1)
+    assert any(line.startswith("Room desk has no gate") for line in first)
+    assert second == ["nothing has changed"]
+    assert [event.code for event in notices if isinstance(event, Notice)] == ["gate.unavailable"]
 
 
 async def test_a_plugin_that_no_longer_loads_is_told_once(
@@ -207,11 +220,11 @@ async def test_a_plugin_that_no_longer_loads_is_told_once(
 ) -> None:
     """A sink whose plugin is broken is a notice at the reload that finds it, and again only with another reason."""
     with structlog.testing.capture_logs():
-        async with work(tmp_path, configured(tmp_path)) as around:
-            first = await around.reload(configured(tmp_path, unloaded={"lamp": "no bulb"}))
-            assert await around.reload(configured(tmp_path, unloaded={"lamp": "no bulb"})) == ["nothing has changed"]
-            second = await around.reload(configured(tmp_path, unloaded={"lamp": "no socket"}))
-            notices = await around.journal.select("", ["notice"], 0, 1)
+        async with open_daemon(tmp_path, configured(tmp_path)) as daemon:
+            first = await daemon.reload(configured(tmp_path, unloaded={"lamp": "no bulb"}))
+            assert await daemon.reload(configured(tmp_path, unloaded={"lamp": "no bulb"})) == ["nothing has changed"]
+            second = await daemon.reload(configured(tmp_path, unloaded={"lamp": "no socket"}))
+            notices = await daemon.journal.select("", ["notice"], 0, 1)
     assert (first, second) == (["sink lamp gets nothing: no bulb"], ["sink lamp gets nothing: no socket"])
     assert [notice.code for notice in notices if isinstance(notice, Notice)] == ["sink.unloaded"] * 2
 
@@ -222,11 +235,11 @@ async def test_who_asks_may_go_away(tmp_path: Path, autojump_clock: trio.testing
     client = trio.CancelScope()
     before = configured(tmp_path, rooms={})
     with structlog.testing.capture_logs():
-        async with work(tmp_path, before, lambda: trio.from_thread.run_sync(client.cancel)) as around:
+        async with open_daemon(tmp_path, before, lambda: trio.from_thread.run_sync(client.cancel)) as daemon:
             with client:
-                await around.reload(after)
-            assert around.sinks == {"new"}
-            assert len(await around.journal.select("", ["notice"], 0, 1)) == 1
+                await daemon.reload(after)
+            assert daemon.sinks == {"new"}
+            assert len(await daemon.journal.select("", ["notice"], 0, 1)) == 1
 
 
 async def test_one_reload_at_a_time(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
@@ -240,17 +253,17 @@ async def test_one_reload_at_a_time(tmp_path: Path, autojump_clock: trio.testing
         inside.clear()
 
     with structlog.testing.capture_logs():
-        async with work(tmp_path, configured(tmp_path), slowly) as around, trio.open_nursery() as nursery:
+        async with open_daemon(tmp_path, configured(tmp_path), slowly) as daemon, trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(around.reload, configured(tmp_path))
+                nursery.start_soon(daemon.reload, configured(tmp_path))
 
 
 async def test_no_reload_once_the_rooms_are_closed(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     """A daemon that is about to end begins nothing new."""
     with structlog.testing.capture_logs():
-        async with work(tmp_path, before := configured(tmp_path)) as around:
-            around.rooms.stop(0)
-            await around.rooms.wait_closed()
+        async with open_daemon(tmp_path, before := configured(tmp_path)) as daemon:
+            daemon.rooms.stop(0)
+            await daemon.rooms.wait_closed()
             with pytest.raises(ConfigError, match="ending"):
-                await around.reload(configured(tmp_path, sinks={"new": Diary(pages=[], name="new")}))
-            assert (around.sinks, around.force.config) == (set(), before)
+                await daemon.reload(configured(tmp_path, sinks={"new": Diary(pages=[], name="new")}))
+            assert (daemon.sinks, daemon.active.config) == (set(), before)

@@ -20,7 +20,7 @@ from roomtone import daemon
 from roomtone.control import protocol, server
 from roomtone.control.client import find_socket, open_client
 from roomtone.control.protocol import Answer, Done, Mute, Refused, Request, Rotate, Tail
-from roomtone.control.server import GUESTS, MAX_CLIENTS, MAX_REQUEST_BYTES, Answerer, open_socket, serve
+from roomtone.control.server import MAX_CLIENTS, MAX_GUESTS, MAX_REQUEST_BYTES, Answerer, open_socket, serve
 from roomtone.control.unix_socket import ControlError
 from roomtone.events import Interim, Notice
 from roomtone.journal.journal import Journal, open_journal
@@ -50,9 +50,9 @@ class Serving:
 async def open_serving(folder: Path, answerer: Answerer | None = None) -> AsyncIterator[Serving]:
     path, live = folder / "run" / "control", Live()
     async with open_journal(folder / "journal.sqlite") as journal, trio.open_nursery() as nursery:
-        nursery.start_soon(partial(serve, path, answerer or Parrot(), journal=journal, live=live))
+        nursery.start_soon(partial(serve, path, answerer or Parrot(), journal, live))
         with trio.fail_after(10):
-            while not path.exists():  # noqa: ASYNC110 - a file tells nobody
+            while not path.exists():  # noqa: ASYNC110 - a file wakes no task
                 await trio.sleep(0.01)
         yield Serving(path, journal, live)
         nursery.cancel_scope.cancel()
@@ -95,7 +95,7 @@ async def test_a_request_that_fails_is_refused_and_ends_nothing(
     async with open_serving(tmp_path, Fails()) as serving:
         for request in (Rotate(), Mute(), Tail(room="desk"), Rotate()):
             async with open_client(serving.path) as client:
-                with pytest.raises(ControlError, match="failed at this request"):
+                with pytest.raises(ControlError, match="failed to answer this request"):
                     await client.ask(request)
     logged = capsys.readouterr()
     assert (logged.out + logged.err).count("request.failed") == 4
@@ -113,10 +113,10 @@ async def test_a_reload_by_signal_that_fails_ends_nothing() -> None:
 
     commands = Commands()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._obey_reloads, cast("Any", commands))
+        nursery.start_soon(daemon._reload_on_sighup, cast("Any", commands))
         for count in (1, 2):
             with trio.fail_after(30):
-                while signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # noqa: ASYNC110 - nobody tells of it
+                while signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # noqa: ASYNC110 - a signal handler wakes no task
                     await trio.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGHUP)
                 while commands.count < count:  # noqa: ASYNC110 - as above
@@ -136,14 +136,14 @@ async def test_only_this_user_can_open_it(tmp_path: Path) -> None:
     assert not serving.path.exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 async def test_the_kernel_is_asked_who_speaks() -> None:
     """Another user is let go without an answer even where the mode of the file would let him in."""
     with walkable_folder() as folder:
         assert await ask_as_another(folder) == b""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 async def test_the_group_of_the_folder_may_ask_how_it_does() -> None:
     """In a folder that systemd has made for a group, its members are answered of the status and of nothing else, and
     however many of them are there, the owner is answered.
@@ -162,7 +162,7 @@ async def test_the_group_of_the_folder_may_ask_how_it_does() -> None:
 
     assert b"use sudo" in refused
     assert b"Status" in answered
-    assert answered.count(b"clients are here already") == 20 - GUESTS
+    assert answered.count(b"clients are connected already") == 20 - MAX_GUESTS
 
 
 @contextmanager
@@ -201,7 +201,7 @@ def ask_as_nobody(path: Path, request: str = "mute", times: int = 1) -> bytes:
 
 
 async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
-    """What a killed daemon has left is no obstacle; a daemon that answers keeps its socket, and so does a file."""
+    """The socket of a killed daemon is replaced; a daemon that answers keeps its socket, and a file is left alone."""
     path = tmp_path / "control"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -212,7 +212,7 @@ async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
         assert find_socket([tmp_path / "absent", path]) == path
     assert not path.exists()
     path.write_text("precious")
-    with pytest.raises(FileExistsError, match="no socket"), open_socket(path):
+    with pytest.raises(FileExistsError, match="not a socket"), open_socket(path):
         pass
     assert path.read_text() == "precious"
 
@@ -233,14 +233,14 @@ async def test_no_daemon_is_one_clear_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"{}", "no request"),
-        (b"nonsense", "no request"),
-        (b'{"ask": "dance"}', "no request"),
-        (b'{"ask": "mute", "seconds": "long"}', "no request"),
+        (b"{}", "not a request"),
+        (b"nonsense", "not a request"),
+        (b'{"ask": "dance"}', "not a request"),
+        (b'{"ask": "mute", "seconds": "long"}', "not a request"),
         (b'{"ask": "mute", "version": 2}', "speaks version 1, not 2"),
         (b'{"ask": "tail", "room": "attic"}', "there is no room 'attic'"),
-        (b"\xff\xfe\x00", "no request"),
-        (b"[" * 10_000, "no request"),
+        (b"\xff\xfe\x00", "not a request"),
+        (b"[" * 10_000, "not a request"),
     ],
 )
 async def test_what_is_no_request_is_told(tmp_path: Path, line: bytes, said: str) -> None:
@@ -267,7 +267,7 @@ async def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
 
 
 async def test_a_silent_client_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who connects and asks nothing keeps nobody's place."""
+    """A client that connects and asks nothing does not keep a place."""
     monkeypatch.setattr(server, "IDLE_TIMEOUT_S", 0.2)
     async with open_serving(tmp_path) as serving, await trio.open_unix_socket(str(serving.path)) as stream:
         with trio.fail_after(10):
@@ -275,7 +275,7 @@ async def test_a_silent_client_is_let_go(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_a_client_that_does_not_read_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Events wait for it in the journal, and not for ever."""
+    """Events wait for it in the journal, but not without end."""
     monkeypatch.setattr(server, "IDLE_TIMEOUT_S", 0.2)
     async with open_serving(tmp_path) as serving, await trio.open_unix_socket(str(serving.path)) as stream:
         await stream.send_all(msgspec.json.encode(Tail()) + b"\n")
@@ -302,13 +302,13 @@ async def test_a_successor_keeps_its_socket(tmp_path: Path) -> None:
 
 
 async def test_clients_are_bounded(tmp_path: Path) -> None:
-    """One too many is told so; when one has gone there is room again."""
+    """One too many is refused; when one has disconnected, another may connect."""
     async with open_serving(tmp_path) as serving:
         streams = [await trio.open_unix_socket(serving.path) for _ in range(MAX_CLIENTS)]
         for stream in streams:
             await stream.send_all(b'{"ask": "mute"}\n')
             await stream.receive_some(1000)
-        with pytest.raises(ControlError, match="clients are here"):
+        with pytest.raises(ControlError, match="clients are connected"):
             async with open_client(serving.path) as client:
                 await client.ask(Mute())
         for stream in streams:
@@ -332,7 +332,7 @@ async def test_tail_follows_one_room_or_all(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_does_not_read_loses_live_events_only(tmp_path: Path) -> None:
-    """Publishing goes on at its pace, what is lost is counted and told, and of durable events none is lost."""
+    """Publishing goes on at its pace, lost live events are counted and reported, and no durable event is lost."""
     count = 3000
     async with open_serving(tmp_path) as serving, open_client(serving.path) as client:
         await client.ask(Tail())
@@ -381,7 +381,7 @@ async def test_a_place_that_cannot_have_a_socket_stops_nothing(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     async with open_journal(tmp_path / "journal.sqlite") as journal:
         with trio.fail_after(10):
-            await serve(tmp_path / "file" / "control", Parrot(), journal=journal, live=Live())
+            await serve(tmp_path / "file" / "control", Parrot(), journal, Live())
 
 
 def test_requests_carry_their_version() -> None:

@@ -14,7 +14,7 @@ import trio
 
 from roomtone import Context, Durable, Sink, hookimpl
 from roomtone.delivery.controls import Pause, control_mark
-from roomtone.delivery.manager import SinkManager, SinkPaths
+from roomtone.delivery.manager import SinkManager
 from roomtone.events import Notice
 from roomtone.journal.journal import Journal, open_journal
 from roomtone.live import Live
@@ -62,9 +62,9 @@ async def open_manager(folder: Path) -> AsyncIterator[Work]:
             nursery,
             journal=journal,
             live=Live(),
-            paths=SinkPaths(folder, folder / "sinks"),
+            folder=folder,
+            state=folder / "sinks",
             rates={"desk": 16_000},
-            at_work={},
         )
         yield Work(manager, journal)
         manager.finish()

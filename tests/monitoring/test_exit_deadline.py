@@ -20,6 +20,7 @@ from roomtone import Sink, hookimpl
 class Hanging(Sink, frozen=True, tag="hanging"):
     @asynccontextmanager
     async def open(self, context):
+        context.path("opened").touch()
         yield Taker()
         time.sleep(3600)
 
@@ -48,7 +49,7 @@ kind = "hanging"
 
 
 def test_a_process_that_hangs_ends() -> None:
-    """It says where each thread stands, and exits with a status that is not that of an end in order."""
+    """It writes the stack of each thread, and exits with the status of a failure."""
     program = "import time; from roomtone.monitoring.exit_deadline import open_deadline\n"
     program += "with open_deadline() as end: end(0.2); time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=False, timeout=50)
@@ -58,7 +59,7 @@ def test_a_process_that_hangs_ends() -> None:
 
 
 def test_a_later_deadline_takes_the_place_of_the_one_before() -> None:
-    """And none is left when the context is."""
+    """A later deadline replaces the earlier one, and none is left after the context."""
     before = threading.active_count()
     with open_deadline() as end:
         end(0.05)
@@ -69,11 +70,11 @@ def test_a_later_deadline_takes_the_place_of_the_one_before() -> None:
 
 
 def test_a_sink_that_hangs_when_it_is_left_does_not_hold_the_daemon(tmp_path: Path) -> None:
-    """It stands in the loop itself, so that no grace period can end it: the process ends, and says where."""
+    """It blocks the loop itself, so that no grace period can end it: the process ends, and logs the stack."""
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "hanging.py").write_text(HANGING)
     with run(tmp_path, CONFIG) as daemon:
-        daemon.wait_for(lambda: "service.started" in daemon.log)
+        daemon.wait_for(lambda: "service.started" in daemon.log and (tmp_path / "opened").exists())
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 1, daemon.log
 

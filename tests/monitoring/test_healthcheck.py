@@ -20,7 +20,7 @@ import trio
 import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
-from roomtone.admission import MAX_STRANGERS
+from roomtone.admission import MAX_PENDING
 from roomtone.budget.ledger import Cost, Spent
 from roomtone.config.loader import decode
 from roomtone.config.model import ServiceConfig, address_of
@@ -95,7 +95,7 @@ def changed(one: Any, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "expected"),
     [
         (report(), None),
         (report(changed(ROOM, state="muted", gap=OpenGap("muted", 9e5))), None),
@@ -111,11 +111,11 @@ def changed(one: Any, **changes: Any) -> Any:
         (report(stopping=True), "is stopping"),
     ],
 )
-def test_complaints(state: Report, told: str | None) -> None:
-    """What needs a person is told, and what is as somebody wishes it is not."""
+def test_complaints(state: Report, expected: str | None) -> None:
+    """Problems for the operator are reported; a state that was asked for is not a problem."""
     found = list(problems(state))
-    assert len(found) == (told is not None)
-    assert told is None or told in found[0]
+    assert len(found) == (expected is not None)
+    assert expected is None or expected in found[0]
 
 
 def test_metrics_can_be_read_by_a_parser() -> None:
@@ -154,7 +154,7 @@ def test_metrics_can_be_read_by_a_parser() -> None:
 
 
 def test_metrics_of_what_was_spent() -> None:
-    """What each room has cost and for what, what all may cost, and whether that is spent; no sum that is not set."""
+    """The cost of each room by kind, the budget, and a flag if it is spent; limits that are not set are left out."""
     bill = Cost(Spent(seconds=60, sessions=0.5, models=0.25), Spent(seconds=90, sessions=4.5, models=0.5))
     cost = CostReport(currency="EUR", bill=bill, monthly=5.0, spent="local")
     found = samples(prometheus.render(report(changed(ROOM, cost=bill), cost=cost)))
@@ -205,7 +205,7 @@ async def test_whatever_is_asked(autojump_clock: trio.testing.MockClock, request
 
 
 async def test_idle_clients_take_neither_descriptors_nor_the_place_of_honest_ones() -> None:
-    """Hundreds of sockets that say nothing are open, and the next scrape is answered at once."""
+    """Hundreds of silent sockets are open, and the next scrape is answered immediately."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
@@ -228,12 +228,12 @@ async def test_idle_clients_take_neither_descriptors_nor_the_place_of_honest_one
             if count % 100 == 0:
                 with trio.fail_after(prometheus.CLIENT_TIMEOUT_S / 2):
                     assert (await scrape()).startswith(b"HTTP/1.1 200")
-        assert descriptors() - before <= 300 + MAX_STRANGERS + 1
+        assert descriptors() - before <= 300 + MAX_PENDING + 1
         nursery.cancel_scope.cancel()
 
 
 def descriptors() -> int:
-    """How many this process has."""
+    """The number of descriptors of this process."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -249,7 +249,7 @@ async def test_a_file_that_cannot_be_written_is_told_ever_rarer(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     """It is tried four times a minute, for years: the log has the first, then the 2nd, 4th and 8th. Once it
-    has been written, the next failure is told at once.
+    has been written, the next failure is logged immediately.
     """
     looks = 0
 
@@ -272,23 +272,23 @@ async def test_a_file_that_cannot_be_written_is_told_ever_rarer(
 
 
 @pytest.mark.parametrize(
-    ("table", "told"),
+    ("table", "expected"),
     [
         ({"metrics": "0.0.0.0:9464"}, "open to other machines"),
         ({"metrics": "[::]:9464"}, "open to other machines"),
-        ({"metrics": "localhost:9464"}, "is no address"),
-        ({"metrics": "127.0.0.1"}, "is no address"),
-        ({"metrics": "127.0.0.1:99999"}, "is no address"),
+        ({"metrics": "localhost:9464"}, "is not an address"),
+        ({"metrics": "127.0.0.1"}, "is not an address"),
+        ({"metrics": "127.0.0.1:99999"}, "is not an address"),
         ({"metrics_textfile": "metrics.txt"}, ".prom"),
     ],
 )
-def test_metrics_are_for_this_machine(table: dict[str, Any], told: str) -> None:
+def test_metrics_are_for_this_machine(table: dict[str, Any], expected: str) -> None:
     """An address that others reach is refused, with what to do; and so is what is none."""
     room = {"source": {"kind": "file", "path": "talk.wav"}}
     with pytest.raises(ConfigError) as raised:
         decode({"service": table, "rooms": {"desk": room}}, Path("roomtone.toml"), Plugins({}, {}, ()))
     assert "[service]" in str(raised.value)
-    assert told in str(raised.value)
+    assert expected in str(raised.value)
 
 
 def test_metrics_for_others_when_somebody_says_so() -> None:

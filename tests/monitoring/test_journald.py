@@ -61,7 +61,7 @@ def test_levels_are_priorities(level: str, priority: bytes) -> None:
 
 
 def test_a_traceback_stands_below_the_message() -> None:
-    """Tracebacks and stacks belong to the message, on lines of their own, and are no field beside it."""
+    """Tracebacks and stacks belong to the message, on lines of their own, and are not fields beside it."""
     entry = fields(render(None, "", {"event": "a.b", "exception": "Traceback:\n  line", "stack": "Thread 1"}))
 
     assert entry["MESSAGE"] == b"a.b\nTraceback:\n  line\nThread 1"

@@ -33,7 +33,7 @@ def test_a_gap_accounts_while_its_source_is_tried() -> None:
 
 
 def test_a_recorder_that_gives_up_is_unaccounted_for() -> None:
-    """A gap whose source nobody tries is no account: the service manager shall start the daemon anew."""
+    """A gap whose source is not tried is not accounted for: the service manager shall restart the daemon."""
     health = Liveness(["desk", "kitchen"], 0.0)
     health.gap("desk", "device", 0.0)
     health.samples("kitchen", 59.0)
@@ -89,7 +89,7 @@ def test_a_gap_lasts_from_its_beginning() -> None:
     health.gap("desk", "device", 10.0)
     health.gap("desk", "device", 40.0)
     assert health.rooms(50.0)[0].lasting == 40.0
-    assert health.rooms(50.0)[0].tried == 10.0
+    assert health.rooms(50.0)[0].silence == 10.0
 
     health.gap("desk", "disk full", 60.0)
     assert health.rooms(61.0)[0].lasting == 1.0
@@ -108,13 +108,13 @@ def test_rooms_come_and_go() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["tried", "samples", "gap"]), st.floats(0, 100)), max_size=30))
-def test_accounted_follows_from_the_last_word_alone(told: list[tuple[str, float]]) -> None:
-    """Whatever was told before: who was told of samples or an attempt within 10 s is accounted for, and nobody is who
-    was told of nothing within the longest patience.
+def test_accounted_follows_from_the_last_word_alone(reported: list[tuple[str, float]]) -> None:
+    """Whatever came before: a room with samples or an attempt within 10 s is accounted for, and a room without either
+    within the longest timeout is not.
     """
     health = Liveness(["desk"], 0.0)
     now = 0.0
-    for what, pause in told:
+    for what, pause in reported:
         now += pause
         match what:
             case "tried":

@@ -49,7 +49,7 @@ def lines(stream: io.StringIO) -> list[dict[str, object]]:
 
 
 def test_json() -> None:
-    """Where there is no terminal a line is one JSON object with its time, level and event."""
+    """Without a terminal, a line is one JSON object with its time, level and event."""
     stream = io.StringIO()
     logs.configure("info", stream)
 
@@ -103,7 +103,7 @@ def test_exception(kind: type[io.StringIO]) -> None:
 
 
 def test_libraries() -> None:
-    """What libraries warn of comes as lines of ours, without the passwords in addresses; their news do not."""
+    """Warnings of libraries become our lines, without the passwords in addresses; their other records do not."""
     stream = io.StringIO()
     logs.configure("debug", stream)
 
@@ -121,7 +121,7 @@ def test_libraries() -> None:
 
 
 def test_reader_gone() -> None:
-    """A log that nobody can read any more ends nothing."""
+    """A log whose reader is gone ends nothing."""
     logs.configure("info", Gone())
 
     structlog.get_logger().info("sink.opened")
@@ -163,7 +163,7 @@ class Terse(Exception):  # noqa: N818 - it has no text
 
 
 def broken_syntax() -> SyntaxError:
-    """What the traceback module stumbles over: an attribute that is not what it takes it for."""
+    """An error that the traceback module cannot show: an attribute of it has the wrong type."""
     error = SyntaxError("bad")
     error.filename, error.lineno, error.text = "x", 1, 7  # type: ignore[assignment]
     return error
@@ -243,7 +243,7 @@ EVIL = '\x1b]52;c;cm0=\x07\x1b[2J\x9b31m\u202eevil\u2069\x08\r\n{"event": "forge
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["pipe", "terminal"])
 def test_no_reader_of_a_log_is_obeyed(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text of others is one line, and does nothing to the terminal of whoever reads it, in a file or live."""
+    """Untrusted text is one line, and does nothing to the reader's terminal, in a file or live."""
     monkeypatch.setenv("NO_COLOR", "1")
     logs.configure("info", stream)
     structlog.get_logger().error("sink.failed", error=EVIL, path=Path(EVIL[:-1]), errors=[EVIL], sink=EVIL, n=3)

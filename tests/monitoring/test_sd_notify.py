@@ -1,4 +1,4 @@
-"""Laws of what the service manager is told. The other end is a socket as systemd's own is one."""
+"""Laws of the notifications to the service manager. The other end is a socket like systemd's own."""
 
 import os
 import socket
@@ -18,6 +18,7 @@ from roomtone.monitoring.sd_notify import (
     REPORT_INTERVAL_S,
     DeliveryProgress,
     Notifier,
+    Supervision,
     choose_period,
     compose_status,
     keep_informed,
@@ -27,12 +28,12 @@ from roomtone.monitoring.sd_notify import (
 
 
 class Manager:
-    """The service manager's end of the socket: what it was told, datagram by datagram."""
+    """The service manager's end of the socket: its notifications, datagram by datagram."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
 
-    def told(self) -> list[dict[str, str]]:
+    def received(self) -> list[dict[str, str]]:
         """Every datagram since the last time, as its assignments."""
         datagrams: list[dict[str, str]] = []
         while True:
@@ -52,18 +53,10 @@ def managed(address: str) -> Iterator[Manager]:
         yield Manager(channel)
 
 
-def room(**changes: object) -> RoomHealth:
+def room(*, lasting: float = 10.0, silence: float = 0.1, **changes: object) -> RoomHealth:
     """A room that records, but for the changes."""
-    facts: dict[str, object] = {
-        "name": "desk",
-        "accounted": True,
-        "settled": True,
-        "ended": False,
-        "cause": None,
-        "lasting": 10.0,
-        "tried": 0.1,
-    }
-    return RoomHealth(**{**facts, **changes})  # type: ignore[arg-type]  # a test names only what it is about
+    facts: dict[str, object] = {"name": "desk", "settled": True, "ended": False, "cause": None} | changes
+    return RoomHealth(since=1000.0 - lasting, tried=1000.0 - silence, now=1000.0, **facts)  # type: ignore[arg-type]  # a test names only what it is about
 
 
 def test_tells_by_a_path(tmp_path: Path) -> None:
@@ -71,15 +64,15 @@ def test_tells_by_a_path(tmp_path: Path) -> None:
     address = str(tmp_path / "notify")
     with managed(address) as manager, open_notifier({"NOTIFY_SOCKET": address}) as notifier:
         assert notifier.ready("Recording desk")
-        assert manager.told() == [{"READY": "1", "STATUS": "Recording desk"}]
+        assert manager.received() == [{"READY": "1", "STATUS": "Recording desk"}]
 
 
 def test_a_text_is_one_assignment(tmp_path: Path) -> None:
-    """A newline in a text assigns nothing, and no text keeps it from being told."""
+    """A newline in a text assigns nothing, and no text prevents the notification."""
     address = str(tmp_path / "notify")
     with managed(address) as manager, open_notifier({"NOTIFY_SOCKET": address}) as notifier:
         assert notifier.alive("desk\nSTOPPING=1\ud800")
-        assert manager.told() == [{"WATCHDOG": "1", "STATUS": "desk\\nSTOPPING=1\\ud800"}]
+        assert manager.received() == [{"WATCHDOG": "1", "STATUS": "desk\\nSTOPPING=1\\ud800"}]
 
 
 def test_tells_by_an_abstract_name() -> None:
@@ -87,7 +80,7 @@ def test_tells_by_an_abstract_name() -> None:
     name = f"roomtone-test-{os.getpid()}"
     with managed("\0" + name) as manager, open_notifier({"NOTIFY_SOCKET": "@" + name}) as notifier:
         assert notifier.alive("ok")
-        assert manager.told() == [{"WATCHDOG": "1", "STATUS": "ok"}]
+        assert manager.received() == [{"WATCHDOG": "1", "STATUS": "ok"}]
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/notify"}])
@@ -114,10 +107,10 @@ def test_a_reload_says_when_it_began(tmp_path: Path) -> None:
     with managed(address) as manager, open_notifier({"NOTIFY_SOCKET": address}) as notifier:
         before = time.monotonic_ns() // 1000
         notifier.reloading()
-        [told] = manager.told()
+        [notification] = manager.received()
 
-    assert told["RELOADING"] == "1"
-    assert before <= int(told["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+    assert notification["RELOADING"] == "1"
+    assert before <= int(notification["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
 
 
 @pytest.mark.parametrize(
@@ -147,32 +140,25 @@ class Informed:
 
     def __init__(self, manager: Manager, notifier: Notifier) -> None:
         self.manager = manager
-        self.notifier = notifier
         self.health = Liveness(["desk"], trio.current_time())
-        self.stopping = trio.Event()
+        self.supervision = Supervision(notifier, self.health)
+        self.stopping = self.supervision.stopping
         self.beats = 0
 
     def beat(self) -> None:
         self.beats += 1
 
     async def run(self) -> None:
-        await keep_informed(
-            self.notifier,
-            self.health,
-            period=5.0,
-            stopping=self.stopping,
-            beat=self.beat,
-            progress=DeliveryProgress,
-        )
+        await keep_informed(self.supervision, 5.0, self.beat)
 
     async def after(self, seconds: float) -> list[dict[str, str]]:
-        """What the manager was told in so many seconds from now. It reads all the time: its queue holds ten."""
-        self.manager.told()
+        """The notifications of the next seconds. The manager reads all the time, for its queue holds ten."""
+        self.manager.received()
         heard: list[dict[str, str]] = []
         end = trio.current_time() + seconds
         while trio.current_time() < end:
             await trio.sleep(min(1.0, end - trio.current_time()))
-            heard += self.manager.told()
+            heard += self.manager.received()
         return heard
 
 
@@ -188,7 +174,7 @@ async def informed(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Infor
 
 
 async def test_ready_comes_with_the_first_samples(informed: Informed, autojump_clock: MockClock) -> None:
-    """READY=1 is said once, at once when the first samples are on disk; until then the start asks for time."""
+    """READY=1 is sent once, immediately after the first samples are on disk; until then the start asks for time."""
     before = await informed.after(10)
     informed.health.samples("desk", trio.current_time())
     after = await informed.after(0.5)
@@ -232,7 +218,7 @@ async def test_life_goes_on_when_the_room_is_accounted_for_again(informed: Infor
 
 
 async def test_stopping_is_told_at_once_and_again(informed: Informed, autojump_clock: MockClock) -> None:
-    """The end is told in the moment in which it begins, and asks for more time until it is over."""
+    """The shutdown is reported as soon as it begins, and asks for more time until it is over."""
     informed.health.samples("desk", trio.current_time())
     await trio.sleep(5)
     informed.stopping.set()
@@ -260,7 +246,7 @@ async def test_a_loop_that_stood_still_does_not_blame_the_rooms(informed: Inform
 
 
 async def test_every_report_proves_the_loop(informed: Informed, autojump_clock: MockClock) -> None:
-    """Whatever is told, the loop has turned: the watch on stalls hears of it each time."""
+    """Whatever is reported, the loop has turned: the watch on stalls is notified each time."""
     informed.health.gap("desk", "muted", trio.current_time())
     await trio.sleep(1)
     before = informed.beats
@@ -285,7 +271,7 @@ def test_status_says_what_records() -> None:
             room(cause="daemon down", settled=False, lasting=2.0),
             "Recording nothing; desk waits for its first samples since 2 s",
         ),
-        (room(accounted=False, tried=12.0), "Recording nothing; desk is unaccounted for since 12 s"),
+        (room(silence=12.0), "Recording nothing; desk is unaccounted for since 12 s"),
         (room(ended=True), "Every room has ended"),
     ],
 )
@@ -295,14 +281,14 @@ def test_status_says_what_does_not_and_why(stands: RoomHealth, says: str) -> Non
 
 
 def test_status_names_the_sinks_that_are_behind() -> None:
-    """A sink that has everything is no news."""
+    """A sink that has everything is not mentioned."""
     status = compose_status([room()], DeliveryProgress(behind={"log": 0, "hook": 1204, "archive": 1}))
 
     assert status == "Recording desk; 1 event behind: archive; 1204 events behind: hook"
 
 
 def test_status_says_why_nobody_transcribes() -> None:
-    """Rooms that wait for the same thing are told together, each reason once and in one line."""
+    """Rooms that wait for the same thing are reported together, each reason once and in one line."""
     progress = DeliveryProgress(unheard={"desk": "invalid key", "kitchen": "no\nnetwork", "hall": "invalid key"})
 
     assert compose_status([room()], progress) == (
@@ -314,8 +300,8 @@ def test_status_says_why_nobody_transcribes() -> None:
 
 
 def test_status_of_the_end() -> None:
-    """While stopping, rooms without samples are no fault; what sinks still wait for is news."""
-    assert compose_status([room(accounted=False)], DeliveryProgress(behind={"hook": 3}), stopping=True) == (
+    """While stopping, rooms without samples are not a fault; events that sinks wait for are reported."""
+    assert compose_status([room(silence=12.0)], DeliveryProgress(behind={"hook": 3}), stopping=True) == (
         "Stopping; 3 events behind: hook"
     )
 

@@ -21,7 +21,7 @@ LIMIT = 0.4
 
 @pytest.fixture
 def lines() -> LogCapture:
-    """What the log gets, from every thread."""
+    """The lines of the log, from every thread."""
     capture = LogCapture()
     structlog.configure(processors=[capture])
     return capture
@@ -57,7 +57,7 @@ def stand_still_until(lines: LogCapture, event: str) -> None:
 
 
 async def test_a_stall_is_told_with_all_stacks(nursery: trio.Nursery, lines: LogCapture) -> None:
-    """A loop that stands still for the limit is told once: where its thread stands, and where each task waits."""
+    """A loop that is stalled for the limit is logged once, with the stacks of its thread and of each task."""
     nursery.start_soon(sleep_in_a_task)
     with watch_stalls(LIMIT, io.StringIO()) as beat:
         nursery.start_soon(keep_beating, beat)

@@ -38,7 +38,7 @@ from trio_websocket import (
     wrap_client_stream,
 )
 
-from roomtone.admission import MAX_STRANGERS
+from roomtone.admission import MAX_PENDING
 from roomtone.recognizer.engine import Engine, Hypothesis, Spoken, TurnSettings
 from roomtone.recognizer.server import HANDSHAKE_TIMEOUT_S, Options, Server, open_server
 from roomtone.recognizer.sphinx import open_sphinx
@@ -397,7 +397,7 @@ async def test_strangers_keep_no_session_out() -> None:
                     assert (await receive(late))["type"] == "Begin"
                     await late.send_message(TERMINATE)
                     await rest(late)
-            assert descriptors() - before <= 300 + MAX_STRANGERS + 10
+            assert descriptors() - before <= 300 + MAX_PENDING + 10
             await early.send_message(FRAME)
             assert (await receive(early))["type"] == "SpeechStarted"
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import trio
@@ -13,7 +13,8 @@ import trio
 from retention.test_policy import BEGAN, LONG_AGO, MINUTE, RATE, SEGMENT, SIZE, segments
 from roomtone import Sink, trusted_clock
 from roomtone.capture.records import audio_entry
-from roomtone.config.model import Storage
+from roomtone.config.active import ActiveConfig
+from roomtone.config.model import Config, ServiceConfig, Storage
 from roomtone.delivery.controls import pins_mark
 from roomtone.events import Notice
 from roomtone.journal.coverage import summarize
@@ -22,7 +23,6 @@ from roomtone.journal.records import CoverageSpan, Mark
 from roomtone.retention.cleanup import (
     CHECK_INTERVAL_S,
     PRUNE_INTERVAL_S,
-    CleanupPolicy,
     Instruments,
     run_cleanup,
 )
@@ -45,7 +45,7 @@ class Desk(NamedTuple):
     journal: Journal
     spools: dict[str, Spool]
     sinks: dict[str, Sink]
-    unloaded: set[str]
+    unloaded: dict[str, str]
     space: list[Space]
 
     async def record(self, count: int, *, at: datetime | None = None) -> None:
@@ -73,17 +73,18 @@ async def open_desk(state: Path, storage: Storage, *, utc: Callable[[], float] =
     """A room of 1000 Hz whose disk has room; every look takes place as time passes."""
     spools: dict[str, Spool] = {}
     sinks: dict[str, Sink] = {}
-    unloaded: set[str] = set()
+    unloaded: dict[str, str] = {}
     space = [Space(10**12, 10**12)]
     instruments = Instruments(lambda _: space[0], utc, trio.current_time)
-    rules = CleanupPolicy(lambda: storage, lambda: spools, lambda: sinks, lambda: unloaded)
+    tables: dict[str, Any] = {"storage": storage, "sinks": sinks, "unloaded": unloaded}
+    active = ActiveConfig(Config(path=state / "roomtone.toml", service=ServiceConfig(), rooms={}, **tables), None)
     async with (
         open_journal(state / "journal.sqlite", run_sync=run_inline) as journal,
         open_spool(state / "spool" / "desk", rate=RATE, run_sync=run_inline) as spool,
         trio.open_nursery() as nursery,
     ):
         spools["desk"] = spool
-        nursery.start_soon(lambda: run_cleanup(state, rules, journal, instruments))
+        nursery.start_soon(lambda: run_cleanup(state, active, spools, journal, instruments))
         yield Desk(state, spool, journal, spools, sinks, unloaded, space)
         nursery.cancel_scope.cancel()
 
@@ -162,7 +163,7 @@ async def test_audio_waits_for_a_sink_whose_plugin_does_not_load(
 ) -> None:
     """As for one that is paused; and not for one that never took audio, nor for one that has never run."""
     async with open_desk(tmp_path, Storage(spool_days=1)) as desk:
-        desk.unloaded.update(("archive", "elsewhere", "text", "new"))
+        desk.unloaded.update(dict.fromkeys(("archive", "elsewhere", "text", "new"), "broken"))
         for name, sink in {"archive": Archive(), "elsewhere": Archive(rooms=("kitchen",)), "text": Sink()}.items():
             await desk.journal.advance(name, 0, pins_mark(name, sink))
         await desk.record(10, at=LONG_AGO)
@@ -344,7 +345,7 @@ async def test_events_wait_for_a_sink_whose_plugin_does_not_load(
 ) -> None:
     """It has its place when it is repaired. One that has never run has none, and holds nothing back."""
     async with open_desk(tmp_path, Storage(journal_gb=0.0001)) as desk:
-        desk.unloaded.update(("broken", "new"))
+        desk.unloaded.update(dict.fromkeys(("broken", "new"), "broken"))
         await desk.journal.advance("broken", 300)
         for _ in range(500):
             notice = Notice(room="", position=0, at=BEGAN, severity="info", code="test.filler", text="x" * 1000)

@@ -2,9 +2,9 @@
 
 The fear: the process is killed between two steps of a transaction, or with it the power goes. An order names the
 `config`. `"step": 7` kills the daemon at the seventh step of its journal, `"seconds": 0.8` after that time, `"sizes":
-{"state/spool": 9000}` when folders have grown to so many bytes, none of them never; `"step": 0` writes down which steps
-there are (`passed`). The answer on stdout says how it ended and where. Each order is a process of its own, forked, so
-that none waits for imports, and killed by a real SIGKILL.
+{"state/spool": 9000}` when folders have grown to this many bytes, none of them never; `"step": 0` writes down which
+steps there are (`passed`). The answer on stdout says how it ended and where. Each order is a process of its own,
+forked, so that none waits for imports, and killed by a real SIGKILL.
 
 What each process has made durable is written down beside the configuration (`synced`): the sizes of files and the names
 in folders at the moment when fsync had returned. From that `cut_power` makes what a power cut would have left.
@@ -153,7 +153,7 @@ def live(path: Path, order: dict[str, Any]) -> None:
 
 
 def end_of(child: int, order: dict[str, Any]) -> str:
-    """How the child ended: killed here when the order says so, by itself there, or in order."""
+    """The end of the child: killed here when the order says so, by itself there, or in order."""
     begun, is_due = time.monotonic(), False
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""What a daemon has left behind when it died, and the laws that must hold of it at any moment."""
+"""The data that a dead daemon has left behind, and the laws that must hold for it at any moment."""
 
 import json
 import shutil
@@ -62,11 +62,11 @@ class Aftermath:
             if seq <= cursors.get("log", 0) and kind != "audio":
                 assert seq in logged, f"event {seq} was acknowledged and is not in the file"
         assert {*counted, *logged} <= {row[0] for row in rows}, "what was delivered is journalled"
-        recordings(self.folder)  # raises for a file that is no valid WAV file
+        recordings(self.folder)  # raises for a file that is not a valid WAV file
         self._look_at_audio()
 
     def delivered(self) -> tuple[dict[int, str], dict[int, str]]:
-        """What the counting sink and the JSON lines have: ids by seq, each of which never changes."""
+        """The events of the counting sink and of the JSON lines: ids by seq, each of which never changes."""
         counted, logged = dict[int, str](), dict[int, str]()
         file = self.folder / "counted"
         for line in file.read_text().splitlines() if file.exists() else []:
@@ -138,7 +138,7 @@ class Aftermath:
         return [number for _, text in said for number in numbers_in(text)]
 
     def heard(self, room: str) -> list[int]:
-        """The numbers that the recordings have, stretch by stretch: a word that was cut is no word."""
+        """The numbers that the recordings have, stretch by stretch: a word that was cut does not count."""
         found: list[int] = []
         for path, rate, audio in recordings(self.folder):
             if path.name.startswith(f"{room}_"):

@@ -57,7 +57,7 @@ class Run:
 
 
 def catches(process: int, number: signal.Signals) -> bool:
-    """Whether the process has a handler for this signal."""
+    """True if the process has a handler for this signal."""
     status = Path(f"/proc/{process}/status").read_text()
     (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught, 16) >> (number - 1) & 1)

@@ -155,7 +155,7 @@ def expected(call: Call, who: str, state: str) -> tuple[int, str]:
         case "how" | "daemon", _ if state != "running":
             return 69, REASONS[state]
         case "daemon", "member":
-            return 69, "only root and the daemon's own user may ask for that; use sudo"
+            return 69, "only root and the daemon's own user may do that; use sudo"
         case "state", "member":
             return 1, f"only its own user and root see what it has: sudo {PROGRAM} {re.escape(call.line)}"
         case _:

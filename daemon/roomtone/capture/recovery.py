@@ -87,12 +87,17 @@ async def last_stop(room: str, journal: Journal) -> Stop | None:
 async def check_rate(room: str, rate: int, journal: Journal) -> bool:
     """Whether the room was ever recorded. Raises RateChanged if that was at another rate."""
     before = await journal.mark(room_key(room, "rate"))
+    refuse_other_rate(room, rate, before)
+    return before is not None
+
+
+def refuse_other_rate(room: str, rate: int, before: object) -> None:
+    """Raise RateChanged if the room was recorded at another rate `before`; None: it was never recorded. Pure."""
     if before not in {None, rate}:
         raise RateChanged(
             f"[rooms.{room}] rate = {rate}: this room was recorded at {before} Hz before, and a room keeps its rate. "
             f"Set rate = {before}, or give the table another name for a new room at {rate} Hz."
         )
-    return before is not None
 
 
 def locate(source: File, folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """The `roomtone` command. Each command is a module of its own, imported when it is asked for."""
 
-import difflib
 import sys
 from contextlib import suppress
 from importlib import import_module
@@ -9,6 +8,7 @@ from typing import Any, NoReturn
 import click
 
 from roomtone import descriptors
+from roomtone.suggestions import nearest
 
 COMMANDS = (
     "run",
@@ -50,8 +50,8 @@ class CommandGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            ctx.fail(f"No such command '{args[0]}'." + (f" Did you mean '{near[0]}'?" if near else ""))
+            near = nearest(args[0], COMMANDS)
+            ctx.fail(f"No such command '{args[0]}'." + (f" Did you mean '{near}'?" if near else ""))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -1,7 +1,7 @@
-"""One TOML file, read into a Config, or refused with everything that is wrong with it.
+"""Reads one TOML file into a Config, or refuses it with all of its problems.
 
 Each sink's table is read by that sink's own Struct, so a plugin's keys are checked like the daemon's. A message names
-the file, the table, the key and its value, and what to do; several come at once; none shows a secret.
+the file, the table, the key and its value, and says what to do. No message shows a secret.
 """
 
 import os
@@ -16,11 +16,10 @@ import msgspec
 from roomtone import events, paths, secret
 from roomtone.budget.limits import Budget
 from roomtone.capture.sources import Microphone
-from roomtone.config import toml_file as document
-from roomtone.config import validation
+from roomtone.config import toml_file, validation
 from roomtone.config.model import Config, Room, ServiceConfig, Storage
 from roomtone.config.toml_file import ConfigError
-from roomtone.config.validation import Problem, listing, unknown
+from roomtone.config.validation import Problem
 from roomtone.delivery.plugins import Plugins
 from roomtone.legible import text_of
 from roomtone.llm import completion
@@ -29,11 +28,12 @@ from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.protocol import parameters
 from roomtone.protocol.parameters import Streaming
 from roomtone.sinks import Sink
+from roomtone.suggestions import listing, unknown
 
 IN_PROMPTS = ("transcript", "room", "start", "end")
-"""What may stand in a prompt of [analysis] as {{name}}."""
+"""The placeholders, as {{name}}, in a prompt of [analysis]."""
 IN_MESSAGES = ("turn",)
-"""What may stand in a message of llm_gateway as {{name}}."""
+"""The placeholders, as {{name}}, in a message of llm_gateway."""
 TABLES = ("service", "storage", "budget", "rooms", "gateway", "analysis", "sinks")
 
 
@@ -46,12 +46,14 @@ class Broken(msgspec.Struct, frozen=True):
 
 def load(path: Path, plugins: Plugins) -> Config:
     """The configuration in this file. Raises ConfigError with one line for each problem."""
-    return decode(document.read(path), path, plugins)
+    return decode(toml_file.read(path), path, plugins)
 
 
 def plugin_paths(tables: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
-    """The files and folders of plugins that the tables name, absolute. They are wanted before the tables are checked,
-    for plugins bring the kinds; what is no list of text is left for the check to refuse.
+    """The files and folders of plugins that the tables name, absolute.
+
+    They are needed before the tables are checked, for plugins bring the kinds. A value that is not a list of texts is
+    left for the check to refuse.
     """
     service = tables.get("service")
     named = service.get("plugins") if isinstance(service, dict) else None
@@ -78,8 +80,8 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
     ]
     _refuse(path, problems)
     rooms = {name: _convert(table, Room) for name, table in tables["rooms"].items()}
-    doubts = [(name, doubt) for name, room in rooms.items() for doubt in parameters.check(room.streaming)]
-    _refuse(path, [_doubted(name, rooms[name], doubt) for name, doubt in doubts if doubt.severity == "error"])
+    found = [(name, problem) for name, room in rooms.items() for problem in parameters.check(room.streaming)]
+    _refuse(path, [_in_file(name, rooms[name], problem) for name, problem in found if problem.severity == "error"])
     sinks = _with_modules(
         {name: table for name, table in each_sink(tables, plugins).items() if isinstance(table, Sink)}, plugins
     )
@@ -96,7 +98,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         disabled={name: sink for name, sink in sinks.items() if sink.disabled},
         unloaded=unloaded,
         warnings=(
-            *(f"{path}: {_doubted(name, rooms[name], doubt)}" for name, doubt in doubts),
+            *(f"{path}: {_in_file(name, rooms[name], problem)}" for name, problem in found),
             *(f"{path}: {problem}" for problem in (*_shared_devices(rooms), *_shared_files(sinks))),
             *(f"{path}: [sinks.{name}] gets nothing: {unloaded[name]}" for name in unloaded if name in given),
             *(f"{path}: {problem}" for problem in (*_unpriced(tables, rooms), *_unfilled(tables, rooms))),
@@ -105,7 +107,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
 
 
 def each_sink(tables: Mapping[str, Any], plugins: Plugins) -> dict[str, Sink | Broken]:
-    """Every sink's table for itself, so that what is wrong with one hides no other. Pure."""
+    """Each sink's table for itself, so that a mistake in one hides no other sink. Pure."""
     given = tables.get("sinks")
     found: dict[str, Sink | Broken] = {}
     for name, table in (given if isinstance(given, dict) else {}).items():
@@ -119,7 +121,7 @@ def each_sink(tables: Mapping[str, Any], plugins: Plugins) -> dict[str, Sink | B
 
 
 def each_unloaded(tables: Mapping[str, Any], plugins: Plugins) -> dict[str, str]:
-    """Why the sinks get nothing whose plugin does not load: those of tables, and drop-in files that need none. Pure."""
+    """The sinks whose plugin does not load, each with the reason: of tables, and of drop-in files without one. Pure."""
     given = tables.get("sinks")
     given = given if isinstance(given, dict) else {}
     named = {name: table for name, table in given.items() if isinstance(table, dict)}
@@ -137,7 +139,7 @@ def _refuse(path: Path, problems: Sequence[Problem]) -> None:
 
 
 def _homes(tables: Mapping[str, Any]) -> Iterator[Problem]:
-    """Paths that begin at the home folder of somebody who has none."""
+    """Paths that begin at a home folder that does not exist."""
     rooms = _table(tables, "rooms")
     named = [("service", "state"), ("service", "api_key_file"), ("service", "plugins"), ("gateway", "key_file")]
     for *where, key in (*named, *(("rooms", name, "source", "path") for name in rooms)):
@@ -158,7 +160,7 @@ def _table(tables: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
 
 
 def _shared_devices(rooms: Mapping[str, Room]) -> Iterator[Problem]:
-    """Rooms that record one microphone: a sound server lets them, a bare device only the first."""
+    """Rooms that share a microphone: a sound server allows that, a bare device serves only the first."""
     first: dict[str, str] = {}
     for name, room in rooms.items():
         if isinstance(room.source, Microphone) and (other := first.setdefault(room.source.device, name)) != name:
@@ -169,7 +171,7 @@ def _shared_devices(rooms: Mapping[str, Room]) -> Iterator[Problem]:
 
 
 def _shared_files(sinks: Mapping[str, Sink]) -> Iterator[Problem]:
-    """Sinks of one kind that write to one place: each takes it for its own."""
+    """Sinks of one kind that write to one place: each one assumes that it is alone there."""
     first: dict[tuple[Any, ...], str] = {}
     for name, sink in sinks.items():
         for key in ("path", "directory"):
@@ -256,7 +258,7 @@ def _analysis(prompts: Any, rooms: Any) -> Iterator[Problem]:
 
 
 def _unpriced(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[Problem]:
-    """Models whose cost a budget cannot count. What runs on this machine is taken to cost nothing."""
+    """Models whose cost a budget cannot count. Models on this machine are assumed to cost nothing."""
     budget, access = _convert(tables.get("budget", {}), Budget), _convert(tables.get("gateway", {}), GatewayConfig)
     if not budget.limits():
         return
@@ -274,7 +276,7 @@ def _unpriced(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[
 
 
 def _unfilled(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[Problem]:
-    """Placeholders that nothing is put in for. No errors: a prompt may speak of {{this}} and mean it."""
+    """Placeholders without a meaning. They are warnings, for a prompt may contain {{this}} on purpose."""
     texts = list[tuple[tuple[str, ...], str, str, Sequence[str]]]()
     for name, table in tables.get("analysis", {}).items():
         texts += [(("analysis", name), key, table.get(key) or "", IN_PROMPTS) for key in ("prompt", "system")]
@@ -284,17 +286,17 @@ def _unfilled(tables: Mapping[str, Any], rooms: Mapping[str, Room]) -> Iterator[
             of_turns = ("rooms", name, "streaming", "llm_gateway")
             texts += [(of_turns, "messages", prompt.content, IN_MESSAGES) for prompt in prompts]
     for where, key, text, known in texts:
-        for stranger in completion.unknown_placeholders(text, known):
+        for placeholder in completion.unknown_placeholders(text, known):
             yield Problem(
-                where, f"{unknown('placeholder', stranger, known)}; the model will see it as it is", key, text
+                where, f"{unknown('placeholder', placeholder, known)}; the model will see it as it is", key, text
             )
 
 
-def _doubted(name: str, room: Room, doubt: parameters.ParameterProblem) -> Problem:
-    """What the streaming table says about itself, as a problem of the file."""
-    key = doubt.key.rpartition(".")[2]
-    table = ("rooms", name, "streaming", *doubt.key.split(".")[:-1])
-    return Problem(table, doubt.text, key, getattr(room.streaming, doubt.key, msgspec.UNSET))
+def _in_file(name: str, room: Room, problem: parameters.ParameterProblem) -> Problem:
+    """A problem of the streaming table as a problem of the file."""
+    key = problem.key.rpartition(".")[2]
+    table = ("rooms", name, "streaming", *problem.key.split(".")[:-1])
+    return Problem(table, problem.text, key, getattr(room.streaming, problem.key, msgspec.UNSET))
 
 
 def _sinks(sinks: Any, rooms: Any, plugins: Plugins) -> Iterator[Problem]:
@@ -332,9 +334,9 @@ def _sink(where: tuple[str, ...], table: Any, rooms: Any, plugins: Plugins) -> I
 
 
 def _load_error(table: Any, plugins: Plugins) -> str | None:
-    """Why a kind is not there that a plugin may have brought, had it loaded.
+    """Why a kind is unknown that a plugin may define which did not load, or None.
 
-    That is no mistake of the file: a plugin that an update has broken must not keep the recorder from starting.
+    That is not a mistake of the file: a plugin that an update has broken must not keep the recorder from starting.
     """
     kind = table.get("kind") if isinstance(table, dict) else None
     if not isinstance(kind, str) or kind in plugins.kinds or not plugins.problems:
@@ -354,7 +356,7 @@ def _name(where: tuple[str, ...], name: str) -> Iterator[Problem]:
 
 
 def _with_modules(sinks: dict[str, Sink], plugins: Plugins) -> dict[str, Sink]:
-    """With a sink for each drop-in file of hooks that no table names: to drop it into the folder is to want it."""
+    """Adds a sink for each drop-in file of hooks without a table: its presence in the folder is enough."""
     named = {str(sink.__struct_config__.tag) for sink in sinks.values()} | sinks.keys()
     return sinks | {name: module() for name, module in plugins.modules.items() if name not in named}
 
@@ -367,7 +369,7 @@ _NO_KEY_HERE = (
 
 
 def _advice(table: tuple[str, ...], key: str) -> str | None:
-    """What to do with a key that a table does not have: what it is called, or where it belongs."""
+    """Advice about a key that a table does not have: its right name, or the table that it belongs to."""
     text = None
     match table:
         case _ if key in _KEYS:

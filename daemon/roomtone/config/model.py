@@ -1,6 +1,6 @@
-"""The configuration as it is at work: frozen Structs, one for each table, and the keys that it names.
+"""The checked configuration: a frozen Struct for each table, and the key of the speech service.
 
-How a file becomes one, and what is said of mistakes in it, is in `config/loader.py`.
+`config/loader.py` makes it from a file, and reports mistakes.
 """
 
 from collections.abc import Mapping
@@ -27,27 +27,27 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 NEEDS_KEY = frozenset(parameters.ENDPOINTS)
-"""The endpoints that answer nobody without a key."""
+"""The endpoints that need a key."""
 
 
 class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The `[service]` table: what concerns the daemon as a whole."""
+    """The `[service]` table: settings of the daemon as a whole."""
 
     state: Text | None = None
-    """Where the journal and the spool lie; else $STATE_DIRECTORY, else the XDG state folder."""
+    """The folder of the journal and the spool; else $STATE_DIRECTORY, else the XDG state folder."""
     plugins: tuple[str, ...] = ("plugins",)
     """Files and folders of drop-in plugins, relative to the configuration. The default may be absent."""
     api_key_file: Text | None = None
     """A file with the key of the speech service and nothing else, readable by its owner only."""
     grace: Seconds = 45.0
-    """Seconds that stopping may take: the last turns, Termination, and the sinks."""
+    """Seconds that stopping may take: for the last turns, Termination, and the sinks."""
     sync_interval: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
     """Seconds between two fsyncs of the audio: what a power cut can cost."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     metrics: str | None = None
-    """Where Prometheus is answered, as in "127.0.0.1:9464"; nowhere by default. Needs the extra `metrics`."""
+    """The address of the metrics for Prometheus, as in "127.0.0.1:9464"; none by default. Needs the extra `metrics`."""
     metrics_public: bool = False
-    """Whether that may be an address that other machines reach. There is no password: a firewall must stand before."""
+    """True to allow an address that other machines reach. There is no password: protect it with a firewall."""
     metrics_textfile: Text | None = None
     """A file of metrics for the node exporter, which must end in .prom; written anew four times a minute."""
 
@@ -56,8 +56,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             host, _ = address_of(self.metrics)
             if not (self.metrics_public or ip_address(host).is_loopback):
                 raise ValueError(
-                    "metrics: is open to other machines, without a password; use 127.0.0.1, or say "
-                    "metrics_public = true and let a firewall guard it"
+                    "metrics: is open to other machines, without a password; use 127.0.0.1, or set "
+                    "metrics_public = true and protect it with a firewall"
                 )
         if self.metrics_textfile is not None and not self.metrics_textfile.endswith(".prom"):
             raise ValueError("metrics_textfile: must end in .prom, or the node exporter does not read it")
@@ -73,11 +73,11 @@ def address_of(text: str) -> tuple[str, int]:
             return host, int(port)
     except ValueError:
         pass
-    raise ValueError("metrics: is no address; write 127.0.0.1:9464")
+    raise ValueError("metrics: is not an address; write 127.0.0.1:9464")
 
 
 class Storage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The `[storage]` table: how much audio and how many events are kept, beside what the sinks write."""
+    """The `[storage]` table: limits of the audio and the events that are kept, apart from the files of sinks."""
 
     spool_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 10.0
     """GB that the spools of all rooms may take. The oldest audio goes beyond, whatever waits for it."""
@@ -110,15 +110,15 @@ class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A `[rooms.<name>.gate]` table: when sessions of the room are open."""
 
     mode: Literal["always", "speech"] = "always"
-    """Always, or only while somebody speaks, which a voice detector on this machine decides."""
+    """Always, or only during speech, which a voice detector on this machine finds."""
     preroll: Annotated[float, msgspec.Meta(ge=0.5, le=30)] = 2.0
-    """Seconds before the first speech that the session hears too."""
+    """Seconds before the first speech that the session gets too."""
     close_after: Annotated[float, msgspec.Meta(ge=5, le=3600)] = 30.0
     """Seconds of silence after which the session is ended."""
 
 
 class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A `[rooms.<name>]` table: one source of audio and how its speech is streamed."""
+    """A `[rooms.<name>]` table: one source of audio, and how its speech is streamed."""
 
     source: Source
     rate: Annotated[int, msgspec.Meta(ge=8_000, le=96_000)] = 16_000
@@ -128,7 +128,7 @@ class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gate: GateConfig = GateConfig()
     streaming: Streaming = msgspec.field(default_factory=Streaming)
     speakers: dict[Name, Name] = msgspec.field(default_factory=dict)
-    """Names for the labels of speakers, which are of one session each; "*" names everybody in the room."""
+    """Names for the labels of speakers, which are valid in one session; "*" names every speaker of the room."""
 
     @property
     def frame(self) -> int:
@@ -137,12 +137,12 @@ class Room(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def realtime(self) -> bool:
-        """Whether the source goes on by itself, so that its text should follow it. A command is held to real time."""
+        """True if the source runs in real time, so that its text should follow closely. A command is kept to that."""
         return not isinstance(self.source, File)
 
 
 class Config(msgspec.Struct, frozen=True):
-    """What the file says, checked. `path` is the file; relative paths begin at its folder."""
+    """The checked content of the file at `path`. Relative paths begin at its folder."""
 
     path: Path
     service: ServiceConfig
@@ -153,16 +153,26 @@ class Config(msgspec.Struct, frozen=True):
     gateway: GatewayConfig = msgspec.field(default_factory=GatewayConfig)
     analysis: dict[str, AnalysisPrompt] = {}
     disabled: dict[str, Sink] = {}
-    """The sinks that the file has and that are not to run."""
+    """The sinks of the file that must not run."""
     unloaded: dict[str, str] = {}
-    """The sinks whose plugin does not load, and why: everything else runs without them, and their events wait."""
+    """The sinks whose plugin does not load, each with the reason. All else runs, and their events wait."""
     warnings: tuple[str, ...] = ()
-    """One line each: what is valid and probably not what was meant."""
+    """Settings that are valid and probably not meant, one line each."""
 
     @property
     def folder(self) -> Path:
-        """Where relative paths of sources and plugins begin; absolute."""
+        """The absolute folder at which relative paths of sources and plugins begin."""
         return self.path.absolute().parent
+
+    @property
+    def rates(self) -> dict[str, int]:
+        """Each room's rate in Hz."""
+        return {name: room.rate for name, room in self.rooms.items()}
+
+    @property
+    def all_sinks(self) -> dict[str, Sink]:
+        """The sinks of the file, disabled ones included."""
+        return self.sinks | self.disabled
 
     @property
     def gateway_key_file(self) -> Path | None:
@@ -175,12 +185,12 @@ class Config(msgspec.Struct, frozen=True):
         return paths.state_folder(self.service.state, self.folder, environ)
 
     def sinks_folder(self, environ: Mapping[str, str]) -> Path:
-        """Where relative paths of sinks begin."""
+        """The folder at which relative paths of sinks begin."""
         return paths.sinks_folder(self.folder, environ)
 
 
 def effective(config: Config, environ: Mapping[str, str]) -> dict[str, Any]:
-    """The tables as they are in effect, defaults included and secrets masked, ready for TOML (which has no null)."""
+    """The tables in effect, with defaults and with masked secrets, ready for TOML (which has no null)."""
     tables = {
         "service": msgspec.structs.replace(config.service, state=str(config.state(environ))),
         "storage": config.storage,
@@ -188,15 +198,15 @@ def effective(config: Config, environ: Mapping[str, str]) -> dict[str, Any]:
         "rooms": config.rooms,
         "gateway": config.gateway,
         "analysis": config.analysis,
-        "sinks": config.sinks | config.disabled,
+        "sinks": config.all_sinks,
     }
     masked: dict[str, Any] = secret.mask(_plain(tables))
     return masked
 
 
 def find_key(config: Config, environ: Mapping[str, str]) -> secret.Secret | None:
-    """The key of the speech service, or None. Raises ConfigError for one that cannot be used, and for a room that names
-    an endpoint which needs one where there is none.
+    """The key of the speech service, or None. Raises ConfigError if it cannot be used, or if it is missing and a room
+    names an endpoint that needs it.
     """
     named = config.service.api_key_file
     try:
@@ -215,7 +225,7 @@ def find_key(config: Config, environ: Mapping[str, str]) -> secret.Secret | None
 
 
 def missing_detectors(config: Config) -> dict[str, str]:
-    """The rooms that want a gate where there is no voice detector, and why there is none."""
+    """The rooms whose gate has no voice detector, each with the reason."""
     missing = dict[str, str]()
     for name, room in config.rooms.items():
         if room.gate.mode == "speech":

@@ -1,8 +1,7 @@
-"""The configuration's file as a document: its bytes become tables, or one line says where they are no TOML, and what
-to write instead.
+"""Reads the TOML of the configuration into tables. An error says where it is, and what to write instead.
 
-What no key of any table can mean is refused here, so that nothing behind has to expect it: infinity and "not a number",
-NUL in a text (no path, argument or header can hold it), and tables nested without end.
+Values that no key can have are refused here, so later code need not expect them: infinity and "not a number", NUL in a
+text (no path, argument or header can contain it), and tables nested too deeply.
 """
 
 import math
@@ -18,9 +17,9 @@ FORBIDDEN = (
     "this user may not read it: use sudo; or let the user be a member of the group that may (ls -l shows it; for "
     "/etc/roomtone: sudo usermod --append --groups roomtone-config NAME); or name another with --config"
 )
-"""What to do about a configuration that is somebody else's."""
+"""Advice for a configuration that the user may not read."""
 MAX_DEPTH = 32
-"""Levels of tables and lists in one another. The tools of a language model may need ten."""
+"""Levels of nested tables and lists. The tools of a language model may need ten."""
 
 
 class ConfigError(Exception):
@@ -28,7 +27,7 @@ class ConfigError(Exception):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The tables of the file, unchecked. Raises ConfigError when it cannot be read or is no TOML."""
+    """The tables of the file, unchecked. Raises ConfigError if it cannot be read or is not TOML."""
     try:
         # utf-8-sig: some editors begin a file with a byte order mark, which TOML does not know.
         tables = tomllib.loads(_text(path.read_bytes(), path))
@@ -67,7 +66,7 @@ _TOO_DEEP = f"is nested too deeply; nothing here needs more than {MAX_DEPTH} lev
 
 
 def _meaningless(tables: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is TOML, and no value of any key."""
+    """The values that are TOML, and that no key can have."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), tables)]
     while waiting:
         where, value = waiting.pop()
@@ -86,7 +85,7 @@ def _meaningless(tables: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _place(message: str) -> str:
-    """What tomllib says, with the place first, where a person looks for it, and with what to do where that is known."""
+    """The message of tomllib with the place first, and with advice if there is any."""
     found = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", message, re.DOTALL)
     what, place = (found[1], f"{found[2]}: ") if found else (message, "")
     if twice := re.fullmatch(r"Cannot declare \((.*?),?\) twice", what):
@@ -100,7 +99,7 @@ _HINTS = {
     "Cannot mutate immutable": "this table is there already, in braces: write all its keys in one place",
     "Cannot overwrite": "this key or table is there already: leave one of the two",
     "Duplicate inline table key": "leave one of the two",
-    "Expected '=' after a key": "write key = value; a name with spaces is no key",
+    "Expected '=' after a key": "write key = value; a key has no spaces",
     "Expected ']' at the end": "write [rooms.desk]; names have no spaces",
     "Expected newline": "one key = value a line, text in quotes, 4.5 and not 4,5",
     "Found invalid character": "remove this character",
@@ -114,4 +113,4 @@ _HINTS = {
     "Unescaped": r"write a backslash twice, or the text in single quotes, as in 'C:\talk.wav'",
     "Unterminated string": "its closing quote is missing",
 }
-"""What to do, by how a message of tomllib begins; its words are the same in Python 3.11 to 3.13."""
+"""Advice by the beginning of the message of tomllib, which is the same in Python 3.11 to 3.13."""

@@ -1,12 +1,11 @@
-"""What is wrong with a table of the configuration: every problem, each in one line that says what to do. Pure.
+"""Finds all problems of a table of the configuration: one line each, which says what to do. Pure.
 
-msgspec stops at the first problem and speaks of Python's types. A table that it refuses is walked here once more, key
-by key, with msgspec still the only judge of each value, so that both always agree about what is valid.
+msgspec stops at the first problem and names Python's types. A table that it refuses is checked here again, key by key.
+msgspec alone judges each value, so that both always agree.
 """
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,23 +13,23 @@ import msgspec
 from msgspec import inspect
 
 from roomtone import secret
+from roomtone.suggestions import listing, unknown
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-"""What rooms and sinks may be called: their names become files, marks and labels."""
+"""Valid names of rooms and sinks: they become files, keys and labels."""
 
 Advice: TypeAlias = Callable[[tuple[str, ...], str], str | None]
-"""Says of a key that a table does not have what to do, where more is known than that a similar name exists."""
+"""Gives advice about a key that a table does not have, if there is any beyond a similar name."""
 
 _SHOWN = 60
-_FEW = 15
 
 
 def no_advice(table: tuple[str, ...], key: str) -> None:
-    """A similar name is all that is known."""
+    """There is none beyond a similar name."""
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing wrong: the table (as a path), its key and value where there is one, what it is, and what to do."""
+    """One problem: the table (as a path), the key and its value if there are any, and a text that says what to do."""
 
     table: tuple[str, ...]
     text: str
@@ -60,20 +59,6 @@ def diagnose(value: Any, wanted: Any, table: tuple[str, ...], advice: Advice = n
         yield Problem(table[:-1], "must be a table", table[-1], value)
 
 
-def unknown(what: str, word: str, known: Iterable[str]) -> str:
-    """That there is no such thing of that name, with the nearest name that there is, or all of them if they are few."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
-    text = f"unknown {what}" + (f', did you mean "{near[0]}"?' if near else "")
-    if len(names) > _FEW:
-        return text
-    return f"{text}{' Known are' if near else '; known are'} {listing(names)}" if names else text
-
-
-def listing(words: Iterable[str]) -> str:
-    return ", ".join(f'"{word}"' for word in words)
-
-
 def show(value: Any, key: str = "") -> str:
     """The value as TOML, short, without secrets."""
     text = _toml(secret.mask(value, key))
@@ -81,7 +66,7 @@ def show(value: Any, key: str = "") -> str:
 
 
 def expectation(shape: inspect.Type) -> str:
-    """What a value of this type is, in the words of a person who writes TOML."""
+    """A description of the values of this type, in terms of TOML."""
     match shape:
         case inspect.IntType():
             text = "a whole number" + _range(shape)
@@ -149,7 +134,7 @@ def _in_table(
         yield Problem(table, unknown(tag_field, str(tag), map(str, structs)), tag_field, tag)
         return
     found = list(_in_fields(value, structs[tag], table, tag_field, advice))
-    # Each field is fine by itself: then it is a rule of the Struct's own, whose text may begin with the field.
+    # Each field is valid by itself: then the Struct itself has refused it, with a text that may begin with the field.
     yield from found or [_ruled(value, table, refusal.partition(" - at `")[0])]
 
 

@@ -1,7 +1,7 @@
-"""What can be asked of a running daemon, and what it answers. Pure.
+"""The requests to a running daemon, and its answers. Pure.
 
-Both are JSON, one a line: each request carries the version of what it speaks and gets one answer, but for Tail, which
-is answered by events until the client goes.
+Both are JSON, one object a line. Each request carries its version and gets one answer. Only Tail is answered by a
+stream of events, until the client disconnects.
 """
 
 from datetime import datetime
@@ -17,17 +17,17 @@ Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, tag_field="ask", tag=str.lower):
-    """A request. `version` is that of the one who asks."""
+    """A request. `version` is the client's."""
 
     version: int = VERSION
 
 
 class Status(Ask, frozen=True, kw_only=True):
-    """How everything stands; answered by a Report."""
+    """The state of the daemon; answered by a Report."""
 
 
 class Tail(Ask, frozen=True, kw_only=True):
-    """What is said and what happens from now on, in one room or all; answered by events, one a line, without end."""
+    """The events of one room or all from now on; answered by one event a line, without end."""
 
     room: str | None = None
 
@@ -43,7 +43,7 @@ class Reload(Ask, frozen=True, kw_only=True):
 
 
 class Mute(Ask, frozen=True, kw_only=True):
-    """Close the device of one room or all, for so many seconds or until it is unmuted."""
+    """Close the device of one room or all, for this many seconds, or until it is unmuted."""
 
     room: str | None = None
     seconds: float | None = None
@@ -56,7 +56,7 @@ class Unmute(Ask, frozen=True, kw_only=True):
 
 
 class Forget(Ask, frozen=True, kw_only=True):
-    """Remove what one room or all have heard between these times (UTC); answered by Forgot."""
+    """Remove everything that one room or all recorded between these times (UTC); answered by Forgot."""
 
     room: str | None = None
     since: Time
@@ -67,19 +67,19 @@ Request: TypeAlias = Status | Tail | Rotate | Reload | Mute | Unmute | Forget
 
 
 class Done(msgspec.Struct, frozen=True, tag_field="answer", tag="done"):
-    """It is done: a line for each thing that was."""
+    """The request is done: a line for each thing that was done."""
 
     lines: tuple[str, ...]
 
 
 class Refused(msgspec.Struct, frozen=True, tag_field="answer", tag="refused"):
-    """It is not done, and nothing has changed; a line for each reason."""
+    """The request is refused, and nothing has changed: a line for each reason."""
 
     lines: tuple[str, ...]
 
 
 class Forgot(msgspec.Struct, frozen=True, tag_field="answer", tag="forgot"):
-    """It is forgotten: a line for each thing that was done, and in `left` one for each that was not, or not yet."""
+    """The stretch is forgotten: a line for each thing that was done, and in `left` for each that is not done yet."""
 
     lines: tuple[str, ...]
     left: tuple[str, ...]
@@ -89,6 +89,6 @@ Answer: TypeAlias = Done | Refused | Forgot | Report
 
 
 class Dropped(msgspec.Struct, frozen=True, tag_field="kind", tag="dropped"):
-    """Live events were dropped because this client did not read: how many in all."""
+    """Live events were dropped because this client did not read: `count` in all."""
 
     count: int

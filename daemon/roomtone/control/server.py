@@ -1,12 +1,11 @@
-"""The control socket: how a running daemon is asked by the commands of this machine.
+"""The control socket: commands on this machine send requests to the running daemon.
 
-A unix socket of mode 0600, so that only the daemon's own user and root can open it, and whoever connects is asked for
-by the kernel too (SO_PEERCRED). In a folder that a group may enter, as systemd makes it for the service, the group may
-connect as well, and ask how the daemon does: that, and nothing else, is for a monitor.
+It is a unix socket of mode 0600, so only the daemon's user and root can open it; the kernel confirms the user of each
+client (SO_PEERCRED). In a folder that a group may enter, as systemd makes it for the service, members of the group may
+connect as well. They may only ask for the status, which is all that a monitor needs.
 
-Nothing that a client does or leaves undone harms the daemon: lines, clients and waiting are bounded, and a client that
-does not read loses live events, which are counted and told. A request that fails is refused, and its traceback is in
-the log.
+No client can harm the daemon: lines, clients and waiting are bounded. A client that does not read loses live events,
+and is sent their number. A request that fails is refused, and its traceback is in the log.
 """
 
 import errno
@@ -34,13 +33,13 @@ from roomtone.live import Live
 MAX_REQUEST_BYTES = 65_536
 """Bytes of a request's line."""
 MAX_CLIENTS = 16
-"""Clients at a time; one more is told so and let go."""
-GUESTS = 4
-"""Of these, besides, that are of the folder's group."""
+"""Clients at a time; one more gets a refusal and is disconnected."""
+MAX_GUESTS = 4
+"""Clients of the folder's group at a time, beside the others."""
 IDLE_TIMEOUT_S = 60.0
-"""Seconds that a client may say nothing, or not read, before it is let go."""
+"""Seconds without a request, or without reading, until a client is disconnected."""
 MAX_LIVE_EVENTS = 64
-"""Live events that wait for a client that does not read; then the oldest go, and are counted."""
+"""Live events that wait for a client that does not read; then the oldest are dropped and counted."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -48,7 +47,7 @@ _decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 
 
 class Answerer(Protocol):
-    """The daemon's answers to requests. What it raises is contained here, and the request refused."""
+    """Answers requests. Its exceptions are contained here, and the request is refused."""
 
     async def answer(self, request: Request) -> Answer: ...
     def has_room(self, name: str) -> bool: ...
@@ -56,10 +55,9 @@ class Answerer(Protocol):
 
 @contextmanager
 def open_socket(path: Path) -> Iterator[trio.SocketListener]:
-    """Listen at the path, for this user only, or for the group that may enter its folder. A stale socket is replaced,
-    one that answers is left to its owner.
+    """Listen at the path, for this user only, or for the group that may enter its folder.
 
-    Raises OSError.
+    A stale socket is replaced; a socket that answers is left to its owner. Raises OSError.
     """
     _make_way(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listening:
@@ -81,7 +79,7 @@ def open_socket(path: Path) -> Iterator[trio.SocketListener]:
 
 
 def _is_shared(folder: Path) -> bool:
-    """True if a group may enter the folder, and nobody else but its owner."""
+    """True if only the owner and a group may enter the folder."""
     return folder.stat().st_mode & 0o077 == 0o050
 
 
@@ -89,7 +87,7 @@ def _make_way(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(errno.EEXIST, "is no socket; take it away", str(path))
+            raise FileExistsError(errno.EEXIST, "is not a socket; remove it", str(path))
         with connected(path):
             pass
     except ConnectionRefusedError:
@@ -100,8 +98,8 @@ def _make_way(path: Path) -> None:
         raise OSError(errno.EADDRINUSE, "another daemon answers there", str(path))
 
 
-async def serve(path: Path, answerer: Answerer, *, journal: Journal, live: Live) -> None:
-    """Answer requests at the path until cancelled. Where there can be no socket, the log says so: recording goes on."""
+async def serve(path: Path, answerer: Answerer, journal: Journal, live: Live) -> None:
+    """Answer requests at the path until cancelled. An OSError of the socket is logged, and recording goes on."""
     try:
         with open_socket(path) as listener:
             server = _Server(answerer, journal, live, shared=_is_shared(path.parent))
@@ -120,7 +118,7 @@ class _Server:
         self._clients = 0
 
     async def converse(self, stream: trio.SocketStream) -> None:
-        """One client, from its first request to its last. Whatever it does ends here."""
+        """Serve one client. Its failures end here."""
         try:
             async with stream:
                 user = peer_user(stream.socket)
@@ -128,9 +126,9 @@ class _Server:
                     if is_guest and not self._shared:
                         log.warning("client.refused", user=user)
                         return
-                    count, limit = (self._guests, GUESTS) if is_guest else (self._clients, MAX_CLIENTS)
+                    count, limit = (self._guests, MAX_GUESTS) if is_guest else (self._clients, MAX_CLIENTS)
                     if count > limit:
-                        await _send(stream, Refused((f"{limit} clients are here already; try again later",)))
+                        await _send(stream, Refused((f"{limit} clients are connected already; try again later",)))
                         return
                     async for line in LineReader(stream, MAX_REQUEST_BYTES, IDLE_TIMEOUT_S):
                         await self._take(stream, line, is_guest=is_guest)
@@ -141,7 +139,7 @@ class _Server:
 
     @contextmanager
     def _counted(self, *, is_guest: bool) -> Iterator[bool]:
-        """Guests are counted for themselves: they must not keep the owner from muting."""
+        """Guests are counted apart: they must not keep the owner from muting."""
         self._guests += is_guest
         self._clients += not is_guest
         try:
@@ -152,7 +150,7 @@ class _Server:
 
     async def _take(self, stream: trio.SocketStream, line: bytes, *, is_guest: bool) -> None:
         request: Request | None = None
-        answer: Answer = Refused(("the daemon has failed at this request; its log says at what",))
+        answer: Answer = Refused(("the daemon failed to answer this request; see its log",))
         try:
             request = _understand(line)
             answer = await self._answer(request, is_guest=is_guest)
@@ -167,7 +165,7 @@ class _Server:
     async def _answer(self, request: Request, *, is_guest: bool) -> Answer:
         match request:
             case _ if is_guest and not isinstance(request, Status):
-                raise _Refusal("only root and the daemon's own user may ask for that; use sudo")
+                raise _Refusal("only root and the daemon's own user may do that; use sudo")
             case Tail(room=room) if room is not None and not self._answerer.has_room(room):
                 raise _Refusal(f"there is no room {room!r}")
             case Tail():
@@ -176,7 +174,7 @@ class _Server:
                 return await self._answerer.answer(request)
 
     async def _tail(self, stream: trio.SocketStream, room: str | None) -> None:
-        """Events until the client goes, which its end of the stream tells."""
+        """Send events until the client closes its end."""
         turn = trio.Lock()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tail_journal, stream, turn, room)
@@ -186,7 +184,7 @@ class _Server:
             nursery.cancel_scope.cancel()
 
     async def _tail_journal(self, stream: trio.SocketStream, turn: trio.Lock, room: str | None) -> None:
-        """Durable events wait in the journal for a client that does not read."""
+        """Durable events wait in the journal while the client does not read."""
         seq = self._journal.tip
         while True:
             await self._journal.wait_after(seq)
@@ -197,13 +195,13 @@ class _Server:
                         await _write(stream, events.encode(event))
 
     async def _tail_live(self, stream: trio.SocketStream, turn: trio.Lock, room: str | None) -> None:
-        told = 0
+        reported = 0
         with self._live.subscribe(MAX_LIVE_EVENTS, wanted=partial(_is_of, room)) as feed:
             async for event in feed:
                 async with turn:
-                    if feed.dropped > told:
-                        told = feed.dropped
-                        await _write(stream, msgspec.json.encode(Dropped(told)))
+                    if feed.dropped > reported:
+                        reported = feed.dropped
+                        await _write(stream, msgspec.json.encode(Dropped(reported)))
                     await _write(stream, events.encode(event))
 
 
@@ -212,16 +210,18 @@ def _is_of(room: str | None, event: Interim | Level) -> bool:
 
 
 class _Refusal(Exception):  # noqa: N818 - it says what is true
-    """The request is refused. Says why."""
+    """The request is refused; the text says why."""
 
 
 def _understand(line: bytes) -> Request:
     try:
         request = _decoder.decode(line)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise _Refusal(f"this is no request of version {VERSION}: {error}") from None
+        raise _Refusal(f"this is not a request of version {VERSION}: {error}") from None
     if request.version != VERSION:
-        raise _Refusal(f"the daemon speaks version {VERSION}, not {request.version}; use the `roomtone` that it runs")
+        raise _Refusal(
+            f"the daemon speaks version {VERSION}, not {request.version}; use the same release of `roomtone`"
+        )
     return request
 
 

@@ -4,7 +4,6 @@ Each object gets a plugin manager of its own. A shared one would call the hooks 
 exception would end it for the other sinks.
 """
 
-import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -17,6 +16,7 @@ import pluggy
 from roomtone.events import KINDS, Durable, kind_of
 from roomtone.legible import text_of
 from roomtone.sinks import PROJECT, Context, Hooks, Registry, Sink
+from roomtone.suggestions import nearest
 
 LIVE_HOOKS = ("interim", "level")
 """The hooks of the live feed: best effort, without acknowledgement."""
@@ -134,9 +134,9 @@ def _without_event(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    return f"there is no hook {name}; {hint} (for a function of your own, remove @hookimpl)"
+    near = nearest(name, known)
+    hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
+    return f"there is no hook {name}; {hint} (a function of your own needs no @hookimpl)"
 
 
 def _explain(plugin: object, manager: pluggy.PluginManager, error: pluggy.PluginValidationError) -> str:

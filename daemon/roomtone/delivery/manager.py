@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 import trio
@@ -19,17 +18,10 @@ CONTROLS_CHECK_INTERVAL_S = 1.0
 """Seconds between two checks for changed controls; they take effect after the current batch."""
 
 
-class SinkPaths(NamedTuple):
-    """Where sinks keep files: relative paths begin in `folder`, each sink's own state lies below `state`."""
-
-    folder: Path
-    state: Path
-
-
 class SinkManager:
-    """The runners of the sinks at work, by name in `at_work`. Their tasks belong to the nursery.
+    """The runners of the sinks at work, by name. Their tasks belong to the nursery.
 
-    `rates` has each room's rate in Hz.
+    Relative paths of sinks begin in `folder`, each one's own state lies in `state`; `rates` has each room's rate in Hz.
     """
 
     def __init__(
@@ -38,16 +30,17 @@ class SinkManager:
         *,
         journal: Journal,
         live: Live,
-        paths: SinkPaths,
+        folder: Path,
+        state: Path,
         rates: dict[str, int],
-        at_work: dict[str, SinkRunner],
     ) -> None:
         self.rates = rates
         self._nursery = nursery
         self._journal = journal
         self._live = live
-        self._paths = paths
-        self._runners = at_work
+        self._folder = folder
+        self._state = state
+        self._runners: dict[str, SinkRunner] = {}
         self._last: dict[str, SinkRunner] = {}
 
     def __iter__(self) -> Iterator[SinkRunner]:
@@ -89,7 +82,7 @@ class SinkManager:
         return found
 
     def _context(self, name: str) -> Context:
-        return Context(name=name, folder=self._paths.folder, state=self._paths.state / name, rates=self.rates)
+        return Context(name=name, folder=self._folder, state=self._state / name, rates=self.rates)
 
     def finish(self) -> None:
         """No more events will be committed: have all sinks deliver the rest and end."""

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ import msgspec
 import structlog
 import trio
 
+from roomtone.config.active import ActiveConfig
 from roomtone.delivery.manager import SinkManager
 from roomtone.durable import remove
 from roomtone.events import Durable
@@ -44,24 +45,13 @@ class Erased(NamedTuple):
 
 
 class Eraser:
-    """Forgets, one command at a time. `sinks` are all that are configured, running or not,
-    `unloaded` the names of those whose plugin does not load.
-    """
+    """Handles requests to forget, one at a time, also for the sinks that are configured and do not run."""
 
-    def __init__(
-        self,
-        state: Path,
-        scope: ForgetScope,
-        *,
-        manager: SinkManager,
-        sinks: Callable[[], Mapping[str, Sink]],
-        unloaded: Callable[[], Iterable[str]],
-    ) -> None:
+    def __init__(self, state: Path, scope: ForgetScope, manager: SinkManager, active: ActiveConfig) -> None:
         self._state = state
         self._scope = scope
         self._manager = manager
-        self._sinks = sinks
-        self._unloaded = unloaded
+        self._active = active
         self._turn = trio.Lock()
 
     async def forget(self, room: str | None, since: datetime, until: datetime) -> Erased:
@@ -101,7 +91,7 @@ class Eraser:
         since = min(one.stretch.from_ for one in removed)
         gone, stuck = await trio.to_thread.run_sync(_remove_asides, self._state, since)
         lines += [f"removed {path}: a damaged database, which may have had some of it" for path in gone]
-        holdings = self._manager.holdings(self._sinks())
+        holdings = self._manager.holdings(self._active.config.all_sinks)
         remains = [*stuck, *await self._unreached(removed, holdings)]
         places = [self._state, *(path for paths in holdings.values() for path in paths)]
         try:
@@ -135,11 +125,11 @@ class Eraser:
 
     def _idle(self) -> list[str]:
         at_work = {runner.name for runner in self._manager}
-        return [name for name in (*self._sinks(), *self._unloaded()) if name not in at_work]
+        return [name for name in (*self._active.config.all_sinks, *self._active.config.unloaded) if name not in at_work]
 
     async def _unreached(self, removed: Sequence[Removed], holdings: Mapping[str, Sequence[Path]]) -> list[str]:
-        """Reports of sinks that were neither notified, for want of a hook or a table, nor searched."""
-        rooms, tables = {one.room for one in removed}, self._sinks()
+        """The sinks that were neither told, for want of a hook or a table, nor searched."""
+        rooms, tables = {one.room for one in removed}, self._active.config.all_sinks
         deaf = [
             f"sink {runner.name} has no hook `forgotten`, and names no files in `holdings`: it was neither notified "
             "nor searched"
@@ -148,7 +138,10 @@ class Eraser:
             and not holdings.get(runner.name)
             and not rooms.isdisjoint(_rooms_of(tables.get(runner.name)) or rooms)
         ]
-        known = {runner.name for runner in self._manager} | {*self._sinks(), *self._unloaded()}
+        known = {runner.name for runner in self._manager} | {
+            *self._active.config.all_sinks,
+            *self._active.config.unloaded,
+        }
         gone = [name for name in await self._scope.journal.cursors() if name not in known]
         return deaf + [
             f"sink {name} is not configured: it was neither notified nor searched; `roomtone sinks forget {name}` "
@@ -160,7 +153,7 @@ class Eraser:
         self, removed: Sequence[Removed], places: Iterable[Path], rates: Mapping[str, int], since: datetime
     ) -> SearchRequest:
         events: list[Durable] = [event for one in removed for event in one.events]
-        sinks = self._sinks()
+        sinks = self._active.config.all_sinks
         named = tokens(" ".join([*rates, *sinks, *(type(sink).__name__ for sink in sinks.values())]).encode())
         known = await trio.to_thread.run_sync(program_words, list(_sources(sinks.values())))
         return SearchRequest(

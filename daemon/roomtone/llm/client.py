@@ -19,7 +19,7 @@ from roomtone.llm import completion
 from roomtone.llm.completion import Completion, InvalidCompletion, Usage
 from roomtone.network import open_client, read_content
 from roomtone.proxy import NetworkError
-from roomtone.secret import Key
+from roomtone.secret import Secret
 
 MAX_ANSWER_BYTES = 8 << 20
 """Bytes of an answer that are read; a longer one is not an answer."""
@@ -61,7 +61,7 @@ class Route(NamedTuple):
         return f"Route({self.url!r})"
 
 
-def route(url: str, *, account: Key | None, own: Key | None) -> Route:
+def route(url: str, *, account: Secret | None, own: Secret | None) -> Route:
     """The way to this address: with the account's key, raw, to AssemblyAI, and with the endpoint's own to any other.
 
     The account's key goes to its own service only, and no key goes where others could read it.

@@ -18,7 +18,7 @@ from roomtone.llm.client import RequestFailed, Retryability, Route, route
 from roomtone.llm.completion import Completion, GatewayConfig, Usage
 from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.protocol.parameters import Streaming
-from roomtone.secret import Key
+from roomtone.secret import Secret
 
 
 class RoomFacts(NamedTuple):
@@ -37,7 +37,7 @@ class LLMSettings(msgspec.Struct, frozen=True):
     access: GatewayConfig
     prompts: dict[str, AnalysisPrompt]
     rooms: dict[str, RoomFacts]
-    account: Key | None = None
+    account: Secret | None = None
     key_file: Path | None = None
 
     async def route(self, room: str) -> Route:

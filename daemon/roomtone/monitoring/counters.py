@@ -1,4 +1,4 @@
-"""What has happened in each room since the daemon's start, as numbers that only grow: folded from its events. Pure."""
+"""Counters of each room since the daemon's start, folded from its events. They only grow. Pure."""
 
 from datetime import datetime
 
@@ -8,12 +8,14 @@ from roomtone.events import Answer, Audio, Durable, Gap, SessionEnded, SessionSt
 
 
 class RoomCounters(msgspec.Struct, frozen=True, kw_only=True):
-    """One room's. `captured` counts samples on disk, and `lost` those that the source produced and that are not, by
-    cause; `missing` is seconds without samples by cause, time without a source included.
+    """The counters of one room.
 
-    `broken` are the sessions that ended before their time, each of which was followed by another one. `open_seconds` is
-    how long they were open, by the service, which is what it bills; `audio_seconds` what they were sent. Those that are
-    open now come in when they end: until then `open_now` is how long they have been.
+    `captured` counts samples on disk, `lost` the samples that the source produced and that are not on disk, by cause.
+    `missing` has the seconds without samples by cause, time without a source included.
+
+    `broken` counts sessions that ended early and were followed by another one. `open_seconds` is how long sessions were
+    open, which the service bills; `audio_seconds` how much audio they were sent. Both grow when a session ends:
+    `open_now` is how long the sessions that are open now have been open.
     """
 
     captured: int = 0
@@ -29,21 +31,21 @@ class RoomCounters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counters:
-    """The figures of all rooms."""
+    """The counters of all rooms."""
 
     def __init__(self) -> None:
         self._rooms: dict[str, RoomCounters] = {}
         self._open: dict[str, SessionStarted] = {}
 
     def of(self, room: str, now: datetime) -> RoomCounters:
-        """The room's figures at this time."""
-        figures = self._rooms.get(room) or RoomCounters()
+        """The room's counters at this time."""
+        counters = self._rooms.get(room) or RoomCounters()
         sessions = [one for one in self._open.values() if one.room == room]
         seconds = sum(max(0.0, (now - one.at).total_seconds()) for one in sessions)
-        return msgspec.structs.replace(figures, open_now=round(seconds, 3))
+        return msgspec.structs.replace(counters, open_now=round(seconds, 3))
 
     def see(self, event: Durable) -> None:
-        """One more event."""
+        """Count one more event."""
         before = self._rooms.get(event.room) or RoomCounters()
         match event:
             case Audio(samples=samples):

@@ -1,4 +1,4 @@
-"""Ends the process when its ending hangs: in an fsync of a dying disk, or in a plugin that does not come back.
+"""Ends the process when its shutdown hangs: in an fsync of a dying disk, or in a plugin that does not return.
 
 The spool and the journal make that harmless, and a service manager would kill the process a little later.
 """
@@ -17,26 +17,26 @@ _STDERR = 2
 
 @contextmanager
 def open_deadline() -> Iterator[Callable[[float], None]]:
-    """Yields a call that sets the deadline, in seconds from now, in the place of the one before.
+    """Yields a function that sets the deadline, in seconds from now; a later call replaces it.
 
-    When it passes before the context is left, the stack of each thread goes to stderr and the process exits. A thread
-    does that: the loop may stand still in the very call that closes a file.
+    If the deadline passes before the context is left, the stack of each thread is written to stderr and the process
+    exits. A thread does that, for the loop may hang in the call that closes a file.
     """
-    orders: queue.SimpleQueue[float | None] = queue.SimpleQueue()
-    thread = threading.Thread(target=_watch, args=(orders,), name="deadline", daemon=True)
+    deadlines: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+    thread = threading.Thread(target=_watch, args=(deadlines,), name="deadline", daemon=True)
     thread.start()
     try:
-        yield orders.put
+        yield deadlines.put
     finally:
-        orders.put(None)
+        deadlines.put(None)
         thread.join()
 
 
-def _watch(orders: "queue.SimpleQueue[float | None]") -> None:
-    seconds = orders.get()
+def _watch(deadlines: "queue.SimpleQueue[float | None]") -> None:
+    seconds = deadlines.get()
     while seconds is not None:
         try:
-            seconds = orders.get(timeout=seconds)
+            seconds = deadlines.get(timeout=seconds)
         except queue.Empty:
             faulthandler.dump_traceback(file=_STDERR, all_threads=True)
             os._exit(FAILED)

@@ -1,4 +1,4 @@
-"""Whether a running daemon is healthy, and what is wrong with it where it is not: for a monitor. Pure."""
+"""The health check for monitors: the problems of a running daemon. Pure."""
 
 from collections.abc import Iterator
 
@@ -6,13 +6,13 @@ from roomtone.delivery.health import SinkStatus
 from roomtone.monitoring.report import Report, RoomReport
 
 ABSENT_AFTER_S = 60.0
-"""Seconds without a source up to which it is a device that somebody plugs in again."""
+"""Seconds without a source until it is a problem: a device may be unplugged for a moment."""
 MAX_BEHIND_EVENTS = 100_000
-"""Events from which on a sink that still takes some does not keep up."""
+"""Events in the queue of a sink that still accepts some, until it is a problem."""
 
 
 def problems(report: Report) -> Iterator[str]:
-    """A line for each thing that a person should look after. None: it is healthy."""
+    """A line for each problem that the operator should look into. A healthy daemon has none."""
     if report.stopping:
         yield "the daemon is stopping"
     for room in report.rooms:

@@ -22,7 +22,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 SOCKET = Path("/run/systemd/journal/socket")
 IDENTIFIER = "roomtone"
 SEND_TIMEOUT_S = 0.2
-"""Seconds that a line waits for a journal that does not take it; the lines after it do not wait, and are counted."""
+"""Seconds that a line waits for a journal that does not accept it. Later lines do not wait; they are counted."""
 
 MESSAGE_IDS: Mapping[str, str] = {
     "service.started": "cfe83b6c7a11470c8789b7634294e103",
@@ -44,14 +44,18 @@ MESSAGE_IDS: Mapping[str, str] = {
     "sink.stuck": "9c6f174512ff44f9a4b41298c8767f18",
     "sink.warning": "f40a1f2ea4a14b0b9c5c0a2d6a0f4c37",
     "event.refused": "159f80ca2b2b4fef90bc9b9925f3424b",
+    "gate.unavailable": "c5f5f57c70644583b129d229ae804453",
+    "metrics.unavailable": "dec9910dda37498990187540679011d8",
+    "request.failed": "3e02d838bad1447287cdd0e8458916f3",
+    "forgetting.unsearched": "d2591ebc4b0c41ee8f260e90fa4c01e0",
 }
-"""Events that a person may have to act on, by stable ids: systemd/roomtone.catalog says what each means and what helps.
-An id is never used for anything else.
+"""Events that an operator may have to act on, by stable ids: systemd/roomtone.catalog explains each one and says what
+helps. An id is never used for another event.
 """
 
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
 _PLAIN = {"room": "ROOM", "session_id": "SESSION_ID", "sink": "SINK"}
-"""What people filter by. All other keys get a prefix, so that none can pass for one of journald's own fields."""
+"""The keys that operators filter by. All others get a prefix, so that none can be taken for a field of journald."""
 _CALLSITE = {"pathname": "CODE_FILE", "lineno": "CODE_LINE", "func_name": "CODE_FUNC"}
 _NOT_IN_MESSAGE = {"event", "level", "exception", "stack", *_CALLSITE}
 _BARE = re.compile(r"[^\s\"=]+")
@@ -59,7 +63,7 @@ _TOO_LARGE = {errno.EMSGSIZE, errno.ENOBUFS}
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str], journal: Path = SOCKET) -> bool:
-    """Whether the stream is connected to the journal: $JOURNAL_STREAM names it by device and inode (systemd.exec(5)).
+    """True if the stream is connected to the journal: $JOURNAL_STREAM names it by device and inode (systemd.exec(5)).
 
     A service whose stderr was sent elsewhere has the variable too, or inherited it.
     """
@@ -79,7 +83,7 @@ def processors() -> tuple[Processor, ...]:
 def render(_logger: WrappedLogger, _method: str, line: EventDict) -> bytes:
     """One log line as one entry. Pure.
 
-    The message is the event and its key-values as one reads them; each of them is a field of its own too.
+    The message shows the event and its key-values; each of these is a field of its own too.
     """
     event = str(line.get("event", ""))
     fields: dict[str, Any] = {
@@ -126,8 +130,8 @@ def _encode(name: str, value: str) -> bytes:
 class Entries:
     """A logger for structlog, and its own factory, that sends rendered entries to the journal.
 
-    A socket for each entry: lines are rare, and so there is nothing to own and nothing to mend when journald restarts.
-    What the journal does not take is counted in `lost`, and the next entry that it takes says how many.
+    Each entry has a socket of its own: lines are rare, and nothing needs repair when journald restarts. Entries that
+    the journal does not accept are counted in `lost`; the next one that it accepts carries their number.
     """
 
     def __init__(self, journal: Path = SOCKET) -> None:
@@ -160,7 +164,7 @@ class Entries:
             self._send_file(channel, entry)
 
     def _send_file(self, channel: socket.socket, entry: bytes) -> None:
-        """The journal takes a file in memory only when it is sealed: nobody can change what it reads."""
+        """The journal accepts only a sealed file in memory, which cannot change while it is read."""
         descriptor = os.memfd_create("entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             file.write(entry)

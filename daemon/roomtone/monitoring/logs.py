@@ -1,12 +1,12 @@
-"""Where log lines go: colored and aligned on a terminal, as entries into systemd's journal where stderr is connected to
-it, one JSON object a line everywhere else.
+"""The output of log lines: colored and aligned on a terminal, as entries in systemd's journal if stderr is connected to
+it, else one JSON object a line.
 
-No line holds what was said in a room; the callers keep that law, and tracebacks come without the texts of their
-errors. Addresses lose their passwords here, for they come from libraries too; and what a terminal would obey is
-written out, for logs are read on terminals.
+No line contains what was said in a room: the callers keep that law, and tracebacks come without the texts of their
+errors. Passwords in addresses are masked here, for addresses come from libraries too. Control characters are escaped,
+for logs are read on terminals.
 
-A log call never raises, whatever it is given: texts of plugins and names of files need not be encodable, and an object
-of a plugin's may have no text at all.
+A log call never raises: texts of plugins and names of files may be impossible to encode, and an object of a plugin may
+have no text at all.
 """
 
 import logging
@@ -27,17 +27,17 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 
 
 _OF_LINES = {"exception", "stack"}
-"""Fields of our own making that have several lines; in any other a newline would begin a line of its own."""
+"""Our own fields of several lines; in all others a newline is escaped."""
 
 
 def configure(level: str, stream: TextIO) -> None:
-    """Send every log line of this process from this level on to the stream; warnings of libraries too.
+    """Send the log lines of this process to the stream, from this level on; warnings of libraries too.
 
     For the program's entry, once: structlog and logging are the process's, so this is a setting and no object.
     """
     to_journal = journald.is_journal(stream, os.environ)
     lines = descriptors.Lines(stream)
-    rendering = journald.processors() if to_journal else [lines.own_up, *_rendering(stream)]
+    rendering = journald.processors() if to_journal else [lines.add_lost_lines, *_rendering(stream)]
     structlog.configure(
         processors=[structlog.stdlib.add_log_level, _describe, _make_plain, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
@@ -46,7 +46,7 @@ def configure(level: str, stream: TextIO) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [_Forward()]
-    # Libraries tell of each connection at INFO, with the address: only what they warn of concerns the operator.
+    # Libraries log each connection at INFO, with the address: only their warnings concern the operator.
     root.setLevel(max(logging.WARNING, LEVELS[level]))
     logging.captureWarnings(capture=True)
 
@@ -86,7 +86,7 @@ def _describe(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDic
 
 
 def _make_plain(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    """Values that every rendering can show: text that nothing obeys, without passwords, and numbers that JSON has."""
+    """Values that every renderer can show: escaped text without passwords, and numbers that JSON has."""
     return {text_of(key): _plain(key, value) for key, value in line.items()}
 
 
@@ -105,7 +105,7 @@ def _plain(key: str, value: object) -> object:
 
 
 class _Forward(logging.Handler):
-    """What a library says through the standard library's logging, as one of our lines."""
+    """Records of libraries, from the standard library's logging, as our lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -121,5 +121,5 @@ class _Forward(logging.Handler):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # noqa: BLE001 - a library's mistake in a log call is not to end what made the call
+    except Exception:  # noqa: BLE001 - a library's mistake in a log call must not end the caller
         return text_of(record.msg)

@@ -1,7 +1,7 @@
-"""Metrics for Prometheus: answered over HTTP on this machine, or written into a file for the node exporter.
+"""Metrics for Prometheus: served over HTTP on this machine, or written into a file for the node exporter.
 
-The library makes the text; its own server is a thread that nothing here would own, so that the few lines of HTTP which
-this needs are h11's and the daemon's loop's.
+The library renders the text. Its server is a thread that nothing here would own, so a few lines of HTTP run in the
+daemon's loop, by h11.
 """
 
 import os
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 Reporting = Callable[[], Awaitable[Report]]
 
 WRITE_INTERVAL_S = 15.0
-"""Seconds between two writings of the file: the usual interval of a scrape."""
+"""Seconds between two updates of the file: the usual interval of a scrape."""
 CLIENT_TIMEOUT_S = 10.0
 """Seconds that a client may take."""
 MAX_CLIENTS = 8
-"""Reports that are made at a time."""
+"""Reports that are collected concurrently."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 async def expose(service: ServiceConfig, folder: Path, report: Reporting) -> None:
-    """Give the metrics to whoever is configured, until cancelled; nobody by default. Relative paths begin in `folder`.
+    """Serve or write the metrics as configured, until cancelled; by default neither. Relative paths begin in `folder`.
 
     Contained here: OSError, of a port that is taken or a file that cannot be written; recording goes on.
     """
@@ -53,7 +53,7 @@ async def expose(service: ServiceConfig, folder: Path, report: Reporting) -> Non
 
 
 def lacking(service: ServiceConfig) -> str | None:
-    """Why there can be no metrics, where somebody wants them: recording and all else goes on without."""
+    """Why metrics are configured and cannot be served, or None: recording and all else works without them."""
     if (service.metrics or service.metrics_textfile) and find_spec("prometheus_client") is None:
         return "the package prometheus-client is missing; pip install 'roomtone[metrics]', then restart"
     return None
@@ -96,7 +96,7 @@ async def _serve(address: str, is_public: bool, report: Reporting) -> None:
 async def _answer(
     stream: trio.abc.Stream, *, places: trio.CapacityLimiter, report: Reporting, is_public: bool = False
 ) -> None:
-    """One request of one client; whatever it does ends here."""
+    """Answer one request of one client. Its failures end here."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16_384)
     try:
         with trio.fail_after(CLIENT_TIMEOUT_S):
@@ -126,12 +126,12 @@ async def _request(stream: trio.abc.Stream, connection: h11.Connection) -> h11.R
         elif isinstance(event, h11.Request):
             return event
         else:
-            raise h11.RemoteProtocolError("no request")
+            raise h11.RemoteProtocolError("this is not a request")
 
 
 async def _chosen(request: h11.Request, report: Reporting, *, is_public: bool) -> tuple[int, bytes]:
     headers = {name: value.decode("latin-1") for name, value in request.headers}
-    # Where other machines may ask, they may know this one by any name.
+    # If other machines may ask, they may know this one by any name.
     is_meant = is_same_origin if is_public else is_local
     if not is_meant(headers.get(b"host"), headers.get(b"origin")):
         return 403, b"for programs of this machine, by its address or a name without a dot\n"
@@ -247,7 +247,7 @@ _FIELDS = {
 }
 _GAUGES: dict[str, tuple[str, Callable[[RoomReport], float | None]]] = {
     "recording": ("1 while samples are written.", lambda room: float(room.state == "recording")),
-    "muted": ("1 while the device is closed on somebody's wish.", lambda room: float(room.state == "muted")),
+    "muted": ("1 while the room is muted.", lambda room: float(room.state == "muted")),
     "session_age_seconds": ("Seconds that the open sessions have been open.", lambda room: room.figures.open_now),
     "session_up": ("1 while a streaming session is up.", lambda room: float(room.session is not None)),
     "last_sample_age_seconds": ("Seconds since the last sample.", lambda room: room.quiet),

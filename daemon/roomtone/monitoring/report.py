@@ -1,4 +1,4 @@
-"""How a running daemon stands: one struct for status, metrics and health checks. Pure."""
+"""The state of a running daemon: one struct for status, metrics and health checks. Pure."""
 
 from datetime import datetime
 from typing import Literal
@@ -21,7 +21,7 @@ class SessionReport(msgspec.Struct, frozen=True):
 
 
 class OpenGap(msgspec.Struct, frozen=True):
-    """There are no samples now: why, and for how many seconds. `reason`: what is known of it, for a person."""
+    """There are no samples now: `cause` says why, `seconds` how long. `reason` has details for the operator."""
 
     cause: Cause
     seconds: float
@@ -29,16 +29,18 @@ class OpenGap(msgspec.Struct, frozen=True):
 
 
 class DayCoverage(msgspec.Struct, frozen=True):
-    """Of the last day: the share of the time that was recorded, and seconds by cause that were not."""
+    """Coverage of the last day: the share of the time that was recorded, and the lost seconds by cause."""
 
     ratio: float
     lost: dict[str, float]
 
 
 class RoomReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One room. `since`: when its recording began; `rms` and `peak` in dB below full scale; `session_error`: why the
-    last session could not be, or ended before its time; `quiet`: seconds since the last sample; `drift`: how much
-    faster than this machine's clock the source runs, in parts per million.
+    """One room.
+
+    `since`: when its recording began. `rms` and `peak`: dB below full scale. `session_error`: why the last session
+    could not be opened, or ended early. `quiet`: seconds since the last sample. `drift`: parts per million by which
+    the source runs faster than this machine's clock.
     """
 
     name: str
@@ -61,7 +63,7 @@ class RoomReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskUsage(msgspec.Struct, frozen=True):
-    """Bytes of the spools and the journal, and what is free where they lie."""
+    """Bytes of the spools and the journal, and free bytes on their disk."""
 
     spool: int
     journal: int
@@ -69,9 +71,9 @@ class DiskUsage(msgspec.Struct, frozen=True):
 
 
 class CostReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What today and this month (UTC) have cost, all rooms together, and what they may: None where nothing is capped.
+    """The cost of today and of this month (UTC), all rooms together, and their limits; None if there is no limit.
 
-    `spent`: what is done instead of opening sessions, since that is all that they may cost.
+    `spent`: the action that replaces sessions once a limit is reached.
     """
 
     currency: str
@@ -82,7 +84,7 @@ class CostReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="answer", tag="report"):
-    """How everything stands. `since` is the daemon's start."""
+    """The state of the daemon, which started at `since`."""
 
     version: str
     pid: int

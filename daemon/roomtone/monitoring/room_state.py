@@ -1,17 +1,17 @@
-"""How each room stands, folded from what the daemon itself says of it: its events, and the live levels."""
+"""The state of each room, folded from its events and its live levels."""
 
 from datetime import datetime
-from typing import Protocol
 
 import msgspec
 
 from roomtone.events import Durable, Level, RecordingStarted, RecordingStopped, SessionEnded, SessionStarted
 from roomtone.journal.journal import Journal
 from roomtone.live import Live, LiveEvent
+from roomtone.monitoring.counters import Counters
 
 
 class RoomState(msgspec.Struct, frozen=True, kw_only=True):
-    """What was seen of one room. `recording`: since when; `sessions`: those that are up, the newest last."""
+    """The state of one room. `recording`: since when; `sessions`: those that are up, the newest last."""
 
     recording: datetime | None = None
     sessions: tuple[SessionStarted, ...] = ()
@@ -20,25 +20,28 @@ class RoomState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RoomStates:
-    """The rooms by name, as far as something was seen of them."""
+    """The states of the rooms, by name, and their counters."""
 
     def __init__(self) -> None:
+        self.counters = Counters()
         self._rooms: dict[str, RoomState] = {}
 
     def at(self, room: str) -> RoomState:
-        """What was seen of this room so far."""
+        """The state of this room, as far as its events were seen."""
         return self._rooms.get(room) or RoomState()
 
     def unheard(self) -> dict[str, str]:
-        """The rooms that record and have no session, for this reason."""
+        """The rooms that record without a session, each with the reason."""
         return {
-            name: sight.session_error
-            for name, sight in self._rooms.items()
-            if sight.recording and not sight.sessions and sight.session_error
+            name: room.session_error
+            for name, room in self._rooms.items()
+            if room.recording and not room.sessions and room.session_error
         }
 
     def see(self, event: Durable | Level) -> None:
-        """One more event."""
+        """Fold one more event in."""
+        if not isinstance(event, Level):
+            self.counters.see(event)
         match event:
             case RecordingStarted(room=room, at=at):
                 self._change(room, recording=at)
@@ -56,38 +59,31 @@ class RoomStates:
                 pass
 
     def failed(self, room: str, reason: str) -> None:
-        """No session could be opened for the room, and why."""
+        """A session could not be opened for the room, for this reason."""
         self._change(room, session_error=reason)
 
     def _change(self, room: str, **changes: object) -> None:
         self._rooms[room] = msgspec.structs.replace(self.at(room), **changes)
 
 
-class EventObserver(Protocol):
-    """Who looks at events."""
-
-    def see(self, event: Durable) -> None:
-        """One more event."""
-
-
-async def watch_events(watcher: EventObserver, journal: Journal) -> None:
-    """Look at every event from now on; until cancelled."""
+async def watch_events(room_states: RoomStates, journal: Journal) -> None:
+    """Fold in every event from now on, until cancelled."""
     seq = journal.tip
     while True:
         await journal.wait_after(seq)
         tip = journal.tip
         seen = await journal.read(seq)
         for event in seen:
-            watcher.see(event)
+            room_states.see(event)
         seq = seen[-1].seq if seen else tip  # rows that cannot be read are left out
 
 
-async def watch_levels(glance: RoomStates, live: Live) -> None:
-    """Look at every level from now on; until cancelled."""
+async def watch_levels(room_states: RoomStates, live: Live) -> None:
+    """Fold in every level from now on, until cancelled."""
     with live.subscribe(wanted=_is_level) as feed:
         async for event in feed:
             if isinstance(event, Level):  # which mypy cannot know
-                glance.see(event)
+                room_states.see(event)
 
 
 def _is_level(event: LiveEvent) -> bool:

@@ -1,6 +1,6 @@
-"""What the service manager is told: systemd's notification protocol (sd_notify(3)), and one line for people.
+"""Notifications to the service manager: systemd's protocol (sd_notify(3)), with a status line for the operator.
 
-A datagram of lines `NAME=value` to the socket that $NOTIFY_SOCKET names. Without one, everything here does nothing.
+A notification is a datagram of lines `NAME=value` to the socket in $NOTIFY_SOCKET. Without that, nothing is sent.
 """
 
 import os
@@ -9,8 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 import structlog
@@ -25,27 +24,27 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 REPORT_INTERVAL_S = 5.0
 """Seconds between two reports, unless the watchdog asks for more."""
 DEFAULT_WATCHDOG_S = 60.0
-"""Seconds of a watchdog that there is not: a stall is worth a look in a terminal too."""
+"""Seconds of the watchdog if none is set: a stall matters in a terminal too."""
 STARTING_INTERVAL_S = 0.2
-"""Seconds between two reports until the start is over: who waits for it should not wait for us."""
+"""Seconds between two reports until the start is over, so that units that wait for it lose no time."""
 REPORTS_PER_WATCHDOG = 6
-"""Reports in one period of the watchdog: so many may be late or lost."""
+"""Reports in one period of the watchdog: all but one may be late or lost."""
 EXTEND_TIMEOUT_S = 20.0
-"""Seconds that are asked for, again and again, while starting or stopping: a loop that hangs gets no more than this."""
+"""Seconds that each report requests while starting or stopping: a loop that hangs gets no more than this."""
 MAX_STATUS_CHARS = 300
 """Characters of the status line; `systemctl status` shows one line."""
 MAX_REASON_CHARS = 120
 
 
 class Notifier:
-    """Tells the service manager. What it did not take is told again with the next report; nothing here waits."""
+    """Notifies the service manager. If it does not accept a notification, the next report repeats it; nothing waits."""
 
     def __init__(self, address: str | None, channel: socket.socket) -> None:
         self._address = address
         self._channel = channel
 
-    def tell(self, **assignments: str | int) -> bool:
-        """Send these in one datagram. False when it did not go out: no manager, or one that does not read."""
+    def send(self, **assignments: str | int) -> bool:
+        """Send these in one datagram. False if there is no manager, or it does not read."""
         if self._address is None:
             return False
         text = "\n".join(f"{name}={legible(str(value))}" for name, value in assignments.items())
@@ -58,28 +57,28 @@ class Notifier:
 
     def ready(self, status: str) -> bool:
         """The start, or a reload, is over."""
-        return self.tell(READY=1, STATUS=status)
+        return self.send(READY=1, STATUS=status)
 
     def alive(self, status: str) -> bool:
         """Feed the watchdog."""
-        return self.tell(WATCHDOG=1, STATUS=status)
+        return self.send(WATCHDOG=1, STATUS=status)
 
     def reloading(self) -> bool:
-        """A reload begins; `ready` ends it. The time lets the manager tell this reload from the one before."""
-        return self.tell(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+        """A reload begins; `ready` ends it. The time lets the manager distinguish this reload from the one before."""
+        return self.send(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
 
     def stopping(self, status: str) -> bool:
-        """The end has begun, and may take `EXTENSION` seconds from now, whatever the unit's limit is."""
-        return self.tell(STOPPING=1, EXTEND_TIMEOUT_USEC=_microseconds(EXTEND_TIMEOUT_S), WATCHDOG=1, STATUS=status)
+        """The daemon stops, which may take EXTEND_TIMEOUT_S seconds from now, whatever the unit's limit is."""
+        return self.send(STOPPING=1, EXTEND_TIMEOUT_USEC=_microseconds(EXTEND_TIMEOUT_S), WATCHDOG=1, STATUS=status)
 
     def starting(self, status: str) -> bool:
-        """The start goes on, and may take `EXTENSION` seconds from now, whatever the unit's limit is."""
-        return self.tell(EXTEND_TIMEOUT_USEC=_microseconds(EXTEND_TIMEOUT_S), WATCHDOG=1, STATUS=status)
+        """The start goes on, which may take EXTEND_TIMEOUT_S seconds from now, whatever the unit's limit is."""
+        return self.send(EXTEND_TIMEOUT_USEC=_microseconds(EXTEND_TIMEOUT_S), WATCHDOG=1, STATUS=status)
 
 
 @contextmanager
 def open_notifier(environ: Mapping[str, str]) -> Iterator[Notifier]:
-    """The way to the service manager that $NOTIFY_SOCKET names: a path, or `@` and a name of the abstract namespace."""
+    """A notifier for the socket in $NOTIFY_SOCKET: a path, or `@` and a name of the abstract namespace."""
     address = environ.get("NOTIFY_SOCKET") or None
     if address and address.startswith("@"):
         address = "\0" + address[1:]
@@ -89,7 +88,7 @@ def open_notifier(environ: Mapping[str, str]) -> Iterator[Notifier]:
 
 
 def watchdog_seconds(environ: Mapping[str, str]) -> float | None:
-    """WatchdogSec= as systemd hands it down (sd_watchdog_enabled(3)), None where this process is not watched."""
+    """WatchdogSec= as systemd passes it (sd_watchdog_enabled(3)), None if this process is not watched."""
     given, process = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", str(os.getpid()))
     if not given.isdecimal() or int(given) == 0 or process != str(os.getpid()):
         return None
@@ -97,64 +96,58 @@ def watchdog_seconds(environ: Mapping[str, str]) -> float | None:
 
 
 class DeliveryProgress(msgspec.Struct, frozen=True):
-    """What beside the rooms' audio is worth a word: events that wait for each sink that is behind, and why a room that
-    records has no session.
+    """The progress after recording: `behind` has the events that wait for each sink, `unheard` the rooms that record
+    without a session, each with the reason.
     """
 
     behind: Mapping[str, int] = {}
     unheard: Mapping[str, str] = {}
 
 
-class Supervision(NamedTuple):
-    """What the daemon tells whoever watches over it: how its rooms stand, and that the end has begun.
+class Supervision:
+    """The sources of the reports to the service manager.
 
-    A reload speaks to the `notifier` itself.
+    `health` has the rooms, `stopping` is set when the daemon begins to stop, and `progress` is replaced when there are
+    sinks. A reload uses the `notifier` itself.
     """
 
-    health: Liveness
-    stopping: trio.Event
-    notifier: Notifier
+    def __init__(self, notifier: Notifier, health: Liveness) -> None:
+        self.notifier = notifier
+        self.health = health
+        self.stopping = trio.Event()
+        self.progress: Callable[[], DeliveryProgress] = DeliveryProgress
 
 
 @asynccontextmanager
-async def open_supervision(
-    environ: Mapping[str, str], rooms: Iterable[str], progress: Callable[[], DeliveryProgress]
-) -> AsyncIterator[Supervision]:
-    """Keep the service manager informed, and watch for stalls of the loop, as long as this lasts.
+async def open_supervision(environ: Mapping[str, str], rooms: Iterable[str]) -> AsyncIterator[Supervision]:
+    """Keep the service manager informed, and watch for stalls of the loop, until the context is left.
 
     Stalls are noticed at half of the watchdog's time; without a watchdog, as if it had a minute.
     """
     watchdog = watchdog_seconds(environ)
     with open_notifier(environ) as notifier, watch_stalls((watchdog or DEFAULT_WATCHDOG_S) / 2, sys.stderr) as beat:
-        supervision = Supervision(Liveness(rooms, trio.current_time()), trio.Event(), notifier)
+        supervision = Supervision(notifier, Liveness(rooms, trio.current_time()))
         async with trio.open_nursery() as nursery:
-            reports = partial(keep_informed, period=choose_period(watchdog), beat=beat, progress=progress)
-            nursery.start_soon(partial(reports, notifier, supervision.health, stopping=supervision.stopping))
+            nursery.start_soon(keep_informed, supervision, choose_period(watchdog), beat)
             yield supervision
             nursery.cancel_scope.cancel()
 
 
-async def keep_informed(
-    notifier: Notifier,
-    health: Liveness,
-    *,
-    period: float,
-    stopping: trio.Event,
-    beat: Callable[[], None],
-    progress: Callable[[], DeliveryProgress],
-) -> None:
-    """Tell the truth once in `period` seconds, and at once when `stopping` is set. Runs until it is cancelled.
+async def keep_informed(supervision: Supervision, period: float, beat: Callable[[], None]) -> None:
+    """Report every `period` seconds, and immediately when `stopping` is set. Runs until it is cancelled.
 
     The sign of life is left out while a room is unaccounted for. `beat` is called each time: this loop still turns.
-    A loop that stood still itself judges nobody at once: what was read meanwhile waits to be recorded.
+    When this loop itself stood still, the rooms are judged one period later: what was read meanwhile waits to be
+    recorded.
     """
+    notifier, health, stopping = supervision.notifier, supervision.health, supervision.stopping
     is_started = is_ready = is_late = False
     missing: tuple[str, ...] = ()
     due = trio.current_time()
     while True:
         beat()
         now = trio.current_time()
-        status = compose_status(health.rooms(now), progress(), stopping=stopping.is_set())
+        status = compose_status(health.rooms(now), supervision.progress(), stopping=stopping.is_set())
         before = missing
         was_late, is_late = is_late, now - due >= period
         if was_late or not is_late:
@@ -162,7 +155,7 @@ async def keep_informed(
         if stopping.is_set():
             notifier.stopping(status)
         elif missing:
-            notifier.tell(STATUS=status)
+            notifier.send(STATUS=status)
         elif is_started or health.settled():
             is_started = is_started or _log_start(status)
             is_ready = is_ready or notifier.ready(status)
@@ -192,13 +185,13 @@ def _log_missing(rooms: Sequence[str]) -> None:
 
 
 def choose_period(watchdog: float | None) -> float:
-    """Seconds between two reports under a watchdog of so many seconds."""
+    """Seconds between two reports under a watchdog of `watchdog` seconds."""
     return REPORT_INTERVAL_S if watchdog is None else min(REPORT_INTERVAL_S, watchdog / REPORTS_PER_WATCHDOG)
 
 
 def compose_status(rooms: Sequence[RoomHealth], progress: DeliveryProgress, *, stopping: bool = False) -> str:
-    """The truth in one line: what records, what does not and why, what is not transcribed, and which sinks are behind.
-    Pure.
+    """The status in one line: the rooms that record, the others with the reason, the rooms without a session, and the
+    sinks that are behind. Pure.
     """
     parts = [_recording(rooms)] if not stopping else ["Stopping"]
     if not stopping:
@@ -222,7 +215,7 @@ def _recording(rooms: Sequence[RoomHealth]) -> str:
 
 def _missing(room: RoomHealth) -> str:
     if not room.accounted:
-        return f"{room.name} is unaccounted for since {_duration(room.tried)}"
+        return f"{room.name} is unaccounted for since {_duration(room.silence)}"
     if not room.settled:
         return f"{room.name} waits for its first samples since {_duration(room.lasting)}"
     if room.cause == "muted":
@@ -231,7 +224,7 @@ def _missing(room: RoomHealth) -> str:
 
 
 def _unheard(reasons: Mapping[str, str]) -> Iterator[str]:
-    """Rooms that wait for the same thing, together."""
+    """One text for all rooms with the same reason."""
     for reason in sorted(set(reasons.values())):
         names = sorted(name for name, why in reasons.items() if why == reason)
         shown = reason if len(reason) <= MAX_REASON_CHARS else reason[: MAX_REASON_CHARS - 1] + "…"
@@ -239,7 +232,7 @@ def _unheard(reasons: Mapping[str, str]) -> Iterator[str]:
 
 
 def _duration(seconds: float) -> str:
-    """The largest unit that is not a lie by more than a third."""
+    """In the largest unit whose rounding error is below a third."""
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

@@ -1,10 +1,10 @@
-"""Notices that the loop stands still, and writes down where: what every thread and every task is doing.
+"""Detects that the loop is stalled, and logs the stacks of all threads and tasks.
 
-The service manager ends a stalled daemon with SIGABRT, after which no Python runs. So a thread of ours looks first, at
-half of the watchdog's time, and puts all stacks into the log while there is still somebody to write them.
+The service manager ends a stalled daemon with SIGABRT, after which no Python runs. So a thread looks first, at half of
+the watchdog's time, and logs all stacks while Python still runs.
 
-A thread needs the interpreter's lock, and native code can keep it. Then nothing but C can speak: the standard library's
-faulthandler, armed a little later, writes the threads' stacks straight to the error stream.
+A thread needs the interpreter's lock, and native code can keep it. For that case the standard library's faulthandler is
+armed, with a later deadline: it writes the threads' stacks directly to the error stream, from C.
 """
 
 import faulthandler
@@ -25,16 +25,16 @@ from roomtone import descriptors
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 CHECKS_PER_LIMIT = 8
-"""Looks in one limit."""
+"""Checks in one limit."""
 NATIVE_DUMP_FACTOR = 1.5
-"""The native dump comes after so many limits, and so only when the thread did not get to speak."""
+"""Limits until the native dump, which comes only if the thread could not run."""
 
 
 @contextmanager
 def watch_stalls(limit: float, stream: TextIO) -> Iterator[Callable[[], None]]:
     """Watch the loop of this trio run. Yields what the loop must call more often than once in `limit` seconds.
 
-    A stall is told once, and its end with how long it was. `stream` gets the native dump, also when a plugin closes it;
+    A stall is logged once, and its end with the duration. `stream` gets the native dump, also when a plugin closes it;
     a stream without a file descriptor gets none.
     """
     descriptor = descriptors.copy_of(stream)
@@ -51,7 +51,7 @@ def watch_stalls(limit: float, stream: TextIO) -> Iterator[Callable[[], None]]:
 
 
 class _Watch:
-    """What the loop and the thread share. Numbers are stored whole, so that no lock can be what the loop waits for."""
+    """Shared by the loop and the thread. Numbers are stored atomically, so the loop waits for no lock."""
 
     def __init__(self, limit: float, root: trio.lowlevel.Task | None, descriptor: int | None) -> None:
         self._limit = limit
@@ -71,21 +71,21 @@ class _Watch:
             faulthandler.cancel_dump_traceback_later()
 
     def run(self) -> None:
-        told: float | None = None
+        logged: float | None = None
         looked = time.monotonic()
         forgiven = 0.0
         while not self._ending.wait(self._limit / CHECKS_PER_LIMIT):
             now, beaten = time.monotonic(), self._beaten
-            # A process that was stopped as a whole, by a debugger or the kernel, is no stalled loop.
+            # A process that was stopped as a whole, by a debugger or the kernel, does not have a stalled loop.
             if now - looked > self._limit / 2:
                 forgiven = now
             looked = now
-            if told is not None and beaten > told:
-                log.warning("loop.resumed", seconds=round(beaten - told, 1))
-                told = None
-            if told is None and now - max(beaten, forgiven) >= self._limit:
+            if logged is not None and beaten > logged:
+                log.warning("loop.resumed", seconds=round(beaten - logged, 1))
+                logged = None
+            if logged is None and now - max(beaten, forgiven) >= self._limit:
                 log.error("loop.stalled", seconds=round(now - beaten, 1), stack=describe_stacks(self._root))
-                told = beaten
+                logged = beaten
 
 
 def describe_stacks(root: trio.lowlevel.Task | None) -> str:
@@ -99,9 +99,7 @@ def describe_stacks(root: trio.lowlevel.Task | None) -> str:
 
 
 def _thread_stacks() -> str:
-    """By faulthandler, which looks at every thread and needs a file to write to: one in memory, for a stall may well be
-    the disk's.
-    """
+    """By faulthandler, which shows every thread and needs a file: one in memory, for the disk may cause the stall."""
     with os.fdopen(os.memfd_create("stacks"), "w+", encoding="utf-8", errors="replace") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = descriptors.Lines(sys.stderr)
     structlog.configure(
         processors=[
-            lines.own_up,
+            lines.add_lost_lines,
             structlog.processors.add_log_level,
             _fit,
             structlog.processors.LogfmtRenderer(key_order=["level", "event"]),

@@ -7,7 +7,7 @@ any more holds nothing back.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import structlog
 import trio
 
-from roomtone.config.model import Storage
+from roomtone.config.active import ActiveConfig
 from roomtone.delivery.controls import is_pinned, pins_of
 from roomtone.events import Notice, notice
 from roomtone.journal.journal import Journal
@@ -26,7 +26,6 @@ from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.journal.schema import find_asides
 from roomtone.retention.disk_space import DiskWatch, Space, measure, show_bytes
 from roomtone.retention.policy import DroppedAudio, Removal, RoomAudio, choose, first_lacking, lacking
-from roomtone.sinks import Sink
 from roomtone.spans import Spans
 from roomtone.spool.segment import SAMPLE_BYTES, SPOOL_FOLDER, Segment, list_segments
 from roomtone.spool.spool import Spool
@@ -46,19 +45,6 @@ PRUNED_QUOTA_SHARE = 0.95
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-class CleanupPolicy(NamedTuple):
-    """The configuration as it is at the moment of the call: `reload` may have changed it.
-
-    `spools` has the spool of each open room; `sinks` are those that are configured, `unloaded` the names of those whose
-    plugin does not load: their cursors, and whether they take audio, are in the journal.
-    """
-
-    storage: Callable[[], Storage]
-    spools: Callable[[], Mapping[str, Spool]]
-    sinks: Callable[[], Mapping[str, Sink]]
-    unloaded: Callable[[], Collection[str]] = tuple
-
-
 class Instruments(NamedTuple):
     """Readings of the machine: the space of a folder's disk, the time in Unix seconds, and the seconds of a clock that
     cannot be set.
@@ -73,9 +59,13 @@ INSTRUMENTS = Instruments()
 
 
 async def run_cleanup(
-    state: Path, policy: CleanupPolicy, journal: Journal, instruments: Instruments = INSTRUMENTS
+    state: Path,
+    active: ActiveConfig,
+    spools: Mapping[str, Spool],
+    journal: Journal,
+    instruments: Instruments = INSTRUMENTS,
 ) -> None:
-    """Clean up the state folder until cancelled.
+    """Clean up the state folder until cancelled. `spools` has the spool of each open room.
 
     Errors: those of the journal, also when its file is gone: a daemon that ends is started again, and finds a new one.
     Contained here: OSError of the file system, which is logged and tried again.
@@ -83,12 +73,12 @@ async def run_cleanup(
     outbox = _Outbox(journal)
     clock = _AgeClock(TrustedClock(reading_of(await journal.mark(CLOCK_KEY))), instruments, outbox)
     disk = DiskWatch(state, instruments.measure)
-    cleaner = SpoolCleaner(_Spools(state, policy, journal), outbox)
-    pruner = JournalPruner(state, policy, journal, clock)
+    cleaner = SpoolCleaner(_Spools(state, active, spools, journal), outbox)
+    pruner = JournalPruner(state, active, journal, clock)
     pruned = -math.inf
     while True:
         await journal.check_file()
-        storage, now = policy.storage(), clock.now()
+        storage, now = active.config.storage, clock.now()
         before = shifted(clock.today(), -timedelta(days=storage.spool_days))
         await cleaner.clean(now, before=before, quota=storage.spool_quota, lacking=disk.lacking(storage.free_space))
         outbox.add(*disk.check(storage.free_space, now))
@@ -153,14 +143,14 @@ class _AgeClock:
 class JournalPruner:
     """Removes old events and old coverage, and more of the events where the journal is over its quota."""
 
-    def __init__(self, state: Path, policy: CleanupPolicy, journal: Journal, clock: _AgeClock) -> None:
+    def __init__(self, state: Path, active: ActiveConfig, journal: Journal, clock: _AgeClock) -> None:
         self._state = state
-        self._policy = policy
+        self._active = active
         self._journal = journal
         self._clock = clock
 
     async def prune(self) -> None:
-        storage = self._policy.storage()
+        storage = self._active.config.storage
         before = shifted(self._clock.today(), -timedelta(days=storage.journal_days))
         self._remove_asides(before)
         seq = await self._journal.first_since(before)
@@ -177,7 +167,7 @@ class JournalPruner:
     async def _waiting_sinks(self) -> list[str]:
         """The sinks that events wait for. One that has never run, for its plugin did not load, begins when it does."""
         known = await self._journal.cursors()
-        return [*self._policy.sinks(), *(name for name in self._policy.unloaded() if name in known)]
+        return [*self._active.config.sinks, *(name for name in self._active.config.unloaded if name in known)]
 
     def _remove_asides(self, before: datetime) -> None:
         """Damaged databases that were moved aside are kept as long as events are."""
@@ -191,22 +181,23 @@ class JournalPruner:
 class _Spools:
     """The audio of all rooms on disk: open, closed, or not configured any more."""
 
-    def __init__(self, state: Path, policy: CleanupPolicy, journal: Journal) -> None:
+    def __init__(self, state: Path, active: ActiveConfig, spools: Mapping[str, Spool], journal: Journal) -> None:
         self._folder = state / SPOOL_FOLDER
-        self._policy = policy
+        self._active = active
+        self._spools = spools
         self._journal = journal
 
     async def audio(self) -> list[RoomAudio]:
         rooms = [await self._settled(room) for room in self._rooms()]
         # From here on nothing is waited for: what an open room has recorded does not change meanwhile.
-        spools = self._policy.spools()
+        spools = self._spools
         return [
             one._replace(segments=spool.spare, size=spool.size) if (spool := spools.get(one.room)) else one
             for one in rooms
         ]
 
     def _rooms(self) -> list[str]:
-        rooms = set(self._policy.spools())
+        rooms = set(self._spools)
         with suppress(OSError):
             rooms.update(path.name for path in self._folder.iterdir() if path.is_dir())
         return sorted(rooms)
@@ -215,7 +206,7 @@ class _Spools:
         """The room's settled audio; and its segments, unless the room is open."""
         progress = progress_of(room, await self._journal.marks(room_prefix(room)))
         heard = Spans([(0, progress.acknowledged)]) - progress.holes
-        spool = self._policy.spools().get(room)
+        spool = self._spools.get(room)
         segments = [] if spool else await trio.to_thread.run_sync(list_segments, self._folder / room)
         first = spool.first if spool else segments[0].position if segments else progress.audio
         cursors, delivered = await self._journal.cursors(), dict[str, int]()
@@ -227,7 +218,7 @@ class _Spools:
 
     async def _pins(self) -> dict[str, object]:
         """The rooms whose audio each sink pins, by name: see `delivery/audio_pins.py`."""
-        sinks, unloaded = self._policy.sinks(), self._policy.unloaded()
+        sinks, unloaded = self._active.config.sinks, self._active.config.unloaded
         noted = {name: await self._journal.mark(sink_key(name, "audio")) for name in unloaded if name not in sinks}
         return {name: pins_of(sink) for name, sink in sinks.items()} | noted
 
@@ -235,13 +226,13 @@ class _Spools:
         """Segments whose files were removed, or cannot be read any more, before all readers had them."""
         missing: list[Removal] = []
         for audio in await self.audio():
-            if spool := self._policy.spools().get(audio.room):
+            if spool := self._spools.get(audio.room):
                 gone = await spool.missing(first_lacking(audio), MAX_CHECKED_SEGMENTS)
                 missing += [lacking(audio, segment) for segment in gone]
         return missing
 
     async def remove(self, removal: Removal) -> None:
-        spool = self._policy.spools().get(removal.room)
+        spool = self._spools.get(removal.room)
         try:
             if spool:
                 await spool.remove(removal.segment)

@@ -11,7 +11,7 @@ from roomtone.protocol.close_codes import RetryAdvice
 from roomtone.protocol.parameters import ENDPOINTS, LOCAL, build_query, resolve_endpoint
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.proxy import is_loopback
-from roomtone.secret import Key
+from roomtone.secret import Secret
 from roomtone.speech.connection import Connection, open_connection
 from roomtone.speech.recognizer_process import Recognizer, RecognizerUnavailable, open_recognizer
 from roomtone.speech.session_errors import SessionClosed
@@ -39,7 +39,7 @@ class Endpoints:
         self._wanted = wanted
 
     def choose(
-        self, parameters: SessionParameters, rate: int, key: Key | None, *, instead: str | None = None
+        self, parameters: SessionParameters, rate: int, key: Secret | None, *, instead: str | None = None
     ) -> Endpoint:
         """The endpoint of a room, given the parameters of its sessions and its rate in Hz; or the one named `instead`.
 
@@ -60,7 +60,7 @@ async def open_endpoints() -> AsyncIterator[Endpoints]:
         yield Endpoints(recognizer, wanted)
 
 
-def _remote(url: str, parameters: SessionParameters, rate: int, key: Key | None) -> Endpoint:
+def _remote(url: str, parameters: SessionParameters, rate: int, key: Secret | None) -> Endpoint:
     headers = [("Authorization", key.reveal())] if key is not None and _may_see_key(url) else []
 
     def open_remote() -> AbstractAsyncContextManager[Connection]:

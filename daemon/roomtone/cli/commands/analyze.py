@@ -24,7 +24,6 @@ from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.cli.output import say, say_json, say_text
 from roomtone.cli.unit import enter
 from roomtone.config.model import Config, find_key
-from roomtone.config.validation import unknown
 from roomtone.journal.database import Database
 from roomtone.journal.records import CoverageSpan
 from roomtone.legible import legible
@@ -34,6 +33,7 @@ from roomtone.llm.completion import Completion
 from roomtone.llm.conversations import AnalysisPrompt, Conversation, Progress
 from roomtone.llm.prompt_task import Result, analyze
 from roomtone.llm.settings import LLMSettings, RoomFacts
+from roomtone.suggestions import unknown
 
 MAX_ATTEMPTS = 6
 """Requests for one answer, where the failure is a passing one."""

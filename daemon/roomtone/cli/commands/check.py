@@ -12,17 +12,21 @@ import msgspec
 import trio
 
 from roomtone import network, paths
+from roomtone.capture.recovery import RateChanged, refuse_other_rate
 from roomtone.capture.source_process import SourceEnded, SourceFailed, open_source
 from roomtone.capture.sources import Command, File, name_of
+from roomtone.cli.commands.sinks import reading
 from roomtone.cli.config_option import Loaded, config_option, load
 from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say, say_json
 from roomtone.cli.unit import enter
 from roomtone.config import model as configuration
+from roomtone.config.active import ActiveConfig
 from roomtone.config.model import Config, Room
-from roomtone.control.reload import ActiveConfig
 from roomtone.delivery.errors import explain
 from roomtone.delivery.hooks import open_sink, validate_hooks
+from roomtone.journal.keys import room_key
+from roomtone.journal.schema import JournalError, explained
 from roomtone.llm.client import RequestFailed
 from roomtone.llm.settings import LLMSettings
 from roomtone.monitoring.prometheus import lacking
@@ -74,21 +78,22 @@ def command(given: Path | None, *, sources: bool, as_json: bool) -> None:
 async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) -> list[Finding]:
     """Everything that would run, in the order of the configuration. Raises ConfigError for a key that is lacking."""
     config, plugins = loaded
-    key = configuration.find_key(config, environ)
+    api_key = configuration.find_key(config, environ)
     state = config.state(environ)
-    findings = [Finding("configuration", str(config.path.absolute())), _key(key)]
+    findings = [Finding("configuration", str(config.path.absolute())), _key(api_key)]
+    findings += _journal(config, state / "journal.sqlite")
     for name, room in config.rooms.items():
         findings.append(await _room(name, room, config, sources=sources))
-        findings.append(await _streaming(name, room, key))
+        findings.append(await _streaming(name, room, api_key))
         if room.gate.mode == "speech":
             findings.append(_gate(name, room))
-    if any(_endpoint(room, key) == parameters.LOCAL for room in config.rooms.values()):
+    if any(_endpoint(room, api_key) == parameters.LOCAL for room in config.rooms.values()):
         findings.append(Finding("recognizer", "on this machine", fault=await recognizer_fault()))
     elif config.budget.limits() and config.budget.at_cap == "local":
         fault = await recognizer_fault()
         advice = None if fault is None else f'{fault}; or set [budget] at_cap = "record"'
         findings.append(Finding("recognizer", "on this machine, for when the budget is spent", fault=advice))
-    findings += await _models(ActiveConfig(config, key).setting())
+    findings += await _models(ActiveConfig(config, api_key).llm_settings())
     findings += await _state_and_sinks(config, environ, state)
     if config.service.metrics or config.service.metrics_textfile:
         what = config.service.metrics or config.service.metrics_textfile or ""
@@ -97,6 +102,23 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
         Finding(f"plugin {problem.plugin}", "does not load", fault=problem.text) for problem in plugins.problems
     ]
     return [*findings, *(Finding("warning", warning) for warning in config.warnings)]
+
+
+def _journal(config: Config, path: Path) -> list[Finding]:
+    """What the journal has against this configuration. It is read only, also while a daemon runs with it."""
+    if not path.exists():
+        return []
+    faults = []
+    try:
+        with explained(path), reading(path) as database:
+            for name, rate in config.rates.items():
+                try:
+                    refuse_other_rate(name, rate, database.mark(room_key(name, "rate")))
+                except RateChanged as changed:
+                    faults.append(Finding(f"room {name}", "does not continue its recordings", fault=str(changed)))
+    except JournalError as error:
+        faults.append(Finding("journal", str(path), fault=str(error)))
+    return faults
 
 
 async def _state_and_sinks(config: Config, environ: Mapping[str, str], state: Path) -> list[Finding]:

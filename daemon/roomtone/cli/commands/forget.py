@@ -103,7 +103,7 @@ def _forget(given: Path | None, wish: Forget) -> Forgot:
     answer: Answer
     if find(given) is None:
         answer = client.ask(
-            client.find_socket(paths.control_sockets(state, os.environ)), wish, patience=FORGET_TIMEOUT_S
+            client.find_socket(paths.control_sockets(state, os.environ)), wish, timeout_s=FORGET_TIMEOUT_S
         )
     else:
         answer = _forget_with(load(given).config, wish)
@@ -125,7 +125,7 @@ def _forget_with(config: Config, wish: Forget) -> Answer:
     else:
         report = client.ask(path, Status())
         if not isinstance(report, Report) or _is_its(report, config, state):
-            return client.ask(path, wish, patience=FORGET_TIMEOUT_S)
+            return client.ask(path, wish, timeout_s=FORGET_TIMEOUT_S)
         other = f"the daemon that answers at {path} runs with {report.configuration}: name that with --config"
     if not _has_journal(state):
         raise CommandFailure(

@@ -20,7 +20,7 @@ from roomtone.cli.config_option import config_option, find, load
 from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.cli.output import say
 from roomtone.cli.unit import enter
-from roomtone.config import loader, validation
+from roomtone.config import loader
 from roomtone.config import toml_file as document
 from roomtone.delivery.controls import Pause, Retry, cancel_mark, control_mark, controls_of
 from roomtone.delivery.plugins import load_plugins
@@ -28,6 +28,7 @@ from roomtone.journal.database import Database
 from roomtone.journal.keys import sink_prefix
 from roomtone.journal.records import Mark
 from roomtone.journal.schema import SCHEMA, JournalError
+from roomtone.suggestions import unknown
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -174,8 +175,8 @@ def _unknown(name: str, cursors: Mapping[str, int], tables: Mapping[str, Any], p
     plugins = load_plugins(loader.plugin_paths(tables, path))
     if name in loader.each_sink(tables, plugins) or name in plugins.modules:
         return f"{path}: [sinks.{name}] has not run yet; start the daemon first"
-    unknown = validation.unknown(f'sink "{name}"', name, cursors)
-    return f"{path}: {unknown}"
+    fault = unknown(f'sink "{name}"', name, cursors)
+    return f"{path}: {fault}"
 
 
 def _first(database: Database, since: str) -> int:

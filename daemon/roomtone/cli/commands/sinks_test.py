@@ -15,12 +15,12 @@ from roomtone.cli.output import say
 from roomtone.cli.unit import enter
 from roomtone.config.model import Config
 from roomtone.config.toml_file import ConfigError
-from roomtone.config.validation import unknown
 from roomtone.delivery.hooks import SinkHooks
 from roomtone.delivery.probe import ProbeResult, probe_sink
 from roomtone.events import TEST, Notice, Turn, kind_of
 from roomtone.journal.records import next_id
 from roomtone.sinks import Context, Sink, wants
+from roomtone.suggestions import unknown
 
 TEXT = "This is a test. `roomtone sinks test` has sent it; nothing has happened."
 

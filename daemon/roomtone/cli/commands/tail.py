@@ -37,7 +37,7 @@ def command(given: Path | None, room: str | None, *, as_json: bool) -> None:
 
 
 async def _follow(path: Path, room: str | None, take: Callable[[bytes], None]) -> None:
-    async with open_client(path, patience=math.inf) as client:
+    async with open_client(path, timeout_s=math.inf) as client:
         await client.ask(Tail(room=room))
         try:
             async for line in client.lines:
