@@ -21,7 +21,7 @@ import trio
 
 from roomtone.events import Audio, Durable, Forgotten
 from roomtone.journal.journal import Journal
-from roomtone.journal.keys import ROOM_PREFIX, RoomProgress, holes_mark, progress_of, rates_of, room_key, room_prefix
+from roomtone.journal.keys import ROOM_PREFIX, RoomMarks, holes_mark, progress_of, rates_of, room_key, room_prefix
 from roomtone.journal.records import CoverageSpan, Mark, Record
 from roomtone.journal.words import program_words
 from roomtone.live import Live
@@ -209,7 +209,7 @@ async def _carry_out(room: str, rate: int, stretch: ForgetRange, spool: Spool, s
     return await journal.forget(forgotten, MAX_TURN_S * rate, *facts, known=known)
 
 
-def _settled(room: str, stretch: ForgetRange, progress: RoomProgress) -> list[Mark]:
+def _settled(room: str, stretch: ForgetRange, progress: RoomMarks) -> list[Mark]:
     """Audio that is gone is not transcribed: the marks of the transcript's position and of its holes."""
     left = progress.holes - Spans([(stretch.start, stretch.end)])
     found = [] if left == progress.holes else [holes_mark(room, left)]

@@ -89,7 +89,7 @@ def holes_of(value: Any) -> Spans:
     return Spans((start, end) for start, end in value or [])
 
 
-class RoomProgress(NamedTuple):
+class RoomMarks(NamedTuple):
     """The positions up to which a room is recorded and transcribed; see `RoomMark`."""
 
     rate: int
@@ -98,13 +98,13 @@ class RoomProgress(NamedTuple):
     holes: Spans
 
 
-def progress_of(room: str, marks: Mapping[str, Any]) -> RoomProgress:
+def progress_of(room: str, marks: Mapping[str, Any]) -> RoomMarks:
     """The room's progress among these marks; a room that was never recorded has the rate 1."""
 
     def value_of(name: RoomMark) -> Any:
         return marks.get(room_key(room, name))
 
-    return RoomProgress(
+    return RoomMarks(
         value_of("rate") or 1, value_of("audio") or 0, value_of("acknowledged") or 0, holes_of(value_of("holes"))
     )
 
