@@ -1,24 +1,28 @@
 """The daemon's side of a source: a child process that reads it, and the blocks that it sends.
 
 The frames are those of `ring`; the process is `python -m roomtone.capture.source`. It is started with the context and
-killed with it, together with its whole process group, and never waited for longer than two seconds: a driver may keep
-it.
+ends with it, together with all that it has started (`source.descendants`). A process that does not end is killed with
+its group, and is left behind after some seconds: a driver may hold it.
 """
 
 import fcntl
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import msgspec
+import structlog
 import trio
 
+from roomtone.capture.source.descendants import MARK, SURVIVED_STATUS, has_mark, kill_processes
 from roomtone.capture.source.ring import BLOCK, ENDED, Frame, Frames
 from roomtone.capture.source.stderr_tail import StderrTail, describe
 from roomtone.capture.sources import File, Source, name_of
@@ -36,7 +40,13 @@ LIST_TIMEOUT_S = 10.0
 
 _PIPE_BYTES = 1 << 20
 _READ_BYTES = 65536
+_CLOSE_TIMEOUT_S = 2.0
+"""Seconds that a capture process may take to end what it has started, and itself."""
 _REAP_TIMEOUT_S = 2.0
+"""Seconds that a process may take to end after SIGKILL."""
+_RETRY_S = 0.01
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Block(NamedTuple):
@@ -125,11 +135,11 @@ async def open_source(
 
     `skip` samples of a file were recorded before and are left out. `ring_seconds` of audio wait in the child process
     while nobody receives; `silence` is how long a command may write nothing. Whether the source is there at all shows
-    at the first `receive`. Resources: one child process with all that it starts, killed at the end of the context.
+    at the first `receive`. Resources: one child process with all that it starts, which are gone when the context ends.
     """
     options = {"rate": rate, "frame": frame, "ring": round(ring_seconds * rate), "skip": skip, "silence": silence}
     where = {"folder": str(folder), "source": _located(source, folder)}
-    async with open_child("roomtone.capture.source", {**options, **where}) as child:
+    async with open_child("roomtone.capture.source", {**options, **where}, mark=secrets.token_hex(8)) as child:
         yield SourceProcess(name_of(source), child)
 
 
@@ -160,7 +170,7 @@ async def list_devices(seconds: float = LIST_TIMEOUT_S) -> Listing:
 
 
 class Child:
-    """A running child process of ours, its output, and the last words of its standard error."""
+    """A running child process of ours, its output, and the tail of its standard error."""
 
     def __init__(self, process: trio.Process, output: trio.abc.ReceiveStream, errors: IO[bytes]) -> None:
         self._process = process
@@ -195,6 +205,24 @@ class Child:
         with trio.move_on_after(_REAP_TIMEOUT_S):
             await self._process.wait()
 
+    async def end_all(self, mark: str) -> None:
+        """Have the process end all that it has started, and itself; where it does not, search for that by its mark.
+
+        Its input must be closed. Returns when nothing is left, or after some seconds: that something may be left is
+        logged then.
+        """
+        if not self._killed:
+            with _process_descriptor(self._process.pid) as process, trio.move_on_after(_CLOSE_TIMEOUT_S):
+                await trio.lowlevel.wait_readable(process)  # it has ended, and is not reaped: see `kill`
+        await self.kill()
+        if self._process.returncode == 0:
+            return
+        with trio.move_on_after(_REAP_TIMEOUT_S) as searching:
+            while kill_processes(partial(has_mark, mark=mark)):  # noqa: ASYNC110 - the kernel has no event for this
+                await trio.sleep(_RETRY_S)
+        if searching.cancelled_caught or self._process.returncode == SURVIVED_STATUS:
+            log.error("source.unkillable", process=self._process.pid)
+
     def _listen(self) -> None:
         """Take what is in the pipe of its errors. No task of its own: while nobody looks, the newest words are lost."""
         if words := self._errors.read(_READ_BYTES):
@@ -202,10 +230,11 @@ class Child:
 
 
 @asynccontextmanager
-async def open_child(module: str, config: Mapping[str, Any]) -> AsyncIterator[Child]:
+async def open_child(module: str, config: Mapping[str, Any], *, mark: str | None = None) -> AsyncIterator[Child]:
     """`python -m module` in a process group of its own, which reads `config` as its first line of standard input.
 
-    Its standard input stays open for the life of the context: its end tells the child that the daemon is gone.
+    Its standard input stays open for the life of the context. With a `mark` the child ends when its input does, with
+    all that it has started, which inherits the mark; without one it is killed.
     """
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     with open(reading, "rb", buffering=0) as errors:  # noqa: ASYNC230, PTH123 - a pipe that never blocks
@@ -216,6 +245,7 @@ async def open_child(module: str, config: Mapping[str, Any]) -> AsyncIterator[Ch
                 stdout=subprocess.PIPE,
                 stderr=writing,
                 start_new_session=True,
+                env=os.environ if mark is None else {**os.environ, MARK: mark},
             )
         finally:
             os.close(writing)
@@ -230,7 +260,21 @@ async def open_child(module: str, config: Mapping[str, Any]) -> AsyncIterator[Ch
                     yield child
             finally:
                 with trio.CancelScope(shield=True):
-                    await child.kill()
+                    if mark is None:
+                        await child.kill()
+                    else:
+                        await process.stdin.aclose()
+                        await child.end_all(mark)
+
+
+@contextmanager
+def _process_descriptor(pid: int) -> Iterator[int]:
+    """A descriptor of a child that is not reaped: readable when it has ended."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _numbers(process: trio.Process) -> list[int]:

@@ -1,10 +1,12 @@
 """The capture process, `python -m roomtone.capture.source`: it reads one source and hands its audio to the daemon.
 
 A process of its own, because PortAudio freezes its list of devices at its start, drivers hang when a device goes, and a
-busy interpreter delays the reader. It is ended with SIGKILL and replaced, never repaired, so nothing here tidies up.
+busy interpreter delays the reader. It is replaced, never repaired: at its end it kills what it has started
+(`descendants`), and nothing else here tidies up.
 
 Standard input brings the configuration as one line of JSON (arguments would show a camera's password to everybody), and
-its end means that the daemon is gone. Standard output carries frames (`ring`). Standard error is for last words.
+its end means that this process is to end: the daemon wants that, or is gone. Standard output carries frames (`ring`).
+Standard error is for the reason of a failure.
 
 Three threads: the first reads the source into the ring, one writes from the ring into the pipe, one waits for the end
 of standard input. So the daemon may stand still for as long as the ring is long.
@@ -19,6 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from roomtone.capture.source.descendants import SURVIVED_STATUS, adopt_orphans, end_descendants
 from roomtone.capture.source.ring import ENDED, FAILED, SAMPLE_BYTES, CaptureFailure, Lead, Ring
 
 _WRITE_BYTES = 65536
@@ -44,7 +47,7 @@ def main() -> None:
     else:
         ring.close(ENDED, "source.ended", "the source has ended", boottime())
     writer.join()
-    os._exit(0)
+    _leave()
 
 
 def boottime() -> float:
@@ -77,11 +80,13 @@ def fill(ring: Ring, config: dict[str, Any]) -> None:
             blocks = cut(read_file(path, rate=rate, skip=config["skip"]), frame)
             for block in paced(blocks, rate) if pace == "realtime" else blocks:
                 ring.put(block, boottime(), patience=None)
-        case {"kind": "command", "argv": argv}:
-            from roomtone.capture.source.command import read_command  # noqa: PLC0415 - see above
+        case {"kind": "command", "argv": argv, "environment": names}:
+            from roomtone.capture.source.command import choose_environment, read_command  # noqa: PLC0415 - see above
 
-            lead = Lead(rate)
-            for block in cut(read_command(argv, config["folder"], rate=rate, silence=config["silence"]), frame):
+            adopt_orphans()
+            lead, environment = Lead(rate), choose_environment(os.environ, names)
+            pieces = read_command(argv, config["folder"], environment, rate=rate, silence=config["silence"])
+            for block in cut(pieces, frame):
                 patience = lead.seconds(len(block) // SAMPLE_BYTES, time.monotonic())
                 ring.put(block, boottime(), patience)
 
@@ -126,7 +131,5 @@ def _wait_for_daemon() -> None:
 
 
 def _leave() -> NoReturn:
-    """End this process and the command with all that it started: they are one process group, which the daemon made."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
+    """End this process and all that it has started. Status 0 says that nothing is left of that."""
+    os._exit(0 if end_descendants() else SURVIVED_STATUS)
