@@ -122,7 +122,7 @@ class RunningRoom:
                 try:
                     with self._capture:
                         await self.capture.run(
-                            partial(self._record, spool), spool=spool, journal=journal, witness=health
+                            partial(self._record, spool), spool=spool, journal=journal, observer=health
                         )
                 finally:
                     spool.end_of_data()

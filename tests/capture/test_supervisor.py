@@ -52,7 +52,7 @@ async def open_listening(state: Path, acts: Iterable[Act] = LONG, *, down: float
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
                 partial(
-                    listening.run, partial(one_run, run), spool=run.spool, journal=run.journal, witness=NULL_OBSERVER
+                    listening.run, partial(one_run, run), spool=run.spool, journal=run.journal, observer=NULL_OBSERVER
                 )
             )
             yield Room(run, listening)

@@ -23,7 +23,7 @@ from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.capture.clock import Instant, NominalClock, RoomClock
 from roomtone.capture.level import Loudness, measure_loudness
 from roomtone.capture.outbox import Outbox
-from roomtone.capture.records import Stop, audio_entry, key, loss_entry, mute_entry, step_entry, stop_entry
+from roomtone.capture.records import Stop, audio_records, key, loss_records, mute_records, step_records, stop_records
 from roomtone.capture.recovery import FileProgress, RateChanged, Resume, identify, recover
 from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import (
@@ -174,7 +174,7 @@ def _account(source: Source, rate: int, frame: int, resume: Resume, now: Instant
     elif isinstance(source, File):
         clock = NominalClock(rate, resume.position, earliest=resume.away.since)
     opening = MICROPHONE_FIRST_SAMPLE_TIMEOUT_S if isinstance(source, Microphone) else FIRST_SAMPLE_TIMEOUT_S
-    return SampleAccounting(rate, frame, resume.position, resume.away, now, clock=clock, opening=opening)
+    return SampleAccounting(rate, frame, resume.position, resume.away, now, clock=clock, first_sample_timeout=opening)
 
 
 async def _follow(recorder: "_Recorder", opener: Opener, rate: int, frame: int, folder: Path) -> None:
@@ -276,7 +276,7 @@ class _Recorder:
         facts: list[Record] = []
         if reason == "muted" and self._reins.mute:
             at = datetime.fromtimestamp(now.utc, UTC)
-            facts = mute_entry(self.room, self._reins.mute, self._account.position, at)
+            facts = mute_records(self.room, self._reins.mute, self._account.position, at)
         await self.do(instructions, then=facts)
         await self.settle()
 
@@ -287,7 +287,7 @@ class _Recorder:
             for instruction in instructions:
                 if isinstance(instruction, CutSegment):
                     segment = await self._spool.cut(fresh=instruction.fresh, skip=instruction.skip)
-                    facts += audio_entry(self.room, self._spool.rate, segment) if segment else []
+                    facts += audio_records(self.room, self._spool.rate, segment) if segment else []
                 else:
                     facts += self._facts(instruction)
             await self._commit([*facts, *then])
@@ -334,7 +334,7 @@ class _Recorder:
             return self._account.live
         if segment:
             self.witness.drifts(self.room, self._account.clock.ppm)
-        await self._commit(audio_entry(self.room, self._spool.rate, segment) if segment else [])
+        await self._commit(audio_records(self.room, self._spool.rate, segment) if segment else [])
         await self.do(self._account.kept(samples))
         self.witness.samples(self.room, trio.current_time())
         return True
@@ -345,10 +345,10 @@ class _Recorder:
                 log.warning(
                     "audio.lost", room=self.room, samples=instruction.end - instruction.start, **_told(instruction)
                 )
-                return loss_entry(self.room, instruction)
+                return loss_records(self.room, instruction)
             case Stepped(position=position, from_=from_, until=until):
                 log.info("clock.stepped", room=self.room, seconds=round((until - from_).total_seconds(), 3))
-                return step_entry(self.room, position, from_, until)
+                return step_records(self.room, position, from_, until)
             case Started():
                 return self._started(instruction)
             case Stopped():
@@ -374,7 +374,7 @@ class _Recorder:
         position, at = stopped.position, stopped.at
         # A file stands still with its own time while it is away: that time is nobody's.
         cause = self._reins.cause if self._account.live else "daemon down"
-        facts: list[Record] = [] if stopped.reason == "rotated" else stop_entry(self.room, Stop(position, at, cause))
+        facts: list[Record] = [] if stopped.reason == "rotated" else stop_records(self.room, Stop(position, at, cause))
         if stopped.started:
             facts.append(RecordingStopped(room=self.room, position=position, at=at, reason=stopped.reason))
         if stopped.reason == "ended" and self._file:

@@ -35,7 +35,7 @@ def key(room: str, name: str) -> str:
     return f"room/{room}/{name}"
 
 
-def audio_entry(room: str, rate: int, segment: Segment) -> list[Record]:
+def audio_records(room: str, rate: int, segment: Segment) -> list[Record]:
     """A segment is closed."""
     return [
         Audio(
@@ -60,14 +60,14 @@ def audio_entry(room: str, rate: int, segment: Segment) -> list[Record]:
     ]
 
 
-def step_entry(room: str, position: int, from_: datetime, until: datetime) -> list[Record]:
+def step_records(room: str, position: int, from_: datetime, until: datetime) -> list[Record]:
     """Time that nobody has lived through, for somebody has set the clock: it belongs to what was captured around it."""
     return [
         CoverageSpan(room=room, start=position, end=position, state="captured", cause=None, from_=from_, until=until)
     ]
 
 
-def loss_entry(room: str, lost: Lost) -> list[Record]:
+def loss_records(room: str, lost: Lost) -> list[Record]:
     """Positions, or only time, are missing."""
     start, end, from_, until, cause = lost.start, lost.end, lost.from_, lost.until, lost.cause
     return [
@@ -76,12 +76,12 @@ def loss_entry(room: str, lost: Lost) -> list[Record]:
     ]
 
 
-def stop_entry(room: str, stop: Stop) -> list[Record]:
+def stop_records(room: str, stop: Stop) -> list[Record]:
     """A run has come to its end, cleanly."""
     return [Mark(key(room, "stopped"), msgspec.to_builtins(stop))]
 
 
-def mute_entry(room: str, mute: MuteState, position: int, at: datetime) -> list[Record]:
+def mute_records(room: str, mute: MuteState, position: int, at: datetime) -> list[Record]:
     """The room's device is closed from here on."""
     return [
         Muted(room=room, position=position, at=at, until=mute.until),
@@ -89,7 +89,7 @@ def mute_entry(room: str, mute: MuteState, position: int, at: datetime) -> list[
     ]
 
 
-def unmute_entry(room: str, stop: Stop | None, position: int, at: datetime, cause: Cause) -> list[Record]:
+def unmute_records(room: str, stop: Stop | None, position: int, at: datetime, cause: Cause) -> list[Record]:
     """The room listens again: the muted time ends, and what follows until the first samples has another `cause`.
 
     `stop` is how the last run came to its end; only one that came to it by muting leaves muted time behind.
@@ -98,5 +98,5 @@ def unmute_entry(room: str, stop: Stop | None, position: int, at: datetime, caus
     if stop is None or stop.cause != "muted":
         return facts
     at = max(at, stop.at)
-    gap = loss_entry(room, Lost(stop.position, stop.position, stop.at, at, "muted"))
-    return [*gap, *facts, *stop_entry(room, Stop(stop.position, at, cause))]
+    gap = loss_records(room, Lost(stop.position, stop.position, stop.at, at, "muted"))
+    return [*gap, *facts, *stop_records(room, Stop(stop.position, at, cause))]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from roomtone.capture.records import Stop, audio_entry, key, loss_entry, step_entry
+from roomtone.capture.records import Stop, audio_records, key, loss_records, step_records
 from roomtone.capture.sample_accounting import Away, Lost
 from roomtone.capture.sources import File, Source
 from roomtone.events import KINDS, Analysis, Audio, Durable, Forgotten, Gap, Turn
@@ -138,10 +138,10 @@ async def _journal_segments(room: str, spool: Spool, journal: Journal) -> None:
             if end:
                 heard = before.when(before.end, spool.rate) if before else segment.at
                 for one in _unexplained(end, heard, segment, lost, spool.rate):
-                    facts += loss_entry(room, one)
+                    facts += loss_records(room, one)
                 if segment.position == end and not segment.fresh and segment.at > heard:
-                    facts += step_entry(room, end, heard, segment.at)
-            facts += audio_entry(room, spool.rate, segment)
+                    facts += step_records(room, end, heard, segment.at)
+            facts += audio_records(room, spool.rate, segment)
             end = segment.end
         before = segment
         if len(facts) >= _MAX_RECORDS_PER_COMMIT:
@@ -173,7 +173,7 @@ async def _journal_torn(room: str, spool: Spool, journal: Journal, known: int) -
     for start, end in uncovered(spool.end, known, covers):
         from_ = spool.at(start) if len(spool.segments()) else await _last_heard(room, spool, journal, start)
         until = max(from_ + timedelta(seconds=(end - start) / spool.rate), await _last_heard(room, spool, journal, end))
-        facts += loss_entry(room, Lost(start, end, from_, until, "daemon down"))
+        facts += loss_records(room, Lost(start, end, from_, until, "daemon down"))
     if facts:
         await journal.commit(*facts)
     await spool.cut(skip=known - spool.end)

@@ -155,13 +155,13 @@ class SampleAccounting:
         now: Instant,
         *,
         clock: RoomClock | NominalClock,
-        opening: float = DEAD_AFTER_S,
+        first_sample_timeout: float = DEAD_AFTER_S,
     ) -> None:
         self.position = position
         self.clock = clock
         self._rate = rate
         self._grace = frame / rate
-        self._opening = opening
+        self._first_sample_timeout = first_sample_timeout
         self.live = isinstance(clock, RoomClock)
         self._away: Away | None = away
         self._started = False
@@ -171,7 +171,7 @@ class SampleAccounting:
         self._seen = now.boottime
         self._slept: float | None = None
         self._waited = 0.0
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._still = 0
         self._is_still = False
 
@@ -180,27 +180,27 @@ class SampleAccounting:
         """Whether the last thing that was heard of the source is samples."""
         return self._away is None
 
-    def block(self, heard: BlockReceived, now: Instant) -> list[Instruction]:
+    def block(self, received: BlockReceived, now: Instant) -> list[Instruction]:
         """A block has come. The last instruction is to keep it, unless the disk is known to refuse."""
         out: list[Instruction] = []
         self._notice_sleep(now, out)
-        self._end_flow_of_sleep(heard, out)
+        self._end_flow_of_sleep(received, out)
         away, self._away = self._away, None
-        read = self.position + heard.dropped + heard.samples
+        read = self.position + received.dropped + received.samples
         if away:
-            self.clock.restart(self.position, heard.boottime - (heard.dropped + heard.samples) / self._rate)
-        missing = self._measure(read, heard.boottime)
+            self.clock.restart(self.position, received.boottime - (received.dropped + received.samples) / self._rate)
+        missing = self._measure(read, received.boottime)
         steps, before = self.clock.steps, None if away else self._at()
-        self.clock.observe(read + missing, heard.boottime, now.utc - now.boottime + heard.boottime)
+        self.clock.observe(read + missing, received.boottime, now.utc - now.boottime + received.boottime)
         if self.clock.steps != steps:  # one segment has one offset, so that its name tells all of its times
             out.append(CutSegment())
             if before is not None and before < (after := self._at()):
                 out.append(Stepped(self.position, before, after))
         if away:
             self._come_back(away, out)
-        self._lose(heard.dropped + missing, out)
-        self._listen(heard, now, out)
-        self._keep_or_skip(heard.samples, now, out)
+        self._lose(received.dropped + missing, out)
+        self._check_signal(received, now, out)
+        self._keep_or_skip(received.samples, now, out)
         return out
 
     def kept(self, samples: int) -> list[Instruction]:
@@ -233,10 +233,14 @@ class SampleAccounting:
         out: list[Instruction] = []
         self._notice_sleep(now, out)
         self._waited += seconds
-        silent, dead = (SILENT_AFTER_S, DEAD_AFTER_S) if self.flowing else (self._opening / 2, self._opening)
+        silent, dead = (
+            (SILENT_AFTER_S, DEAD_AFTER_S)
+            if self.flowing
+            else (self._first_sample_timeout / 2, self._first_sample_timeout)
+        )
         if self._waited >= silent + self._grace:
             text = f"no samples for {self._waited:.0f} s, though the source is open"
-            self._tell("source.silent", text, now, out)
+            self._report("source.silent", text, now, out)
         if self._waited >= dead + self._grace:
             self._go_away(now, out)
             out.append(Leave())
@@ -246,8 +250,8 @@ class SampleAccounting:
         """The source is gone, or could not be opened."""
         out: list[Instruction] = []
         self._notice_sleep(now, out)
-        if "lost" not in self._told:
-            self._told.add("lost")
+        if "lost" not in self._reported:
+            self._reported.add("lost")
             out.append(self._note("warning", code, text, _utc(now)))
         self._go_away(now, out)
         return out
@@ -291,9 +295,9 @@ class SampleAccounting:
             self._asleep += slept
         self._seen = now.boottime
 
-    def _end_flow_of_sleep(self, heard: BlockReceived, out: list[Instruction]) -> None:
+    def _end_flow_of_sleep(self, received: BlockReceived, out: list[Instruction]) -> None:
         """The first block that was read after a sleep ends it."""
-        if self._slept is not None and heard.boottime > self._slept:
+        if self._slept is not None and received.boottime > self._slept:
             self._settle_full(out)
             self._slept = None
             self._away = Away(self.position, "suspended", self._at())
@@ -330,14 +334,14 @@ class SampleAccounting:
             if self._full:
                 self._full = self._full._replace(start=self.position)
 
-    def _listen(self, heard: BlockReceived, now: Instant, out: list[Instruction]) -> None:
+    def _check_signal(self, received: BlockReceived, now: Instant, out: list[Instruction]) -> None:
         """Liveness is samples that advance and change."""
-        if self._told:
-            self._told.clear()
+        if self._reported:
+            self._reported.clear()
             out.append(self._note("info", "source.back", "samples flow again", _utc(now)))
         self._waited = 0.0
-        self._still = self._still + heard.samples if heard.still else 0
-        if self._is_still and not heard.still:
+        self._still = self._still + received.samples if received.still else 0
+        if self._is_still and not received.still:
             self._is_still = False
             out.append(self._note("info", "source.sound", "the samples change again", self._at()))
         elif self.live and not self._is_still and self._still >= STUCK_SIGNAL_AFTER_S * self._rate:
@@ -388,9 +392,9 @@ class SampleAccounting:
             out.append(Lost(start, self.position, self.clock.at(start), self._at(), "disk full"))
             self._full = self._full._replace(start=self.position)
 
-    def _tell(self, code: str, text: str, now: Instant, out: list[Instruction]) -> None:
-        if not self._told:
-            self._told.add(code)
+    def _report(self, code: str, text: str, now: Instant, out: list[Instruction]) -> None:
+        if not self._reported:
+            self._reported.add(code)
             out.append(self._note("warning", code, text, _utc(now)))
 
     def _note(self, severity: Severity, code: str, text: str, at: datetime) -> Note:

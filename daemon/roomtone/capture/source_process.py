@@ -182,13 +182,13 @@ class Child:
     async def receive(self) -> bytes:
         """Some bytes of its standard output; empty at the end. Cancelled, it has taken nothing."""
         portion = await self._output.receive_some(_READ_BYTES)
-        self._listen()
+        self._read_stderr()
         return bytes(portion)
 
     async def exit_reason(self, name: str) -> str:
         """How it ended without a word on its standard output, for people, with what it said last."""
         await self.kill()
-        self._listen()
+        self._read_stderr()
         status = self._process.returncode
         return self._tail.after(f"{name} {'does not end' if status is None else describe(status)}")
 
@@ -223,7 +223,7 @@ class Child:
         if searching.cancelled_caught or self._process.returncode == SURVIVED_STATUS:
             log.error("source.unkillable", process=self._process.pid)
 
-    def _listen(self) -> None:
+    def _read_stderr(self) -> None:
         """Take what is in the pipe of its errors. No task of its own: while nobody looks, the newest words are lost."""
         if words := self._errors.read(_READ_BYTES):
             self._tail.feed(words)
@@ -256,7 +256,7 @@ async def open_child(module: str, config: Mapping[str, Any], *, mark: str | None
                 _widen(process.stdout)
                 with suppress(trio.BrokenResourceError):  # it is dead already: its obituary says why
                     await process.stdin.send_all(json.dumps(config).encode() + b"\n")
-                with kept_from_forks(*_numbers(process)):
+                with kept_from_forks(*_pipe_descriptors(process)):
                     yield child
             finally:
                 with trio.CancelScope(shield=True):
@@ -277,7 +277,7 @@ def _process_descriptor(pid: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _numbers(process: trio.Process) -> list[int]:
+def _pipe_descriptors(process: trio.Process) -> list[int]:
     """Of the pipes by which the child knows that we live: in a fork they would keep it, and its device, after us."""
     return [pipe.fileno() for pipe in (process.stdin, process.stdout) if isinstance(pipe, trio.lowlevel.FdStream)]
 

@@ -13,7 +13,7 @@ import trio
 
 from roomtone.capture.outbox import Outbox
 from roomtone.capture.recorder import HealthObserver
-from roomtone.capture.records import MuteState, mute_entry, unmute_entry
+from roomtone.capture.records import MuteState, mute_records, unmute_records
 from roomtone.capture.recovery import last_stop
 from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import Reason
@@ -27,7 +27,7 @@ CLOCK_CHECK_INTERVAL_S = 15.0
 JOURNAL_TIMEOUT_S = 5.0
 """Seconds that the journal may take before the room listens again without it: audio is worth more than a fact."""
 
-LAST = 1.0
+FINAL_COMMIT_TIMEOUT_S = 1.0
 """Seconds that the journal may take for what is still to be said when the room is left."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -42,11 +42,11 @@ class CaptureSupervisor:
     def __init__(self, room: str, mute: MuteState | None, utc: Callable[[], float] = time.time) -> None:
         self.mute = mute
         self.ended = False
-        self._wish = mute
+        self._requested = mute
         self._room = room
         self._utc = utc
         self._outbox = Outbox(room)
-        self._reins = RunControl(self._outbox)
+        self._control = RunControl(self._outbox)
         self._is_taken_out = False
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -56,79 +56,83 @@ class CaptureSupervisor:
         *,
         spool: Spool,
         journal: Journal,
-        witness: HealthObserver,
+        observer: HealthObserver,
     ) -> None:
         """Record, one run after the other, until the source has ended. Errors: those of `record` and of the journal."""
         try:
-            await self._run(record, spool, journal, witness)
+            await self._run(record, spool, journal, observer)
         finally:
             self._outbox.hurry()
             with trio.CancelScope(shield=True):
-                await self._outbox.commit(journal, [], LAST)
+                await self._outbox.commit(journal, [], FINAL_COMMIT_TIMEOUT_S)
 
     async def _run(
-        self, record: Callable[[RunControl], Awaitable[Reason]], spool: Spool, journal: Journal, witness: HealthObserver
+        self,
+        record: Callable[[RunControl], Awaitable[Reason]],
+        spool: Spool,
+        journal: Journal,
+        observer: HealthObserver,
     ) -> None:
         while True:
             if self.mute is not None:
-                witness.gap(self._room, "muted", trio.current_time())
+                observer.gap(self._room, "muted", trio.current_time())
                 await self._stay_muted(spool, journal)
-            self._reins = RunControl(self._outbox)
+            self._control = RunControl(self._outbox)
             if self._is_taken_out:
-                self._reins.take_out()
-            match await record(self._reins):
+                self._control.take_out()
+            match await record(self._control):
                 case "ended":
                     self.ended = True
                     return
                 case "muted":
                     log.info("room.muted", room=self._room)
-                    self._take(self._reins.mute)
+                    self._take(self._control.mute)
 
     async def close(self, mute: MuteState) -> None:
         """Mute the room. Returns when its source is gone and that is in the journal."""
-        self._ask(mute)
+        self._request(mute)
         if self.mute is None:
-            self._reins.close(mute)
-        await self._settled()
+            self._control.close(mute)
+        await self._wait_settled()
 
     async def open(self) -> None:
         """Unmute the room. Returns when it is about to open its source."""
-        self._ask(None)
-        await self._settled()
+        self._request(None)
+        await self._wait_settled()
 
     def take_out(self) -> None:
         """The room is configured no more, and about to be stopped: its absence is not the daemon's."""
         self._is_taken_out = True
-        self._reins.take_out()
+        self._control.take_out()
 
     def restart(self) -> None:
         """Leave the source, and open what `record` opens now."""
         if self.mute is None:
-            self._reins.replace()
+            self._control.replace()
 
     async def rotate(self) -> bool:
         """Have a new recording begin, without the loss of a sample. False where none is going on."""
-        return self.mute is None and await self._reins.rotate()
+        return self.mute is None and await self._control.rotate()
 
-    def _ask(self, wish: MuteState | None) -> None:
-        self._wish = wish
+    def _request(self, mute: MuteState | None) -> None:
+        self._requested = mute
         self._changed.unpark_all()
 
     def _take(self, mute: MuteState | None) -> None:
         self.mute = mute
         self._changed.unpark_all()
 
-    async def _settled(self) -> None:
-        while self.mute != self._wish and not self.ended:
+    async def _wait_settled(self) -> None:
+        while self.mute != self._requested and not self.ended:
             await self._changed.park()
 
     async def _stay_muted(self, spool: Spool, journal: Journal) -> None:
         """Until its time has come, or somebody wishes it."""
         spool.rest()
         up, over = self._now(), None
-        while (wish := self._wish) is not None:
+        while (wish := self._requested) is not None:
             if wish != self.mute:
-                await self._commit(journal, mute_entry(self._room, wish, spool.end, self._now()))
+                await self._commit(journal, mute_records(self._room, wish, spool.end, self._now()))
                 self._take(wish)
             if wish.until is not None and wish.until <= self._now():
                 over = wish.until
@@ -140,9 +144,9 @@ class CaptureSupervisor:
         stop = await last_stop(self._room, journal)
         position = spool.end if stop is None else stop.position
         cause: Cause = "daemon down" if over is not None and over < up else "device"
-        await self._commit(journal, unmute_entry(self._room, stop, position, over or self._now(), cause))
+        await self._commit(journal, unmute_records(self._room, stop, position, over or self._now(), cause))
         log.info("room.unmuted", room=self._room)
-        self._wish = None
+        self._requested = None
         self._take(None)
 
     def _until_next_look(self, mute: MuteState) -> float:
@@ -152,8 +156,8 @@ class CaptureSupervisor:
             else min(CLOCK_CHECK_INTERVAL_S, (mute.until - self._now()).total_seconds())
         )
 
-    async def _commit(self, journal: Journal, facts: Sequence[Record]) -> None:
-        await self._outbox.commit(journal, facts, JOURNAL_TIMEOUT_S)
+    async def _commit(self, journal: Journal, records: Sequence[Record]) -> None:
+        await self._outbox.commit(journal, records, JOURNAL_TIMEOUT_S)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._utc(), UTC)

@@ -247,7 +247,7 @@ class _Cleaner:
         # From here on nothing is waited for: what an open room has recorded does not change meanwhile.
         spools = self._rules.spools()
         return [
-            one._replace(segments=spool.spare, size=spool.size) if (spool := spools.get(one.room)) else one
+            one._replace(segments=spool.removable, size=spool.size) if (spool := spools.get(one.room)) else one
             for one in standings
         ]
 

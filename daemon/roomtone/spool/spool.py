@@ -73,9 +73,9 @@ class Spool:
         self.end = self._recorded
         self._fresh = False
         self._lost: list[Segment] = []
-        self._sheet: OpenSegment | None = None
+        self._open_segment: OpenSegment | None = None
         self._memory = Memory(max(int(MEMORY_S * rate), segment))
-        self._filing = trio.Lock()
+        self._closing = trio.Lock()
         self._readers = trio.lowlevel.ParkingLot()
 
     @property
@@ -83,7 +83,7 @@ class Spool:
         """The oldest position on disk; `end` when there is none."""
         if self._index:
             return self._index[0].position
-        return self._sheet.position if self._sheet else self.end
+        return self._open_segment.position if self._open_segment else self.end
 
     async def append(self, audio: bytes, at: datetime) -> Segment | None:
         """Record a block whose first sample was taken `at` (UTC). Returns the segment that this has closed, if any.
@@ -98,7 +98,7 @@ class Spool:
         with trio.CancelScope(shield=True):
             sheet = await self._write(audio, at)
             if sheet.samples >= self._length:
-                segment = await self._file()
+                segment = await self._close_segment()
         return segment
 
     async def cut(self, *, fresh: bool = False, skip: int = 0) -> Segment | None:
@@ -110,7 +110,7 @@ class Spool:
             raise ValueError("a position never goes back")
         await trio.lowlevel.checkpoint()
         with trio.CancelScope(shield=True):
-            segment = await self._file()
+            segment = await self._close_segment()
         self._fresh = self._fresh or fresh
         self.end += skip
         return segment
@@ -154,7 +154,7 @@ class Spool:
 
         Where there is no audio, the time counts that `date` was told. Raises LookupError while it was told none.
         """
-        segment = self._sheet.segment() if self._sheet else self._newest
+        segment = self._open_segment.segment() if self._open_segment else self._newest
         if segment is None:
             if self._dated is None:
                 raise LookupError("the spool has no audio yet")
@@ -177,12 +177,12 @@ class Spool:
         """Bytes of the closed segments."""
         return self._index.samples * SAMPLE_BYTES
 
-    def spare(self, start: int) -> Iterator[Segment]:
+    def removable(self, position: int) -> Iterator[Segment]:
         """The closed segments that begin at `start` or behind it, by position, to be used at once.
 
         Without the newest, which tells where the room goes on.
         """
-        return (self._index[place] for place in range(self._index.place(start), len(self._index) - 1))
+        return (self._index[place] for place in range(self._index.place(position), len(self._index) - 1))
 
     async def missing(self, start: int, most: int) -> list[Segment]:
         """The closed segments whose audio is gone, though nobody has removed it here: each is returned once.
@@ -191,7 +191,7 @@ class Spool:
         file. What is in memory still is not looked at.
         """
         memory = self._memory.first
-        seen = [one for one in islice(self.spare(start), most) if memory is None or one.end <= memory]
+        seen = [one for one in islice(self.removable(start), most) if memory is None or one.end <= memory]
         absent = await self._run(lambda: [one for one in seen if not one.path.exists()])
         lost, self._lost = self._lost, []
         return lost + [one for one in absent if self._index.remove(one.position)]
@@ -204,7 +204,7 @@ class Spool:
 
     def recorded(self) -> tuple[Segment, ...]:
         """The closed segments and the open one, by position."""
-        return (*self._index, *([self._sheet.segment()] if self._sheet else []))
+        return (*self._index, *([self._open_segment.segment()] if self._open_segment else []))
 
     async def erase(self, start: int, end: int, *, journalled: int) -> None:
         """Leave nothing of what was recorded at these positions. What lies outside stays as it is, at its place.
@@ -213,7 +213,7 @@ class Spool:
         (from `journalled` on, for recovery would miss them), and the newest, which tells where the room goes on.
         Durable when this returns; doing it twice changes nothing. Raises OSError.
         """
-        async with self._filing:  # the open segment keeps its file and its name meanwhile
+        async with self._closing:  # the open segment keeps its file and its name meanwhile
             self._memory.erase(start, end)
             closed = tuple(self._index)
             for segment in closed:
@@ -224,8 +224,8 @@ class Spool:
                     await self.remove(segment)
                 else:
                     await self._zero(segment, first, last)
-            if self._sheet and max(self._sheet.position, start) < min(self._sheet.end, end):
-                open_ = self._sheet.segment()
+            if self._open_segment and max(self._open_segment.position, start) < min(self._open_segment.end, end):
+                open_ = self._open_segment.segment()
                 await self._zero(open_, max(open_.position, start), min(open_.end, end))
             await self._run(self._disk.sync_folder, self._folder)
 
@@ -237,22 +237,22 @@ class Spool:
 
     async def sync(self) -> None:
         """Make durable what was appended. What fails is logged and counted, and tried again with the next audio."""
-        async with self._filing:
-            if self._sheet:
+        async with self._closing:
+            if self._open_segment:
                 with self._unsynced("sync"):
-                    await self._run(self._sheet.sync)
+                    await self._run(self._open_segment.sync)
 
     async def release(self) -> None:
         """Close the file of the open segment, as it is: the next `open_spool` recovers it."""
         await self.sync()
-        sheet, self._sheet = self._sheet, None
+        sheet, self._open_segment = self._open_segment, None
         if sheet:
             sheet.close()
 
     async def _write(self, audio: bytes, at: datetime) -> OpenSegment:
-        sheet, first = self._sheet, self._sheet is None
+        sheet, first = self._open_segment, self._open_segment is None
         if sheet is None:
-            sheet = self._sheet = await self._run(self._begin, audio, at)
+            sheet = self._open_segment = await self._run(self._begin, audio, at)
             self._fresh = False
         else:
             await self._run(sheet.write, audio)
@@ -274,10 +274,10 @@ class Spool:
             raise
         return sheet
 
-    async def _file(self) -> Segment | None:
+    async def _close_segment(self) -> Segment | None:
         """Close the open segment and put it into the index."""
-        async with self._filing:
-            sheet = self._sheet
+        async with self._closing:
+            sheet = self._open_segment
             if sheet is None:
                 return None
             for step in (sheet.sync, sheet.rename, sheet.close):
@@ -285,7 +285,7 @@ class Spool:
                     await self._run(step)
             self._newest = sheet.segment()
             self._index.add(self._newest)
-            self._sheet = None
+            self._open_segment = None
             return self._newest
 
     @contextmanager

@@ -97,7 +97,7 @@ def test_who_has_patience_loses_nothing() -> None:
 
     def write() -> None:
         for number in range(1000):
-            ring.put(number.to_bytes(2, "little") * 10, 0.0, patience=None)
+            ring.put(number.to_bytes(2, "little") * 10, 0.0, timeout_s=None)
         ring.close(ENDED, "", "", 0.0)
 
     writer = threading.Thread(target=write, daemon=True)
@@ -111,7 +111,7 @@ def test_who_has_patience_loses_nothing() -> None:
 def test_a_ring_smaller_than_a_block_still_passes_it_on() -> None:
     """An empty ring takes any block, so that nobody waits for room that can never be."""
     ring = Ring(3)
-    ring.put(bytes(20), 0.0, patience=None)
+    ring.put(bytes(20), 0.0, timeout_s=None)
     ring.close(ENDED, "", "", 0.0)
     assert [frame.kind for frame in read_all(ring)] == [BLOCK, ENDED]
 
@@ -120,7 +120,7 @@ def test_patience_ends() -> None:
     """Who waits for a while only then drops the oldest."""
     ring = Ring(10)
     ring.put(bytes(20), 0.0)
-    ring.put(bytes(20), 1.0, patience=0.05)
+    ring.put(bytes(20), 1.0, timeout_s=0.05)
     ring.close(ENDED, "", "", 0.0)
     assert [frame.dropped for frame in read_all(ring)] == [10, 0]
 
@@ -130,7 +130,7 @@ def test_the_first_message_counts_and_nothing_follows_it() -> None:
     ring = Ring(10)
     ring.put(bytes(4), 0.0)
     ring.close(FAILED, "device.lost", "gone", 1.0)
-    ring.put(bytes(4), 2.0, patience=None)
+    ring.put(bytes(4), 2.0, timeout_s=None)
     ring.close(ENDED, "source.ended", "over", 3.0)
     assert [(frame.kind, frame.boottime) for frame in read_all(ring)] == [(BLOCK, 0.0), (FAILED, 1.0)]
 

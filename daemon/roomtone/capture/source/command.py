@@ -59,7 +59,7 @@ def read_command(
     assert process.stdout is not None and process.stderr is not None  # noqa: PT018, S101 - both are pipes
     tail = StderrTail()
     # Not joined at the end: a grandchild may hold the pipe open for ever. The thread ends with this process.
-    listener = threading.Thread(target=_listen, args=(process.stderr, tail), daemon=True)
+    listener = threading.Thread(target=_read_stderr, args=(process.stderr, tail), daemon=True)
     listener.start()
     heard = False
     for piece in _pieces(process.stdout, silence):
@@ -94,7 +94,7 @@ def _reap_orphans(process: "subprocess.Popen[bytes]") -> None:
                 return
 
 
-def _listen(stream: IO[bytes], tail: StderrTail) -> None:
+def _read_stderr(stream: IO[bytes], tail: StderrTail) -> None:
     with stream:
         while portion := os.read(stream.fileno(), _READ_BYTES):
             tail.feed(portion)

@@ -79,7 +79,7 @@ def fill(ring: Ring, config: dict[str, Any]) -> None:
 
             blocks = cut(read_file(path, rate=rate, skip=config["skip"]), frame)
             for block in paced(blocks, rate) if pace == "realtime" else blocks:
-                ring.put(block, boottime(), patience=None)
+                ring.put(block, boottime(), timeout_s=None)
         case {"kind": "command", "argv": argv, "environment": names}:
             from roomtone.capture.source.command import choose_environment, read_command  # noqa: PLC0415 - see above
 

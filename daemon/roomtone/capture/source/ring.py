@@ -20,7 +20,7 @@ BLOCK, ENDED, FAILED = 0, 1, 2
 SAMPLE_BYTES = 2
 """Bytes of a sample."""
 
-_DRAIN = 1.01
+_MAX_LIVE_SPEED = 1.01
 """How much faster than our clock a live stream may run and still count as live: no crystal is 1 % off."""
 
 
@@ -77,13 +77,13 @@ class Ring:
         self._message: bytes | None = None
         self._closed = False
 
-    def put(self, audio: bytes, boottime: float, patience: float | None = 0.0) -> None:
+    def put(self, audio: bytes, boottime: float, timeout_s: float | None = 0.0) -> None:
         """Keep a block. Full: wait for room for at most `patience` seconds (None: for ever), then drop the oldest."""
         samples = len(audio) // SAMPLE_BYTES
         with self._changed:
             # An empty ring takes any block, however small the ring is.
             self._changed.wait_for(
-                lambda: self._closed or not self._blocks or self._held + samples <= self._limit, patience
+                lambda: self._closed or not self._blocks or self._held + samples <= self._limit, timeout_s
             )
             if self._closed:
                 return
@@ -138,7 +138,7 @@ class Lead:
     def seconds(self, samples: int, now: float) -> float:
         """How many seconds too early these samples are here: zero for a live stream, growing for a file."""
         passed = 0.0 if self._at is None else now - self._at
-        early = max(0.0, self._ahead - passed * _DRAIN)
+        early = max(0.0, self._ahead - passed * _MAX_LIVE_SPEED)
         self._ahead = early + samples / self._rate
         self._at = now
         return early
