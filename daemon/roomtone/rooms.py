@@ -17,7 +17,7 @@ import trio
 
 from roomtone.budget.governor import FREE, Governor
 from roomtone.budget.limits import CapAction
-from roomtone.capture.recorder import record
+from roomtone.capture.recorder import CaptureContext, record
 from roomtone.capture.records import MuteState, key
 from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import Reason
@@ -167,21 +167,21 @@ class RunningRoom:
             finally:
                 del around.spools[self.name]
 
-    async def _record(self, spool: Spool, reins: RunControl) -> Reason:
+    async def _record(self, spool: Spool, control: RunControl) -> Reason:
         plan, around = self.plan, self._around
         spool.sync_interval = plan.sync_interval
-        return await record(
-            self.name,
-            plan.table.source,
+        context = CaptureContext(
+            room=self.name,
+            source=plan.table.source,
             rate=plan.table.rate,
             frame=plan.table.frame,
             folder=plan.folder,
             spool=spool,
             journal=around.journal,
             live=around.live,
-            reins=reins,
-            witness=around.health,
+            observer=around.health,
         )
+        return await record(context, control)
 
     async def _transcribe(self, spool: Spool) -> None:
         """Turn what is recorded into text, with the endpoint that the configuration and the budget allow."""

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from roomtone.capture.clock import Instant
 from roomtone.capture.outbox import Outbox
-from roomtone.capture.recorder import RateChanged, record, recover
+from roomtone.capture.recorder import CaptureContext, RateChanged, record, recover
 from roomtone.capture.records import MuteState
 from roomtone.capture.recovery import Resume
 from roomtone.capture.run_control import RunControl
+from roomtone.capture.sample_accounting import Reason
 from roomtone.capture.source_process import Block, SourceEnded, SourceFailed
 from roomtone.capture.sources import Command, File, Microphone, Source
 from roomtone.events import KINDS, Audio, Durable, Gap, Level, Muted, RecordingStarted, RecordingStopped, Turn, Word
@@ -259,9 +260,9 @@ async def open_run(state: Path, acts: Iterable[Act], *, down: float = 0.0) -> As
 
 
 async def record_in(
-    run: Run, source: Source = MICROPHONE, *, folder: Path = Path(), rate: int = RATE, reins: RunControl | None = None
-) -> None:
-    await record(
+    run: Run, source: Source = MICROPHONE, *, folder: Path = Path(), rate: int = RATE, control: RunControl | None = None
+) -> Reason:
+    context = CaptureContext(
         "desk",
         source,
         rate=rate,
@@ -270,10 +271,10 @@ async def record_in(
         spool=run.spool,
         journal=run.journal,
         live=run.live,
-        reins=reins,
-        opener=run.script.open,  # type: ignore[arg-type] # a Feed by its shape
+        opener=run.script.open,  # type: ignore[arg-type] # a SourceProcess by its shape
         clocks=run.script.machine.now,
     )
+    return await record(context, control or RunControl(Outbox("desk")))
 
 
 async def play(
@@ -802,10 +803,10 @@ async def test_that_it_is_muted_is_said_with_the_end_of_the_recording(tmp_path: 
             return await commit(*facts)
 
         run.journal.commit = note  # type: ignore[assignment, method-assign]
-        reins = RunControl(Outbox("desk"))
-        nursery.start_soon(lambda: record_in(run, reins=reins))
+        control = RunControl(Outbox("desk"))
+        nursery.start_soon(lambda: record_in(run, control=control))
         await trio.sleep(5)
-        reins.close(MuteState())
+        control.close(MuteState())
     (together,) = (facts for facts in commits if of(Muted, facts))
     assert of(RecordingStopped, together)
     assert {mark.key for mark in of(Mark, together)} >= {"room/desk/stopped", "room/desk/muted"}
@@ -837,7 +838,8 @@ async def test_a_real_file_is_recorded_whole(tmp_path: Path) -> None:
         open_spool(tmp_path / "spool", rate=8000, segment_seconds=2) as spool,
     ):
         source = File("talk.wav", pace="fast")
-        await record("desk", source, rate=8000, frame=1600, folder=tmp_path, spool=spool, journal=journal, live=Live())
+        context = CaptureContext("desk", source, 8000, 1600, tmp_path, spool, journal, Live())
+        assert await record(context, RunControl(Outbox("desk"))) == "ended"
         events = await journal.read(0)
     assert kinds(events) == ["RecordingStarted", "Audio", "Audio", "Audio", "RecordingStopped"]
     assert audio_of(events) == audio

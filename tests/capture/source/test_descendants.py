@@ -13,7 +13,7 @@ import trio
 
 from roomtone.capture import source_process
 from roomtone.capture.outbox import Outbox
-from roomtone.capture.recorder import record
+from roomtone.capture.recorder import CaptureContext, record
 from roomtone.capture.records import MuteState
 from roomtone.capture.run_control import RunControl
 from roomtone.capture.source.descendants import has_mark, kill_processes
@@ -126,8 +126,8 @@ async def test_a_muted_room_has_no_process(tmp_path: Path, sleep: str) -> None:
 
         nursery.start_soon(mute)
         source = source_with("orphan", sleep)
-        options = {"rate": RATE, "frame": FRAME, "folder": tmp_path, "spool": spool, "journal": journal}
-        reason = await record("desk", source, live=Live(), reins=control, **options)  # type: ignore[arg-type]
+        context = CaptureContext("desk", source, RATE, FRAME, tmp_path, spool, journal, Live())
+        reason = await record(context, control)
         assert (reason, find(sleep)) == ("muted", [])
 
 
