@@ -117,7 +117,7 @@ def wait_for_start(daemon: Run) -> None:
 
 
 def is_over(aftermath: Aftermath, words: int) -> bool:
-    """Whether the file has been recorded and transcribed to its end."""
+    """True if the file has been recorded and transcribed to its end."""
     stops = [event for event in events(aftermath.folder, "recording_stopped") if event["room"] == "talk"]
     return bool(stops) and len(aftermath.transcript("talk")) == words
 
@@ -219,7 +219,7 @@ def prepare(folder: Path, audio: bytes) -> Aftermath:
 
 
 async def test_the_power_goes(tmp_path: Path) -> None:
-    """What was not synced is gone with the power, and the laws hold of what is left: no file is torn, what a sink has
+    """Audio that was not synced is gone with the power. The laws hold for the rest: no file is torn, what a sink has
     acknowledged is in its file, positions that were in use stay so, and every word of what is there is said once.
     """
     async with open_service() as service:
@@ -255,7 +255,7 @@ def cut_power_again_and_again(folder: Path, url: str) -> dict[str, float]:
 
 async def test_damaged_files(tmp_path: Path) -> None:
     """A recording whose header is torn is a valid file again; then a torn journal is moved aside and said to be, and
-    files in the spool that are no audio harm nobody: the daemon starts, records, delivers, and explains everything.
+    files in the spool that are not audio do no harm: the daemon starts, records, delivers, and explains everything.
     """
     async with open_service() as service:
         await trio.to_thread.run_sync(damage_files, tmp_path, service.url)

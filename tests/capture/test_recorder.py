@@ -60,7 +60,7 @@ class Machine:
 
 
 class Talk(NamedTuple):
-    """A source that delivers for so many seconds."""
+    """A source that delivers for some seconds."""
 
     seconds: float
 
@@ -78,7 +78,7 @@ class Dropped(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """A source that is open and delivers nothing for so many seconds."""
+    """A source that is open and delivers nothing for some seconds."""
 
     seconds: float
 
@@ -90,13 +90,13 @@ class Fail(NamedTuple):
 
 
 class Absent(NamedTuple):
-    """A source that cannot be opened so many times."""
+    """A source that cannot be opened several times."""
 
     times: int
 
 
 class Unstartable(NamedTuple):
-    """The machine lets nobody start a process so many times."""
+    """The machine refuses to start a process several times."""
 
     times: int
 
@@ -118,7 +118,7 @@ class Full(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Somebody sets the clock by so many seconds."""
+    """The clock is set by some seconds."""
 
     seconds: float
 
@@ -127,7 +127,7 @@ Act: TypeAlias = Talk | Drop | Dropped | Wait | Fail | Absent | Unstartable | En
 
 
 class Script:
-    """The fear: a source. What the device does, act by act; after the last one it is open and silent for ever."""
+    """The fear: a source. It performs its acts; after the last one it is open and silent."""
 
     def __init__(self, machine: Machine, acts: Iterable[Act], disk: "FullDisk") -> None:
         self.machine = machine
@@ -142,7 +142,7 @@ class Script:
     @asynccontextmanager
     async def open(
         self, source: Source, *, rate: int, frame: int, folder: Path, skip: int = 0
-    ) -> AsyncIterator["ScriptedFeed"]:
+    ) -> AsyncIterator["ScriptedProcess"]:
         self.opened += 1
         self.skips.append(skip)
         if self.acts and isinstance(act := self.acts[0], Absent | Unstartable):
@@ -151,10 +151,10 @@ class Script:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             raise SourceFailed("device.absent", "there is no such device: plug it in")
         async with trio.open_nursery():  # so that failures come in groups, as they may
-            yield ScriptedFeed(self, skip)
+            yield ScriptedProcess(self, skip)
 
     def befall(self, act: Sleep | Full | Step) -> None:
-        """What happens to the machine, and not to the device."""
+        """An act of the machine, not of the device."""
         match act:
             case Sleep(seconds=seconds):
                 self.machine.slept += seconds
@@ -164,7 +164,7 @@ class Script:
                 self.machine.stepped += seconds
 
 
-class ScriptedFeed:
+class ScriptedProcess:
     def __init__(self, script: Script, skip: int) -> None:
         self.name = "microphone default"
         self.script = script
@@ -205,7 +205,7 @@ class ScriptedFeed:
                     raise SourceFailed("device.lost", f"{act} while open")
 
     async def _pass(self, seconds: float) -> None:
-        """Time passes for the device, whether or not somebody listens."""
+        """Time passes for the device, also when the recorder does not receive."""
         await trio.sleep_until(self.script.time + seconds)
         self.script.time += seconds
 
@@ -287,7 +287,7 @@ async def play(
     folder: Path = Path(),
     then: Callable[[], Any] = lambda: None,
 ) -> list[Durable]:
-    """Record for so many seconds, stop, and return all events. `then` happens before the stop, as a crash sees it."""
+    """Record for `seconds`, stop, and return all events. `then` happens before the stop, as a crash sees it."""
     async with open_run(state, acts, down=down) as run:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: record_in(run, source, folder=folder))
@@ -346,7 +346,7 @@ async def test_a_segment_is_journalled_with_its_coverage_at_once(tmp_path: Path,
 
 
 async def test_every_block_has_its_level(tmp_path: Path, autojump_clock: Clock) -> None:
-    """Who looks right now sees how loud the room is."""
+    """The live feed shows the loudness of the room."""
     async with open_run(tmp_path, [Talk(2)]) as run, trio.open_nursery() as nursery:
         with run.live.subscribe() as levels:
             nursery.start_soon(record_in, run)
@@ -396,7 +396,7 @@ async def test_a_silent_device_is_replaced(tmp_path: Path, autojump_clock: Clock
 
 
 async def test_lost_samples_are_gaps_that_move_the_position(tmp_path: Path, autojump_clock: Clock) -> None:
-    """What the source dropped is a gap; its coverage says why; the audio after it stands in its own place."""
+    """Dropped samples are a gap with a cause; the audio after it is at its own position."""
     async with open_run(tmp_path, [Talk(10), Drop(2500), Talk(10)]) as run:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(record_in, run)
@@ -501,7 +501,7 @@ async def test_a_short_run_that_the_power_took_leaves_no_hole_in_time(tmp_path: 
 
 
 async def test_after_a_crash_no_position_is_given_twice(tmp_path: Path, autojump_clock: Clock) -> None:
-    """What a crash left is recovered with its events; what may be in use is jumped over, in one gap."""
+    """Audio that a crash left is recovered with its events; positions that may be in use are skipped, in one gap."""
     state, crashed = tmp_path / "state", tmp_path / "crashed"
     state.mkdir()
     await play(state, [Talk(39)], 39.1, then=lambda: shutil.copytree(state, crashed))
@@ -677,8 +677,8 @@ async def test_a_stop_that_is_older_than_the_audio_is_not_believed(tmp_path: Pat
     await play(state, [Talk(10)], 11)
     async with open_run(state, [Talk(100)], down=100) as run, trio.open_nursery() as nursery:
         run.journal._database._writer.execute("PRAGMA busy_timeout = 0")
-        with closing(sqlite3.connect(state / "journal.sqlite", isolation_level=None)) as somebody:
-            somebody.execute("BEGIN IMMEDIATE")
+        with closing(sqlite3.connect(state / "journal.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
             nursery.start_soon(record_in, run)
             await trio.sleep(5)
             shutil.copytree(state, crashed)
@@ -894,7 +894,7 @@ async def _check(folder: Path, runs: list[tuple[list[Act], bool]]) -> None:
         await play(state, [Talk(1), *acts], 90, down=down, then=copy)
         state = crashed if crash else state
         down += slept + 100
-        if not crash:  # at once: what a run has left out, the next one would explain as its own absence
+        if not crash:  # here: the next run would explain what this one left out as its own absence
             async with open_run(state, []) as run:
                 events = await run.journal.select("desk", KINDS, 0, LAST)
                 covers = await run.journal.covered("desk")
@@ -913,7 +913,7 @@ def _assert_accounted(events: list[Durable], covers: list[CoverageSpan], spool: 
     until = covers[0].from_
     for cover in covers:
         assert (cover.from_ - until).total_seconds() <= 0.2 + FRAME / RATE + 0.25
-        # Samples tell the time anew where somebody has set the clock back: those seconds come a second time.
+        # Samples tell the time anew after the clock was set back: those seconds come a second time.
         until = cover.until if cover.start < cover.end else max(until, cover.until)
     summary = summarize("desk", RATE, covers)
     assert summary is not None

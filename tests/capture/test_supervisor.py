@@ -1,4 +1,4 @@
-"""A room's listening: muted and unmuted, rotated, and begun again, with every sample and second accounted for."""
+"""A room's capture: muted and unmuted, rotated, and begun again, with every sample and second accounted for."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -140,7 +140,7 @@ async def test_a_timed_muting_ends_by_itself(tmp_path: Path, autojump_clock: Clo
 
 
 async def test_a_timed_muting_ends_while_the_daemon_is_down(tmp_path: Path, autojump_clock: Clock) -> None:
-    """It listens at once, and the time between is what it was: muted, then down."""
+    """It records immediately, and the time between is accounted for as it was: muted, then down."""
     async with open_room(tmp_path) as room:
         await trio.sleep(10.1)
         await room.capture.close(MuteState(until=utc(60)))
@@ -239,7 +239,7 @@ async def test_there_is_nothing_to_rotate_without_samples(tmp_path: Path, autoju
 
 
 async def test_beginning_again_is_a_gap_of_the_device(tmp_path: Path, autojump_clock: Clock) -> None:
-    """Another source follows at once; what lies between has neither positions nor a daemon that was down."""
+    """Another source follows immediately; the time between has no positions and is not "daemon down"."""
     async with open_room(tmp_path) as room:
         await trio.sleep(10.1)
         room.capture.restart()

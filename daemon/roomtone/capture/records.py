@@ -1,4 +1,4 @@
-"""What the recorder writes into the journal about audio: always all the facts of one thing together. Pure."""
+"""The records that the recorder commits: for each thing that happens to a room, all of them together. Pure."""
 
 from datetime import datetime
 
@@ -11,13 +11,13 @@ from roomtone.spool.segment import Segment
 
 
 class MuteState(msgspec.Struct, frozen=True):
-    """The room's device is closed on somebody's wish, until that time (UTC) if one was given."""
+    """The room's device is closed on request, until that time (UTC) if one was given."""
 
     until: datetime | None = None
 
 
 class Stop(msgspec.Struct, frozen=True):
-    """Where and when (UTC) a run has come to its end, and what the time after it is to be called."""
+    """The position and time (UTC) of a run's end, and the cause of the time after it."""
 
     position: int
     at: datetime
@@ -27,16 +27,15 @@ class Stop(msgspec.Struct, frozen=True):
 def key(room: str, name: str) -> str:
     """The key of a room's mark.
 
-    `rate`: Hz, by its first sample. `audio`: the position up to which segments are in the journal. `stopped`: where
-    and when the last run came to its end, and the cause of the time after it. `file`: the file that is being recorded
-    and where it began. `muted`: that the device is closed, and until when. `forgetting`: the stretch that is being
-    forgotten.
+    `rate`: in Hz, set by the first sample. `audio`: the position up to which segments are in the journal. `stopped`:
+    the `Stop` of the last run. `file`: the file that is being recorded, and its start. `muted`: the `MuteState`.
+    `forgetting`: the stretch that is being forgotten.
     """
     return f"room/{room}/{name}"
 
 
 def audio_records(room: str, rate: int, segment: Segment) -> list[Record]:
-    """A segment is closed."""
+    """For a closed segment."""
     return [
         Audio(
             room=room,
@@ -61,14 +60,14 @@ def audio_records(room: str, rate: int, segment: Segment) -> list[Record]:
 
 
 def step_records(room: str, position: int, from_: datetime, until: datetime) -> list[Record]:
-    """Time that nobody has lived through, for somebody has set the clock: it belongs to what was captured around it."""
+    """For a clock that was set forward: the time that it skipped belongs to the audio around it."""
     return [
         CoverageSpan(room=room, start=position, end=position, state="captured", cause=None, from_=from_, until=until)
     ]
 
 
 def loss_records(room: str, lost: Lost) -> list[Record]:
-    """Positions, or only time, are missing."""
+    """For positions, or time alone, that are missing."""
     start, end, from_, until, cause = lost.start, lost.end, lost.from_, lost.until, lost.cause
     return [
         Gap(room=room, position=start, at=from_, start=start, end=end, from_=from_, until=until, cause=cause),
@@ -77,12 +76,12 @@ def loss_records(room: str, lost: Lost) -> list[Record]:
 
 
 def stop_records(room: str, stop: Stop) -> list[Record]:
-    """A run has come to its end, cleanly."""
+    """For the clean end of a run."""
     return [Mark(key(room, "stopped"), msgspec.to_builtins(stop))]
 
 
 def mute_records(room: str, mute: MuteState, position: int, at: datetime) -> list[Record]:
-    """The room's device is closed from here on."""
+    """For a device that is closed from here on."""
     return [
         Muted(room=room, position=position, at=at, until=mute.until),
         Mark(key(room, "muted"), msgspec.to_builtins(mute)),
@@ -90,13 +89,13 @@ def mute_records(room: str, mute: MuteState, position: int, at: datetime) -> lis
 
 
 def unmute_records(room: str, stop: Stop | None, position: int, at: datetime, cause: Cause) -> list[Record]:
-    """The room listens again: the muted time ends, and what follows until the first samples has another `cause`.
+    """For the end of muted time. The time from there to the first samples is journaled with `cause`.
 
-    `stop` is how the last run came to its end; only one that came to it by muting leaves muted time behind.
+    `stop` is that of the last run; only a run that was ended by muting leaves muted time.
     """
-    facts: list[Record] = [Unmuted(room=room, position=position, at=at), Mark(key(room, "muted"), None)]
+    records: list[Record] = [Unmuted(room=room, position=position, at=at), Mark(key(room, "muted"), None)]
     if stop is None or stop.cause != "muted":
-        return facts
+        return records
     at = max(at, stop.at)
     gap = loss_records(room, Lost(stop.position, stop.position, stop.at, at, "muted"))
-    return [*gap, *facts, *stop_records(room, Stop(stop.position, at, cause))]
+    return [*gap, *records, *stop_records(room, Stop(stop.position, at, cause))]

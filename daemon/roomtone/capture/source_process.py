@@ -30,13 +30,13 @@ from roomtone.descriptors import kept_from_forks
 from roomtone.legible import legible
 
 RING_S = 60.0
-"""How long the daemon may stand still without the loss of a sample of a microphone's."""
+"""Seconds that the daemon may stand still without losing a sample of a microphone."""
 COMMAND_SILENCE_TIMEOUT_S = 25.0
-"""Seconds after which a command that writes nothing has failed. A camera may take ten to answer. Less than the patience
-of whoever receives, for only the process that runs the command knows its last words.
+"""Seconds after which a command that writes nothing has failed. A camera may take ten to answer. Less than the
+receiver's timeout, because only the process that runs the command has the tail of its standard error.
 """
 LIST_TIMEOUT_S = 10.0
-"""How long looking for devices may take. A healthy system needs a second or two on a small computer."""
+"""Seconds that a search for devices may take. A healthy system needs a second or two on a small computer."""
 
 _PIPE_BYTES = 1 << 20
 _READ_BYTES = 65536
@@ -50,8 +50,8 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Block(NamedTuple):
-    """Audio as it came: 16-bit little-endian mono. `dropped` samples were lost directly before it, for nobody had taken
-    them in time; `boottime` is CLOCK_BOOTTIME in seconds when its last sample was read.
+    """Audio as it came: 16-bit little-endian mono. `dropped` samples were lost directly before it, not taken in
+    time. `boottime` is CLOCK_BOOTTIME in seconds when its last sample was read.
     """
 
     audio: bytes
@@ -59,7 +59,7 @@ class Block(NamedTuple):
     boottime: float
 
 
-class SourceEnded(Exception):  # noqa: N818 - it is the end of data, and no error
+class SourceEnded(Exception):  # noqa: N818 - it is the end of data, not an error
     """The file was played to its end, or the command exited with status 0."""
 
     def __init__(self, text: str) -> None:
@@ -69,9 +69,9 @@ class SourceEnded(Exception):  # noqa: N818 - it is the end of data, and no erro
 class SourceFailed(Exception):  # noqa: N818 - it says what is true of the source
     """The source is gone, or was never there: the text says what happened and what to do. `code` is a `noun.state`.
 
-    The text has the last lines of what the source's program wrote to its standard error. That is the operator's own
-    program, and what it says is the diagnosis, so it stands in the log, in `status` and in notices: short, on one line,
-    without the secrets of addresses, and without anything that a terminal would obey.
+    The text has the last lines that the source's program wrote to its standard error. That is the operator's own
+    program, and its output is the diagnosis, so it appears in the log, in `status` and in notices: short, on one line,
+    without the secrets of addresses and without control characters.
     """
 
     def __init__(self, code: str, text: str) -> None:
@@ -80,14 +80,14 @@ class SourceFailed(Exception):  # noqa: N818 - it says what is true of the sourc
 
 
 class Listing(NamedTuple):
-    """The names that `Microphone.device` can have here, each with words for people, and what could not be asked."""
+    """The names that `Microphone.device` can have here, each with a label for users, and the problems of the search."""
 
     devices: tuple[tuple[str, str], ...]
     problems: tuple[str, ...]
 
 
 class SourceProcess:
-    """The blocks of an open source. `name` is for people: `microphone default`, `file talk.wav`, `command ffmpeg`."""
+    """The blocks of an open source. `name` is for users: `microphone default`, `file talk.wav`, `command ffmpeg`."""
 
     def __init__(self, name: str, child: "Child") -> None:
         self.name = name
@@ -98,8 +98,8 @@ class SourceProcess:
     async def receive(self) -> Block:
         """The next block, as soon as it is there. Cancelled, it has taken nothing.
 
-        A stalled source just gives nothing: how long is too long is the caller's to say. Errors: SourceEnded,
-        SourceFailed, after the last block, and again at each further call.
+        A stalled source gives nothing: timeouts are the caller's. Errors: SourceEnded, SourceFailed, after the last
+        block, and again at each further call.
         """
         frame = self._last
         if frame is None:
@@ -134,8 +134,8 @@ async def open_source(
     """A running source at `rate` Hz that sends `frame` samples a block; relative paths begin in `folder`.
 
     `skip` samples of a file were recorded before and are left out. `ring_seconds` of audio wait in the child process
-    while nobody receives; `silence` is how long a command may write nothing. Whether the source is there at all shows
-    at the first `receive`. Resources: one child process with all that it starts, which are gone when the context ends.
+    while the daemon does not receive; a command may write nothing for `silence` seconds. A source that is not there
+    fails at the first `receive`. Resources: one child process with all that it starts, gone when the context ends.
     """
     options = {"rate": rate, "frame": frame, "ring": round(ring_seconds * rate), "skip": skip, "silence": silence}
     where = {"folder": str(folder), "source": _located(source, folder)}
@@ -151,18 +151,18 @@ def _located(source: Source, folder: Path) -> dict[str, Any]:
 
 
 async def list_devices(seconds: float = LIST_TIMEOUT_S) -> Listing:
-    """The microphones that there are now, asked in a child process, for PortAudio looks only once in a process's life.
+    """The microphones that are present now. A child process lists them, because PortAudio searches once in a process.
 
-    It takes `seconds` at most, and then has what was known by then: a frozen sound server freezes whoever asks it, and
-    half a list is better for a person than none.
+    After `seconds` it returns what is known by then: a frozen sound server freezes its clients, and half a list is
+    better for a user than none.
     """
     text = bytearray()
     problems = []
     async with open_child("roomtone.capture.source.devices", {}) as child:
-        with trio.move_on_after(seconds) as patience:
+        with trio.move_on_after(seconds) as listing:
             while portion := await child.receive():
                 text += portion
-        if patience.cancelled_caught:
+        if listing.cancelled_caught:
             problems.append("the sound system does not answer")
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
     devices = tuple((line["name"], line["label"]) for line in lines if "name" in line)
@@ -186,16 +186,16 @@ class Child:
         return bytes(portion)
 
     async def exit_reason(self, name: str) -> str:
-        """How it ended without a word on its standard output, for people, with what it said last."""
+        """The reason for users why it ended without a last frame, with the tail of its standard error."""
         await self.kill()
         self._read_stderr()
         status = self._process.returncode
         return self._tail.after(f"{name} {'does not end' if status is None else describe(status)}")
 
     async def kill(self) -> None:
-        """End the whole group and reap the child, within two seconds: a driver can hold a process that was killed.
+        """Kill the whole group and reap the child, within two seconds: a driver can hold a process that was killed.
 
-        Then it stays behind, to be reaped when the next process is started (`subprocess` sees to that).
+        A child that is held stays behind, and `subprocess` reaps it when the next process is started.
         """
         # Before anything reaps the child: until then its number belongs to this group, which may have outlived it.
         if not self._killed:
@@ -224,7 +224,7 @@ class Child:
             log.error("source.unkillable", process=self._process.pid)
 
     def _read_stderr(self) -> None:
-        """Take what is in the pipe of its errors. No task of its own: while nobody looks, the newest words are lost."""
+        """Take what is in the pipe of its errors. Not a task of its own: a full pipe loses the newest lines only."""
         if words := self._errors.read(_READ_BYTES):
             self._tail.feed(words)
 
@@ -254,7 +254,7 @@ async def open_child(module: str, config: Mapping[str, Any], *, mark: str | None
             child = Child(process, process.stdout, errors)
             try:
                 _widen(process.stdout)
-                with suppress(trio.BrokenResourceError):  # it is dead already: its obituary says why
+                with suppress(trio.BrokenResourceError):  # it is dead already: its exit reason says why
                     await process.stdin.send_all(json.dumps(config).encode() + b"\n")
                 with kept_from_forks(*_pipe_descriptors(process)):
                     yield child
@@ -278,12 +278,12 @@ def _process_descriptor(pid: int) -> Iterator[int]:
 
 
 def _pipe_descriptors(process: trio.Process) -> list[int]:
-    """Of the pipes by which the child knows that we live: in a fork they would keep it, and its device, after us."""
+    """The pipes that keep the child alive. A plugin's fork that held them would keep it, and its device, for itself."""
     return [pipe.fileno() for pipe in (process.stdin, process.stdout) if isinstance(pipe, trio.lowlevel.FdStream)]
 
 
 def _widen(pipe: trio.abc.ReceiveStream) -> None:
-    """Let a pipe hold 25 s of audio at 16 kHz. The kernel refuses that to a user who has too many such pipes."""
+    """Let a pipe hold 25 s of audio at 16 kHz. The kernel refuses that to a user with too many such pipes."""
     if isinstance(pipe, trio.lowlevel.FdStream):
         with suppress(PermissionError):
             fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

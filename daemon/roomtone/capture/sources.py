@@ -1,4 +1,4 @@
-"""What a room's audio can come from, as its `source` table says it. Pure."""
+"""The kinds of source of a room's audio, as its `source` table names them. Pure."""
 
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -37,7 +37,7 @@ Source: TypeAlias = Microphone | File | Command
 
 
 def name_of(source: Source) -> str:
-    """The source for people. A command's arguments are left out: they may hold passwords."""
+    """The source's name for users. A command's arguments are left out: they may hold passwords."""
     match source:
         case Microphone(device=device):
             return f"microphone {device}"

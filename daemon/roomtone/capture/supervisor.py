@@ -1,7 +1,7 @@
-"""A room's listening: run after run of its recorder, with the device closed in between where the room is muted.
+"""The capture of a room: run after run of its recorder, with the device closed in between while the room is muted.
 
-A muted room's device is closed: its process is gone, and nothing that anybody could do in this daemon hears the room.
-That is durable (a mark of the journal) and ends by itself when it was for a time, also when the daemon was down then.
+A muted room has no source process, so that nothing in this daemon can hear the room. Mute is durable (a mark of the
+journal). A mute for some time ends by itself, also if the daemon is down at that moment.
 """
 
 import time
@@ -23,20 +23,20 @@ from roomtone.journal.records import Record
 from roomtone.spool.spool import Spool
 
 CLOCK_CHECK_INTERVAL_S = 15.0
-"""Seconds between two looks at the clock: neither its steps nor the machine's sleep keep a room muted for longer."""
+"""Seconds between two looks at the clock: neither its steps nor the machine's sleep keep a room muted longer."""
 JOURNAL_TIMEOUT_S = 5.0
-"""Seconds that the journal may take before the room listens again without it: audio is worth more than a fact."""
+"""Seconds that the journal may take before the room is recorded again without it: audio is worth more than a record."""
 
 FINAL_COMMIT_TIMEOUT_S = 1.0
-"""Seconds that the journal may take for what is still to be said when the room is left."""
+"""Seconds that the journal may take for pending records when the room is left."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class CaptureSupervisor:
-    """One room's. Making it does nothing; `run` works until the source has ended. `utc` gives Unix seconds.
+    """One room's capture. Making it does nothing; `run` works until the source has ended. `utc` gives Unix seconds.
 
-    `mute` is what holds, None where the room listens; `ended`: the source has no more.
+    `mute` is the state that is in force, None if the room is recorded; `ended`: the source has ended for good.
     """
 
     def __init__(self, room: str, mute: MuteState | None, utc: Callable[[], float] = time.time) -> None:
@@ -89,7 +89,7 @@ class CaptureSupervisor:
                     self._take(self._control.mute)
 
     async def close(self, mute: MuteState) -> None:
-        """Mute the room. Returns when its source is gone and that is in the journal."""
+        """Mute the room. Returns when its source, with all that it has started, is gone and the mute is journaled."""
         self._request(mute)
         if self.mute is None:
             self._control.close(mute)
@@ -101,17 +101,17 @@ class CaptureSupervisor:
         await self._wait_settled()
 
     def take_out(self) -> None:
-        """The room is configured no more, and about to be stopped: its absence is not the daemon's."""
+        """Prepare to stop because the room is no longer configured: the time after that is not "daemon down"."""
         self._is_taken_out = True
         self._control.take_out()
 
     def restart(self) -> None:
-        """Leave the source, and open what `record` opens now."""
+        """Close the source, and open the one that `record` opens now."""
         if self.mute is None:
             self._control.replace()
 
     async def rotate(self) -> bool:
-        """Have a new recording begin, without the loss of a sample. False where none is going on."""
+        """Begin a new recording without losing a sample. False if nothing is being recorded."""
         return self.mute is None and await self._control.rotate()
 
     def _request(self, mute: MuteState | None) -> None:
@@ -127,17 +127,17 @@ class CaptureSupervisor:
             await self._changed.park()
 
     async def _stay_muted(self, spool: Spool, journal: Journal) -> None:
-        """Until its time has come, or somebody wishes it."""
+        """Return when the time of the mute is over, or the user unmutes the room."""
         spool.rest()
         up, over = self._now(), None
-        while (wish := self._requested) is not None:
-            if wish != self.mute:
-                await self._commit(journal, mute_records(self._room, wish, spool.end, self._now()))
-                self._take(wish)
-            if wish.until is not None and wish.until <= self._now():
-                over = wish.until
+        while (requested := self._requested) is not None:
+            if requested != self.mute:
+                await self._commit(journal, mute_records(self._room, requested, spool.end, self._now()))
+                self._take(requested)
+            if requested.until is not None and requested.until <= self._now():
+                over = requested.until
                 break
-            with trio.move_on_after(self._until_next_look(wish)):
+            with trio.move_on_after(self._until_next_look(requested)):
                 await self._changed.park()
             await self._commit(journal, [])
         await self._outbox.drain(journal)  # the end of the last run may wait there

@@ -369,7 +369,7 @@ def _missed(room: str, sink: str, taken: str, first: Segment | None, now: dateti
 
 
 def _spare(segments: Sequence[Segment], start: int) -> Iterator[Segment]:
-    """As `Spool.spare`, of a room that is closed."""
+    """As `Spool.removable`, of a room that is closed."""
     return (segment for segment in segments[:-1] if segment.position >= start)
 
 

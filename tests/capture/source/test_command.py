@@ -105,7 +105,7 @@ async def test_a_chatty_program_is_not_blocked(tmp_path: Path) -> None:
 
 
 async def test_a_program_faster_than_real_time_is_waited_for(tmp_path: Path) -> None:
-    """A file that is played by a program loses nothing, although nobody receives for longer than the ring is."""
+    """A file that is played by a program loses nothing, although the daemon stands still for longer than the ring."""
     audio = noise(3_000_000)
     (tmp_path / "raw").write_bytes(audio)
     async with open_source(Command(("cat", "raw")), rate=RATE, frame=FRAME, folder=tmp_path, ring_seconds=1.0) as feed:
@@ -166,7 +166,7 @@ async def test_the_program_ends_with_the_context_and_so_does_what_it_started(tmp
         await feed.receive()
         assert len(find_processes(mark)) >= 1
     with trio.fail_after(10):
-        while find_processes(mark):  # noqa: ASYNC110 - the kernel tells nobody
+        while find_processes(mark):  # noqa: ASYNC110 - the kernel has no event for this
             await trio.sleep(0.01)
 
 

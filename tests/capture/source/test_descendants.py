@@ -111,7 +111,7 @@ async def test_another_source_is_left_alone(tmp_path: Path, sleep: str) -> None:
 
 
 async def test_a_muted_room_has_no_process(tmp_path: Path, sleep: str) -> None:
-    """What waits for the end of the run, as mute does, finds nothing of the command."""
+    """Mute waits for the end of the run: nothing of the command is left by then."""
     control = RunControl(Outbox("desk"))
     async with (
         open_journal(tmp_path / "journal.sqlite") as journal,

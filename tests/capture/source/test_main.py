@@ -65,7 +65,7 @@ def test_a_capture_process_loads_what_its_source_needs_and_no_more() -> None:
 def test_it_ends_with_the_daemon_and_so_does_its_command() -> None:
     """A daemon that is killed leaves nothing behind: the end of standard input ends the process and its command."""
     with capture(ZEROS) as (process, stdin, stdout):
-        read_frame(stdout)  # and nobody reads on: pipe and ring are full, and the process waits
+        read_frame(stdout)  # and the test reads no more: pipe and ring are full, and the process waits
         group = process.pid
         stdin.close()
         assert process.wait(20) == 0
@@ -113,7 +113,7 @@ def test_blocks_are_the_audio_in_frames(pieces: list[bytes], frame: int) -> None
 
 
 def test_pace_is_kept_over_a_stall() -> None:
-    """Who was kept waiting catches up: the pace is of the clock, not of the pauses."""
+    """A delayed reader catches up: the pace is of the clock, not of the pauses."""
     start, times = time.monotonic(), []
     for number, _ in enumerate(paced(iter([bytes(2 * 50)] * 10), 1000)):
         times.append(time.monotonic() - start)

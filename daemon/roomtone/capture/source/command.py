@@ -36,7 +36,7 @@ def choose_environment(environ: Mapping[str, str], names: Sequence[str]) -> dict
 def read_command(
     argv: Sequence[str], folder: str, environment: Mapping[str, str], *, rate: int, silence: float
 ) -> Iterator[bytes]:
-    """What the program writes, in pieces of any length. It ends with exit status 0, and with that only.
+    """The program's output, in pieces of any length. It ends with exit status 0, and with that only.
 
     The program runs in the process group of this process. Its orphans are reaped. For the main thread. Errors:
     CaptureFailure, also when it writes nothing for `silence` seconds; the text names the program and never its
@@ -44,7 +44,7 @@ def read_command(
     """
     name = Path(argv[0]).name
     try:
-        process = subprocess.Popen(  # noqa: S603 - a command of the owner's is what this source is for
+        process = subprocess.Popen(  # noqa: S603 - this source is for the operator's command
             argv,
             cwd=folder,
             env=environment,
@@ -58,7 +58,7 @@ def read_command(
     signal.signal(signal.SIGCHLD, lambda *_: _reap_orphans(process))
     assert process.stdout is not None and process.stderr is not None  # noqa: PT018, S101 - both are pipes
     tail = StderrTail()
-    # Not joined at the end: a grandchild may hold the pipe open for ever. The thread ends with this process.
+    # Not joined without a timeout: a grandchild may keep the pipe open. The thread ends with this process.
     listener = threading.Thread(target=_read_stderr, args=(process.stderr, tail), daemon=True)
     listener.start()
     heard = False
@@ -101,7 +101,7 @@ def _read_stderr(stream: IO[bytes], tail: StderrTail) -> None:
 
 
 def _pieces(stream: IO[bytes], silence: float) -> Iterator[bytes]:
-    """What comes, until the end; an empty piece for each `silence` seconds without any."""
+    """The stream's pieces, until its end; an empty piece for each `silence` seconds without any."""
     poll = select.poll()
     poll.register(stream, select.POLLIN)
     with stream:

@@ -4,8 +4,8 @@ A process of its own, because PortAudio freezes its list of devices at its start
 busy interpreter delays the reader. It is replaced, never repaired: at its end it kills what it has started
 (`descendants`), and nothing else here tidies up.
 
-Standard input brings the configuration as one line of JSON (arguments would show a camera's password to everybody), and
-its end means that this process is to end: the daemon wants that, or is gone. Standard output carries frames (`ring`).
+Standard input brings the configuration as one line of JSON: every user could see a camera's password in arguments. Its
+end means that this process is to end: the daemon wants that, or is gone. Standard output carries frames (`ring`).
 Standard error is for the reason of a failure.
 
 Three threads: the first reads the source into the ring, one writes from the ring into the pipe, one waits for the end
@@ -30,11 +30,11 @@ _WRITE_BYTES = 65536
 
 def main() -> None:
     config = json.loads(sys.stdin.buffer.readline())
-    # A stray print of any library's would tear a frame: standard output becomes standard error.
+    # A stray print of a library would tear a frame: standard output becomes standard error.
     pipe = os.dup(1)
     os.dup2(2, 1)
-    # A service manager may send SIGTERM to the whole group when the daemon stops; the daemon says when audio ends. Not
-    # SIG_IGN: a command would inherit that.
+    # A service manager may send SIGTERM to the whole group when the daemon stops; the daemon decides when audio ends.
+    # Not SIG_IGN: a command would inherit that.
     signal.signal(signal.SIGTERM, lambda *_: None)
     ring = Ring(config["ring"])
     writer = threading.Thread(target=_write, args=(ring, pipe), daemon=True)
@@ -56,10 +56,10 @@ def boottime() -> float:
 
 
 def fill(ring: Ring, config: dict[str, Any]) -> None:
-    """Read the source to its end. Who may be kept waiting by a full ring, and for how long, depends on its kind:
-    a microphone never, a file for ever, a command as long as it is ahead of real time.
+    """Read the source to its end. A full ring holds up a file without limit, a command as long as it is ahead of real
+    time, and a microphone never.
 
-    Each kind is imported where it is needed: such a process lives for years, and what it never uses costs memory.
+    Each kind is imported where it is needed: such a process lives for years, and unused modules cost memory.
     """
     rate, frame = config["rate"], config["frame"]
     match config["source"]:
@@ -87,12 +87,12 @@ def fill(ring: Ring, config: dict[str, Any]) -> None:
             lead, environment = Lead(rate), choose_environment(os.environ, names)
             pieces = read_command(argv, config["folder"], environment, rate=rate, silence=config["silence"])
             for block in cut(pieces, frame):
-                patience = lead.seconds(len(block) // SAMPLE_BYTES, time.monotonic())
-                ring.put(block, boottime(), patience)
+                timeout = lead.seconds(len(block) // SAMPLE_BYTES, time.monotonic())
+                ring.put(block, boottime(), timeout)
 
 
 def cut(pieces: Iterator[bytes], frame: int) -> Iterator[bytes]:
-    """Pieces of any length become blocks of `frame` samples. The last may be shorter, without a torn sample."""
+    """Cut pieces of any length into blocks of `frame` samples. The last may be shorter, without a torn sample."""
     size = frame * SAMPLE_BYTES
     kept = bytearray()
     for piece in pieces:
@@ -105,7 +105,7 @@ def cut(pieces: Iterator[bytes], frame: int) -> Iterator[bytes]:
 
 
 def paced(blocks: Iterator[bytes], rate: int) -> Iterator[bytes]:
-    """Each block when a microphone would have it: after its last sample. Late ones follow at once."""
+    """Yield each block when a microphone would: after its last sample. Late blocks follow immediately."""
     due = time.monotonic()
     for block in blocks:
         due += len(block) / SAMPLE_BYTES / rate
