@@ -119,7 +119,7 @@ def read_clocks() -> Instant:
 
 
 class CaptureContext(NamedTuple):
-    """What a room is recorded from, and into: `rate` in Hz, blocks of `frame` samples.
+    """Where a room is recorded from and into: `rate` in Hz, blocks of `frame` samples.
 
     Relative paths of the source begin in `folder`.
     """
