@@ -219,7 +219,7 @@ def prepare(folder: Path, audio: bytes) -> Aftermath:
 
 
 async def test_the_power_goes(tmp_path: Path) -> None:
-    """Data that was not synced is gone with the power, and the laws hold for the rest: no file is torn, what a sink has
+    """Audio that was not synced is gone with the power. The laws hold for the rest: no file is torn, what a sink has
     acknowledged is in its file, positions that were in use stay so, and every word of what is there is said once.
     """
     async with open_service() as service:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from conftest import Report
-from roomtone.capture.records import loss_entry
+from roomtone.capture.records import loss_records
 from roomtone.capture.sample_accounting import Lost
 from roomtone.config.active import ActiveConfig
 from roomtone.config.model import Config, ServiceConfig, Storage
@@ -241,7 +241,7 @@ async def live_a_day(folder: Path, service: FakeService, sink: Counting, day: in
             at = BEGAN + trio.current_time() * SECOND
             if end := room.spool.end:
                 await room.spool.cut(fresh=True)
-                await room.journal.commit(*loss_entry("desk", Lost(end, end, room.spool.at(end), at, "device")))
+                await room.journal.commit(*loss_records("desk", Lost(end, end, room.spool.at(end), at, "device")))
             await room.spool.append(bytes(2 * RATE), at)
             segment = await room.spool.cut()
             assert segment is not None

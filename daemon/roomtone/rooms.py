@@ -17,7 +17,7 @@ import trio
 
 from roomtone.budget.governor import FREE, Governor
 from roomtone.budget.limits import CapAction
-from roomtone.capture.recorder import record
+from roomtone.capture.recorder import CaptureContext, record
 from roomtone.capture.records import MuteState
 from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import Reason
@@ -129,7 +129,7 @@ class RunningRoom:
                 try:
                     with self._capture:
                         await self.capture.run(
-                            partial(self._record, spool), spool=spool, journal=journal, witness=health
+                            partial(self._record, spool), spool=spool, journal=journal, observer=health
                         )
                 finally:
                     spool.end_of_data()
@@ -177,18 +177,18 @@ class RunningRoom:
     async def _record(self, spool: Spool, control: RunControl) -> Reason:
         settings, services = self.settings, self._services
         spool.sync_interval = settings.sync_interval
-        return await record(
-            self.name,
-            settings.table.source,
+        context = CaptureContext(
+            room=self.name,
+            source=settings.table.source,
             rate=settings.table.rate,
             frame=settings.table.frame,
             folder=settings.folder,
             spool=spool,
             journal=services.journal,
             live=services.live,
-            reins=control,
-            witness=services.health,
+            observer=services.health,
         )
+        return await record(context, control)
 
     async def _transcribe(self, spool: Spool) -> None:
         """Transcribe what is recorded, with the endpoint that the configuration and the budget allow."""

@@ -113,7 +113,7 @@ def test_time_never_runs_backwards_inside_a_stretch(late: list[float]) -> None:
 
 
 def test_a_step_changes_what_comes_after_it_and_nothing_before() -> None:
-    """When somebody sets the clock, what was said about older positions stays said."""
+    """When the clock is set, the times of older positions do not change."""
     clock = RoomClock(RATE)
     for second in range(1, 101):
         clock.observe(second * RATE, second, second + EPOCH + (7200 if second > 50 else 0))
@@ -148,7 +148,7 @@ def test_the_drift_is_known_again_at_once_after_a_sleep() -> None:
 
 
 def test_behind_is_what_was_lost() -> None:
-    """Samples that nobody counted show as the distance to the line."""
+    """Samples that were lost without being counted show as the distance to the line."""
     clock = RoomClock(RATE)
     for second in range(1, 1000):
         clock.observe(second * RATE, second, second + EPOCH)

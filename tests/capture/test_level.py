@@ -1,4 +1,4 @@
-"""How loud a block is."""
+"""The loudness of a block."""
 
 import math
 from array import array

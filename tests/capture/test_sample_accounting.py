@@ -208,7 +208,7 @@ def test_the_first_samples_begin_a_recording() -> None:
 
 
 def test_dropped_samples_move_the_position_on() -> None:
-    """What the source counted as lost is a loss of that length in that place."""
+    """Samples that the source counted as lost are a loss of that length in that place."""
     world = World()
     world.talk(2)
     world.block(dropped=300)
@@ -219,7 +219,7 @@ def test_dropped_samples_move_the_position_on() -> None:
 
 
 def test_late_is_not_lost() -> None:
-    """A stall whose samples come in a burst within two seconds is no loss, but a fault that is told, as is its end."""
+    """A stall whose samples come in a burst within two seconds is a fault that is reported, not a loss."""
     world = World()
     world.talk(10)
     world.stall(3)
@@ -247,7 +247,7 @@ def test_what_a_stall_does_not_catch_up_with_is_lost() -> None:
 
 
 def test_a_slow_loss_is_measured_too() -> None:
-    """Samples that vanish a few at a time, counted by nobody, are found by the clock."""
+    """Samples that vanish a few at a time without being counted are found by the clock."""
     world = World()
     for _ in range(1000):
         world.block(late=0.002)
@@ -294,7 +294,7 @@ def test_the_sleep_of_the_machine_is_a_gap_of_its_own() -> None:
 
 
 def test_blocks_from_before_a_sleep_are_not_moved_behind_it() -> None:
-    """What was read before the machine slept and arrives after it keeps its time."""
+    """Blocks that were read before the machine slept and arrive after it keep their times."""
     world = World()
     world.talk(10)
     read = world.now + FRAME / RATE
@@ -355,7 +355,7 @@ def test_a_device_that_is_absent_at_the_start_is_no_fault_of_the_daemon() -> Non
 
 
 def test_a_full_disk_is_a_loss_that_heals() -> None:
-    """What cannot be written is one loss; the disk is asked once a second; two notices."""
+    """Audio that cannot be written is one loss; the disk is tried once a second; two notices."""
     world = World()
     world.talk(10)
     world.full = True
@@ -438,7 +438,7 @@ def test_a_file_waits_and_loses_nothing() -> None:
 
 
 def test_a_late_moment_is_not_taken_for_a_loss() -> None:
-    """What a stall has not caught up with is what was missing at the best moment since, whatever the last one was."""
+    """A stall loses what was missing at the best moment since, whatever the last one was."""
     world = World()
     world.talk(30)
     world.block(late=1.0)

@@ -1,4 +1,4 @@
-"""A room's listening: muted and unmuted, rotated, and begun again, with every sample and second accounted for."""
+"""A room's capture: muted and unmuted, rotated, and begun again, with every sample and second accounted for."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -10,8 +10,6 @@ import msgspec
 import trio
 
 from capture.test_recorder import (
-    FRAME,
-    MICROPHONE,
     RATE,
     Absent,
     Act,
@@ -23,13 +21,12 @@ from capture.test_recorder import (
     kinds,
     of,
     open_run,
+    record_in,
     tone,
     utc,
 )
-from roomtone.capture.recorder import NULL_OBSERVER, record
+from roomtone.capture.recorder import NULL_OBSERVER
 from roomtone.capture.records import MuteState
-from roomtone.capture.run_control import RunControl
-from roomtone.capture.sample_accounting import Reason
 from roomtone.capture.supervisor import CaptureSupervisor
 from roomtone.events import Audio, Durable, Gap, Muted, RecordingStarted, RecordingStopped, Unmuted
 from roomtone.journal.coverage import summarize
@@ -39,40 +36,28 @@ LONG = [Talk(100_000)]
 
 class Room(NamedTuple):
     run: Run
-    listening: CaptureSupervisor
+    capture: CaptureSupervisor
 
 
 @asynccontextmanager
-async def open_listening(state: Path, acts: Iterable[Act] = LONG, *, down: float = 0.0) -> AsyncIterator[Room]:
+async def open_room(state: Path, acts: Iterable[Act] = LONG, *, down: float = 0.0) -> AsyncIterator[Room]:
     """A room that listens, after the daemon was down for so long; leaving is the daemon's stop."""
     async with open_run(state, acts, down=down) as run:
         mark = await run.journal.mark("room/desk/muted")
         mute = None if mark is None else msgspec.convert(mark, MuteState)
-        listening = CaptureSupervisor("desk", mute, utc=lambda: run.script.machine.now().utc)
+        capture = CaptureSupervisor("desk", mute, utc=lambda: run.script.machine.now().utc)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
                 partial(
-                    listening.run, partial(one_run, run), spool=run.spool, journal=run.journal, witness=NULL_OBSERVER
+                    capture.run,
+                    lambda control: record_in(run, control=control),
+                    spool=run.spool,
+                    journal=run.journal,
+                    observer=NULL_OBSERVER,
                 )
             )
-            yield Room(run, listening)
+            yield Room(run, capture)
             nursery.cancel_scope.cancel()
-
-
-async def one_run(run: Run, reins: RunControl) -> Reason:
-    return await record(
-        "desk",
-        MICROPHONE,
-        rate=RATE,
-        frame=FRAME,
-        folder=Path(),
-        spool=run.spool,
-        journal=run.journal,
-        live=run.live,
-        reins=reins,
-        opener=run.script.open,  # type: ignore[arg-type] # a Feed by its shape
-        clocks=run.script.machine.now,
-    )
 
 
 async def events_of(run: Run) -> list[Durable]:
@@ -88,14 +73,14 @@ async def check_account(run: Run) -> None:
 
 async def test_muting_closes_the_device_and_unmuting_opens_it(tmp_path: Path, autojump_clock: Clock) -> None:
     """The segment is closed, the stop says why, the muted time is one gap without positions, and it goes on there."""
-    async with open_listening(tmp_path) as room:
+    async with open_room(tmp_path) as room:
         await trio.sleep(10.1)
-        await room.listening.close(MuteState())
+        await room.capture.close(MuteState())
         opened, end = room.run.script.opened, room.run.spool.end
         assert room.run.spool.resting
         await trio.sleep(1000)
         assert (room.run.script.opened, room.run.spool.end) == (opened, end)
-        await room.listening.open()
+        await room.capture.open()
         await trio.sleep(5)
     async with open_run(tmp_path, []) as run:
         events = await events_of(run)
@@ -122,13 +107,13 @@ async def test_muting_closes_the_device_and_unmuting_opens_it(tmp_path: Path, au
 
 async def test_muting_survives_a_restart(tmp_path: Path, autojump_clock: Clock) -> None:
     """A muted room stays muted when the daemon was down, and that time is muted too."""
-    async with open_listening(tmp_path) as room:
+    async with open_room(tmp_path) as room:
         await trio.sleep(10.1)
-        await room.listening.close(MuteState())
-    async with open_listening(tmp_path, down=500) as room:
+        await room.capture.close(MuteState())
+    async with open_room(tmp_path, down=500) as room:
         await trio.sleep(100)
         assert (room.run.script.opened, room.run.spool.end) == (0, 10_000)
-        await room.listening.open()
+        await room.capture.open()
         await trio.sleep(5)
         await check_account(room.run)
         gaps = of(Gap, await events_of(room.run))
@@ -138,15 +123,15 @@ async def test_muting_survives_a_restart(tmp_path: Path, autojump_clock: Clock) 
 
 async def test_a_timed_muting_ends_by_itself(tmp_path: Path, autojump_clock: Clock) -> None:
     """To the second, and the last wish counts: longer, then shorter."""
-    async with open_listening(tmp_path) as room:
+    async with open_room(tmp_path) as room:
         await trio.sleep(10.1)
-        await room.listening.close(MuteState(until=utc(100)))
-        await room.listening.close(MuteState(until=utc(5000)))
+        await room.capture.close(MuteState(until=utc(100)))
+        await room.capture.close(MuteState(until=utc(5000)))
         await trio.sleep(200)
-        assert room.listening.mute == MuteState(until=utc(5000))
-        await room.listening.close(MuteState(until=utc(300)))
+        assert room.capture.mute == MuteState(until=utc(5000))
+        await room.capture.close(MuteState(until=utc(300)))
         await trio.sleep(110)
-        assert room.listening.mute is None
+        assert room.capture.mute is None
         events = await events_of(room.run)
         await check_account(room.run)
     assert [event.until for event in of(Muted, events)] == [utc(100), utc(5000), utc(300)]
@@ -155,11 +140,11 @@ async def test_a_timed_muting_ends_by_itself(tmp_path: Path, autojump_clock: Clo
 
 
 async def test_a_timed_muting_ends_while_the_daemon_is_down(tmp_path: Path, autojump_clock: Clock) -> None:
-    """It listens at once, and the time between is what it was: muted, then down."""
-    async with open_listening(tmp_path) as room:
+    """It records immediately, and the time between is accounted for as it was: muted, then down."""
+    async with open_room(tmp_path) as room:
         await trio.sleep(10.1)
-        await room.listening.close(MuteState(until=utc(60)))
-    async with open_listening(tmp_path, down=500) as room:
+        await room.capture.close(MuteState(until=utc(60)))
+    async with open_room(tmp_path, down=500) as room:
         await trio.sleep(5)
         assert room.run.spool.end > 10_000
         events = await events_of(room.run)
@@ -173,14 +158,14 @@ async def test_a_timed_muting_ends_while_the_daemon_is_down(tmp_path: Path, auto
 
 async def test_a_room_is_muted_before_it_was_ever_heard(tmp_path: Path, autojump_clock: Clock) -> None:
     """There is nothing to account for, and nothing is opened."""
-    async with open_listening(tmp_path, [Absent(1_000_000)]) as room:
+    async with open_room(tmp_path, [Absent(1_000_000)]) as room:
         await trio.sleep(10)
-        await room.listening.close(MuteState())
+        await room.capture.close(MuteState())
         opened = room.run.script.opened
         await trio.sleep(1000)
         assert room.run.script.opened == opened
         room.run.script.acts[:] = LONG
-        await room.listening.open()
+        await room.capture.open()
         await trio.sleep(5)
         events = await events_of(room.run)
     assert not of(Gap, events)
@@ -193,12 +178,12 @@ async def test_a_room_is_muted_before_it_was_ever_heard(tmp_path: Path, autojump
 
 async def test_muted_while_the_device_is_away(tmp_path: Path, autojump_clock: Clock) -> None:
     """The time before is the device's, the time after the mute's."""
-    async with open_listening(tmp_path, [Talk(10), Absent(1_000_000)]) as room:
+    async with open_room(tmp_path, [Talk(10), Absent(1_000_000)]) as room:
         await trio.sleep(60)
-        await room.listening.close(MuteState())
+        await room.capture.close(MuteState())
         await trio.sleep(60)
         room.run.script.acts[:] = LONG
-        await room.listening.open()
+        await room.capture.open()
         await trio.sleep(5)
         await check_account(room.run)
         gaps = of(Gap, await events_of(room.run))
@@ -208,26 +193,26 @@ async def test_muted_while_the_device_is_away(tmp_path: Path, autojump_clock: Cl
 
 async def test_a_mute_that_is_taken_back_at_once(tmp_path: Path, autojump_clock: Clock) -> None:
     """Wishes may come faster than a device closes; the last one holds."""
-    async with open_listening(tmp_path) as room:
+    async with open_room(tmp_path) as room:
         await trio.sleep(10)
         async with trio.open_nursery() as nursery:
             for _ in range(5):
-                nursery.start_soon(room.listening.close, MuteState())
-                nursery.start_soon(room.listening.open)
+                nursery.start_soon(room.capture.close, MuteState())
+                nursery.start_soon(room.capture.open)
         with trio.fail_after(5):
-            await room.listening.open()
+            await room.capture.open()
         await trio.sleep(5)
-        assert room.listening.mute is None
+        assert room.capture.mute is None
         assert room.run.spool.end > 14_000
         await check_account(room.run)
 
 
 async def test_rotating_loses_nothing(tmp_path: Path, autojump_clock: Clock) -> None:
     """A stop and a start at one position, at one time, and the same process goes on."""
-    async with open_listening(tmp_path) as room:
+    async with open_room(tmp_path) as room:
         await trio.sleep(10)
         for _ in range(3):
-            assert await room.listening.rotate()
+            assert await room.capture.rotate()
             await trio.sleep(3.3)
         assert room.run.script.opened == 1
     async with open_run(tmp_path, []) as run:
@@ -244,20 +229,20 @@ async def test_rotating_loses_nothing(tmp_path: Path, autojump_clock: Clock) -> 
 
 async def test_there_is_nothing_to_rotate_without_samples(tmp_path: Path, autojump_clock: Clock) -> None:
     """Muted, or without a device: it says so, and makes no empty recording."""
-    async with open_listening(tmp_path, [Talk(10), Absent(1_000_000)]) as room:
+    async with open_room(tmp_path, [Talk(10), Absent(1_000_000)]) as room:
         await trio.sleep(30)
-        assert not await room.listening.rotate()
-        await room.listening.close(MuteState())
-        assert not await room.listening.rotate()
+        assert not await room.capture.rotate()
+        await room.capture.close(MuteState())
+        assert not await room.capture.rotate()
         events = await events_of(room.run)
     assert [stop.reason for stop in of(RecordingStopped, events)] == ["muted"]
 
 
 async def test_beginning_again_is_a_gap_of_the_device(tmp_path: Path, autojump_clock: Clock) -> None:
-    """Another source follows at once; what lies between has neither positions nor a daemon that was down."""
-    async with open_listening(tmp_path) as room:
+    """Another source follows immediately; the time between has no positions and is not "daemon down"."""
+    async with open_room(tmp_path) as room:
         await trio.sleep(10.1)
-        room.listening.restart()
+        room.capture.restart()
         await trio.sleep(5)
         assert room.run.script.opened == 2
         await check_account(room.run)
@@ -268,20 +253,20 @@ async def test_beginning_again_is_a_gap_of_the_device(tmp_path: Path, autojump_c
 
 async def test_what_is_muted_on_a_full_disk_is_told_when_there_is_room(tmp_path: Path, autojump_clock: Clock) -> None:
     """The end of the recording, the mute and the end of both wait in their order, and nothing is unexplained."""
-    async with open_listening(tmp_path) as room:
+    async with open_room(tmp_path) as room:
         await trio.sleep(10.1)
         writer = room.run.journal._database._writer
         fill_up(writer)
         room.run.disk.full = True
         await trio.sleep(20)
-        await room.listening.close(MuteState())
+        await room.capture.close(MuteState())
         assert not of(Muted, await events_of(room.run))
         await trio.sleep(100)
         room.run.disk.full = False
         writer.execute("PRAGMA max_page_count = 100000")
         await trio.sleep(60)
         assert kinds(await events_of(room.run))[-2:] == ["RecordingStopped", "Muted"]
-        await room.listening.open()
+        await room.capture.open()
         await trio.sleep(5)
     async with open_run(tmp_path, []) as run:
         events = await events_of(run)
@@ -293,16 +278,16 @@ async def test_who_unmutes_on_a_full_disk_waits_for_the_end_of_the_recording(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:
     """Where the room goes on stands in facts that wait: it begins again when they are told, and says what it missed."""
-    async with open_listening(tmp_path) as room, trio.open_nursery() as nursery:
+    async with open_room(tmp_path) as room, trio.open_nursery() as nursery:
         await trio.sleep(10.1)
         writer = room.run.journal._database._writer
         fill_up(writer)
-        await room.listening.close(MuteState())
-        nursery.start_soon(room.listening.open)
+        await room.capture.close(MuteState())
+        nursery.start_soon(room.capture.open)
         await trio.sleep(100)
         writer.execute("PRAGMA max_page_count = 100000")
         await trio.sleep(60)
-        assert room.listening.mute is None
+        assert room.capture.mute is None
     async with open_run(tmp_path, []) as run:
         events = await events_of(run)
         await check_account(run)
@@ -313,10 +298,10 @@ async def test_who_unmutes_on_a_full_disk_waits_for_the_end_of_the_recording(
 
 async def test_a_room_that_is_taken_out_is_not_the_daemon_that_was_down(tmp_path: Path, autojump_clock: Clock) -> None:
     """Put back, it has a gap of a source that was away."""
-    async with open_listening(tmp_path) as room:
+    async with open_room(tmp_path) as room:
         await trio.sleep(10)
-        room.listening.take_out()
-    async with open_listening(tmp_path, down=60.0) as room:
+        room.capture.take_out()
+    async with open_room(tmp_path, down=60.0) as room:
         await trio.sleep(5)
     async with open_run(tmp_path, []) as run:
         assert [gap.cause for gap in of(Gap, await events_of(run))] == ["device"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from roomtone.capture.records import audio_entry
+from roomtone.capture.records import audio_records
 from roomtone.events import Forgotten, Interim, Level, Turn, Word
 from roomtone.forget.room import ForgetRange, ForgetScope, RecordedSpan, closed, forget, locate, resume
 from roomtone.journal.coverage import summarize
@@ -50,7 +50,7 @@ async def record(folder: Path) -> None:
             segment = await spool.append(sound(second), at(second))
             facts: list[Record] = [turn(second)]
             if segment is not None and segment.end <= 80 * RATE:
-                facts += audio_entry("desk", RATE, segment)
+                facts += audio_records("desk", RATE, segment)
             await journal.commit(*facts)
 
 

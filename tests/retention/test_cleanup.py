@@ -12,7 +12,7 @@ import trio
 
 from retention.test_policy import BEGAN, LONG_AGO, MINUTE, RATE, SEGMENT, SIZE, segments
 from roomtone import Sink, trusted_clock
-from roomtone.capture.records import audio_entry
+from roomtone.capture.records import audio_records
 from roomtone.config.active import ActiveConfig
 from roomtone.config.model import Config, ServiceConfig, Storage
 from roomtone.delivery.controls import pins_mark
@@ -55,7 +55,9 @@ class Desk(NamedTuple):
             segment = await self.spool.append(bytes(SIZE), when)
             assert segment is not None
             await self.journal.commit(
-                *audio_entry("desk", RATE, segment), Mark("room/desk/rate", RATE), Mark("room/desk/audio", segment.end)
+                *audio_records("desk", RATE, segment),
+                Mark("room/desk/rate", RATE),
+                Mark("room/desk/audio", segment.end),
             )
 
     async def transcribe(self, until: int) -> None:

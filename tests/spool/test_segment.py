@@ -18,7 +18,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
     st.booleans(),
 )
 def test_a_name_says_all(position: int, at: datetime, fresh: bool) -> None:
-    """Position, time and break come back from the name, to the microsecond, for ever."""
+    """Position, time and break come back from the name, to the microsecond."""
     path = Path("/spool") / name_segment(position, at, fresh=fresh)
     assert parse_segment(path, 401) == Segment(position, 200, at, fresh, path)
 
@@ -28,12 +28,12 @@ def test_a_name_says_all(position: int, at: datetime, fresh: bool) -> None:
     ["notes.txt", "1_20261122T120000.000000Z.pcm", "0000000000000000_20261122T120000Z.pcm", "000000000000000٣_x.pcm"],
 )
 def test_strangers_are_no_segments(name: str) -> None:
-    """A file with another name is somebody else's."""
+    """A file with another name is not a segment."""
     assert parse_segment(Path(name), 400) is None
 
 
 def index_of(lengths: list[tuple[int, int]]) -> tuple[Index, list[Segment]]:
-    """An index of segments, each so many samples after the end of the one before, and so long."""
+    """An index of segments, each with a distance from the end of the one before, and a length."""
     index, segments, end = Index(Path("/spool")), [], 0
     for gap, samples in lengths:
         position, at = end + gap, NOON + timedelta(microseconds=end + gap)

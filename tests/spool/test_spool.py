@@ -80,7 +80,7 @@ class BrokenSync(Disk):
 
 
 class SlowDisk(Disk):
-    """The fear: a write that takes as long as somebody lets it."""
+    """The fear: a write that takes as long as the test holds it."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -93,7 +93,7 @@ class SlowDisk(Disk):
 
 
 class SlowSync(SlowDisk):
-    """The fear: a disk that takes as long as somebody lets it until data is durable."""
+    """The fear: a sync that takes as long as the test holds it."""
 
     def write(self, file: int, audio: bytes, offset: int) -> None:
         Disk.write(self, file, audio, offset)
@@ -133,7 +133,7 @@ async def test_what_was_appended_is_read(tmp_path: Path) -> None:
 
 
 async def test_files_tell_position_and_time_and_are_private(tmp_path: Path) -> None:
-    """The folder alone can be recovered; nobody else may read what was said in a room."""
+    """The folder alone can be recovered; no other user may read what was said in a room."""
     folder = tmp_path / "spool" / "desk"
     async with spool_of(folder) as spool:
         await speak(spool, 1000)
@@ -169,7 +169,7 @@ async def test_a_piece_never_spans_a_break(tmp_path: Path) -> None:
 
 
 async def test_reading_begins_at_the_first_recorded_sample(tmp_path: Path) -> None:
-    """Who asks for a lost position gets what comes after it; who asks at the end gets nothing."""
+    """A read at a lost position returns the audio after it; a read at the end returns nothing."""
     async with spool_of(tmp_path) as spool:
         await speak(spool, 400)
         await spool.cut(skip=100)
@@ -404,7 +404,7 @@ async def test_a_cancelled_append_is_completed(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_append_still_tells_of_the_segment_that_it_closed(tmp_path: Path) -> None:
-    """Who is told to stop in the middle of a write learns that a segment is complete."""
+    """A writer that is cancelled in the middle of a write still returns the completed segment."""
     disk = SlowDisk()
     closed: list[Any] = []
     async with open_spool(tmp_path, rate=RATE, disk=disk, segment_seconds=0.2) as spool, trio.open_nursery() as nursery:
@@ -420,7 +420,7 @@ async def test_a_cancelled_append_still_tells_of_the_segment_that_it_closed(tmp_
 
 
 async def test_a_cancelled_cut_is_completed(tmp_path: Path) -> None:
-    """Who is told to stop while a segment is closed leaves it closed, and the position where it is to be."""
+    """A writer that is cancelled while a segment is closed leaves it closed, at the right position."""
     disk = SlowSync()
     async with open_spool(tmp_path, rate=RATE, disk=disk, sync_interval=1000) as spool:
         await spool.append(tone(0, 200), at(0))
@@ -475,7 +475,7 @@ async def test_times_come_from_the_segment_and_go_on_outside(tmp_path: Path) -> 
 
 
 async def test_removed_segments_are_skipped(tmp_path: Path) -> None:
-    """What retention or somebody's wish has removed is read no more, neither from disk nor from memory."""
+    """Removed audio is not read any more, neither from disk nor from memory."""
     async with spool_of(tmp_path) as spool:
         await speak(spool, 95_000)
         await spool.remove(spool.segments()[0])
@@ -496,7 +496,7 @@ async def test_removed_segments_are_skipped(tmp_path: Path) -> None:
 def test_what_is_erased_is_nowhere_and_nothing_else_is_touched(
     runs: list[int], start: int, length: int, journalled: bool, late: int
 ) -> None:
-    """No sample of the stretch is left in memory or in any file, every other one reads as before, at once and after
+    """No sample of the stretch is left in memory or in any file, every other one reads as before, immediately and after
     the next opening, and the room goes on at the same position.
     """
 
@@ -529,7 +529,7 @@ def samples_of(pieces: list[Piece]) -> dict[int, bytes]:
 
 
 def kept(heard: dict[int, bytes], start: int, end: int) -> dict[int, bytes]:
-    """What is heard, but for the zeros in the stretch: there may be nothing else there."""
+    """The audio without the zeros in the stretch: there may be nothing else there."""
     assert all(sample == bytes(2) for place, sample in heard.items() if start <= place < end)
     return {place: sample for place, sample in heard.items() if not start <= place < end}
 
@@ -638,7 +638,7 @@ async def test_half_a_sample_is_refused(tmp_path: Path) -> None:
 
 
 async def test_it_works_in_threads(tmp_path: Path) -> None:
-    """A writer and a reader at once, with the disk in worker threads: the reader gets every sample once."""
+    """A writer and a concurrent reader, with the disk in worker threads: the reader gets every sample once."""
     heard = bytearray()
 
     async def read(spool: Spool) -> None:

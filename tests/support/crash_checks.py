@@ -24,7 +24,7 @@ from pathlib import Path
 
 from roomtone import hookimpl
 
-COUNTED = Path(__file__).parents[2] / "counted"
+COUNTED = Path(__file__).parents[1] / "counted"
 
 
 @hookimpl

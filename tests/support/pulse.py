@@ -63,7 +63,7 @@ class PulseServer:
         self.control("suspend-sink", sink, str(int(on)))
 
     def freeze(self) -> None:
-        """Stop the server with SIGSTOP: connections stay open and nobody answers."""
+        """Stop the server with SIGSTOP: connections stay open without an answer."""
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:

@@ -28,17 +28,17 @@ class Heard(NamedTuple):
 
 
 async def listen(source: Source, folder: Path, *, rate: int = RATE, skip: int = 0, silence: float = 30.0) -> Heard:
-    """Everything that the source says, to its end."""
-    async with open_source(source, rate=rate, frame=FRAME, folder=folder, skip=skip, silence=silence) as feed:
-        return await drain(feed)
+    """The whole output of the source, to its end."""
+    async with open_source(source, rate=rate, frame=FRAME, folder=folder, skip=skip, silence=silence) as process:
+        return await drain(process)
 
 
-async def drain(feed: SourceProcess) -> Heard:
-    """What an open source still says, to its end."""
+async def drain(process: SourceProcess) -> Heard:
+    """The rest of an open source, to its end."""
     blocks: list[Block] = []
     while True:
         try:
-            blocks.append(await feed.receive())
+            blocks.append(await process.receive())
         except (SourceEnded, SourceFailed) as over:
             return Heard(blocks, over)
 

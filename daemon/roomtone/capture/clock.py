@@ -1,13 +1,13 @@
-"""When was this sample heard? A room's positions on the line of UTC. Pure: no clock is read here.
+"""The time of each sample: a room's positions on the line of UTC. Pure: no clock is read here.
 
-A read tells that a sample existed at some moment, and always a little late: by scheduling, by a sound server that hands
-over a stall as one burst. Never early. So the truth is the lower envelope of all reads, a straight line whose slope is
-the difference between two crystals.
+A read shows that a sample existed at some moment. It is always a little late, never early: because of scheduling, or of
+a sound server that hands over a stall as one burst. So the truth is the lower envelope of all reads, a straight line
+whose slope is the difference between two crystals.
 
-- **Lines** map positions to CLOCK_BOOTTIME, which runs on while the machine sleeps and which nobody sets. A line is
-  refined while it is young and then left alone, so that what was said about old positions stays said.
+- **Lines** map positions to CLOCK_BOOTTIME, which runs on while the machine sleeps and which cannot be set. A line is
+  refined while it is young and then left alone, so that the times of old positions do not change.
 - **Offsets** map CLOCK_BOOTTIME to UTC. The kernel slews both clocks alike, so their difference changes only when
-  somebody sets the clock: a step. A step changes the positions that come after it and none before.
+  the clock is set: a step. A step changes the times of later positions only.
 
 Rejected: stamping each block when it arrives (words jump with the load of the machine), and counting samples from one
 start time (50 ppm are 30 s in a week).
@@ -23,16 +23,16 @@ MAX_BUCKETS = 90
 BUCKET_S = 20.0
 """Seconds of audio of which only the least late read is kept."""
 MIN_DRIFT_SPAN_S = 600.0
-"""Seconds of audio below which a slope says more about lateness than about crystals: the last known one is used."""
+"""Seconds of audio below which a slope shows lateness rather than drift: the last known slope is used."""
 LINE_SETTLED_AFTER_S = 600.0
 """Seconds after which a line is left alone and the next one begins."""
 MAX_DRIFT = 300e-6
-"""No crystal of a sound card is worse. A steeper slope is lost or doubled audio."""
+"""The worst crystal of a sound card. A steeper slope is lost or doubled audio."""
 STEP_TOLERANCE_S = 0.005
 """Seconds between two readings of the offset that two clocks read one after the other may differ without a step."""
 MAX_LINES = 4096
 MAX_OFFSETS = 1024
-"""What is remembered of the past (a month of lines, a thousand steps); older positions use the oldest that is known."""
+"""Kept of the past (a month of lines, a thousand steps); older positions use the oldest that is kept."""
 
 
 class Instant(NamedTuple):
@@ -86,7 +86,7 @@ class RoomClock:
 
     @property
     def ppm(self) -> float:
-        """How much faster than this machine's clock the source's crystal runs, in parts per million."""
+        """The source's crystal runs this much faster than the machine's clock, in parts per million."""
         return -self._slope * 1e6
 
     def observe(self, position: int, boottime: float, utc: float) -> None:
@@ -98,7 +98,7 @@ class RoomClock:
         self._remember(Read(position, boottime))
 
     def restart(self, position: int, boottime: float) -> None:
-        """Say that time without a source ended: the sample at `position` was taken at `boottime`, at the latest."""
+        """End time without a source: the sample at `position` was taken at `boottime`, at the latest."""
         self._reads.clear()
         self._began = True
         self._lines.append(DriftLine(position, boottime, self._slope))
@@ -190,7 +190,7 @@ class NominalClock:
             self._began = max(began, self._earliest or began)
 
     def restart(self, position: int, boottime: float) -> None:
-        """Time without a source is no time to a file."""
+        """Do nothing: time without a source does not count for a file."""
 
     def at(self, position: int) -> datetime:
         """As `RoomClock.at`."""
@@ -204,7 +204,7 @@ class NominalClock:
 
 
 def _newest(past: deque[P], position: int) -> P:
-    """What holds at `position`: the newest that begins at or before it, else the oldest that is remembered."""
+    """The newest that begins at or before `position`, else the oldest that is kept."""
     newest = past[-1]
     if newest.position <= position:
         return newest

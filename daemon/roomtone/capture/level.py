@@ -1,4 +1,4 @@
-"""How loud a block is, without NumPy: about 0.2 ms for 200 ms at 16 kHz on a small computer's core."""
+"""The loudness of a block, without NumPy: about 0.2 ms for 200 ms at 16 kHz on a small computer's core."""
 
 import math
 import sys
@@ -6,7 +6,7 @@ from array import array
 from typing import NamedTuple
 
 FLOOR_DB = -96.3
-"""dB below full scale of half a step of 16 bits: what silence counts as."""
+"""dB below full scale of half a step of 16 bits: the level of silence."""
 
 _FULL_SCALE = 32768.0
 _MAX_MEASURED_SAMPLES = 800

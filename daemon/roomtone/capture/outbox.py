@@ -1,5 +1,5 @@
-"""The facts that a room has to say and that a journal on a full disk has not taken yet: in order, and none is dropped
-while the daemon runs, over all runs of the room's recorder.
+"""The records that a journal on a full disk has not taken yet. They stay in order, and none is dropped while the daemon
+runs, over all runs of the room's recorder.
 """
 
 from collections.abc import Sequence
@@ -10,43 +10,44 @@ import trio
 from roomtone.journal.journal import Journal
 from roomtone.journal.records import Record
 
-AGAIN = 5.0
-"""Seconds until the journal is asked again by somebody who has nothing new to say."""
+COMMIT_RETRY_S = 5.0
+"""Seconds between two attempts to commit where no new records come."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Outbox:
-    """One room's. What waits when the daemon ends is made up for by `recovery.recover`, from the spool."""
+    """The pending records of one room. If the daemon ends first, `recovery.recover` makes them again from the spool."""
 
     def __init__(self, room: str) -> None:
         self._room = room
-        self._facts: list[Record] = []
+        self._records: list[Record] = []
         self._retry = 0.0
 
     def __len__(self) -> int:
-        return len(self._facts)
+        return len(self._records)
 
-    async def commit(self, journal: Journal, facts: Sequence[Record], patience: float) -> None:
-        """Commit what waits, and then the facts, within so many seconds; else they wait too.
+    async def commit(self, journal: Journal, records: Sequence[Record], timeout_s: float) -> None:
+        """Commit what is pending and then `records`, within `timeout_s` seconds; else they are pending too.
 
-        Audio is worth more than the order of a fact and the audio after it: what a crash makes of that, `recover` sees.
+        Audio goes first, so a record may be committed after the audio that follows it: after a crash, `recover` sorts
+        that out.
         """
-        self._facts += facts
-        if not self._facts or (not facts and trio.current_time() < self._retry):
+        self._records += records
+        if not self._records or (not records and trio.current_time() < self._retry):
             return
-        with trio.move_on_after(patience) as waiting:
+        with trio.move_on_after(timeout_s) as attempt:
             await self.drain(journal)
-        if waiting.cancelled_caught:
-            self._retry = trio.current_time() + AGAIN
-            log.error("journal.waiting", room=self._room, facts=len(self._facts))
+        if attempt.cancelled_caught:
+            self._retry = trio.current_time() + COMMIT_RETRY_S
+            log.error("journal.waiting", room=self._room, facts=len(self._records))
 
     def hurry(self) -> None:
-        """Have the next `commit` ask the journal, whenever it was asked last."""
+        """Have the next `commit` try the journal, however short ago the last attempt was."""
         self._retry = 0.0
 
     async def drain(self, journal: Journal) -> None:
-        """Commit what waits, however long it takes."""
-        if waiting := tuple(self._facts):
-            await journal.commit(*waiting)
-            del self._facts[: len(waiting)]
+        """Commit what is pending, however long it takes."""
+        if pending := tuple(self._records):
+            await journal.commit(*pending)
+            del self._records[: len(pending)]

@@ -1,10 +1,11 @@
-"""The recorder: one loop that keeps a room recorded for ever.
+"""The recorder: one loop that keeps a room recorded until it is cancelled or its source ends.
 
-Open the source, record its blocks, and when it fails leave its context, wait, and open it again, from the position
-where the room stands. What a block, a silence or a failure means is decided in `account`, which is pure; here it is
-done. A decision once taken is done as a whole: cancellation comes while waiting for samples, and nowhere else.
+It opens the source and records its blocks. When the source fails it leaves the source's context, waits, and opens it
+again, at the position where the room stands. `sample_accounting`, which is pure, decides about each block, silence and
+failure; this module carries the decisions out. A decision is carried out as a whole: cancellation is possible only
+while waiting for samples.
 
-Contained here, by name: SourceEnded and SourceFailed, an OSError of starting the source's process, and an OSError of
+Contained here, by name: SourceEnded and SourceFailed; an OSError of starting the source's process; an OSError of
 writing audio, which is a loss with the cause `disk full`. All else propagates.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -22,8 +23,7 @@ import trio
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.capture.clock import Instant, NominalClock, RoomClock
 from roomtone.capture.level import Loudness, measure_loudness
-from roomtone.capture.outbox import Outbox
-from roomtone.capture.records import Stop, audio_entry, loss_entry, mute_entry, step_entry, stop_entry
+from roomtone.capture.records import Stop, audio_records, loss_records, mute_records, step_records, stop_records
 from roomtone.capture.recovery import FileProgress, RateChanged, Resume, identify, recover
 from roomtone.capture.run_control import RunControl
 from roomtone.capture.sample_accounting import (
@@ -45,7 +45,7 @@ from roomtone.capture.sample_accounting import (
 )
 from roomtone.capture.source_process import Block, SourceEnded, SourceFailed, SourceProcess, open_source
 from roomtone.capture.sources import Command, File, Microphone, Source, name_of
-from roomtone.events import Cause, Level, Notice, RecordingStarted, RecordingStopped
+from roomtone.events import Cause, Level, RecordingStarted, RecordingStopped, notice
 from roomtone.journal.journal import Journal
 from roomtone.journal.keys import room_key
 from roomtone.journal.records import Mark, Record
@@ -54,23 +54,24 @@ from roomtone.live import Live
 from roomtone.spool.segment import SAMPLE_BYTES
 from roomtone.spool.spool import Spool
 
-__all__ = ["Clocks", "HealthObserver", "Opener", "RateChanged", "read_clocks", "record", "recover"]
+__all__ = ["CaptureContext", "Clocks", "HealthObserver", "Opener", "RateChanged", "read_clocks", "record", "recover"]
 
 WAIT_TICK_S = 0.25
-"""Seconds of waiting for a block that count as silence when none came. A standstill of our own loop counts once."""
+"""Seconds of waiting for a block that count as silence if none came. A standstill of our own loop counts once."""
 FINISH_TIMEOUT_S = 3.0
-"""Seconds that the last facts of a run may take: room that comes later comes to the next run, or the next start."""
+"""Seconds that the last records of a run may take. Later, the next run or the next start commits them."""
 COMMIT_TIMEOUT_S = 1.0
-"""Seconds that facts may wait for a journal on a full disk before audio goes first."""
-CROWDED = 10.0
+"""Seconds that a commit may wait for a journal on a full disk before audio goes first."""
+CROWDED_COMMIT_TIMEOUT_S = 10.0
+"""The same when too many records are pending: the source's ring fills meanwhile, and counts what it drops."""
 MAX_PENDING_RECORDS = 1000
-"""Facts above which each waits as long as `CROWDED`: the source's ring fills meanwhile, and counts what it drops."""
+"""Pending records above which a commit may wait longer."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Opener(Protocol):
-    """How a source is opened: `open_source`, or what a test puts in its place."""
+    """Opens a source: `open_source`, or what a test puts in its place."""
 
     def __call__(
         self, source: Source, *, rate: int, frame: int, folder: Path, skip: int = 0
@@ -78,7 +79,7 @@ class Opener(Protocol):
 
 
 class HealthObserver(Protocol):
-    """Who is told how the room stands, in seconds of the loop's clock."""
+    """Is notified of the room's health. Times are in seconds of the loop's clock."""
 
     def tried(self, room: str, now: float) -> None:
         """The source is being opened."""
@@ -87,17 +88,17 @@ class HealthObserver(Protocol):
         """Samples are written."""
 
     def gap(self, room: str, cause: Cause, now: float, reason: str = "") -> None:
-        """There are none, and why; `reason` is for a person."""
+        """No samples come, because of `cause`; `reason` is for the operator."""
 
     def ended(self, room: str, now: float) -> None:
-        """There will be no more, and that is right."""
+        """The source has ended as it should."""
 
     def drifts(self, room: str, ppm: float) -> None:
-        """So much faster than this machine's clock the source runs, in parts per million."""
+        """The source runs this much faster than the machine's clock, in parts per million."""
 
 
 class NullObserver:
-    """Nobody wants to know."""
+    """Ignores everything."""
 
     def tried(self, room: str, now: float) -> None: ...
     def samples(self, room: str, now: float) -> None: ...
@@ -118,96 +119,101 @@ def read_clocks() -> Instant:
     return Instant(time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_MONOTONIC), time.time())
 
 
-async def record(
-    room: str,
-    source: Source,
-    *,
-    rate: int,
-    frame: int,
-    folder: Path,
-    spool: Spool,
-    journal: Journal,
-    live: Live,
-    reins: RunControl | None = None,
-    witness: HealthObserver = NULL_OBSERVER,
-    opener: Opener = open_source,
-    clocks: Clocks = read_clocks,
-) -> Reason:
-    """Record the room at `rate` Hz in blocks of `frame` samples until the source has ended: a file, a command's exit 0.
+class CaptureContext(NamedTuple):
+    """Where a room is recorded from and into: `rate` in Hz, blocks of `frame` samples.
 
-    Ended by `reins` or cancelled, it closes the source and the segment and says why it stopped, within a few seconds;
-    so does the end of the source. Returns why. `witness` is told how it stands.
-    Relative paths begin in `folder`. Errors: RateChanged before anything is recorded; JournalError.
+    Relative paths of the source begin in `folder`.
     """
-    reins = reins or RunControl(Outbox(room))
-    if reins.outbox:
-        witness.gap(room, "disk full", trio.current_time())
-        await reins.outbox.drain(journal)  # where the room stands is told by the journal
-    resume = await recover(room, source, rate=rate, folder=folder, spool=spool, journal=journal)
-    account = _account(source, rate, frame, resume, clocks())
-    recorder = _Recorder(
-        room,
-        source,
-        folder=folder,
-        file=resume.file,
-        account=account,
-        spool=spool,
-        journal=journal,
-        live=live,
-        reins=reins,
-        witness=witness,
-        clocks=clocks,
+
+    room: str
+    source: Source
+    rate: int
+    frame: int
+    folder: Path
+    spool: Spool
+    journal: Journal
+    live: Live
+    observer: HealthObserver = NULL_OBSERVER
+    opener: Opener = open_source
+    clocks: Clocks = read_clocks
+
+
+async def record(context: CaptureContext, control: RunControl) -> Reason:
+    """Record the room until its source has ended: a file, or a command with exit status 0. Returns why it stopped.
+
+    Ended by `control` or cancelled, it closes the source and the segment and journals the reason, within a few seconds;
+    so does the end of the source. Errors: RateChanged before anything is recorded; JournalError.
+    """
+    room, journal = context.room, context.journal
+    if control.outbox:
+        context.observer.gap(room, "disk full", trio.current_time())
+        await control.outbox.drain(journal)  # the journal knows where the room goes on
+    resume = await recover(
+        room, context.source, rate=context.rate, folder=context.folder, spool=context.spool, journal=journal
     )
+    recorder = _Recorder(context, control, _open_accounting(context, resume), resume.file)
     reason: Reason = "stopping"
     try:
-        with reins.scope as scope:
-            await _follow(recorder, opener, rate, frame, folder)
-        reason = reins.reason if scope.cancelled_caught else "ended"
+        with control.scope as scope:
+            await _keep_open(recorder, context)
+        reason = control.reason if scope.cancelled_caught else "ended"
     finally:
         await recorder.finish(reason)
     return reason
 
 
-def _account(source: Source, rate: int, frame: int, resume: Resume, now: Instant) -> SampleAccounting:
+def _open_accounting(context: CaptureContext, resume: Resume) -> SampleAccounting:
+    rate, source = context.rate, context.source
     clock: RoomClock | NominalClock = RoomClock(rate)
     if resume.file:
         clock = NominalClock(rate, resume.file.start, began=resume.file.at)
     elif isinstance(source, File):
         clock = NominalClock(rate, resume.position, earliest=resume.away.since)
-    opening = MICROPHONE_FIRST_SAMPLE_TIMEOUT_S if isinstance(source, Microphone) else FIRST_SAMPLE_TIMEOUT_S
-    return SampleAccounting(rate, frame, resume.position, resume.away, now, clock=clock, opening=opening)
+    timeout = MICROPHONE_FIRST_SAMPLE_TIMEOUT_S if isinstance(source, Microphone) else FIRST_SAMPLE_TIMEOUT_S
+    return SampleAccounting(
+        rate,
+        context.frame,
+        resume.position,
+        resume.away,
+        context.clocks(),
+        clock=clock,
+        first_sample_timeout=timeout,
+    )
 
 
-async def _follow(recorder: "_Recorder", opener: Opener, rate: int, frame: int, folder: Path) -> None:
-    """Keep the source open, whatever becomes of it. Returns when it has ended for good."""
+async def _keep_open(recorder: "_Recorder", context: CaptureContext) -> None:
+    """Open the source again whenever it fails. Returns when it has ended for good."""
+    room, source, observer = context.room, context.source, context.observer
     backoff = Backoff(first=0.5, longest=30.0)
     while True:
         opened = trio.current_time()
-        recorder.witness.tried(recorder.room, opened)
+        observer.tried(room, opened)
         outcome: SourceEnded | SourceFailed | None = None
         try:
-            async with opener(recorder.source, rate=rate, frame=frame, folder=folder, skip=recorder.skip) as feed:
-                await recorder.listen(feed)
+            async with context.opener(
+                source, rate=context.rate, frame=context.frame, folder=context.folder, skip=recorder.skip
+            ) as process:
+                await recorder.take_blocks(process)
         except* (SourceEnded, SourceFailed) as group:
             outcome = _first(group)
         except* OSError as group:
             outcome = SourceFailed("source.unstartable", f"the capture process cannot be started: {_first(group)}")
-        if isinstance(outcome, SourceEnded) and _is_final(recorder.source):
-            recorder.witness.ended(recorder.room, trio.current_time())
+        if isinstance(outcome, SourceEnded) and _is_final(source):
+            observer.ended(room, trio.current_time())
             return
         reason = str(outcome or "silent")
-        recorder.witness.gap(recorder.room, "device", trio.current_time(), reason)
+        observer.gap(room, "device", trio.current_time(), reason)
         if outcome is not None:
             await recorder.fail(outcome)
         backoff.healthy_for(trio.current_time() - opened)
         delay = backoff.next()
         if is_worth_saying(backoff.failures):
-            log.warning("source.left", room=recorder.room, reason=reason, retry_in=round(delay, 1))
+            log.warning("source.left", room=room, reason=reason, retry_in=round(delay, 1))
         await trio.sleep(delay)
 
 
 def _first(group: BaseExceptionGroup[E]) -> E:
-    """The first of the exceptions that a group of groups has."""
+    """The first exception in nested groups."""
     one = group.exceptions[0]
     return _first(one) if isinstance(one, BaseExceptionGroup) else one
 
@@ -217,177 +223,166 @@ def _is_final(source: Source) -> bool:
 
 
 class _Recorder:
-    """Does what the account says: to the spool, the journal and the live feed."""
+    """Carries out the instructions of the accounting: on the spool, the journal and the live feed."""
 
     def __init__(
-        self,
-        room: str,
-        source: Source,
-        *,
-        folder: Path,
-        file: FileProgress | None,
-        account: SampleAccounting,
-        spool: Spool,
-        journal: Journal,
-        live: Live,
-        reins: RunControl,
-        witness: HealthObserver,
-        clocks: Clocks,
+        self, context: CaptureContext, control: RunControl, accounting: SampleAccounting, file: FileProgress | None
     ) -> None:
-        self.room = room
-        self.witness = witness
-        self.source = source
-        self._folder = folder
+        self._context = context
+        self._room = context.room
+        self._spool = context.spool
+        self._observer = context.observer
+        self._clocks = context.clocks
+        self._control = control
+        self._accounting = accounting
         self._file = file
-        self._account = account
-        self._spool = spool
-        self._journal = journal
-        self._live = live
-        self._reins = reins
-        self._clocks = clocks
 
     @property
     def skip(self) -> int:
         """Samples of the file that are recorded already."""
-        return self._account.position - self._file.start if self._file else 0
+        return self._accounting.position - self._file.start if self._file else 0
 
-    async def listen(self, feed: SourceProcess) -> None:
-        """Take blocks until the source has been silent for too long. Raises what the feed raises."""
+    async def take_blocks(self, process: SourceProcess) -> None:
+        """Record blocks until the source has been silent for too long. Errors: SourceEnded, SourceFailed."""
         while True:
             block = None
             with trio.move_on_after(WAIT_TICK_S):
-                block = await feed.receive()
+                block = await process.receive()
             if block is not None:
                 await self._take(block)
-            elif Leave() in await self.do(self._account.waited(WAIT_TICK_S, self._clocks())):
+            elif Leave() in await self._carry_out(self._accounting.waited(WAIT_TICK_S, self._clocks())):
                 return
-            if self._reins.is_to_rotate and self._account.flowing:
-                await self.do(self._account.rotate())
-                self._reins.rotated()
+            if self._control.is_to_rotate and self._accounting.flowing:
+                await self._carry_out(self._accounting.rotate())
+                self._control.rotated()
 
     async def fail(self, outcome: SourceEnded | SourceFailed) -> None:
-        """The source has failed, or ended though it should not."""
+        """Account for a source that has failed, or has ended though it should not."""
         code = outcome.code if isinstance(outcome, SourceFailed) else "source.ended"
-        await self.do(self._account.failed(code, str(outcome), self._clocks()))
+        await self._carry_out(self._accounting.failed(code, str(outcome), self._clocks()))
 
     async def finish(self, reason: Reason) -> None:
-        """Close the segment and say that the recording stopped, and in the same moment that the room is muted."""
+        """Close the segment and journal the stop, and in the same transaction the mute if there is one."""
         now = self._clocks()
-        instructions = self._account.finish(reason, now)
-        facts: list[Record] = []
-        if reason == "muted" and self._reins.mute:
+        instructions = self._accounting.finish(reason, now)
+        records: list[Record] = []
+        if reason == "muted" and self._control.mute:
             at = datetime.fromtimestamp(now.utc, UTC)
-            facts = mute_entry(self.room, self._reins.mute, self._account.position, at)
-        await self.do(instructions, then=facts)
-        await self.settle()
+            records = mute_records(self._room, self._control.mute, self._accounting.position, at)
+        await self._carry_out(instructions, then=records)
+        await self._settle()
 
-    async def do(self, instructions: Sequence[Instruction], *, then: Sequence[Record] = ()) -> Sequence[Instruction]:
-        """Do all of it, also when cancelled, and return it. Facts that belong to one moment are committed together."""
+    async def _carry_out(
+        self, instructions: Sequence[Instruction], *, then: Sequence[Record] = ()
+    ) -> Sequence[Instruction]:
+        """Carry out all instructions, also when cancelled, and return them. Their records are committed together."""
         with trio.CancelScope(shield=True):
-            facts: list[Record] = []
+            records: list[Record] = []
             for instruction in instructions:
                 if isinstance(instruction, CutSegment):
                     segment = await self._spool.cut(fresh=instruction.fresh, skip=instruction.skip)
-                    facts += audio_entry(self.room, self._spool.rate, segment) if segment else []
+                    records += audio_records(self._room, self._spool.rate, segment) if segment else []
                 else:
-                    facts += self._facts(instruction)
-            await self._commit([*facts, *then])
+                    records += self._records(instruction)
+            await self._commit([*records, *then])
         return instructions
 
-    async def settle(self) -> None:
-        """Give facts that still wait for the journal a last time. What the room does next says them before its own."""
+    async def _settle(self) -> None:
+        """Try once more to commit pending records. Else they are committed before those of the room's next run."""
         with trio.CancelScope(shield=True):
-            self._reins.outbox.hurry()
-            await self._reins.outbox.commit(self._journal, [], FINISH_TIMEOUT_S)
+            self._control.outbox.hurry()
+            await self._control.outbox.commit(self._context.journal, [], FINISH_TIMEOUT_S)
 
     async def _take(self, block: Block) -> None:
         loudness = measure_loudness(block.audio)
         samples = len(block.audio) // SAMPLE_BYTES
         now = self._clocks()
         with trio.CancelScope(shield=True) as taking:
-            instructions = self._account.block(
+            instructions = self._accounting.block(
                 BlockReceived(samples, block.dropped, block.boottime, loudness.still), now
             )
-            await self.do(instructions)
+            await self._carry_out(instructions)
             if isinstance(keep := instructions[-1], Keep):
                 while not await self._keep(block.audio, keep):
-                    # A file waits for room on the disk, and while it waits it may be told to stop.
+                    # A file waits for free space on the disk, and can be stopped meanwhile.
                     taking.shield = False
                     await trio.sleep(DISK_RETRY_S)
                     taking.shield = True
             else:
-                self.witness.gap(self.room, "disk full", trio.current_time())
-            self._publish(self._account.position - samples, loudness)
+                self._observer.gap(self._room, "disk full", trio.current_time())
+            self._publish(self._accounting.position - samples, loudness)
 
     def _publish(self, position: int, loudness: Loudness) -> None:
-        at = self._account.clock.at(position)
-        level = Level(room=self.room, position=position, at=at, rms=loudness.rms, peak=loudness.peak)
-        self._live.publish(level)
+        at = self._accounting.clock.at(position)
+        level = Level(room=self._room, position=position, at=at, rms=loudness.rms, peak=loudness.peak)
+        self._context.live.publish(level)
 
     async def _keep(self, audio: bytes, keep: Keep) -> bool:
-        """Record the block. False when it must be tried again."""
+        """Record the block. False if it must be tried again."""
         samples = len(audio) // SAMPLE_BYTES
         try:
             segment = await self._spool.append(audio, keep.at)
         except OSError as error:
-            self.witness.gap(self.room, "disk full", trio.current_time())
-            await self.do(self._account.refused(samples, error, self._clocks()))
-            return self._account.live
+            self._observer.gap(self._room, "disk full", trio.current_time())
+            await self._carry_out(self._accounting.refused(samples, error, self._clocks()))
+            return self._accounting.live
         if segment:
-            self.witness.drifts(self.room, self._account.clock.ppm)
-        await self._commit(audio_entry(self.room, self._spool.rate, segment) if segment else [])
-        await self.do(self._account.kept(samples))
-        self.witness.samples(self.room, trio.current_time())
+            self._observer.drifts(self._room, self._accounting.clock.ppm)
+        await self._commit(audio_records(self._room, self._spool.rate, segment) if segment else [])
+        await self._carry_out(self._accounting.kept(samples))
+        self._observer.samples(self._room, trio.current_time())
         return True
 
-    def _facts(self, instruction: Instruction) -> Sequence[Record]:
+    def _records(self, instruction: Instruction) -> Sequence[Record]:
         match instruction:
             case Lost():
                 log.warning(
-                    "audio.lost", room=self.room, samples=instruction.end - instruction.start, **_told(instruction)
+                    "audio.lost", room=self._room, samples=instruction.end - instruction.start, **_describe(instruction)
                 )
-                return loss_entry(self.room, instruction)
+                return loss_records(self._room, instruction)
             case Stepped(position=position, from_=from_, until=until):
-                log.info("clock.stepped", room=self.room, seconds=round((until - from_).total_seconds(), 3))
-                return step_entry(self.room, position, from_, until)
+                log.info("clock.stepped", room=self._room, seconds=round((until - from_).total_seconds(), 3))
+                return step_records(self._room, position, from_, until)
             case Started():
                 return self._started(instruction)
             case Stopped():
                 return self._stopped(instruction)
             case Note(severity=severity, code=code, text=text, position=position, at=at):
-                words = well_formed(text if code.startswith("disk.") else f"{name_of(self.source)}: {text}")
-                return [Notice(room=self.room, position=position, at=at, severity=severity, code=code, text=words)]
+                words = well_formed(text if code.startswith("disk.") else f"{name_of(self._context.source)}: {text}")
+                return [notice(code, words, room=self._room, position=position, at=at, severity=severity)]
             case _:
                 return []
 
     def _started(self, started: Started) -> list[Record]:
-        position, at, rate = started.position, started.at, self._spool.rate
-        if isinstance(self.source, File) and self._file is None:
-            self._file = identify(self.source, self._folder, position, at)
+        position, at, rate, source = started.position, started.at, self._spool.rate, self._context.source
+        if isinstance(source, File) and self._file is None:
+            self._file = identify(source, self._context.folder, position, at)
         return [
-            RecordingStarted(room=self.room, position=position, at=at, rate=rate, source=name_of(self.source)),
-            Mark(room_key(self.room, "rate"), rate),
-            Mark(room_key(self.room, "stopped"), None),
-            Mark(room_key(self.room, "file"), msgspec.to_builtins(self._file)),
+            RecordingStarted(room=self._room, position=position, at=at, rate=rate, source=name_of(source)),
+            Mark(room_key(self._room, "rate"), rate),
+            Mark(room_key(self._room, "stopped"), None),
+            Mark(room_key(self._room, "file"), msgspec.to_builtins(self._file)),
         ]
 
     def _stopped(self, stopped: Stopped) -> list[Record]:
         position, at = stopped.position, stopped.at
-        # A file stands still with its own time while it is away: that time is nobody's.
-        cause = self._reins.cause if self._account.live else "daemon down"
-        facts: list[Record] = [] if stopped.reason == "rotated" else stop_entry(self.room, Stop(position, at, cause))
+        # A file's own time stands still while its source is away: nothing is lost then.
+        cause = self._control.cause if self._accounting.live else "daemon down"
+        is_rotated = stopped.reason == "rotated"
+        records: list[Record] = [] if is_rotated else stop_records(self._room, Stop(position, at, cause))
         if stopped.started:
-            facts.append(RecordingStopped(room=self.room, position=position, at=at, reason=stopped.reason))
+            records.append(RecordingStopped(room=self._room, position=position, at=at, reason=stopped.reason))
         if stopped.reason == "ended" and self._file:
             ended = msgspec.structs.replace(self._file, ended=True)
-            facts.append(Mark(room_key(self.room, "file"), msgspec.to_builtins(ended)))
-        return facts
+            records.append(Mark(room_key(self._room, "file"), msgspec.to_builtins(ended)))
+        return records
 
-    async def _commit(self, facts: Sequence[Record]) -> None:
-        outbox = self._reins.outbox
-        await outbox.commit(self._journal, facts, COMMIT_TIMEOUT_S if len(outbox) < MAX_PENDING_RECORDS else CROWDED)
+    async def _commit(self, records: Sequence[Record]) -> None:
+        outbox = self._control.outbox
+        timeout = COMMIT_TIMEOUT_S if len(outbox) < MAX_PENDING_RECORDS else CROWDED_COMMIT_TIMEOUT_S
+        await outbox.commit(self._context.journal, records, timeout)
 
 
-def _told(lost: Lost) -> dict[str, object]:
+def _describe(lost: Lost) -> dict[str, object]:
     seconds = (lost.until - lost.from_).total_seconds()
     return {"start": lost.start, "cause": lost.cause, "seconds": round(seconds, 3)}

@@ -1,4 +1,4 @@
-"""What the recorder writes into the journal about audio: always all the facts of one thing together. Pure."""
+"""The records that the recorder commits: for each thing that happens to a room, all of them together. Pure."""
 
 from datetime import datetime
 
@@ -12,21 +12,21 @@ from roomtone.spool.segment import Segment
 
 
 class MuteState(msgspec.Struct, frozen=True):
-    """The room's device is closed on somebody's wish, until that time (UTC) if one was given."""
+    """The room's device is closed on request, until that time (UTC) if one was given."""
 
     until: datetime | None = None
 
 
 class Stop(msgspec.Struct, frozen=True):
-    """Where and when (UTC) a run has come to its end, and what the time after it is to be called."""
+    """The position and time (UTC) of a run's end, and the cause of the time after it."""
 
     position: int
     at: datetime
     cause: Cause = "daemon down"
 
 
-def audio_entry(room: str, rate: int, segment: Segment) -> list[Record]:
-    """A segment is closed."""
+def audio_records(room: str, rate: int, segment: Segment) -> list[Record]:
+    """For a closed segment."""
     return [
         Audio(
             room=room,
@@ -50,15 +50,15 @@ def audio_entry(room: str, rate: int, segment: Segment) -> list[Record]:
     ]
 
 
-def step_entry(room: str, position: int, from_: datetime, until: datetime) -> list[Record]:
-    """Time that nobody has lived through, for somebody has set the clock: it belongs to what was captured around it."""
+def step_records(room: str, position: int, from_: datetime, until: datetime) -> list[Record]:
+    """For a clock that was set forward: the time that it skipped belongs to the audio around it."""
     return [
         CoverageSpan(room=room, start=position, end=position, state="captured", cause=None, from_=from_, until=until)
     ]
 
 
-def loss_entry(room: str, lost: Lost) -> list[Record]:
-    """Positions, or only time, are missing."""
+def loss_records(room: str, lost: Lost) -> list[Record]:
+    """For positions, or time alone, that are missing."""
     start, end, from_, until, cause = lost.start, lost.end, lost.from_, lost.until, lost.cause
     return [
         Gap(room=room, position=start, at=from_, start=start, end=end, from_=from_, until=until, cause=cause),
@@ -66,27 +66,27 @@ def loss_entry(room: str, lost: Lost) -> list[Record]:
     ]
 
 
-def stop_entry(room: str, stop: Stop) -> list[Record]:
-    """A run has come to its end, cleanly."""
+def stop_records(room: str, stop: Stop) -> list[Record]:
+    """For the clean end of a run."""
     return [Mark(room_key(room, "stopped"), msgspec.to_builtins(stop))]
 
 
-def mute_entry(room: str, mute: MuteState, position: int, at: datetime) -> list[Record]:
-    """The room's device is closed from here on."""
+def mute_records(room: str, mute: MuteState, position: int, at: datetime) -> list[Record]:
+    """For a device that is closed from here on."""
     return [
         Muted(room=room, position=position, at=at, until=mute.until),
         Mark(room_key(room, "muted"), msgspec.to_builtins(mute)),
     ]
 
 
-def unmute_entry(room: str, stop: Stop | None, position: int, at: datetime, cause: Cause) -> list[Record]:
-    """The room listens again: the muted time ends, and what follows until the first samples has another `cause`.
+def unmute_records(room: str, stop: Stop | None, position: int, at: datetime, cause: Cause) -> list[Record]:
+    """For the end of muted time. The time from there to the first samples is journaled with `cause`.
 
-    `stop` is how the last run came to its end; only one that came to it by muting leaves muted time behind.
+    `stop` is that of the last run; only a run that was ended by muting leaves muted time.
     """
-    facts: list[Record] = [Unmuted(room=room, position=position, at=at), Mark(room_key(room, "muted"), None)]
+    records: list[Record] = [Unmuted(room=room, position=position, at=at), Mark(room_key(room, "muted"), None)]
     if stop is None or stop.cause != "muted":
-        return facts
+        return records
     at = max(at, stop.at)
-    gap = loss_entry(room, Lost(stop.position, stop.position, stop.at, at, "muted"))
-    return [*gap, *facts, *stop_entry(room, Stop(stop.position, at, cause))]
+    gap = loss_records(room, Lost(stop.position, stop.position, stop.at, at, "muted"))
+    return [*gap, *records, *stop_records(room, Stop(stop.position, at, cause))]

@@ -1,8 +1,8 @@
-"""Where a room goes on after a stop, a crash or a power cut, and what is to be said about the time between.
+"""Recovery: where a room goes on after a stop, a crash or a power cut, and the account of the time between.
 
-The journal and the spool fail apart: the journal is durable at each commit, the spool once per `sync_interval`. So the
-spool can have audio that the journal does not know, and the journal can know positions that the spool has lost.
-Whatever either knows of is never given to other audio.
+The journal and the spool fail separately: the journal is durable at each commit, the spool once per `sync_interval`. So
+the spool can have audio that the journal does not know, and the journal can know positions that the spool has lost.
+A position that either of them knows is never given to other audio.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from roomtone.capture.records import Stop, audio_entry, loss_entry, step_entry
+from roomtone.capture.records import Stop, audio_records, loss_records, step_records
 from roomtone.capture.sample_accounting import Away, Lost
 from roomtone.capture.sources import File, Source
 from roomtone.events import KINDS, Analysis, Audio, Durable, Forgotten, Gap, Turn
@@ -22,17 +22,17 @@ from roomtone.spool.segment import Segment
 from roomtone.spool.spool import Spool
 
 _MAX_RECORDS_PER_COMMIT = 300
-"""Facts in one transaction, when the journal does not know many segments."""
+"""Records in one transaction, for a journal that does not know many segments."""
 _MAX_TURN_S = 600
 """Seconds before the end of the spool in which an event may begin that ends after it."""
 
 
 class RateChanged(Exception):  # noqa: N818 - it says what is true of the room
-    """The room was recorded at another rate before: its positions would mean two things. The text is for a person."""
+    """The room was recorded at another rate before: its positions would mean two things. The text is for the user."""
 
 
 class FileProgress(msgspec.Struct, frozen=True):
-    """A file that is being recorded: its first sample has this position and time (UTC). `size` is in bytes.
+    """A file that is being recorded: the position and time (UTC) of its first sample. `size` is in bytes.
 
     `ended`: it was recorded to its end.
     """
@@ -46,7 +46,9 @@ class FileProgress(msgspec.Struct, frozen=True):
 
 
 class Resume(msgspec.Struct, frozen=True):
-    """Where a room goes on: the next sample's position, the time without a source before it, a file half recorded."""
+    """The point where a room goes on: the next sample's position, the time without a source before it, a file that is
+    recorded in part.
+    """
 
     position: int
     away: Away
@@ -54,7 +56,7 @@ class Resume(msgspec.Struct, frozen=True):
 
 
 async def recover(room: str, source: Source, *, rate: int, folder: Path, spool: Spool, journal: Journal) -> Resume:
-    """Journal the segments and losses that the journal does not know, and say where the room goes on.
+    """Journal the segments and losses that the journal does not know, and return where the room goes on.
 
     Doing it twice changes nothing. Raises RateChanged.
     """
@@ -73,19 +75,19 @@ async def recover(room: str, source: Source, *, rate: int, folder: Path, spool: 
     if not torn and stopped is not None and stopped.position == known:
         return Resume(known, Away(known, stopped.cause, stopped.at))
     since = await _last_heard(room, spool, journal, known)
-    # What was written after the last sync may be lost, and words may stand on it that somebody has seen.
+    # Audio that was written after the last sync may be lost, while a sink has its words already.
     jump = int(2 * spool.sync_interval * rate)
     return Resume(known + jump, Away(known, "daemon down", since))
 
 
 async def last_stop(room: str, journal: Journal) -> Stop | None:
-    """How the last run came to its end; None for a room that never did, or that was torn down since."""
+    """The end of the last run; None if there was none, or if the daemon crashed since."""
     mark = await journal.mark(room_key(room, "stopped"))
     return None if mark is None else msgspec.convert(mark, Stop)
 
 
 async def check_rate(room: str, rate: int, journal: Journal) -> bool:
-    """Whether the room was ever recorded. Raises RateChanged if that was at another rate."""
+    """True if the room was ever recorded. Raises RateChanged if that was at another rate."""
     before = await journal.mark(room_key(room, "rate"))
     refuse_other_rate(room, rate, before)
     return before is not None
@@ -106,7 +108,7 @@ def locate(source: File, folder: Path) -> Path:
 
 
 def identify(source: File, folder: Path, start: int, at: datetime) -> FileProgress | None:
-    """The file as it is now, recorded from `start` on. None when it cannot be looked at."""
+    """The file as it is now, recorded from `start` on. None if it cannot be examined."""
     path = locate(source, folder)
     try:
         status = path.stat()
@@ -118,8 +120,8 @@ def identify(source: File, folder: Path, start: int, at: datetime) -> FileProgre
 async def _progress(room: str, source: Source, folder: Path, journal: Journal) -> FileProgress | None:
     """The file that the last run was recording, if it is this source and has not changed.
 
-    A file that cannot be looked at just now is taken for the same: its share may not be mounted yet. One that was
-    recorded to its end begins anew with the next run, but not when that run only makes up for a crash.
+    A file that cannot be examined now counts as the same: its share may not be mounted yet. A file that was recorded to
+    its end begins again with the next run, but not if that run only makes up for a crash.
     """
     mark = await journal.mark(room_key(room, "file"))
     if mark is None or not isinstance(source, File):
@@ -137,30 +139,30 @@ async def _journal_segments(room: str, spool: Spool, journal: Journal) -> None:
     """Events for the segments that were written after the last commit, and for losses between them."""
     end = await journal.mark(room_key(room, "audio")) or 0
     lost = [cover for cover in await journal.covered(room, max(0, end - 1)) if cover.state == "lost"]
-    facts: list[Record] = []
+    records: list[Record] = []
     before: Segment | None = None
     for segment in spool.segments():
         if segment.end > end:
             if end:
                 heard = before.when(before.end, spool.rate) if before else segment.at
                 for one in _unexplained(end, heard, segment, lost, spool.rate):
-                    facts += loss_entry(room, one)
+                    records += loss_records(room, one)
                 if segment.position == end and not segment.fresh and segment.at > heard:
-                    facts += step_entry(room, end, heard, segment.at)
-            facts += audio_entry(room, spool.rate, segment)
+                    records += step_records(room, end, heard, segment.at)
+            records += audio_records(room, spool.rate, segment)
             end = segment.end
         before = segment
-        if len(facts) >= _MAX_RECORDS_PER_COMMIT:
-            await journal.commit(*facts)
-            facts.clear()
-    if facts:
-        await journal.commit(*facts)
+        if len(records) >= _MAX_RECORDS_PER_COMMIT:
+            await journal.commit(*records)
+            records.clear()
+    if records:
+        await journal.commit(*records)
 
 
 def _unexplained(end: int, heard: datetime, segment: Segment, lost: list[CoverageSpan], rate: int) -> list[Lost]:
-    """What lies between `end`, at `heard`, and the segment, and is not in the journal.
+    """The losses between `end`, at `heard`, and the segment that are not in the journal.
 
-    The daemon went down before it could say why.
+    The daemon went down before it could journal their causes.
     """
     if segment.position == end:
         is_known = not segment.fresh or any(one.start <= end <= one.end for one in lost)
@@ -173,17 +175,17 @@ def _unexplained(end: int, heard: datetime, segment: Segment, lost: list[Coverag
 
 
 async def _journal_torn(room: str, spool: Spool, journal: Journal, known: int) -> bool:
-    """Say that positions which were in use are not on disk, and move the spool past them."""
+    """Journal the loss of positions that were in use and are not on disk, and move the spool past them."""
     covers = [cover for cover in await journal.covered(room, spool.end) if cover.state in {"captured", "lost"}]
-    facts: list[Record] = []
+    records: list[Record] = []
     for start, end in uncovered(spool.end, known, covers):
         from_ = spool.at(start) if len(spool.segments()) else await _last_heard(room, spool, journal, start)
         until = max(from_ + timedelta(seconds=(end - start) / spool.rate), await _last_heard(room, spool, journal, end))
-        facts += loss_entry(room, Lost(start, end, from_, until, "daemon down"))
-    if facts:
-        await journal.commit(*facts)
+        records += loss_records(room, Lost(start, end, from_, until, "daemon down"))
+    if records:
+        await journal.commit(*records)
     await spool.cut(skip=known - spool.end)
-    return bool(facts)
+    return bool(records)
 
 
 async def _known(room: str, spool: Spool, journal: Journal) -> int:
@@ -203,7 +205,7 @@ async def _known(room: str, spool: Spool, journal: Journal) -> int:
 
 
 def _end(event: Durable) -> int:
-    """The position after everything that the event speaks of."""
+    """The position after everything that the event covers."""
     match event:
         case Turn(words=words):
             return max([event.position, *(word.end for word in words)])
@@ -220,7 +222,7 @@ async def _last_heard(room: str, spool: Spool, journal: Journal, position: int) 
     covers = await journal.covered(room, max(0, position - 1))
     times = [cover.until for cover in covers if cover.end <= position and cover.state in {"captured", "lost"}]
     if segments := spool.segments():
-        # Beyond its audio the spool knows nothing: positions that were jumped over took another time than their length.
+        # The spool knows nothing beyond its audio: positions that were skipped took another time than their length.
         times.append(segments[-1].when(min(position, segments[-1].end), spool.rate))
     else:
         started = await journal.select(room, ("recording_started",), 0, 2**63 - 1)
@@ -229,7 +231,7 @@ async def _last_heard(room: str, spool: Spool, journal: Journal, position: int) 
 
 
 def uncovered(start: int, end: int, covers: list[CoverageSpan]) -> list[tuple[int, int]]:
-    """The stretches of [start, end) that none of the covers, which are ordered by start, has."""
+    """The stretches of [start, end) that none of the covers contains. The covers are ordered by start."""
     holes = []
     for cover in covers:
         if start < min(cover.start, end):

@@ -1,4 +1,4 @@
-"""How one run of a room's recorder is held from outside: to end it, and say why, or to begin a new recording in it."""
+"""Control of one run of a room's recorder from outside: end it for a reason, or begin a new recording in it."""
 
 from typing import Literal
 
@@ -9,14 +9,14 @@ from roomtone.capture.records import MuteState
 from roomtone.events import Cause
 
 ROTATE_TIMEOUT_S = 5.0
-"""Seconds in which a recorder that hears its source comes round to begin a new recording."""
+"""Seconds in which a recorder whose source gives samples begins a new recording."""
 
 
 class RunControl:
-    """Given to one run of `record`, and to whoever may want something of it.
+    """The control of one run of `record`.
 
-    `scope` is the run's; `reason` is why it ends where that is not the source's end; `cause` is what the time after it
-    is to be called; `mute` is what is journalled with the end. `outbox` is the room's, and outlives the run.
+    `scope` is the run's; `reason` is why the run ends if the source does not; `cause` is that of the time after it;
+    `mute` is journaled with the end. `outbox` is the room's, and outlives the run.
     """
 
     def __init__(self, outbox: Outbox) -> None:
@@ -28,12 +28,12 @@ class RunControl:
         self._waiting: list[trio.Event] = []
 
     def replace(self) -> None:
-        """End the run because another one follows at once."""
+        """End the run because another one follows immediately."""
         self.cause = "device"
         self.scope.cancel()
 
     def take_out(self) -> None:
-        """Call the time after the run that of a device that is away: the room is configured no more."""
+        """Journal the time after the run as that of an absent device: the room is no longer configured."""
         self.cause = "device"
 
     def close(self, mute: MuteState) -> None:
@@ -43,7 +43,7 @@ class RunControl:
         self.scope.cancel()
 
     async def rotate(self) -> bool:
-        """Have a new recording begin at the next block. False where no samples flow in which it could."""
+        """Begin a new recording at the next block. False if no samples flow."""
         begun = trio.Event()
         self._waiting.append(begun)
         with trio.move_on_after(ROTATE_TIMEOUT_S):
@@ -52,10 +52,11 @@ class RunControl:
 
     @property
     def is_to_rotate(self) -> bool:
+        """True if a new recording is requested."""
         return bool(self._waiting)
 
     def rotated(self) -> None:
-        """The recorder has begun a new recording."""
+        """Report that the recorder has begun a new recording."""
         for begun in self._waiting:
             begun.set()
         self._waiting.clear()

@@ -1,13 +1,13 @@
 """The account of a room's samples: what to record, what is lost, and why. Pure: no trio, no disk, no clock is read.
 
-It is told what happens (a block, a silence, a failure, a refusal of the disk, the end) and answers with instructions
-for the recorder, in the order in which they are to be done. The law that all of it serves:
+Each method reports what has happened (a block, a silence, a failure, a refusal of the disk, the end) and returns the
+instructions for the recorder, in their order. The law of all of it:
 
 - every position is recorded or in exactly one loss;
 - every second since the first sample is recorded or in a loss.
 
 Lost samples that the source counted (`dropped`), or that are missing by the clock, move the position on. Time without
-a source does not: then `start` and `end` of the loss are equal, and only its times tell how long it was.
+a source does not: then `start` and `end` of the loss are equal, and only its times show its length.
 """
 
 import errno
@@ -30,9 +30,9 @@ LATENESS_TOLERANCE_S = 0.2
 CATCH_UP_TIMEOUT_S = 2.0
 """Seconds of flow in which a stall may catch up before what is still missing counts as lost."""
 MIN_SUSPEND_S = 0.5
-"""Seconds of sleep of the machine that are worth a loss of their own."""
+"""Seconds of sleep of the machine that count as a loss of their own."""
 STUCK_SIGNAL_AFTER_S = 60.0
-"""Seconds without any change of the samples that are a fault: no room is so quiet, its microphone is cut off."""
+"""Seconds without any change of the samples that are a fault: every room has noise, so the microphone is cut off."""
 MICROPHONE_FIRST_SAMPLE_TIMEOUT_S = 15.0
 """Seconds that a microphone may take until the first sample: a small computer that is busy with its own start needs ten
 to start the process, load PortAudio and look at all devices.
@@ -53,21 +53,21 @@ class Away(msgspec.Struct, frozen=True):
 
 
 class CutSegment(msgspec.Struct, frozen=True):
-    """Close the open segment; skip so many lost samples; the next segment is `fresh` after time without a source."""
+    """Close the open segment and skip `skip` lost samples; the next segment is `fresh` after time without a source."""
 
     skip: int = 0
     fresh: bool = False
 
 
 class Keep(msgspec.Struct, frozen=True):
-    """Record the block: its first sample has this position and time. Answer with `kept` or `refused`."""
+    """Record the block, whose first sample has this position and time. Then call `kept` or `refused`."""
 
     position: int
     at: datetime
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """Positions and times that are missing, and why."""
+    """Positions and times that are missing, and the cause."""
 
     start: int
     end: int
@@ -77,7 +77,7 @@ class Lost(msgspec.Struct, frozen=True):
 
 
 class Stepped(msgspec.Struct, frozen=True):
-    """Somebody has set the clock forward: at this position UTC jumps, and no sample is missing."""
+    """The clock was set forward: at this position UTC jumps, and no sample is missing."""
 
     position: int
     from_: datetime
@@ -85,7 +85,7 @@ class Stepped(msgspec.Struct, frozen=True):
 
 
 class Started(msgspec.Struct, frozen=True):
-    """The first samples of this run are here."""
+    """The first samples of this run have come."""
 
     position: int
     at: datetime
@@ -101,7 +101,7 @@ class Stopped(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """Something that a person should know, once per fault."""
+    """A notice for the operator, once per fault."""
 
     severity: Severity
     code: str
@@ -111,7 +111,7 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """Give up this source process: leave its context, back off, open it again."""
+    """Give up this source process: close it, back off, open it again."""
 
 
 Instruction: TypeAlias = CutSegment | Keep | Lost | Stepped | Started | Stopped | Note | Leave
@@ -155,13 +155,13 @@ class SampleAccounting:
         now: Instant,
         *,
         clock: RoomClock | NominalClock,
-        opening: float = DEAD_AFTER_S,
+        first_sample_timeout: float = DEAD_AFTER_S,
     ) -> None:
         self.position = position
         self.clock = clock
         self._rate = rate
         self._grace = frame / rate
-        self._opening = opening
+        self._first_sample_timeout = first_sample_timeout
         self.live = isinstance(clock, RoomClock)
         self._away: Away | None = away
         self._started = False
@@ -171,36 +171,36 @@ class SampleAccounting:
         self._seen = now.boottime
         self._slept: float | None = None
         self._waited = 0.0
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._still = 0
         self._is_still = False
 
     @property
     def flowing(self) -> bool:
-        """Whether the last thing that was heard of the source is samples."""
+        """True if the last thing that came from the source is samples."""
         return self._away is None
 
-    def block(self, heard: BlockReceived, now: Instant) -> list[Instruction]:
-        """A block has come. The last instruction is to keep it, unless the disk is known to refuse."""
+    def block(self, received: BlockReceived, now: Instant) -> list[Instruction]:
+        """A block has come. The last instruction is to keep it, unless the disk is known to refuse it."""
         out: list[Instruction] = []
         self._notice_sleep(now, out)
-        self._end_flow_of_sleep(heard, out)
+        self._end_flow_of_sleep(received, out)
         away, self._away = self._away, None
-        read = self.position + heard.dropped + heard.samples
+        read = self.position + received.dropped + received.samples
         if away:
-            self.clock.restart(self.position, heard.boottime - (heard.dropped + heard.samples) / self._rate)
-        missing = self._measure(read, heard.boottime)
+            self.clock.restart(self.position, received.boottime - (received.dropped + received.samples) / self._rate)
+        missing = self._measure(read, received.boottime)
         steps, before = self.clock.steps, None if away else self._at()
-        self.clock.observe(read + missing, heard.boottime, now.utc - now.boottime + heard.boottime)
-        if self.clock.steps != steps:  # one segment has one offset, so that its name tells all of its times
+        self.clock.observe(read + missing, received.boottime, now.utc - now.boottime + received.boottime)
+        if self.clock.steps != steps:  # one segment has one offset, so that its name implies all of its times
             out.append(CutSegment())
             if before is not None and before < (after := self._at()):
                 out.append(Stepped(self.position, before, after))
         if away:
             self._come_back(away, out)
-        self._lose(heard.dropped + missing, out)
-        self._listen(heard, now, out)
-        self._keep_or_skip(heard.samples, now, out)
+        self._lose(received.dropped + missing, out)
+        self._check_signal(received, now, out)
+        self._keep_or_skip(received.samples, now, out)
         return out
 
     def kept(self, samples: int) -> list[Instruction]:
@@ -221,7 +221,7 @@ class SampleAccounting:
             self._full = self._full._replace(start=full.start)
         else:
             code = "disk.full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "disk.failed"
-            text = f"cannot write audio to the spool: {error}; what is not written is lost until this is mended"
+            text = f"cannot write audio to the spool: {error}; what is not written is lost until this is fixed"
             out.append(self._note("error", code, text, self._at()))
         if self.live:
             out.append(CutSegment(skip=samples))
@@ -229,14 +229,18 @@ class SampleAccounting:
         return out
 
     def waited(self, seconds: float, now: Instant) -> list[Instruction]:
-        """The open source has given nothing for so many seconds more."""
+        """The open source has given nothing for another `seconds` seconds."""
         out: list[Instruction] = []
         self._notice_sleep(now, out)
         self._waited += seconds
-        silent, dead = (SILENT_AFTER_S, DEAD_AFTER_S) if self.flowing else (self._opening / 2, self._opening)
+        silent, dead = (
+            (SILENT_AFTER_S, DEAD_AFTER_S)
+            if self.flowing
+            else (self._first_sample_timeout / 2, self._first_sample_timeout)
+        )
         if self._waited >= silent + self._grace:
             text = f"no samples for {self._waited:.0f} s, though the source is open"
-            self._tell("source.silent", text, now, out)
+            self._report("source.silent", text, now, out)
         if self._waited >= dead + self._grace:
             self._go_away(now, out)
             out.append(Leave())
@@ -246,14 +250,14 @@ class SampleAccounting:
         """The source is gone, or could not be opened."""
         out: list[Instruction] = []
         self._notice_sleep(now, out)
-        if "lost" not in self._told:
-            self._told.add("lost")
+        if "lost" not in self._reported:
+            self._reported.add("lost")
             out.append(self._note("warning", code, text, _utc(now)))
         self._go_away(now, out)
         return out
 
     def rotate(self) -> list[Instruction]:
-        """A new recording is to begin here, between two blocks. Nothing of the source changes, and nothing is lost."""
+        """Begin a new recording here, between two blocks. The source goes on, and nothing is lost."""
         if not self._started:
             return []
         out: list[Instruction] = [CutSegment(), Stopped(self.position, self._at(), "rotated", started=True)]
@@ -261,7 +265,7 @@ class SampleAccounting:
         return [*out, Started(self.position, self._at())] if self.flowing else out
 
     def finish(self, reason: Reason, now: Instant) -> list[Instruction]:
-        """No more will be asked of the source: settle what is open."""
+        """The run ends: settle what is open."""
         out: list[Instruction] = []
         self._notice_sleep(now, out)
         if self._slept is not None:
@@ -270,7 +274,7 @@ class SampleAccounting:
         self._settle_full(out)
         self._settle_away(_utc(now), out)
         out.append(CutSegment())
-        # Who gave nothing has changed nothing: a file, and a room without a first recording.
+        # A source that gave nothing has changed nothing: a file, or a room without a first recording.
         if self._started or (self.live and self._away and self._away.since):
             out.append(Stopped(self.position, at or self._at(), reason, self._started))
         return out
@@ -285,21 +289,21 @@ class SampleAccounting:
                 self._settle_away(_utc(now), out)
                 self._away = Away(self.position, "device", self._away.since and _utc(now))
             else:
-                # Blocks that were read before the sleep may still be on their way to us.
+                # Blocks that were read before the sleep may not have arrived yet.
                 self._slept = (self._seen + now.boottime) / 2
         if slept > MIN_SUSPEND_S:
             self._asleep += slept
         self._seen = now.boottime
 
-    def _end_flow_of_sleep(self, heard: BlockReceived, out: list[Instruction]) -> None:
+    def _end_flow_of_sleep(self, received: BlockReceived, out: list[Instruction]) -> None:
         """The first block that was read after a sleep ends it."""
-        if self._slept is not None and heard.boottime > self._slept:
+        if self._slept is not None and received.boottime > self._slept:
             self._settle_full(out)
             self._slept = None
             self._away = Away(self.position, "suspended", self._at())
 
     def _measure(self, read: int, boottime: float) -> int:
-        """How many samples are missing by the clock: what a stall did not catch up with."""
+        """The samples that are missing by the clock because a stall did not catch up."""
         behind = self.clock.behind(read, boottime)
         if behind <= LATENESS_TOLERANCE_S:
             self._late = None
@@ -330,14 +334,14 @@ class SampleAccounting:
             if self._full:
                 self._full = self._full._replace(start=self.position)
 
-    def _listen(self, heard: BlockReceived, now: Instant, out: list[Instruction]) -> None:
-        """Liveness is samples that advance and change."""
-        if self._told:
-            self._told.clear()
+    def _check_signal(self, received: BlockReceived, now: Instant, out: list[Instruction]) -> None:
+        """Reset or report faults of the signal. Liveness is samples that advance and change."""
+        if self._reported:
+            self._reported.clear()
             out.append(self._note("info", "source.back", "samples flow again", _utc(now)))
         self._waited = 0.0
-        self._still = self._still + heard.samples if heard.still else 0
-        if self._is_still and not heard.still:
+        self._still = self._still + received.samples if received.still else 0
+        if self._is_still and not received.still:
             self._is_still = False
             out.append(self._note("info", "source.sound", "the samples change again", self._at()))
         elif self.live and not self._is_still and self._still >= STUCK_SIGNAL_AFTER_S * self._rate:
@@ -356,7 +360,7 @@ class SampleAccounting:
             out.append(Keep(self.position, self._at()))
 
     def _go_away(self, now: Instant, out: list[Instruction]) -> None:
-        """From the last sample on, or from now where the daemon itself was away before, there is no source."""
+        """Begin time without a source at the last sample, or now if the daemon itself was down before."""
         self._waited = 0.0
         if self._away is None:
             self._settle_full(out)
@@ -382,15 +386,15 @@ class SampleAccounting:
             out.append(Lost(away.start, self.position, away.since, max(away.since, until), away.cause))
 
     def _settle_full(self, out: list[Instruction]) -> None:
-        """Say what the disk did not take so far."""
+        """Account for what the disk did not take so far."""
         if self._full and self._full.start < self.position:
             start = self._full.start
             out.append(Lost(start, self.position, self.clock.at(start), self._at(), "disk full"))
             self._full = self._full._replace(start=self.position)
 
-    def _tell(self, code: str, text: str, now: Instant, out: list[Instruction]) -> None:
-        if not self._told:
-            self._told.add(code)
+    def _report(self, code: str, text: str, now: Instant, out: list[Instruction]) -> None:
+        if not self._reported:
+            self._reported.add(code)
             out.append(self._note("warning", code, text, _utc(now)))
 
     def _note(self, severity: Severity, code: str, text: str, at: datetime) -> Note:

@@ -1,4 +1,4 @@
-"""What a room's audio can come from, as its `source` table says it. Pure."""
+"""The kinds of source of a room's audio, as its `source` table names them. Pure."""
 
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -25,17 +25,19 @@ class Command(msgspec.Struct, frozen=True, tag_field="kind", tag="command", forb
     """A program that writes 16-bit little-endian mono at the room's rate to its standard output, without a header.
 
     `restart` says whether exit status 0 is the end of the data or, with `always`, one more reason to start it again.
+    `environment` names variables of the daemon's environment that the program gets beyond those that all programs get.
     """
 
     argv: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     restart: Literal["on-failure", "always"] = "on-failure"
+    environment: tuple[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
 
 
 Source: TypeAlias = Microphone | File | Command
 
 
 def name_of(source: Source) -> str:
-    """The source for people. A command's arguments are left out: they may hold passwords."""
+    """The source's name for users. A command's arguments are left out: they may hold passwords."""
     match source:
         case Microphone(device=device):
             return f"microphone {device}"

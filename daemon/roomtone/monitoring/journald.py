@@ -31,6 +31,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "rooms.unaccounted": "522e7943e7d3427ea7885cdd479c471a",
     "loop.stalled": "fc40485f6aaf4a6ea6a924f908512282",
     "source.left": "ac88939a7de841eca06137ccca7ac842",
+    "source.unkillable": "e4d5828013354121b11f8f0fb2cf8ff6",
     "audio.lost": "fef3cc0bc79e423ab299232df67c2892",
     "journal.full": "4d338a9a04a047bcaa8995f0d7095da9",
     "journal.corrupt": "b41b3222f6974de3833e089324e146ef",

@@ -192,7 +192,7 @@ class _Spools:
         # From here on nothing is waited for: what an open room has recorded does not change meanwhile.
         spools = self._spools
         return [
-            one._replace(segments=spool.spare, size=spool.size) if (spool := spools.get(one.room)) else one
+            one._replace(segments=spool.removable, size=spool.size) if (spool := spools.get(one.room)) else one
             for one in rooms
         ]
 
@@ -291,7 +291,7 @@ def _missed(room: str, sink: str, taken: str, first: Segment | None, now: dateti
 
 
 def _spare(segments: Sequence[Segment], start: int) -> Iterator[Segment]:
-    """As `Spool.spare`, of a room that is closed."""
+    """As `Spool.removable`, of a room that is closed."""
     return (segment for segment in segments[:-1] if segment.position >= start)
 
 

@@ -15,9 +15,9 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 def make_folder(folder: Path) -> None:
-    """Make a spool's folder again where somebody has cleaned up.
+    """Make a spool's folder again if it was removed.
 
-    Not the state folder itself: its disk may be away, and another must not fill. Raises OSError.
+    Not the state folder itself: its disk may be absent, and another must not fill. Raises OSError.
     """
     if not folder.is_dir():
         log.error("spool.gone", folder=str(folder))
@@ -26,14 +26,14 @@ def make_folder(folder: Path) -> None:
 
 
 class Disk:
-    """What the spool does to a disk: the only door, through which a test lets in the faults of real disks."""
+    """All accesses of the spool to a disk, in one place, where a test can inject the faults of real disks."""
 
     def create(self, path: Path) -> int:
         """A new file that only its owner may read, as a descriptor."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def write(self, file: int, audio: bytes, offset: int) -> None:
-        """All of it or nothing: what a failed write has left is cut off again. Raises OSError."""
+        """Write all of it or nothing: the rest of a failed write is cut off. Raises OSError."""
         rest, at = memoryview(audio), offset
         try:
             while rest:
@@ -44,7 +44,7 @@ class Disk:
             raise
 
     def put(self, file: int, audio: memoryview, offset: int) -> int:
-        """As much of it as the disk takes at once, in bytes. Raises OSError."""
+        """Write as much as the disk takes in one call. Returns bytes. Raises OSError."""
         return os.pwrite(file, audio, offset)
 
     def sync(self, file: int) -> None:
@@ -56,7 +56,7 @@ class Disk:
         sync_folder(folder)
 
     def rename(self, path: Path, new: Path) -> None:
-        """The file gets another name in its folder. Raises OSError."""
+        """Give the file another name in its folder. Raises OSError."""
         path.rename(new)
 
     def has(self, file: int, path: Path) -> bool:
@@ -78,7 +78,7 @@ class Disk:
             os.close(target)
 
     def erase(self, path: Path, offset: int, size: int) -> None:
-        """Zeros in the place of so many bytes, durable when this returns. Raises OSError."""
+        """Overwrite `size` bytes with zeros, durable when this returns. Raises OSError."""
         file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             end = offset + size
@@ -96,7 +96,7 @@ class Disk:
 
 
 class OpenSegment:
-    """The segment that is being written. `at` is the time of its first sample, as the newest block tells it."""
+    """The segment that is being written. `at` is the time of its first sample, by the best estimate so far."""
 
     def __init__(self, disk: Disk, path: Path, position: int, at: datetime, *, fresh: bool) -> None:
         self.path = path
@@ -121,12 +121,12 @@ class OpenSegment:
         self._disk.write(self._file, audio, self.samples * SAMPLE_BYTES)
 
     def count(self, audio: bytes, at: datetime, rate: int) -> None:
-        # Reads are late and never early: a block that implies an earlier beginning knows better.
+        # Reads are late and never early: a block that implies an earlier beginning is more accurate.
         self.at = min(self.at, at - timedelta(seconds=self.samples / rate))
         self.samples += len(audio) // SAMPLE_BYTES
 
     def sync(self) -> None:
-        """Make durable what is new, and after the first time the name too."""
+        """Make durable what is new, and the first time the name too."""
         samples = self.samples
         if samples > self._synced:
             self._disk.sync(self._file)
@@ -136,10 +136,10 @@ class OpenSegment:
             self._named = True
 
     def rename(self) -> None:
-        """Give the file the name that the best knowledge of its time asks for.
+        """Give the file the name for the best estimate of its time.
 
-        Where the disk refuses that, the segment keeps the time of the name that it has, for it is found by its name.
-        One that somebody has removed meanwhile is written anew: all of it is in the file that is still open.
+        If the disk refuses, the segment keeps the time of its old name, because it is found by its name. A file that
+        was removed meanwhile is written again: all of it is in the file that is still open.
         """
         path = self.path.with_name(name_segment(self.position, self.at, fresh=self.fresh))
         try:
@@ -161,6 +161,6 @@ class OpenSegment:
         os.close(self._file)
 
     def discard(self) -> None:
-        """Leave nothing of a sheet that no sample could be written to."""
+        """Remove the file: no sample could be written to it."""
         self.close()
         self.path.unlink(missing_ok=True)

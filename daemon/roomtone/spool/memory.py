@@ -36,7 +36,7 @@ class Chunk(NamedTuple):
 
 
 class Memory:
-    """The newest chunks, of 30 s at least where there is that much. Older ones go: they are on disk."""
+    """The newest chunks, at least 30 s of them if there are that many. Older ones are dropped: they are on disk."""
 
     def __init__(self, samples: int) -> None:
         self._samples = samples
@@ -61,7 +61,7 @@ class Memory:
         return self._chunks[0].position if self._chunks else None
 
     def read(self, position: int, limit: int) -> Piece | None:
-        """The first audio here at or after `position`; None when all of it is older."""
+        """The first audio here at or after `position`; None if all of it is older."""
         chunks: list[Chunk] = []
         for chunk in reversed(self._chunks):
             if chunk.end <= position:
@@ -74,9 +74,9 @@ def _erased(chunk: Chunk, start: int, end: int) -> Chunk:
     first, last = max(chunk.position, start), min(chunk.end, end)
     if first >= last:
         return chunk
-    before, behind = ((place - chunk.position) * SAMPLE_BYTES for place in (first, last))
+    before, past = ((place - chunk.position) * SAMPLE_BYTES for place in (first, last))
     zeros = bytes((last - first) * SAMPLE_BYTES)
-    return chunk._replace(audio=chunk.audio[:before] + zeros + chunk.audio[behind:])
+    return chunk._replace(audio=chunk.audio[:before] + zeros + chunk.audio[past:])
 
 
 def _piece(chunks: list[Chunk], position: int, limit: int) -> Piece:

@@ -2,7 +2,7 @@
 
 A segment is a file of 16-bit little-endian mono, without a header, named after the position and the UTC of its first
 sample: `0000000000480000_20261122T140000.000000Z.pcm`, with `_fresh` before the suffix when time without a source lies
-directly before it. Everything that must be known after a power cut is in the name and the size.
+directly before it. Everything that recovery needs is in the name and the size.
 
 Rejected: WAV (its header is wrong until the file is closed) and one database of audio (a torn page loses more than a
 torn sample).
@@ -62,7 +62,7 @@ def name_segment(position: int, at: datetime, *, fresh: bool) -> str:
 
 
 def parse_segment(path: Path, size: int) -> Segment | None:
-    """The segment that a file of `size` bytes is, without a torn last byte; None for a file that is no segment."""
+    """The segment that a file of `size` bytes is, without a torn last byte; None for any other file."""
     match = _NAME.fullmatch(path.name)
     if match is None:
         return None
@@ -74,10 +74,10 @@ def parse_segment(path: Path, size: int) -> Segment | None:
 
 
 def recover_segments(folder: Path) -> list[Segment]:
-    """What is in the folder, ordered by position. Makes the folder (0700) where it is missing.
+    """The folder's segments, ordered by position. Makes the folder (0700) if it is missing.
 
     A torn last byte is cut off, empty segments are removed, other files are left alone. Of two segments that overlap,
-    which we never write, the earlier one counts up to where the later one begins.
+    which we never write, the earlier one counts up to the beginning of the later one.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found: list[Segment] = []
@@ -95,7 +95,7 @@ def recover_segments(folder: Path) -> list[Segment]:
 
 
 def _repair(segment: Segment, size: int) -> bool:
-    """Make the file what its segment says. False when nothing is left of it."""
+    """Make the file match its segment. False if nothing is left of it."""
     if segment.samples == 0:
         log.info("segment.removed", file=segment.path.name, reason="empty")
         segment.path.unlink()
@@ -129,7 +129,7 @@ class Index:
 
     @property
     def samples(self) -> int:
-        """The samples of all of them."""
+        """The number of samples of all segments."""
         return sum(self._samples)
 
     def add(self, segment: Segment) -> None:
@@ -151,7 +151,7 @@ class Index:
         return True
 
     def place(self, position: int) -> int:
-        """How many begin before `position`: the place of the first that does not."""
+        """The number of segments that begin before `position`: the place of the first that does not."""
         return bisect_left(self._positions, position)
 
     def before(self, position: int) -> Segment | None:

@@ -4,13 +4,13 @@ Its one writer appends; any number of readers ask for a position and get the fir
 memory of the last 30 s when they keep up, from the files when they lag. So overflow and recovery are the normal path,
 one number further behind.
 
-- A block that `append` has returned for is counted once, for ever. One that raised OSError is not counted, and nothing
-  of it is left in the file.
-- Blocks are written at once and made durable once per `sync_interval`, in the background, and when a segment is closed.
-  A power cut loses at most what was appended since.
+- A block for which `append` has returned is counted once. One that raised OSError is not counted, and nothing of it is
+  left in the file.
+- Blocks are written immediately and made durable once per `sync_interval`, in the background, and when a segment is
+  closed. A power cut loses at most what was appended since.
 - A position is given once. What was lost is skipped, and never filled.
 
-The disk is touched in worker threads of the spool's own, so that a slow disk does not stop the loop, and stuck plugins
+The disk is accessed in worker threads of the spool's own, so that a slow disk does not stop the loop and stuck plugins
 cannot take its threads.
 """
 
@@ -41,7 +41,7 @@ class Spool:
     """One room's audio. Made by `open_spool`; one task appends and cuts, any may read.
 
     `rate` is in Hz; `end` is where the next sample goes; `sync_interval` is in seconds; `unsynced` counts the times
-    that the disk did not say that data is durable; `resting`: nothing will be written for a while; `ended`: nor ever.
+    that the disk did not confirm a sync; `resting`: nothing will be written for a while; `ended`: nothing more will be.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Spool:
         self.end = self._recorded
         self._fresh = False
         self._lost: list[Segment] = []
-        self._sheet: OpenSegment | None = None
+        self._open_segment: OpenSegment | None = None
         self._memory = Memory(max(int(MEMORY_S * rate), segment))
-        self._filing = trio.Lock()
+        self._closing = trio.Lock()
         self._readers = trio.lowlevel.ParkingLot()
 
     @property
@@ -84,12 +84,12 @@ class Spool:
         """The oldest position on disk; `end` when there is none."""
         if self._index:
             return self._index[0].position
-        return self._sheet.position if self._sheet else self.end
+        return self._open_segment.position if self._open_segment else self.end
 
     async def append(self, audio: bytes, at: datetime) -> Segment | None:
         """Record a block whose first sample was taken `at` (UTC). Returns the segment that this has closed, if any.
 
-        Completed or not counted, also when cancelled. Raises OSError when the disk does not take it: then nothing of
+        It is recorded whole or not counted, also when cancelled. Raises OSError if the disk refuses it: then nothing of
         it is left, and the next append tries again.
         """
         if not audio or len(audio) % SAMPLE_BYTES:
@@ -97,9 +97,9 @@ class Spool:
         segment = None
         await trio.lowlevel.checkpoint()
         with trio.CancelScope(shield=True):
-            sheet = await self._write(audio, at)
-            if sheet.samples >= self._length:
-                segment = await self._file()
+            segment_file = await self._write(audio, at)
+            if segment_file.samples >= self._length:
+                segment = await self._close_segment()
         return segment
 
     async def cut(self, *, fresh: bool = False, skip: int = 0) -> Segment | None:
@@ -111,26 +111,26 @@ class Spool:
             raise ValueError("a position never goes back")
         await trio.lowlevel.checkpoint()
         with trio.CancelScope(shield=True):
-            segment = await self._file()
+            segment = await self._close_segment()
         self._fresh = self._fresh or fresh
         self.end += skip
         return segment
 
     def end_of_data(self) -> None:
-        """Say that nothing more will be written: readers come to an end."""
+        """Declare that nothing more will be written: readers come to an end."""
         self.ended = True
         self._readers.unpark_all()
 
     def rest(self) -> None:
-        """Say that nothing will be written for a while, until something is: who holds a session open can end it."""
+        """Declare that nothing will be written for a while, so that an open session can be ended. A write ends that."""
         self.resting = True
         self._readers.unpark_all()
 
     async def read(self, position: int, limit: int) -> Piece | None:
         """The first recorded audio at or after `position`: at most `limit` samples, without a break inside.
 
-        None when there is none yet: wait with `grown`. A file that cannot be read is left out, with an error in the
-        log: one bad file must not stop the rest.
+        None if there is none yet: see `wait_past`. A file that cannot be read is left out, with an error in the log:
+        one bad file must not stop the rest.
         """
         await trio.lowlevel.checkpoint()
         while segment := self._on_disk(position):
@@ -141,9 +141,9 @@ class Spool:
         return self._memory.read(position, limit)
 
     async def wait_past(self, position: int, *, through_rest: bool = True) -> bool:
-        """Return True when audio at or after `position` is recorded; False when it never will be.
+        """Wait until audio at or after `position` is recorded. False if it never will be.
 
-        Not `through_rest`: False also where it will not be for a while.
+        Without `through_rest`: False also if it will not be for a while.
         """
         await trio.lowlevel.checkpoint()
         while self._recorded <= position and not (self.ended or (self.resting and not through_rest)):
@@ -153,9 +153,9 @@ class Spool:
     def at(self, position: int) -> datetime:
         """UTC of the sample at `position`, by the time of its segment, or of the nearest one that is known.
 
-        Where there is no audio, the time counts that `date` was told. Raises LookupError while it was told none.
+        Without audio, by the time that was given to `date`. Raises LookupError if none was.
         """
-        segment = self._sheet.segment() if self._sheet else self._newest
+        segment = self._open_segment.segment() if self._open_segment else self._newest
         if segment is None:
             if self._dated is None:
                 raise LookupError("the spool has no audio yet")
@@ -166,7 +166,7 @@ class Spool:
         return segment.when(position, self.rate)
 
     def date(self, position: int, at: datetime) -> None:
-        """Say when a position was (UTC), for as long as no audio does: somebody may have removed all of it."""
+        """Give the time of a position (UTC), which counts while there is no audio: all of it may have been removed."""
         self._dated = (position, at)
 
     def segments(self) -> tuple[Segment, ...]:
@@ -178,43 +178,43 @@ class Spool:
         """Bytes of the closed segments."""
         return self._index.samples * SAMPLE_BYTES
 
-    def spare(self, start: int) -> Iterator[Segment]:
-        """The closed segments that begin at `start` or behind it, by position, to be used at once.
+    def removable(self, position: int) -> Iterator[Segment]:
+        """The closed segments that begin at `position` or past it. The iterator is valid until the next change.
 
-        Without the newest, which tells where the room goes on.
+        Without the newest, which defines where the room goes on.
         """
-        return (self._index[place] for place in range(self._index.place(start), len(self._index) - 1))
+        return (self._index[place] for place in range(self._index.place(position), len(self._index) - 1))
 
     async def missing(self, start: int, most: int) -> list[Segment]:
-        """The closed segments whose audio is gone, though nobody has removed it here: each is returned once.
+        """The closed segments whose audio is gone without `remove`: each is returned once.
 
-        Those that a reader has found unreadable, and, of the `most` that begin at `start` or later, those without a
-        file. What is in memory still is not looked at.
+        Those that a reader has found unreadable, and, of the `most` that begin at `start` or past it, those without a
+        file. Audio that is still in memory is not examined.
         """
         memory = self._memory.first
-        seen = [one for one in islice(self.spare(start), most) if memory is None or one.end <= memory]
+        seen = [one for one in islice(self.removable(start), most) if memory is None or one.end <= memory]
         absent = await self._run(lambda: [one for one in seen if not one.path.exists()])
         lost, self._lost = self._lost, []
         return lost + [one for one in absent if self._index.remove(one.position)]
 
     async def remove(self, segment: Segment) -> None:
-        """Delete a closed segment, from memory too. That its file is gone already is as good. Raises OSError."""
+        """Delete a closed segment, from memory too. Its file may be gone already. Raises OSError."""
         self._index.remove(segment.position)
         self._memory.forget(segment.position, segment.end)
         await self._run(lambda: segment.path.unlink(missing_ok=True))
 
     def recorded(self) -> tuple[Segment, ...]:
         """The closed segments and the open one, by position."""
-        return (*self._index, *([self._sheet.segment()] if self._sheet else []))
+        return (*self._index, *([self._open_segment.segment()] if self._open_segment else []))
 
     async def erase(self, start: int, end: int, *, journalled: int) -> None:
-        """Leave nothing of what was recorded at these positions. What lies outside stays as it is, at its place.
+        """Erase what was recorded at these positions. All other audio stays as it is, at its place.
 
-        Segments that lie inside go. Those become zeros there that lie across an edge, that the journal does not know
-        (from `journalled` on, for recovery would miss them), and the newest, which tells where the room goes on.
-        Durable when this returns; doing it twice changes nothing. Raises OSError.
+        Segments inside are deleted. Zeros are written into segments across an edge, into those that the journal does
+        not know (from `journalled` on, because recovery would miss them), and into the newest, which defines where the
+        room goes on. Durable when this returns; doing it twice changes nothing. Raises OSError.
         """
-        async with self._filing:  # the open segment keeps its file and its name meanwhile
+        async with self._closing:  # the open segment keeps its file and its name meanwhile
             self._memory.erase(start, end)
             closed = tuple(self._index)
             for segment in closed:
@@ -225,73 +225,73 @@ class Spool:
                     await self.remove(segment)
                 else:
                     await self._zero(segment, first, last)
-            if self._sheet and max(self._sheet.position, start) < min(self._sheet.end, end):
-                open_ = self._sheet.segment()
+            if self._open_segment and max(self._open_segment.position, start) < min(self._open_segment.end, end):
+                open_ = self._open_segment.segment()
                 await self._zero(open_, max(open_.position, start), min(open_.end, end))
             await self._run(self._disk.sync_folder, self._folder)
 
     async def _zero(self, segment: Segment, start: int, end: int) -> None:
-        # The quota may have taken it, which is as good.
+        # The quota may have removed it.
         with suppress(FileNotFoundError):
             offset = (start - segment.position) * SAMPLE_BYTES
             await self._run(self._disk.erase, segment.path, offset, (end - start) * SAMPLE_BYTES)
 
     async def sync(self) -> None:
-        """Make durable what was appended. What fails is logged and counted, and tried again with the next audio."""
-        async with self._filing:
-            if self._sheet:
+        """Make durable what was appended. A failure is logged and counted, and tried again with the next audio."""
+        async with self._closing:
+            if self._open_segment:
                 with self._unsynced("sync"):
-                    await self._run(self._sheet.sync)
+                    await self._run(self._open_segment.sync)
 
     async def release(self) -> None:
         """Close the file of the open segment, as it is: the next `open_spool` recovers it."""
         await self.sync()
-        sheet, self._sheet = self._sheet, None
-        if sheet:
-            sheet.close()
+        segment_file, self._open_segment = self._open_segment, None
+        if segment_file:
+            segment_file.close()
 
     async def _write(self, audio: bytes, at: datetime) -> OpenSegment:
-        sheet, first = self._sheet, self._sheet is None
-        if sheet is None:
-            sheet = self._sheet = await self._run(self._begin, audio, at)
+        segment_file, first = self._open_segment, self._open_segment is None
+        if segment_file is None:
+            segment_file = self._open_segment = await self._run(self._begin, audio, at)
             self._fresh = False
         else:
-            await self._run(sheet.write, audio)
-        sheet.count(audio, at, self.rate)
-        self._memory.add(Chunk(self.end, sheet.end, first, sheet.fresh, audio))
-        self.end = self._recorded = sheet.end
+            await self._run(segment_file.write, audio)
+        segment_file.count(audio, at, self.rate)
+        self._memory.add(Chunk(self.end, segment_file.end, first, segment_file.fresh, audio))
+        self.end = self._recorded = segment_file.end
         self.resting = False
         self._readers.unpark_all()
-        return sheet
+        return segment_file
 
     def _begin(self, audio: bytes, at: datetime) -> OpenSegment:
         path = self._folder / name_segment(self.end, at, fresh=self._fresh)
         make_folder(self._folder)
-        sheet = OpenSegment(self._disk, path, self.end, at, fresh=self._fresh)
+        segment_file = OpenSegment(self._disk, path, self.end, at, fresh=self._fresh)
         try:
-            sheet.write(audio)
+            segment_file.write(audio)
         except OSError:
-            sheet.discard()
+            segment_file.discard()
             raise
-        return sheet
+        return segment_file
 
-    async def _file(self) -> Segment | None:
+    async def _close_segment(self) -> Segment | None:
         """Close the open segment and put it into the index."""
-        async with self._filing:
-            sheet = self._sheet
-            if sheet is None:
+        async with self._closing:
+            segment_file = self._open_segment
+            if segment_file is None:
                 return None
-            for step in (sheet.sync, sheet.rename, sheet.close):
+            for step in (segment_file.sync, segment_file.rename, segment_file.close):
                 with self._unsynced(step.__name__):
                     await self._run(step)
-            self._newest = sheet.segment()
+            self._newest = segment_file.segment()
             self._index.add(self._newest)
-            self._sheet = None
+            self._open_segment = None
             return self._newest
 
     @contextmanager
     def _unsynced(self, step: str) -> Iterator[None]:
-        # The audio is written and readable. To give it up for a failed fsync would lose what most often is there.
+        # The audio is written and readable. Dropping it for a failed fsync would lose audio that is mostly there.
         try:
             yield
         except OSError as error:
@@ -367,7 +367,7 @@ async def _sync(spool: Spool) -> None:
 
 @asynccontextmanager
 async def open_closed_spool(folder: Path, rate: int) -> AsyncIterator[Spool]:
-    """The spool in this folder, which nobody writes: so nobody waits for what may still come."""
+    """The spool in this folder, for reading: it has no writer, so that readers do not wait for more."""
     async with open_spool(folder, rate=rate) as spool:
         spool.end_of_data()
         yield spool

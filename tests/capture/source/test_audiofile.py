@@ -44,7 +44,7 @@ async def test_a_wav_at_the_rooms_rate_is_bit_for_bit(tmp_path: Path) -> None:
 
 
 async def test_relative_paths_begin_in_the_folder(tmp_path: Path) -> None:
-    """The name in the configuration is relative to its folder, and the feed is called by the file's own name."""
+    """The name in the configuration is relative to its folder, and the process is called by the file's own name."""
     (tmp_path / "sub").mkdir()
     write_wav(tmp_path / "sub" / "a.wav", noise(100))
     heard = await listen(File("sub/a.wav", pace="fast"), tmp_path)
@@ -111,7 +111,7 @@ async def test_a_file_that_was_played_to_its_end_is_over(tmp_path: Path, skip: i
 
 
 def test_a_wav_whose_writer_died_is_played_as_far_as_it_goes(tmp_path: Path) -> None:
-    """A header that promises more than there is, and a torn last sample, are no reason to lose the rest."""
+    """A header that promises more than there is, or a torn last sample, does not lose the rest."""
     path = write_wav(tmp_path / "a.wav", noise(1000))
     path.write_bytes(path.read_bytes()[:-11])
     assert b"".join(read_file(str(path), rate=RATE, skip=0))[:1988] == noise(1000)[:1988]
@@ -121,10 +121,10 @@ async def test_a_file_is_never_dropped_from(tmp_path: Path) -> None:
     """Nobody receives, and pipe and ring are full: the file waits, and is whole in the end."""
     audio = noise(2_000_000)
     source = File(str(write_wav(tmp_path / "a.wav", audio)), pace="fast")
-    async with open_source(source, rate=RATE, frame=FRAME, folder=tmp_path, ring_seconds=0.5) as feed:
-        first = await feed.receive()
+    async with open_source(source, rate=RATE, frame=FRAME, folder=tmp_path, ring_seconds=0.5) as process:
+        first = await process.receive()
         await trio.sleep(1)
-        heard = await drain(feed)
+        heard = await drain(process)
     assert first.audio + heard.audio == audio
     assert heard.dropped == 0
 
@@ -142,7 +142,7 @@ async def test_realtime_pace_gives_each_block_when_a_microphone_would(tmp_path: 
     ("make", "code", "words"),
     [
         (Path.exists, "file.absent", "is not there"),
-        (lambda path: path.mkdir(), "file.unreadable", "no regular file"),
+        (lambda path: path.mkdir(), "file.unreadable", "not a regular file"),
         (lambda path: path.write_text("hello"), "file.unreadable", "cannot be played"),
         (lambda path: path.write_bytes(b""), "file.unreadable", "cannot be played"),
         (lambda path: write_wav(path, b""), "file.empty", "no audio"),
@@ -152,7 +152,7 @@ async def test_realtime_pace_gives_each_block_when_a_microphone_would(tmp_path: 
 async def test_a_file_that_cannot_be_played_is_told_by_name(
     tmp_path: Path, make: Callable[[Path], object], code: str, words: str
 ) -> None:
-    """Whoever reads the log learns which file, and what is wrong with it."""
+    """The log names the file and its fault."""
     make(tmp_path / "talk.wav")
     heard = await listen(File("talk.wav"), tmp_path)
     assert isinstance(heard.over, SourceFailed)

@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import trio
 
+from roomtone.capture.source.command import INHERITED, INHERITED_PREFIXES
 from roomtone.capture.source_process import RING_S, SourceEnded, SourceFailed, open_source
 from roomtone.capture.sources import Command
+from roomtone_command import INHERITED as INHERITED_BY_SINKS
 from support.sources import FRAME, RATE, drain, listen, noise, write_wav
 
 
@@ -102,7 +105,7 @@ async def test_a_chatty_program_is_not_blocked(tmp_path: Path) -> None:
 
 
 async def test_a_program_faster_than_real_time_is_waited_for(tmp_path: Path) -> None:
-    """A file that is played by a program loses nothing, although nobody receives for longer than the ring is."""
+    """A file that is played by a program loses nothing, although the daemon stands still for longer than the ring."""
     audio = noise(3_000_000)
     (tmp_path / "raw").write_bytes(audio)
     async with open_source(Command(("cat", "raw")), rate=RATE, frame=FRAME, folder=tmp_path, ring_seconds=1.0) as feed:
@@ -163,7 +166,7 @@ async def test_the_program_ends_with_the_context_and_so_does_what_it_started(tmp
         await feed.receive()
         assert len(find_processes(mark)) >= 1
     with trio.fail_after(10):
-        while find_processes(mark):  # noqa: ASYNC110 - the kernel tells nobody
+        while find_processes(mark):  # noqa: ASYNC110 - the kernel has no event for this
             await trio.sleep(0.01)
 
 
@@ -171,3 +174,46 @@ def find_processes(mark: str) -> list[str]:
     """The numbers of the `sleep` processes with this argument."""
     found = subprocess.run(["pgrep", "-f", f"^sleep {mark}$"], capture_output=True, text=True, check=False)
     return found.stdout.split()
+
+
+SECRETS = {
+    "ASSEMBLYAI_API_KEY": "k1",
+    "CREDENTIALS_DIRECTORY": "/run/credentials/roomtone.service",
+    "NOTIFY_SOCKET": "/run/notify",
+    "HTTPS_PROXY": "http://me:secret@proxy",
+    "AWS_SECRET_ACCESS_KEY": "k2",
+    "CAMERA_PASSWORD": "k3",
+}
+SOUND = {
+    "XDG_RUNTIME_DIR": "/run/user/1000",
+    "PULSE_SERVER": "unix:/run/pulse",
+    "PIPEWIRE_REMOTE": "pipewire-0",
+    "DBUS_SESSION_BUS_ADDRESS": "unix:path=/run/user/1000/bus",
+    "ALSA_CONFIG_PATH": "/etc/asound.conf",
+}
+
+
+async def environment_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> Mapping[str, str]:
+    """The environment of a command source of a daemon that has secrets in its own."""
+    for name, value in (SECRETS | SOUND).items():
+        monkeypatch.setenv(name, value)
+    code = "import os; open('environ', 'wb').write(open('/proc/self/environ', 'rb').read()); os.write(1, bytes(9))"
+    await listen(Command((sys.executable, "-c", code), environment=names), tmp_path)
+    parts = (tmp_path / "environ").read_bytes().decode().split("\0")
+    return dict(part.split("=", 1) for part in parts if part)
+
+
+async def test_a_command_gets_no_secret_of_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets what a command sink gets, the way to the sound server, and nothing else."""
+    found = await environment_in(tmp_path, monkeypatch, ())
+    assert not SECRETS.keys() & found.keys()
+    assert found.items() >= SOUND.items()
+    assert [name for name in found if name not in INHERITED and not name.startswith(INHERITED_PREFIXES)] == []
+    assert set(INHERITED_BY_SINKS) <= set(INHERITED)
+
+
+async def test_a_command_gets_the_variables_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator's choice, by name."""
+    found = await environment_in(tmp_path, monkeypatch, ("CAMERA_PASSWORD", "NOT_SET"))
+    assert SECRETS.keys() & found.keys() == {"CAMERA_PASSWORD"}
+    assert "NOT_SET" not in found

@@ -114,7 +114,7 @@ def test_a_source_without_a_way_to_it_names_the_missing_package() -> None:
 
 
 def test_every_name_that_is_told_can_be_used() -> None:
-    """What the list offers, `find` finds; names that are not unique are the exception, and say so."""
+    """`find` finds each name in the list, except names that are not unique, for which it raises."""
     for name, _ in names_of(ROOM):
         if name != "usb:1b3f:2008":
             find(name, ROOM)
@@ -166,7 +166,7 @@ def test_the_servers_sources_are_read_from_its_listing() -> None:
 
 
 async def test_the_list_is_as_of_now(pulse: PulseServer) -> None:
-    """What was plugged in a moment ago is in the list, although this process is older: a child process looks."""
+    """A device that was plugged in a moment ago is in the list of this older process: a child process looks."""
     pulse.plug("desk")
     listing = await list_devices()
     assert [name for name, _ in listing.devices] == ["room.monitor", "desk.monitor", "pulse", "default"]

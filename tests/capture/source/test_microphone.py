@@ -96,7 +96,7 @@ async def test_an_unknown_microphone_is_refused_with_the_names_there_are(pulse: 
 async def test_unplugging_is_told_at_once_and_plugging_in_heals(
     pulse: PulseServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The failure names the microphone; a new process sees the new list; and PortAudio's own lines disturb nobody."""
+    """The failure names the microphone; a new process sees the new list; and PortAudio's own lines do no harm."""
     module = pulse.plug("desk")
     async with microphone("desk.monitor") as feed:
         await hear(feed, 3)

@@ -26,7 +26,7 @@ def read_all(ring: Ring, limit: int = 65536) -> list[Frame]:
     cuts=st.lists(st.integers(1, 40), min_size=1),
 )
 def test_frames_come_out_whole_however_they_are_cut(bodies: list[bytes], cuts: list[int]) -> None:
-    """What a pipe does to the boundaries of writes does not matter."""
+    """A pipe may move the boundaries of writes."""
     ring = Ring(10_000)
     for number, body in enumerate(bodies):
         ring.put(body, float(number))
@@ -77,7 +77,7 @@ def test_the_oldest_whole_block_gives_way_to_the_newest(limit: int) -> None:
 
 
 def test_a_block_that_was_taken_no_longer_gives_way() -> None:
-    """What is in a write cannot be taken back: only what has not begun to be written is dropped."""
+    """A write cannot be taken back: only blocks whose write has not begun are dropped."""
     ring = Ring(20)
     ring.put(b"a" * 20, 0.0)
     ring.put(b"b" * 20, 1.0)
@@ -97,7 +97,7 @@ def test_who_has_patience_loses_nothing() -> None:
 
     def write() -> None:
         for number in range(1000):
-            ring.put(number.to_bytes(2, "little") * 10, 0.0, patience=None)
+            ring.put(number.to_bytes(2, "little") * 10, 0.0, timeout_s=None)
         ring.close(ENDED, "", "", 0.0)
 
     writer = threading.Thread(target=write, daemon=True)
@@ -109,18 +109,18 @@ def test_who_has_patience_loses_nothing() -> None:
 
 
 def test_a_ring_smaller_than_a_block_still_passes_it_on() -> None:
-    """An empty ring takes any block, so that nobody waits for room that can never be."""
+    """An empty ring takes any block, so that no writer waits for room that there will never be."""
     ring = Ring(3)
-    ring.put(bytes(20), 0.0, patience=None)
+    ring.put(bytes(20), 0.0, timeout_s=None)
     ring.close(ENDED, "", "", 0.0)
     assert [frame.kind for frame in read_all(ring)] == [BLOCK, ENDED]
 
 
 def test_patience_ends() -> None:
-    """Who waits for a while only then drops the oldest."""
+    """A writer with a timeout drops the oldest block only after it."""
     ring = Ring(10)
     ring.put(bytes(20), 0.0)
-    ring.put(bytes(20), 1.0, patience=0.05)
+    ring.put(bytes(20), 1.0, timeout_s=0.05)
     ring.close(ENDED, "", "", 0.0)
     assert [frame.dropped for frame in read_all(ring)] == [10, 0]
 
@@ -130,13 +130,13 @@ def test_the_first_message_counts_and_nothing_follows_it() -> None:
     ring = Ring(10)
     ring.put(bytes(4), 0.0)
     ring.close(FAILED, "device.lost", "gone", 1.0)
-    ring.put(bytes(4), 2.0, patience=None)
+    ring.put(bytes(4), 2.0, timeout_s=None)
     ring.close(ENDED, "source.ended", "over", 3.0)
     assert [(frame.kind, frame.boottime) for frame in read_all(ring)] == [(BLOCK, 0.0), (FAILED, 1.0)]
 
 
 def test_a_live_stream_is_never_ahead_for_long() -> None:
-    """A crystal that runs 0.1 % fast, and 50 ms of jitter, do not add up: such a stream may be dropped from at once."""
+    """A crystal that runs 0.1 % fast, and 50 ms of jitter, do not add up: samples may be dropped immediately."""
     lead = Lead(1000)
     early = [lead.seconds(100, number * 0.0999 + (0.05 if number % 7 == 0 else 0.0)) for number in range(100_000)]
     assert max(early) < 0.06

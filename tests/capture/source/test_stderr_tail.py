@@ -1,4 +1,4 @@
-"""What a program said last."""
+"""The tail of a program's standard error."""
 
 from hypothesis import given
 from hypothesis import strategies as st

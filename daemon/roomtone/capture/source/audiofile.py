@@ -15,13 +15,13 @@ _READ_FRAMES = 8192
 def read_file(path: str, *, rate: int, skip: int) -> Iterator[bytes]:
     """The file's audio from the sample `skip` (at the room's rate) on, in pieces of any length.
 
-    A 16-bit mono WAV at the room's rate comes bit for bit, with the standard library alone. Errors: Failure.
+    A 16-bit mono WAV at the room's rate comes bit for bit, with the standard library alone. Errors: CaptureFailure.
     """
     found = skip > 0
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise CaptureFailure(
-                "file.unreadable", f"{path} is no regular file; for a pipe or a device use kind = command"
+                "file.unreadable", f"{path} is not a regular file; for a pipe or a device use kind = command"
             )
         for piece in _pieces(path, rate, skip):
             found = found or bool(piece)
@@ -58,7 +58,7 @@ def _decoded(path: str, rate: int, skip: int) -> Iterator[bytes]:
             left = skip * SAMPLE_BYTES
             while True:
                 frames = sound.read(_READ_FRAMES, dtype="float32", always_2d=True)
-                # What was recorded before is converted again and left out: seeking would give the filter another past.
+                # Audio that is recorded already is converted again and left out: seeking would change the filter.
                 piece = resampler.convert(frames, last=not len(frames))
                 yield piece[left:]
                 left -= min(left, len(piece))

@@ -2,12 +2,15 @@
 
 import os
 import select
+import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from roomtone.capture.source.descendants import MARK
 from roomtone.capture.source.ring import CaptureFailure
 from roomtone.capture.source.stderr_tail import StderrTail, describe
 
@@ -15,25 +18,48 @@ _READ_BYTES = 65536
 _CLOSE_TIMEOUT_S = 5.0
 """Seconds that a program which has closed its output may take to end."""
 
+INHERITED = (
+    *("HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER"),
+    *("DBUS_SESSION_BUS_ADDRESS", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", MARK),
+)
+"""Variables of the daemon's environment that a program gets: those of a command sink, and the way to sound servers."""
+INHERITED_PREFIXES = ("ALSA_", "JACK_", "LC_", "PIPEWIRE_", "PULSE_")
+"""Beginnings of more of them."""
 
-def read_command(argv: Sequence[str], folder: str, *, rate: int, silence: float) -> Iterator[bytes]:
-    """What the program writes, in pieces of any length. It ends with exit status 0, and with that only.
 
-    The program runs in the process group of this process, so that whoever ends one ends both. Errors: Failure, also
-    when it writes nothing for `silence` seconds; the text names the program and never its arguments, which may hold
-    passwords.
+def choose_environment(environ: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """The variables that a program gets: those above and `names`. No others, for some hold keys. Pure."""
+    chosen = {*INHERITED, *names}
+    return {name: value for name, value in environ.items() if name in chosen or name.startswith(INHERITED_PREFIXES)}
+
+
+def read_command(
+    argv: Sequence[str], folder: str, environment: Mapping[str, str], *, rate: int, silence: float
+) -> Iterator[bytes]:
+    """The program's output, in pieces of any length. It ends with exit status 0, and with that only.
+
+    The program runs in the process group of this process. Its orphans are reaped. For the main thread. Errors:
+    CaptureFailure, also when it writes nothing for `silence` seconds; the text names the program and never its
+    arguments, which may hold passwords.
     """
     name = Path(argv[0]).name
     try:
-        process = subprocess.Popen(  # noqa: S603 - a command of the owner's is what this source is for
-            argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        process = subprocess.Popen(  # noqa: S603 - this source is for the operator's command
+            argv,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
         )
     except OSError as error:
         raise _absent(argv[0], folder, error) from error
+    signal.signal(signal.SIGCHLD, lambda *_: _reap_orphans(process))
     assert process.stdout is not None and process.stderr is not None  # noqa: PT018, S101 - both are pipes
     tail = StderrTail()
-    # Not joined at the end: a grandchild may hold the pipe open for ever. The thread ends with this process.
-    listener = threading.Thread(target=_listen, args=(process.stderr, tail), daemon=True)
+    # Not joined without a timeout: a grandchild may keep the pipe open. The thread ends with this process.
+    listener = threading.Thread(target=_read_stderr, args=(process.stderr, tail), daemon=True)
     listener.start()
     heard = False
     for piece in _pieces(process.stdout, silence):
@@ -58,14 +84,24 @@ def read_command(argv: Sequence[str], folder: str, *, rate: int, silence: float)
         )
 
 
-def _listen(stream: IO[bytes], tail: StderrTail) -> None:
+def _reap_orphans(process: "subprocess.Popen[bytes]") -> None:
+    """Without this, a program that starts others for years would fill the table of processes."""
+    with suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid != process.pid:
+                os.waitpid(ended.si_pid, os.WNOHANG)
+            elif process.poll() is None:  # it is being waited for
+                return
+
+
+def _read_stderr(stream: IO[bytes], tail: StderrTail) -> None:
     with stream:
         while portion := os.read(stream.fileno(), _READ_BYTES):
             tail.feed(portion)
 
 
 def _pieces(stream: IO[bytes], silence: float) -> Iterator[bytes]:
-    """What comes, until the end; an empty piece for each `silence` seconds without any."""
+    """The stream's pieces, until its end; an empty piece for each `silence` seconds without any."""
     poll = select.poll()
     poll.register(stream, select.POLLIN)
     with stream:

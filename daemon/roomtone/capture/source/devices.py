@@ -1,10 +1,11 @@
-"""Microphones by names that survive a reboot. Runs in a process of its own, for PortAudio's list is a snapshot.
+"""Microphones by names that survive a reboot. Runs in a process of its own, because PortAudio's list is a snapshot.
 
-Three places know microphones. ALSA's cards are read from /sys (which containers see too, unlike /proc/asound); the
-sources of PulseAudio, or of PipeWire in its stead, are asked of `pactl`, for PortAudio does not know them, and libpulse
-calls back, which needs write+execute memory; PortAudio says which devices it can open. An index is never a name.
+Microphones are listed from three places. ALSA's cards are read from /sys, which containers see too, unlike
+/proc/asound. `pactl` lists the sources of PulseAudio, or of PipeWire in its stead: PortAudio does not know them, and
+libpulse uses callbacks, which need write+execute memory. PortAudio lists the devices that it can open. An index is
+never a name.
 
-Standard library only, and sounddevice late. `python -m roomtone.capture.devices` prints the list as lines of JSON.
+Standard library only, and sounddevice late. `python -m roomtone.capture.source.devices` prints the list as JSON lines.
 """
 
 import json
@@ -20,7 +21,7 @@ from roomtone.capture.source.ring import CaptureFailure
 SYSFS = Path("/sys/class/sound")
 
 SERVERS = ("default", "pulse", "pipewire")
-"""The devices of ALSA's plugins that lead to a sound server, or wherever the system's owner points `default`."""
+"""The devices of ALSA's plugins that lead to a sound server, or to what the system configures as `default`."""
 
 _HARDWARE = re.compile(r"(?:plug)?hw:(?:CARD=)?(?P<card>[^,]+)(?:,(?:DEV=)?(?P<device>\d+))?")
 _USB = re.compile(r"(?:usb:)?(?P<product>[0-9a-fA-F]{4}:[0-9a-fA-F]{4})(?::(?P<serial>.+))?")
@@ -55,7 +56,7 @@ class Port(NamedTuple):
 
 
 class Inventory(NamedTuple):
-    """Everything that can record here and now, and what could not be asked."""
+    """Everything that can record here and now, and the problems of the search."""
 
     cards: tuple[Card, ...]
     sources: tuple[Source, ...]
@@ -64,14 +65,14 @@ class Inventory(NamedTuple):
 
 
 class DeviceRoute(NamedTuple):
-    """How a wanted microphone is opened: PortAudio's device, and the server's source behind it if one was named."""
+    """The way to a wanted microphone: PortAudio's device, and the server's source behind it if one was named."""
 
     port: Port
     source: str | None = None
 
 
 def find(wanted: str, inventory: Inventory) -> DeviceRoute:
-    """The one device that this name means. Pure. Errors: Failure `device.absent`, which lists those there are.
+    """The one device that this name means. Pure. Errors: CaptureFailure `device.absent`, which lists what is present.
 
     In this order: default, pulse, pipewire; hw: names; ALSA card ids and USB vendor:product[:serial], through the sound
     server where it holds the card; names of the server's sources; PortAudio's names, whole, else a part of one only.
@@ -141,12 +142,12 @@ def _choice(inventory: Inventory) -> str:
 
 
 def names_of(inventory: Inventory) -> Iterator[tuple[str, str]]:
-    """Every name that a configuration can use, with words for people: servers, sources, cards, then the rest."""
+    """Every name that a configuration can use, with a label for users: servers, sources, cards, then the rest."""
     for port in inventory.ports:
         if port.name in SERVERS:
             yield (
                 port.name,
-                "what the system is set to" if port.name == "default" else f"the {port.name} server's default",
+                "the system's default" if port.name == "default" else f"the {port.name} server's default",
             )
     for source in sorted(inventory.sources, key=lambda source: source.monitor):
         yield source.name, source.label
@@ -199,17 +200,17 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def list_sources(complain: Callable[[str], None]) -> tuple[Source, ...]:
-    """The sound server's sources, as pactl tells them; none, and a complaint, when it cannot be asked."""
+def list_sources(report: Callable[[str], None]) -> tuple[Source, ...]:
+    """The sound server's sources, as pactl lists them; none, and a problem, if it does not answer."""
     try:
         listing = ask_server("list", "sources")
     except FileNotFoundError:
-        complain("pactl is not installed (pulseaudio-utils), so that the sound server's sources are unknown")
+        report("pactl is not installed (pulseaudio-utils), so that the sound server's sources are unknown")
     except subprocess.TimeoutExpired:
-        complain("the sound server does not answer")
+        report("the sound server does not answer")
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().partition("\n")[0]  # pactl says it twice
-        complain(f"the sound server cannot be asked: {said}")
+        report(f"the sound server cannot be asked: {said}")
     else:
         # A server elsewhere counts its own cards, so its numbers mean nothing here.
         elsewhere = os.environ.get("PULSE_SERVER", "").startswith(("tcp:", "tcp4:", "tcp6:"))
@@ -218,7 +219,7 @@ def list_sources(complain: Callable[[str], None]) -> tuple[Source, ...]:
 
 
 def ask_server(*words: str) -> str:
-    """What pactl prints, in its untranslated form. Errors: FileNotFoundError and those of subprocess."""
+    """The output of pactl, untranslated. Errors: FileNotFoundError and those of subprocess."""
     return subprocess.run(  # noqa: S603 - a constant program and our own words
         ["pactl", *words],  # noqa: S607 - wherever the system keeps it
         env={**os.environ, "LC_ALL": "C"},
@@ -246,7 +247,7 @@ def parse_sources(listing: str, *, local: bool = True) -> Iterator[Source]:
 
 
 def import_portaudio() -> Any:
-    """The sounddevice module. Importing it makes PortAudio look for devices. Errors: Failure `device.library`."""
+    """The sounddevice module. Its import has PortAudio search for devices. Errors: CaptureFailure `device.library`."""
     try:
         import sounddevice  # noqa: PLC0415 - only a microphone needs it, and only in a process that can be replaced
     except OSError as error:  # what sounddevice raises when it does not find PortAudio
@@ -258,26 +259,26 @@ def import_portaudio() -> Any:
 
 def main() -> None:
     """Print each name or problem as a line of JSON, as soon as it is known: a frozen server freezes PortAudio too."""
-    told: set[str] = set()
+    printed: set[str] = set()
 
-    def tell(inventory: Inventory) -> None:
+    def print_names(inventory: Inventory) -> None:
         for name, label in names_of(inventory):
-            if name not in told:
-                told.add(name)
+            if name not in printed:
+                printed.add(name)
                 _print({"name": name, "label": label})
 
-    def complain(problem: str) -> None:
+    def print_problem(problem: str) -> None:
         _print({"problem": problem})
 
     cards = list_cards(SYSFS)
-    tell(Inventory(cards, (), ()))
-    sources = list_sources(complain)
-    tell(Inventory(cards, sources, ()))
+    print_names(Inventory(cards, (), ()))
+    sources = list_sources(print_problem)
+    print_names(Inventory(cards, sources, ()))
     try:
-        tell(Inventory(cards, sources, list_ports(import_portaudio())))
+        print_names(Inventory(cards, sources, list_ports(import_portaudio())))
     except CaptureFailure as failure:
-        complain(str(failure))
-    os._exit(0)  # PortAudio's farewell may hang
+        print_problem(str(failure))
+    os._exit(0)  # PortAudio's exit handlers may hang
 
 
 def _print(line: dict[str, str]) -> None:

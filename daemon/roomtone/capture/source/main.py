@@ -1,10 +1,12 @@
 """The capture process, `python -m roomtone.capture.source`: it reads one source and hands its audio to the daemon.
 
 A process of its own, because PortAudio freezes its list of devices at its start, drivers hang when a device goes, and a
-busy interpreter delays the reader. It is ended with SIGKILL and replaced, never repaired, so nothing here tidies up.
+busy interpreter delays the reader. It is replaced, never repaired: at its end it kills what it has started
+(`descendants`), and nothing else here tidies up.
 
-Standard input brings the configuration as one line of JSON (arguments would show a camera's password to everybody), and
-its end means that the daemon is gone. Standard output carries frames (`ring`). Standard error is for last words.
+Standard input brings the configuration as one line of JSON: every user could see a camera's password in arguments. Its
+end means that this process is to end: the daemon wants that, or is gone. Standard output carries frames (`ring`).
+Standard error is for the reason of a failure.
 
 Three threads: the first reads the source into the ring, one writes from the ring into the pipe, one waits for the end
 of standard input. So the daemon may stand still for as long as the ring is long.
@@ -19,6 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from roomtone.capture.source.descendants import SURVIVED_STATUS, adopt_orphans, end_descendants
 from roomtone.capture.source.ring import ENDED, FAILED, SAMPLE_BYTES, CaptureFailure, Lead, Ring
 
 _WRITE_BYTES = 65536
@@ -27,11 +30,11 @@ _WRITE_BYTES = 65536
 
 def main() -> None:
     config = json.loads(sys.stdin.buffer.readline())
-    # A stray print of any library's would tear a frame: standard output becomes standard error.
+    # A stray print of a library would tear a frame: standard output becomes standard error.
     pipe = os.dup(1)
     os.dup2(2, 1)
-    # A service manager may send SIGTERM to the whole group when the daemon stops; the daemon says when audio ends. Not
-    # SIG_IGN: a command would inherit that.
+    # A service manager may send SIGTERM to the whole group when the daemon stops; the daemon decides when audio ends.
+    # Not SIG_IGN: a command would inherit that.
     signal.signal(signal.SIGTERM, lambda *_: None)
     ring = Ring(config["ring"])
     writer = threading.Thread(target=_write, args=(ring, pipe), daemon=True)
@@ -44,7 +47,7 @@ def main() -> None:
     else:
         ring.close(ENDED, "source.ended", "the source has ended", boottime())
     writer.join()
-    os._exit(0)
+    _leave()
 
 
 def boottime() -> float:
@@ -53,10 +56,10 @@ def boottime() -> float:
 
 
 def fill(ring: Ring, config: dict[str, Any]) -> None:
-    """Read the source to its end. Who may be kept waiting by a full ring, and for how long, depends on its kind:
-    a microphone never, a file for ever, a command as long as it is ahead of real time.
+    """Read the source to its end. A full ring holds up a file without limit, a command as long as it is ahead of real
+    time, and a microphone never.
 
-    Each kind is imported where it is needed: such a process lives for years, and what it never uses costs memory.
+    Each kind is imported where it is needed: such a process lives for years, and unused modules cost memory.
     """
     rate, frame = config["rate"], config["frame"]
     match config["source"]:
@@ -76,18 +79,20 @@ def fill(ring: Ring, config: dict[str, Any]) -> None:
 
             blocks = cut(read_file(path, rate=rate, skip=config["skip"]), frame)
             for block in paced(blocks, rate) if pace == "realtime" else blocks:
-                ring.put(block, boottime(), patience=None)
-        case {"kind": "command", "argv": argv}:
-            from roomtone.capture.source.command import read_command  # noqa: PLC0415 - see above
+                ring.put(block, boottime(), timeout_s=None)
+        case {"kind": "command", "argv": argv, "environment": names}:
+            from roomtone.capture.source.command import choose_environment, read_command  # noqa: PLC0415 - see above
 
-            lead = Lead(rate)
-            for block in cut(read_command(argv, config["folder"], rate=rate, silence=config["silence"]), frame):
-                patience = lead.seconds(len(block) // SAMPLE_BYTES, time.monotonic())
-                ring.put(block, boottime(), patience)
+            adopt_orphans()
+            lead, environment = Lead(rate), choose_environment(os.environ, names)
+            pieces = read_command(argv, config["folder"], environment, rate=rate, silence=config["silence"])
+            for block in cut(pieces, frame):
+                timeout = lead.seconds(len(block) // SAMPLE_BYTES, time.monotonic())
+                ring.put(block, boottime(), timeout)
 
 
 def cut(pieces: Iterator[bytes], frame: int) -> Iterator[bytes]:
-    """Pieces of any length become blocks of `frame` samples. The last may be shorter, without a torn sample."""
+    """Cut pieces of any length into blocks of `frame` samples. The last may be shorter, without a torn sample."""
     size = frame * SAMPLE_BYTES
     kept = bytearray()
     for piece in pieces:
@@ -100,7 +105,7 @@ def cut(pieces: Iterator[bytes], frame: int) -> Iterator[bytes]:
 
 
 def paced(blocks: Iterator[bytes], rate: int) -> Iterator[bytes]:
-    """Each block when a microphone would have it: after its last sample. Late ones follow at once."""
+    """Yield each block when a microphone would: after its last sample. Late blocks follow immediately."""
     due = time.monotonic()
     for block in blocks:
         due += len(block) / SAMPLE_BYTES / rate
@@ -126,7 +131,5 @@ def _wait_for_daemon() -> None:
 
 
 def _leave() -> NoReturn:
-    """End this process and the command with all that it started: they are one process group, which the daemon made."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
+    """End this process and all that it has started. Status 0 says that nothing is left of that."""
+    os._exit(0 if end_descendants() else SURVIVED_STATUS)

@@ -32,11 +32,11 @@ _HARDWARE_LATENCY = 0.5
 """Seconds of audio that a card keeps for us while this process waits for the processor; a sound server keeps more."""
 
 MOVED = "'change' on source-output"
-"""What `pactl subscribe` prints when a stream that records is given another source, among other changes."""
+"""Printed by `pactl subscribe` when a recording stream is given another source, among other changes."""
 
 
 def locate(sounddevice: Any, wanted: str) -> DeviceRoute:
-    """The device that is meant, as of now. Errors: Failure, which lists all that there are."""
+    """The device that the name means, as of now. Errors: CaptureFailure, which lists all devices."""
     try:
         return find(wanted, take_inventory(sounddevice, server=wanted not in SERVERS))
     except CaptureFailure:
@@ -44,10 +44,10 @@ def locate(sounddevice: Any, wanted: str) -> DeviceRoute:
 
 
 def read_microphone(wanted: str, *, rate: int, frame: int, watch: Callable[[str, str], None]) -> Iterator[bytes]:
-    """The microphone's audio for ever, some `frame` samples at a time, converted where the device refuses the rate.
+    """The microphone's audio without end, about `frame` samples at a time, converted if the device refuses the rate.
 
     `watch(source, mark)` is called once the stream runs, if the device is a named source of the sound server: `mark` is
-    the value of the stream's property `roomtone.mark`. Errors: Failure.
+    the value of the stream's property `roomtone.mark`. Errors: CaptureFailure.
     """
     sounddevice = import_portaudio()
     # Later handlers come first at exit: this one leaves before PortAudio's, which may hang.
@@ -67,7 +67,7 @@ def read_microphone(wanted: str, *, rate: int, frame: int, watch: Callable[[str,
         watch(source, mark)
     while True:
         try:
-            # The overflow flag is left alone: servers never set it, and it has no count. Loss shows against the clock.
+            # The overflow flag is ignored: servers never set it, and it has no count. Loss shows against the clock.
             data, _ = stream.read(max(1, frame * native // rate))
         except sounddevice.PortAudioError as error:
             raise CaptureFailure("device.lost", f"microphone {wanted} is gone ({_reason(error)})") from error
@@ -104,10 +104,10 @@ def _reason(error: Exception) -> str:
 
 
 def watch_source(source: str, mark: str, fail: Callable[[CaptureFailure], None]) -> None:
-    """Tell when the sound server feeds the stream from another source: it does so silently when the right one goes.
+    """Fail when the sound server feeds the stream from another source: it does so silently when the right one goes.
 
     PulseAudio's module-rescue-streams and PipeWire's session manager move streams, and a client cannot forbid it
-    through ALSA. Runs in a thread until the server ends; without `pactl` nothing is known and nothing said.
+    through ALSA. Runs in a thread until the server ends; without `pactl` it does nothing.
     """
     with (
         contextlib.suppress(FileNotFoundError),

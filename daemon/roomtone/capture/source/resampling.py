@@ -1,4 +1,4 @@
-"""From whatever rate to the room's: soxr, imported only when a source cannot give the room's rate.
+"""Conversion from any rate to the room's: soxr, imported only if a source cannot give the room's rate.
 
 Chosen by measurement: 0.5 ms of CPU for a second of audio, nothing left of tones above the new band. The standard
 library's audioop leaves them in, and is gone from Python 3.13; scipy costs 90 MB.
@@ -26,7 +26,7 @@ class Resampler:
             self._stream = soxr.ResampleStream(source_rate, rate, 1, dtype="float32", quality="HQ")
 
     def convert(self, samples: "np.ndarray[Any, Any]", *, last: bool = False) -> bytes:
-        """What is ready: the filter keeps some 20 ms until `last`. Shape (n,), or (n, channels), of which the mean."""
+        """The samples that are ready: the filter keeps about 20 ms until `last`. Shape (n,) or (n, channels)."""
         if samples.ndim > 1:
             samples = samples.mean(axis=1, dtype="float32")
         if self._stream is not None:

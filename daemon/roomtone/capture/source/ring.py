@@ -1,9 +1,9 @@
-"""What the capture process and the daemon have in common: the frames on the pipe between them, and the ring behind it.
+"""The frames on the pipe between the capture process and the daemon, and the ring behind the pipe.
 
-Standard library only, for the capture process imports it.
+Standard library only, because the capture process imports it.
 
 A frame is a header and the bytes that it announces. A frame of the kind `BLOCK` is audio, 16-bit little-endian mono at
-the room's rate; `ENDED` and `FAILED` are the last frame of a process and carry JSON: why there is no more.
+the room's rate; `ENDED` or `FAILED` is the last frame of a process and carries JSON: the reason of the end.
 """
 
 import json
@@ -20,8 +20,8 @@ BLOCK, ENDED, FAILED = 0, 1, 2
 SAMPLE_BYTES = 2
 """Bytes of a sample."""
 
-_DRAIN = 1.01
-"""How much faster than our clock a live stream may run and still count as live: no crystal is 1 % off."""
+_MAX_LIVE_SPEED = 1.01
+"""A stream that runs faster than our clock by more than this factor is not live: no crystal is 1 % off."""
 
 
 class CaptureFailure(Exception):  # noqa: N818 - it is how a source ends, and its text is the whole message
@@ -77,13 +77,13 @@ class Ring:
         self._message: bytes | None = None
         self._closed = False
 
-    def put(self, audio: bytes, boottime: float, patience: float | None = 0.0) -> None:
-        """Keep a block. Full: wait for room for at most `patience` seconds (None: for ever), then drop the oldest."""
+    def put(self, audio: bytes, boottime: float, timeout_s: float | None = 0.0) -> None:
+        """Keep a block. Full: wait at most `timeout_s` seconds (None: without limit) for room, then drop the oldest."""
         samples = len(audio) // SAMPLE_BYTES
         with self._changed:
             # An empty ring takes any block, however small the ring is.
             self._changed.wait_for(
-                lambda: self._closed or not self._blocks or self._held + samples <= self._limit, patience
+                lambda: self._closed or not self._blocks or self._held + samples <= self._limit, timeout_s
             )
             if self._closed:
                 return
@@ -94,7 +94,7 @@ class Ring:
             self._changed.notify_all()
 
     def close(self, kind: int, code: str, text: str, boottime: float) -> None:
-        """Say why no more will be put, after the blocks. A message is never dropped, and only the first counts."""
+        """Append the reason of the end. The message is never dropped, and only the first counts."""
         with self._changed:
             if not self._closed:
                 self._closed = True
@@ -102,7 +102,7 @@ class Ring:
                 self._changed.notify_all()
 
     def take(self, limit: int) -> bytes:
-        """Wait for blocks; take as many as fit into `limit` bytes, one at least, as frames. Empty: nothing follows."""
+        """Wait for blocks; take as many as fit into `limit` bytes, at least one, as frames. Empty: nothing follows."""
         with self._changed:
             self._changed.wait_for(lambda: self._blocks or self._closed)
             portion = bytearray()
@@ -124,7 +124,7 @@ class Ring:
 
 
 class Lead:
-    """How far a stream runs ahead of real time. Pure: times in seconds of any clock that stands still in suspension.
+    """The lead of a stream over real time. Pure: times in seconds of any clock that stands still in suspension.
 
     A stream that was late starts again from zero, so that the backlog of a network stream after a stall counts as
     ahead for as long as it lasts.
@@ -136,9 +136,9 @@ class Lead:
         self._at: float | None = None
 
     def seconds(self, samples: int, now: float) -> float:
-        """How many seconds too early these samples are here: zero for a live stream, growing for a file."""
+        """The seconds by which these samples are early: zero for a live stream, growing for a file."""
         passed = 0.0 if self._at is None else now - self._at
-        early = max(0.0, self._ahead - passed * _DRAIN)
+        early = max(0.0, self._ahead - passed * _MAX_LIVE_SPEED)
         self._ahead = early + samples / self._rate
         self._at = now
         return early

@@ -1,4 +1,4 @@
-"""What a program said last, and how it ended: the reason for people when it is gone. Standard library only, pure."""
+"""The end of a program's standard error and its exit status, as a reason for users. Standard library only, pure."""
 
 import re
 import signal
@@ -16,7 +16,7 @@ class StderrTail:
 
     def __init__(self) -> None:
         self._bytes = b""
-        # The first line has lost its beginning and is left out: of a URL it may be the password, without the scheme.
+        # The first line has lost its beginning and is left out: it may be the password of a URL, without the scheme.
         self._torn = False
 
     def feed(self, portion: bytes) -> None:
@@ -29,7 +29,7 @@ class StderrTail:
             self._torn = False
 
     def after(self, text: str) -> str:
-        """The text with the last three lines behind it, on one line, without what is secret in URLs."""
+        """The text followed by the last three lines, on one line, without the secrets of URLs."""
         lines = [line.strip() for line in _ENDS.split(b"" if self._torn else self._bytes)]
         words = [redact(line.decode(errors="replace"))[:_MAX_LINE_CHARS] for line in lines if line][-_MAX_LINES:]
         return f"{text}: {' | '.join(words)}" if words else text
