@@ -26,8 +26,8 @@ from roomtone import cli, paths
 from roomtone.capture.recovery import RateChanged
 from roomtone.cli.commands.init import InitAnswers, compose
 from roomtone.cli.demo_receiver import open_receiver
-from roomtone.cli.display import QUIET_DB, WIDTH, Captions, LineDisplay, bar_of, describe
-from roomtone.cli.exit_codes import CommandFailure, Exit, contained
+from roomtone.cli.display import METER_FLOOR_DB, METER_COLUMNS, Captions, LineDisplay, bar_of, describe
+from roomtone.cli.exit_codes import CommandFailure, Exit, contain_known_errors
 from roomtone.cli.recording_summary import Tally, coverage_of
 from roomtone.config.toml_file import ConfigError
 from roomtone.events import Audio, Gap, Level, Notice, RecordingStarted, Turn, Word
@@ -214,7 +214,7 @@ def test_state_not_writable(home: Path) -> None:
 )
 def test_errors_of_users(error: Exception, code: Exit) -> None:
     """What a user can cause becomes its text and an exit code, however deep in groups it is."""
-    with pytest.raises(CommandFailure) as caught, contained():
+    with pytest.raises(CommandFailure) as caught, contain_known_errors():
         raise error
 
     assert caught.value.exit_code == code
@@ -224,7 +224,7 @@ def test_errors_of_users(error: Exception, code: Exit) -> None:
 @pytest.mark.parametrize("error", [ZeroDivisionError(), ExceptionGroup("", [OSError("x"), ZeroDivisionError()])])
 def test_errors_of_ours(error: Exception) -> None:
     """What nobody foresaw keeps its traceback, for the report."""
-    with pytest.raises(type(error)), contained():
+    with pytest.raises(type(error)), contain_known_errors():
         raise error
 
 
@@ -609,7 +609,7 @@ def test_tally() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rms", "peak"), [(QUIET_DB, QUIET_DB), (0.0, 0.0), (-96.3, -96.3), (-30.0, -20.0), (-30.0, 0.0)]
+    ("rms", "peak"), [(METER_FLOOR_DB, METER_FLOOR_DB), (0.0, 0.0), (-96.3, -96.3), (-30.0, -20.0), (-30.0, 0.0)]
 )
 def test_bar(rms: float, peak: float) -> None:
     """The meter has the same width at every level."""
@@ -639,7 +639,7 @@ def test_captions_wrap(width: int, indent: int) -> None:
     with Live(console=console) as live:
         Captions(live).show(Turn(room="a", position=0, at=AT, session_id="s", turn_order=0, text=text, words=words))
 
-    shown = output.getvalue().replace(WIDTH * " ", "")
+    shown = output.getvalue().replace(METER_COLUMNS * " ", "")
     lines = [line for line in shown.splitlines() if "word" in line]
     assert len(lines) > 1
     assert max(map(len, lines)) <= width

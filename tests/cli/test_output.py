@@ -29,7 +29,7 @@ from roomtone.capture.source_process import Listing
 from roomtone.cli import display as screen
 from roomtone.cli import output, print_sink
 from roomtone.cli.commands import devices
-from roomtone.cli.commands.analyze import _tell as tell_of_analysis
+from roomtone.cli.commands.analyze import _print_aside as tell_of_analysis
 from roomtone.cli.exit_codes import CommandFailure
 from roomtone.control.protocol import Done, Forgot, Refused
 from roomtone.delivery.health import SinkStatus

@@ -8,7 +8,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from roomtone import cli, paths
-from roomtone.cli.commands.transcribe import never_sent
+from roomtone.cli.commands.transcribe import find_unsent
 from roomtone.events import Turn
 from roomtone.journal.journal import open_journal
 from roomtone.journal.records import CoverageSpan, Mark
@@ -45,10 +45,10 @@ def test_only_what_was_never_sent() -> None:
         cover("unsent", 90 * RATE, 150 * RATE),
     ]
 
-    assert never_sent(covers, at(10 * RATE), at(95 * RATE)) == Spans(
+    assert find_unsent(covers, at(10 * RATE), at(95 * RATE)) == Spans(
         [(10 * RATE, 20 * RATE), (30 * RATE, 60 * RATE), (90 * RATE, 95 * RATE)]
     )
-    assert never_sent(covers, BEGAN + timedelta(hours=1.25), BEGAN + timedelta(hours=9)) == Spans(
+    assert find_unsent(covers, BEGAN + timedelta(hours=1.25), BEGAN + timedelta(hours=9)) == Spans(
         [(125 * RATE, 150 * RATE)]
     )
 

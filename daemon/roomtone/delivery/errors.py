@@ -23,7 +23,7 @@ OURS = frozenset(
 )
 """The packages of this distribution."""
 
-_OWN = str(Path(__file__).parent) + os.sep
+_OWN = str(Path(__file__).parents[1]) + os.sep
 
 MAX_TEXT = 300
 """Characters of a text that are shown."""
