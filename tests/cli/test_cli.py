@@ -388,7 +388,7 @@ def test_check(home: Path) -> None:
     for said in (
         "roomtone.toml",
         "file talk.wav, 16000 Hz",
-        "samples came",
+        "samples arrived",
         "ws://127.0.0.1:9",
         "sink log",
         "sink archive",
@@ -469,7 +469,7 @@ def test_check_finds_programs(home: Path) -> None:
     report = json.loads(run("check", "--json").stdout)
 
     door, desk = (finding for finding in report["findings"] if "command" in finding["what"])
-    assert door["fault"] == "there is no program no-such-program, or it may not be run"
+    assert door["fault"] == "the program no-such-program does not exist or is not executable"
     assert desk["note"] == "not opened; --sources opens it"
 
 
@@ -481,7 +481,7 @@ def test_check_beside_the_daemon(home: Path) -> None:
         done = run("check")
 
     assert done.returncode == 0
-    assert "left alone" in done.stdout
+    assert "not opened here" in done.stdout
     assert not (home / "events.jsonl").exists()
 
 
@@ -561,7 +561,7 @@ def test_no_devices(home: Path) -> None:
     report = json.loads(done.stdout)
     if not report["devices"]:  # this machine's own cards are not to be hidden
         assert done.returncode == Exit.FAILED
-        assert "no microphone is visible" in done.stderr
+        assert "no microphone was found" in done.stderr
     assert "Traceback" not in done.stderr
 
 

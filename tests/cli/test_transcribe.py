@@ -103,7 +103,7 @@ async def test_a_budget_is_kept(tmp_path: Path) -> None:
         path.write_text(given + budget)
         result = await trio.to_thread.run_sync(invoke, tmp_path, *times)
         assert result.exit_code == 1
-        assert "the budget is spent: what is left is transcribed" in result.output
+        assert "the budget is spent; the daemon, or this command, transcribes the rest" in result.output
         assert sum(session.open_seconds for session in service.sessions) < 4
         first = len(service.sessions)
         again = await trio.to_thread.run_sync(invoke, tmp_path, *times)
@@ -125,7 +125,7 @@ async def test_with_a_daemon(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "state" / "journal.sqlite") as journal:
         wishes = await journal.marks("room/desk/wish/")
 
-    assert result.output.splitlines()[-1] == "the daemon transcribes it"
+    assert result.output.splitlines()[-1] == "the running daemon transcribes it"
     assert list(wishes.values()) == [[0, LENGTH]]
 
 
@@ -138,5 +138,5 @@ async def test_what_is_gone_is_said(tmp_path: Path) -> None:
 
     assert (result.exit_code, result.output) == (
         0,
-        f"desk: 0 s to transcribe; {LENGTH / RATE:.0f} s are in the spool no more\n",
+        f"desk: 0 s to transcribe; {LENGTH / RATE:.0f} s are no longer in the spool\n",
     )

@@ -127,6 +127,6 @@ def test_how_a_service_has_ended_is_explained() -> None:
     )
     assert explain(failed | {"ExecMainStatus": "5"}) == "has failed (exit code 5)"
     again = failed | {"ActiveState": "activating", "SubState": "auto-restart", "ExecMainStatus": "243"}
-    assert str(explain(again)).startswith("ends again and again (exit code 243: a credential that the unit names")
+    assert str(explain(again)).startswith("keeps failing (exit code 243: a credential that the unit names")
     killed = failed | {"Result": "oom-kill", "ExecMainCode": "2", "ExecMainStatus": "9"}
     assert explain(killed) == "has failed (oom-kill)"

@@ -345,22 +345,22 @@ async def _fill(folder: Path) -> None:
 def test_commands_alone(tmp_path: Path) -> None:
     """Each command says what it has done, or what is wrong and what to do; nothing is a traceback."""
     (tmp_path / "roomtone.toml").write_text(prepare(tmp_path))
-    assert "no sink has run" in roomtone(tmp_path, "pause", "log").output
+    assert "the journal does not exist yet" in roomtone(tmp_path, "pause", "log").output
     trio.run(_fill, tmp_path)
     said = {
         ("pause", "log"): "log is paused",
-        ("resume", "log"): "log goes on after event 5",
+        ("resume", "log"): "log resumes after event 5",
         ("replay", "log", "--refused"): "log gets 1 event again",
         ("replay", "log", "--from", "9"): "still to come",
         ("replay", "log", "--from", "2020-01-01"): "log gets event 1 and all after it again",
         ("replay", "log"): "--from TIME, --from SEQ, or --refused",
         ("replay", "log", "--from", "9" * 30): "still to come",
         ("replay", "log", "--from", "0001-01-01T00:00Z"): "log gets event 1 and all after it again",
-        ("replay", "log", "--from", "0001-01-01T00:00+23:00"): "no event's number and no time",
-        ("replay", "log", "--from", "yesterday"): "no event's number and no time",
+        ("replay", "log", "--from", "0001-01-01T00:00+23:00"): "neither the number of an event nor a time",
+        ("replay", "log", "--from", "yesterday"): "neither the number of an event nor a time",
         ("pause", "logs"): 'unknown sink "logs", did you mean "log"?',
         ("pause", "plain"): "has not run yet",
-        ("forget", "log"): "[sinks.log] is there; take it out",
+        ("forget", "log"): "[sinks.log] is still configured",
         ("forget", "gone"): "gone is forgotten",
     }
     assert standing(tmp_path, "gone")["status"] == "removed"

@@ -157,7 +157,7 @@ def expected(call: Call, who: str, state: str) -> tuple[int, str]:
         case "daemon", "member":
             return 69, "only root and the daemon's own user may ask for that; use sudo"
         case "state", "member":
-            return 1, f"only its own user and root see what it has: sudo {PROGRAM} {re.escape(call.line)}"
+            return 1, f"only root may read its state: sudo {PROGRAM} {re.escape(call.line)}"
         case _:
             return call.code, ""
 
