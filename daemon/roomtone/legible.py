@@ -30,6 +30,11 @@ def legible_json(document: str) -> str:
     return _UNFIT_IN_LINES.sub(_written_in_json, document)
 
 
+def count_of(count: int, noun: str) -> str:
+    """A count with its noun: `1 event`, `2 events`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def describe_traceback(error: BaseException) -> str:
     """Where the error was raised, and of which class it and its causes are, without their texts.
 

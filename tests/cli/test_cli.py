@@ -26,7 +26,7 @@ from roomtone import cli, paths
 from roomtone.capture.recovery import RateChanged
 from roomtone.cli.commands.init import InitAnswers, compose
 from roomtone.cli.demo_receiver import open_receiver
-from roomtone.cli.display import METER_FLOOR_DB, METER_COLUMNS, Captions, LineDisplay, bar_of, describe
+from roomtone.cli.display import METER_COLUMNS, METER_FLOOR_DB, Captions, LineDisplay, bar_of, describe
 from roomtone.cli.exit_codes import CommandFailure, Exit, contain_known_errors
 from roomtone.cli.recording_summary import Tally, coverage_of
 from roomtone.config.toml_file import ConfigError

@@ -40,11 +40,6 @@ def say_document(document: bytes) -> None:
     click.echo(legible_json(document.decode("utf-8", "backslashreplace")))
 
 
-def count_of(count: int, noun: str) -> str:
-    """A count with its noun: `1 event`, `2 events`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def install_traceback_hooks() -> None:
     """Write all tracebacks through this module: of unexpected errors, of threads that a plugin started, and of
     unraisable errors. Called once, at the program's entry: these hooks belong to the process.

@@ -195,7 +195,7 @@ def why_not_running(unit: Unit) -> str | None:
 
 
 def explain(properties: Mapping[str, str]) -> str | None:
-    """How the service has failed, from the properties that systemd shows; None where it has not. Pure."""
+    """The failure of the service, from the properties that systemd shows, or None. Pure."""
     result, code = properties.get("Result", "success"), int(properties.get("ExecMainStatus") or 0)
     is_failed = properties.get("ActiveState") == "failed" or properties.get("SubState") == "auto-restart"
     if not is_failed or (result == "success" and not code):

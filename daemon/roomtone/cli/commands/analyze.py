@@ -21,12 +21,12 @@ from roomtone.cli.commands.sinks import open_for_reading
 from roomtone.cli.commands.sinks_control import open_for_writing
 from roomtone.cli.config_option import config_option, load
 from roomtone.cli.exit_codes import CommandFailure, Exit, check_names
-from roomtone.cli.output import count_of, say, say_json, say_text
+from roomtone.cli.output import say, say_json, say_text
 from roomtone.cli.unit import continue_as_service
 from roomtone.config.model import Config, find_key
 from roomtone.journal.database import Database
 from roomtone.journal.records import CoverageSpan
-from roomtone.legible import legible
+from roomtone.legible import count_of, legible
 from roomtone.llm import conversations
 from roomtone.llm.client import LLMClient, RequestFailed, Retryability
 from roomtone.llm.completion import Completion

@@ -15,12 +15,12 @@ from roomtone.cli.commands.sinks import open_for_reading
 from roomtone.cli.commands.status import breakdown
 from roomtone.cli.config_option import config_option, load
 from roomtone.cli.exit_codes import CommandFailure, check_names
-from roomtone.cli.output import count_of, say, say_json
+from roomtone.cli.output import say, say_json
 from roomtone.cli.unit import continue_as_service
 from roomtone.journal.coverage import State, Summary, draw, summarize
 from roomtone.journal.database import Database
 from roomtone.journal.records import CoverageSpan
-from roomtone.legible import legible
+from roomtone.legible import count_of, legible
 
 TIMELINE_COLUMNS = 72
 """Characters of the timeline."""

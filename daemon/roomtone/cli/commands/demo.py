@@ -21,10 +21,11 @@ from roomtone.cli.commands.sinks import open_for_reading
 from roomtone.cli.demo_receiver import Receiver, open_receiver
 from roomtone.cli.display import Screen, open_display
 from roomtone.cli.exit_codes import CommandFailure, Exit
-from roomtone.cli.output import count_of, say
+from roomtone.cli.output import say
 from roomtone.cli.recording_summary import RecordingCoverage, Tally, coverage_of
 from roomtone.config import loader
 from roomtone.delivery.plugins import load_plugins
+from roomtone.legible import count_of
 from roomtone.monitoring import logs
 from roomtone.protocol import parameters
 

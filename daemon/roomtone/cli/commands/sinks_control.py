@@ -18,7 +18,7 @@ import click
 from roomtone import paths
 from roomtone.cli.config_option import config_option, find, load
 from roomtone.cli.exit_codes import CommandFailure, check_names
-from roomtone.cli.output import count_of, say
+from roomtone.cli.output import say
 from roomtone.cli.unit import continue_as_service
 from roomtone.config import loader, toml_file
 from roomtone.delivery.controls import Pause, Retry, cancel, controls_of, mark_of, prefix
@@ -26,6 +26,7 @@ from roomtone.delivery.plugins import load_plugins
 from roomtone.journal.database import Database
 from roomtone.journal.records import Mark
 from roomtone.journal.schema import SCHEMA, JournalError
+from roomtone.legible import count_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -13,11 +13,11 @@ import trio
 from roomtone.budget.ledger import Spent
 from roomtone.cli.config_option import config_option
 from roomtone.cli.daemon_client import find_daemon
-from roomtone.cli.output import count_of, say, say_json
+from roomtone.cli.output import say, say_json
 from roomtone.control.client import open_client
 from roomtone.control.protocol import Status
 from roomtone.delivery.health import SinkStatus
-from roomtone.legible import legible
+from roomtone.legible import count_of, legible
 from roomtone.monitoring.report import CostReport, Report, RoomReport
 
 WATCH_INTERVAL_S = 1.0

@@ -13,11 +13,12 @@ from roomtone import events
 from roomtone.cli.config_option import config_option
 from roomtone.cli.daemon_client import check_room, find_daemon
 from roomtone.cli.display import Display, open_display
-from roomtone.cli.output import count_of, say, say_document
+from roomtone.cli.output import say, say_document
 from roomtone.control.client import open_client
 from roomtone.control.protocol import Dropped, Tail
 from roomtone.control.unix_socket import ControlError
 from roomtone.events import Interim, Level
+from roomtone.legible import count_of
 
 _decoder: msgspec.json.Decoder[Interim | Level | Dropped] = msgspec.json.Decoder(Interim | Level | Dropped)
 
