@@ -109,7 +109,7 @@ async def test_nothing_since_then(tmp_path: Path) -> None:
         (["--since", "9999999999d"], "neither a time like 2026-11-22T14:00 nor a duration like 2h", 2),
         (["--since", "0001-01-01T00:00+23:00"], "neither a time like 2026-11-22T14:00 nor a duration like 2h", 2),
         (["--since", "yesterday"], "neither a time like 2026-11-22T14:00 nor a duration like 2h", 2),
-        (["--room", "kitchen"], 'unknown recorded room "kitchen"; known are desk', 2),
+        (["--room", "kitchen"], 'unknown recorded room "kitchen"; known are "desk"', 2),
     ],
 )
 async def test_what_cannot_be_answered(tmp_path: Path, arguments: list[str], says: str, code: int) -> None:

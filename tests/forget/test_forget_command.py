@@ -107,7 +107,7 @@ def test_nothing_was_ever_recorded(tmp_path: Path) -> None:
     before = everything(tmp_path)
     done = forget(tmp_path, "--last", "10m", "--yes")
     assert (done.returncode, done.stdout) == (Exit.FAILED, "")
-    assert f"nothing was ever recorded in {tmp_path}/state, the state of {tmp_path}/roomtone.toml" in done.stderr
+    assert f"there are no recordings in {tmp_path}/state, the state of {tmp_path}/roomtone.toml" in done.stderr
     assert "a stopped service has a state folder of its own" in done.stderr
     assert everything(tmp_path) == before
 
