@@ -84,8 +84,8 @@ LONGEST = (
     "monitoring/test_healthcheck",
     "cli/test_tutorial",
 )
-"""Modules that take more than about 6 s of CPU. They begin first, else one worker runs one of them alone at the end. They
-are marked `slow`, and `make check` leaves them out: the rest takes about 110 s of CPU, children included.
+"""Modules that take more than about 6 s of CPU. They begin first, else one worker runs one of them alone at the end.
+They are marked `slow`, and `make check` leaves them out: the rest takes about 110 s of CPU, children included.
 """
 
 

@@ -58,7 +58,7 @@ CALLS = [
     Call("state", "sinks forget gone", 2),  # not in the journal
     Call("state", "transcribe --from 1h"),
     Call("state", "analyze --prompt summary --from 1s", 1),  # without turns in the journal
-    Call("state", "forget --last 1s --yes"),
+    Call("state", "forget --last 1h --yes"),
     Call("how", "status"),
     Call("how", "health"),
     Call("daemon", "mute"),
@@ -78,7 +78,7 @@ STOPPED = {
     "sinks pause log",
     "sinks resume log",
     "sinks test log",
-    "forget --last 1s --yes",
+    "forget --last 1h --yes",
 }
 """Commands that need the state of a stopped service in different ways: read it, write it, open its sinks, lock it."""
 OF_A_SESSION = ONE_OF_EACH | {"sinks", "sinks pause log", "sinks test log", "transcribe --from 1h"}
