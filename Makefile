@@ -1,4 +1,4 @@
-# Every target does its own set-up. As root, missing system packages are installed; otherwise the one command is printed.
+# Every target does its own setup. Root gets missing system packages installed; other users get the command to do so.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,27 +14,27 @@ TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox syste
 .PHONY: help soak demo run test check suite crash lint audit format bench requirements clean
 
 help:
-	@echo "make demo     play a recorded conversation through the whole recorder and watch it"
-	@echo "make test     linting, types and every test: what CI runs"
+	@echo "make demo     play a recorded conversation through the whole recorder"
+	@echo "make test     linting, types and all tests, as in CI"
 	@echo "make check    linting, types and the fast tests, in two minutes"
 	@echo "make crash    kill the daemon two hundred times, and at every step of its journal"
-	@echo "make suite    the tests alone"
+	@echo "make suite    all tests"
 	@echo "make lint     linting and types only"
-	@echo "make audit    ask whether the installed packages have known vulnerabilities"
+	@echo "make audit    search the installed packages for known vulnerabilities"
 	@echo "make format   format the code"
-	@echo "make soak     a simulated day of audio, instead of two hours"
-	@echo "make bench    measure, and judge nothing"
-	@echo "make requirements   take the newest releases of what it depends on, to test with and to install"
-	@echo "make clean    remove what these targets made"
+	@echo "make soak     record a simulated day of audio, instead of two hours"
+	@echo "make bench    run the benchmarks"
+	@echo "make requirements   pin the newest releases of the dependencies"
+	@echo "make clean    remove the files that these targets made"
 
 demo: $(VENV)/run
 	$(BIN)/roomtone demo
 
-# Linting beside the tests: it has one core for a minute, which they leave it. What fails fails both ways.
+# Linting runs beside the tests, for a minute. Failures of both are reported.
 test: $(VENV)/dev packages
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint suite
 
-# For people at work: what takes long is left out. A test that needs a Debian package that is missing says so.
+# For daily work, without slow tests. A test that needs a missing Debian package names it.
 check: $(VENV)/dev
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint suite TESTS='-m "not slow" --timeout=60 --quiet $(TESTS)'
 
@@ -68,8 +68,8 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# What the tests ran with, by hash: a fresh clone of next year installs what this one does. pip takes no hashes in
-# constraints beside a folder to install, so the packages come first and the project, which has no hash, by itself.
+# The releases that the tests ran with, by hash, so that a clone installs the same next year. pip does not accept hashes
+# in constraints beside a folder, so the packages come first; the project, which has no hash, is installed separately.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PROJECT := --no-deps --no-build-isolation --editable .
 
@@ -83,7 +83,8 @@ $(VENV)/dev: pyproject.toml $(LOCKS)/dev.txt | $(VENV)/bin/python
 	$(PIP) $(PROJECT)
 	@touch $@ $(VENV)/run
 
-# For Python 3.11 and later on every platform, without the address of a registry. uv, for pip cannot resolve for others.
+# For Python 3.11 and later on every platform, without the address of a registry. pip cannot resolve for other platforms,
+# so uv does.
 requirements: | $(VENV)/bin/python
 	$(PIP) --upgrade uv
 	echo hatchling | $(LOCK) pyproject.toml - --extra local --extra gate --extra metrics --output-file $(LOCKS)/run.txt

@@ -1,8 +1,8 @@
-"""Ask whether the installed packages have known vulnerabilities. Exit code 1: one has; 0: none has, or nobody can say.
+"""Search the installed packages for known vulnerabilities. Exit code 1: found; 0: not found, or no data available.
 
-pip-audit alone answers "no known vulnerabilities" where the service that it asks knows none of the packages: behind a
-mirror, which has no such data. So it is first asked about a release that is known to be vulnerable; where it does not
-say so, nothing that it says of the others counts. What is not audited is said aloud, and fails nothing.
+Behind a mirror without such data, pip-audit reports "no known vulnerabilities" for every package. So it is first asked
+about a release that is known to be vulnerable; if it does not report that one, its other answers do not count. Packages
+that are not audited are printed, and are not a failure.
 """
 
 import json
@@ -14,14 +14,14 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-KNOWN = "jinja2==2.4.1"
+VULNERABLE = "jinja2==2.4.1"
 """Vulnerable since 2014 (CVE-2014-1402)."""
-PATIENCE = 180
-"""Seconds that installing pip-audit may take, and each of its runs."""
+TIMEOUT_S = 180
+"""Seconds for installing pip-audit, and for each of its runs."""
 
 
-class NotAudited(Exception):  # noqa: N818 - it says what is true, and is no error of the packages
-    """Why nobody can say."""
+class NotAudited(Exception):  # noqa: N818 - not an error of the packages
+    """The reason why an audit was not possible."""
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def install() -> str:
-    """pip-audit, in an environment of its own: it has thirty packages, which are none of ours."""
+    """Install pip-audit in an environment of its own: its thirty packages are not ours. Returns its path."""
     own = Path(sys.prefix) / "audit"
     call(sys.executable, "-m", "venv", str(own))
     call(str(own / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", "pip-audit")
@@ -41,19 +41,19 @@ def install() -> str:
 
 
 def audit(program: str) -> list[dict[str, Any]]:
-    """What pip-audit knows of each package that is installed, if it knows anything of any."""
+    """The report of pip-audit on each installed package. Raises NotAudited where it has no data."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write(KNOWN)
+        file.write(VULNERABLE)
         file.flush()
         known = ask(program, "--no-deps", "--disable-pip", "--requirement", file.name)
     if not any(package.get("vulns") for package in known):
-        raise NotAudited(f"pip-audit knows nothing of {KNOWN}, so it has no data here")
+        raise NotAudited(f"pip-audit knows nothing of {VULNERABLE}, so it has no data here")
     return ask(program, "--path", sysconfig.get_path("purelib"))
 
 
-def ask(program: str, *what: str) -> list[dict[str, Any]]:
-    """What pip-audit knows of each package."""
-    output = call(program, "--format", "json", "--progress-spinner", "off", "--timeout", "5", *what, codes=(0, 1))
+def ask(program: str, *options: str) -> list[dict[str, Any]]:
+    """The packages of one report of pip-audit."""
+    output = call(program, "--format", "json", "--progress-spinner", "off", "--timeout", "5", *options, codes=(0, 1))
     try:
         packages: list[dict[str, Any]] = json.loads(output)["dependencies"]
     except ValueError as error:
@@ -62,11 +62,11 @@ def ask(program: str, *what: str) -> list[dict[str, Any]]:
 
 
 def call(*command: str, codes: Container[int] = (0,)) -> str:
-    """What the program prints."""
+    """The output of a program. Raises NotAudited where it fails."""
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        raise NotAudited(f"{Path(command[0]).name} took longer than {PATIENCE} s") from error
+        raise NotAudited(f"{Path(command[0]).name} took longer than {TIMEOUT_S} s") from error
     if done.returncode not in codes or (done.returncode and not done.stdout):
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise NotAudited(f"{Path(command[0]).name} has failed: {last}")
@@ -74,7 +74,7 @@ def call(*command: str, codes: Container[int] = (0,)) -> str:
 
 
 def judge(packages: list[dict[str, Any]]) -> int:
-    """Say what was found, and what nobody knows about."""
+    """Print vulnerable and unaudited packages. Returns the exit code."""
     skipped = [package for package in packages if "skip_reason" in package]
     found = [package for package in packages if package.get("vulns")]
     for package in found:

@@ -1,4 +1,4 @@
-"""What all tests share: the figures that some of them print stand at the end of a run, whatever runs them."""
+"""Shared by all tests: the order of modules, and figures that are printed at the end of a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TypeAlias
 import pytest
 from hypothesis import settings
 
-settings.register_profile("shared", deadline=None)  # how long an example takes says how busy the machine is
+settings.register_profile("shared", deadline=None)  # the duration of an example depends on the load of the machine
 settings.load_profile("shared")
 
 Report: TypeAlias = Callable[[str], None]
@@ -69,9 +69,23 @@ LONGEST = (
     "speech/test_gate",
     "test_descriptors",
     "llm/test_analyst",
+    "cli/test_output",
+    "retention/test_cleanup",
+    "forget/test_forget_command",
+    "test_network",
+    "speech/test_dying_sessions",
+    "test_discretion",
+    "plugins/test_webhook",
+    "forget/test_open_databases",
+    "plugins/test_markup",
+    "delivery/test_controls",
+    "test_trust",
+    "test_secrecy",
+    "monitoring/test_healthcheck",
+    "cli/test_tutorial",
 )
-"""Modules that take long. They begin first, else one worker has one of them to itself while the others have ended; and
-they are marked `slow`, for `make check` leaves them out: a test there that takes a minute fails, and belongs here.
+"""Modules that take more than about 6 s of CPU. They begin first, else one worker runs one of them alone at the end.
+They are marked `slow`, and `make check` leaves them out: the rest takes about 110 s of CPU, children included.
 """
 
 

@@ -29,6 +29,11 @@ def legible_json(document: str) -> str:
     return _UNFIT_IN_LINES.sub(_written_in_json, document)
 
 
+def count_of(count: int, noun: str) -> str:
+    """A count with its noun: `1 event`, `2 events`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def describe_traceback(error: BaseException) -> str:
     """The traceback of an error with the classes of it and its causes, without their texts.
 

@@ -101,7 +101,7 @@ async def test_since(tmp_path: Path, since: str) -> None:
 async def test_nothing_since_then(tmp_path: Path) -> None:
     """A time after the last sample is no error; a duration counts back from now."""
     await journal(tmp_path, *WHOLE)
-    assert "nothing was recorded since then" in invoke(tmp_path, "--since", "2h").output
+    assert "nothing has been recorded since then" in invoke(tmp_path, "--since", "2h").output
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ async def test_nothing_since_then(tmp_path: Path) -> None:
         (["--since", "9999999999d"], "neither a time like 2026-11-22T14:00 nor a duration like 2h", 2),
         (["--since", "0001-01-01T00:00+23:00"], "neither a time like 2026-11-22T14:00 nor a duration like 2h", 2),
         (["--since", "yesterday"], "neither a time like 2026-11-22T14:00 nor a duration like 2h", 2),
-        (["--room", "kitchen"], "nothing was recorded of kitchen yet; rooms with recordings: desk", 1),
+        (["--room", "kitchen"], 'unknown recorded room "kitchen"; known are "desk"', 2),
     ],
 )
 async def test_what_cannot_be_answered(tmp_path: Path, arguments: list[str], says: str, code: int) -> None:
@@ -125,5 +125,5 @@ def test_before_the_first_recording(tmp_path: Path) -> None:
     """A configuration that never ran has no coverage, and the command says so."""
     (tmp_path / "roomtone.toml").write_text(CONFIG)
     result = invoke(tmp_path)
-    assert "nothing was recorded with this configuration yet" in result.output
+    assert "nothing has been recorded with this configuration yet" in result.output
     assert result.exit_code == 1

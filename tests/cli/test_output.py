@@ -29,7 +29,7 @@ from roomtone.capture.source_process import Listing
 from roomtone.cli import display as screen
 from roomtone.cli import output, print_sink
 from roomtone.cli.commands import devices
-from roomtone.cli.commands.analyze import _tell as tell_of_analysis
+from roomtone.cli.commands.analyze import _print_aside as tell_of_analysis
 from roomtone.cli.exit_codes import CommandFailure
 from roomtone.control.protocol import Done, Forgot, Refused
 from roomtone.delivery.health import SinkStatus
@@ -294,7 +294,7 @@ def test_devices_and_failures(capsys: pytest.CaptureFixture[str]) -> None:
 FAILING = """
 import sys, threading
 from roomtone.cli import output
-output.take_hooks()
+output.install_traceback_hooks()
 
 class Sad:
     def __del__(self):
@@ -352,7 +352,7 @@ def test_there_is_one_door(path: Path) -> None:
 def _is_ours(argument: str) -> bool:
     return argument in {
         "timeline",
-        "'nothing was recorded' + (' since then' if since else ' yet')",
+        "'nothing has been recorded' + (' since then' if since else ' yet')",
         "'  ' + '   '.join((f'{MARKS[state][0]} {state}' for state in shown))",
         "Padding(line, (0, 0, 0, len(begin)))",
     }

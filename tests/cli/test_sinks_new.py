@@ -110,7 +110,7 @@ def test_nothing_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "plugins" / "mine.py").write_text("precious")
     code, output = invoke("mine", "--file")
     assert (code, (tmp_path / "plugins" / "mine.py").read_text()) == (Exit.CANTCREAT, "precious")
-    assert "is there already" in output
+    assert "already exists" in output
 
 
 def test_names_are_replaced_everywhere(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_the_cost_so_far_is_shown() -> None:
     assert "cost     today 0.45 USD: sessions 0.45 for 60 min\n" in shown
     models = "language models 0.20 for 4 answers, 1 of them of unknown cost"
     assert f"         this month 1.10 of 1.00 USD: sessions 0.90 for 120 min, {models}\n" in shown
-    assert "         the budget is spent: the recognizer on this machine goes on, and" in shown
+    assert "         the budget is spent: the recognizer on this machine takes over, and" in shown
 
 
 def test_what_costs_nothing_is_not_shown() -> None:

@@ -8,7 +8,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from roomtone import cli, paths
-from roomtone.cli.commands.transcribe import never_sent
+from roomtone.cli.commands.transcribe import find_unsent
 from roomtone.events import Turn
 from roomtone.journal.journal import open_journal
 from roomtone.journal.records import CoverageSpan, Mark
@@ -45,10 +45,10 @@ def test_only_what_was_never_sent() -> None:
         cover("unsent", 90 * RATE, 150 * RATE),
     ]
 
-    assert never_sent(covers, at(10 * RATE), at(95 * RATE)) == Spans(
+    assert find_unsent(covers, at(10 * RATE), at(95 * RATE)) == Spans(
         [(10 * RATE, 20 * RATE), (30 * RATE, 60 * RATE), (90 * RATE, 95 * RATE)]
     )
-    assert never_sent(covers, BEGAN + timedelta(hours=1.25), BEGAN + timedelta(hours=9)) == Spans(
+    assert find_unsent(covers, BEGAN + timedelta(hours=1.25), BEGAN + timedelta(hours=9)) == Spans(
         [(125 * RATE, 150 * RATE)]
     )
 
@@ -103,7 +103,7 @@ async def test_a_budget_is_kept(tmp_path: Path) -> None:
         path.write_text(given + budget)
         result = await trio.to_thread.run_sync(invoke, tmp_path, *times)
         assert result.exit_code == 1
-        assert "the budget is spent: what is left is transcribed" in result.output
+        assert "the budget is spent; the daemon, or this command, transcribes the rest" in result.output
         assert sum(session.open_seconds for session in service.sessions) < 4
         first = len(service.sessions)
         again = await trio.to_thread.run_sync(invoke, tmp_path, *times)
@@ -125,7 +125,7 @@ async def test_with_a_daemon(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "state" / "journal.sqlite") as journal:
         wishes = await journal.marks("room/desk/wish/")
 
-    assert result.output.splitlines()[-1] == "the daemon transcribes it"
+    assert result.output.splitlines()[-1] == "the running daemon transcribes it"
     assert list(wishes.values()) == [[0, LENGTH]]
 
 
@@ -138,5 +138,5 @@ async def test_what_is_gone_is_said(tmp_path: Path) -> None:
 
     assert (result.exit_code, result.output) == (
         0,
-        f"desk: 0 s to transcribe; {LENGTH / RATE:.0f} s are in the spool no more\n",
+        f"desk: 0 s to transcribe; {LENGTH / RATE:.0f} s are no longer in the spool\n",
     )

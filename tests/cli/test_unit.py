@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from roomtone.cli.config_option import INSIDE
-from roomtone.cli.systemd_install import compose_unit, shipped
+from roomtone.cli.systemd_install import compose_unit, read_shipped_file
 from roomtone.cli.unit import Unit, command_line, explain, parse
 
 TEXT = """\
@@ -83,7 +83,7 @@ def test_a_command_is_what_the_service_is() -> None:
     what a terminal needs, and its words as they are.
     """
     for template, user in (("roomtone.service", False), ("user/roomtone.service", True)):
-        text = compose_unit(shipped(template), Path("/opt/roomtone"), Path("/etc/c.toml"))
+        text = compose_unit(read_shipped_file(template), Path("/opt/roomtone"), Path("/etc/c.toml"))
         argv = command_line(
             unit(text, user=user),
             "c.service",
@@ -127,6 +127,6 @@ def test_how_a_service_has_ended_is_explained() -> None:
     )
     assert explain(failed | {"ExecMainStatus": "5"}) == "has failed (exit code 5)"
     again = failed | {"ActiveState": "activating", "SubState": "auto-restart", "ExecMainStatus": "243"}
-    assert str(explain(again)).startswith("ends again and again (exit code 243: a credential that the unit names")
+    assert str(explain(again)).startswith("keeps failing (exit code 243: a credential that the unit names")
     killed = failed | {"Result": "oom-kill", "ExecMainCode": "2", "ExecMainStatus": "9"}
     assert explain(killed) == "has failed (oom-kill)"

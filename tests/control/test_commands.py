@@ -337,7 +337,7 @@ def test_rotating_begins_a_file_without_losing_a_sample(folder: Path) -> None:
         daemon.wait_for(lambda: recording(folder, "desk"))
         for _ in range(2):
             assert "a new recording has begun" in ask(folder, "rotate", "desk")
-        assert "there is no room 'attic'; the rooms are desk" in ask(folder, "rotate", "attic", code=69)
+        assert 'unknown room "attic"; known are "desk"' in ask(folder, "rotate", "attic", code=2)
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log
 

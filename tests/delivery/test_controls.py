@@ -283,7 +283,7 @@ def test_commands_and_a_daemon(tmp_path: Path) -> None:
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log
     count = len(ids(tmp_path, "plain"))
-    assert "gets event 1 and all after it again" in roomtone(tmp_path, "replay", "plain", "--from", "1").stdout
+    assert "gets event 1 and all later events again" in roomtone(tmp_path, "replay", "plain", "--from", "1").stdout
     with run(tmp_path, config) as daemon:
         daemon.wait_for(lambda: ids(tmp_path, "plain")[count : count + 3] == [1, 2, 3])
         daemon.signal(signal.SIGTERM)
@@ -314,7 +314,7 @@ def test_a_drop_in_that_no_longer_loads_keeps_its_place(tmp_path: Path) -> None:
         assert "sink plain gets nothing" in said.output
         assert "plain.py:3" in said.output
         daemon.wait_for(lambda: standing(tmp_path, "plain")["status"] == "load error")
-        assert "take it out" in roomtone(tmp_path, "forget", "plain").output
+        assert "is still configured" in roomtone(tmp_path, "forget", "plain").output
         daemon.signal(signal.SIGTERM)
         assert daemon.finish() == 0, daemon.log
     with run(tmp_path, config) as daemon:
@@ -346,22 +346,22 @@ async def _fill(folder: Path) -> None:
 def test_commands_alone(tmp_path: Path) -> None:
     """Each command says what it has done, or what is wrong and what to do; nothing is a traceback."""
     (tmp_path / "roomtone.toml").write_text(prepare(tmp_path))
-    assert "no sink has run" in roomtone(tmp_path, "pause", "log").output
+    assert "the journal does not exist yet" in roomtone(tmp_path, "pause", "log").output
     trio.run(_fill, tmp_path)
     said = {
         ("pause", "log"): "log is paused",
-        ("resume", "log"): "log goes on after event 5",
-        ("replay", "log", "--refused"): "log gets 1 event again",
-        ("replay", "log", "--from", "9"): "still to come",
-        ("replay", "log", "--from", "2020-01-01"): "log gets event 1 and all after it again",
+        ("resume", "log"): "log resumes after event 5",
+        ("replay", "log", "--refused"): "log gets 1 refused event again",
+        ("replay", "log", "--from", "9"): "has not reached event",
+        ("replay", "log", "--from", "2020-01-01"): "log gets event 1 and all later events again",
         ("replay", "log"): "--from TIME, --from SEQ, or --refused",
-        ("replay", "log", "--from", "9" * 30): "still to come",
-        ("replay", "log", "--from", "0001-01-01T00:00Z"): "log gets event 1 and all after it again",
-        ("replay", "log", "--from", "0001-01-01T00:00+23:00"): "no event's number and no time",
-        ("replay", "log", "--from", "yesterday"): "no event's number and no time",
+        ("replay", "log", "--from", "9" * 30): "has not reached event",
+        ("replay", "log", "--from", "0001-01-01T00:00Z"): "log gets event 1 and all later events again",
+        ("replay", "log", "--from", "0001-01-01T00:00+23:00"): "neither the number of an event nor a time",
+        ("replay", "log", "--from", "yesterday"): "neither the number of an event nor a time",
         ("pause", "logs"): 'unknown sink "logs", did you mean "log"?',
         ("pause", "plain"): "has not run yet",
-        ("forget", "log"): "[sinks.log] is there; take it out",
+        ("forget", "log"): "[sinks.log] is still configured",
         ("forget", "gone"): "gone is forgotten",
     }
     assert standing(tmp_path, "gone")["status"] == "removed"

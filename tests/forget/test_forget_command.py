@@ -107,8 +107,8 @@ def test_nothing_was_ever_recorded(tmp_path: Path) -> None:
     before = everything(tmp_path)
     done = forget(tmp_path, "--last", "10m", "--yes")
     assert (done.returncode, done.stdout) == (Exit.FAILED, "")
-    assert f"nothing was ever recorded in {tmp_path}/state, the state of {tmp_path}/roomtone.toml" in done.stderr
-    assert "a service that is stopped has a state of its own" in done.stderr
+    assert f"there are no recordings in {tmp_path}/state, the state of {tmp_path}/roomtone.toml" in done.stderr
+    assert "a stopped service has a state folder of its own" in done.stderr
     assert everything(tmp_path) == before
 
 
@@ -180,7 +180,7 @@ def test_it_asks_or_refuses(tmp_path: Path) -> None:
     os.close(ours)
     os.close(theirs)
     assert asked.returncode == Exit.INTERRUPTED
-    assert b"for ever?" in asked.stdout + asked.stderr
+    assert b"Permanently forget" in asked.stdout + asked.stderr
     assert files_with(tmp_path, range(SECONDS))
 
 

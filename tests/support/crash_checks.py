@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from roomtone.cli.commands.sinks import reading
+from roomtone.cli.commands.sinks import open_for_reading
 from roomtone.journal.coverage import Summary, summarize
 from roomtone.journal.database import Database
 from roomtone.spans import Spans
@@ -126,7 +126,7 @@ class Aftermath:
         return found
 
     def reading(self) -> Any:
-        return reading(self.folder / "state" / "journal.sqlite")
+        return open_for_reading(self.folder / "state" / "journal.sqlite")
 
     def transcript(self, room: str) -> list[int]:
         """The numbers of all turns, in the order of their positions."""

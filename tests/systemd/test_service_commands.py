@@ -1,5 +1,5 @@
-"""Every command of README.md beside an installed service, as each who could call it, whatever the service does: it
-finds what the service has, works as the service's user, leaves nothing behind, and says in a line what may not be.
+"""Every command of README.md beside an installed service, for each kind of caller and each state of the service. A
+command finds the service's state, runs as its user, leaves no files behind, and reports missing rights in one line.
 """
 
 import re
@@ -14,7 +14,7 @@ from support.systemd_lab import Guest
 pytestmark = pytest.mark.timeout(300)
 
 SERVICE = "roomtone"
-"""The unit whose state, keys and rights commands go by."""
+"""The unit whose state, keys and rights the commands use."""
 STATE = "/var/lib/private/roomtone"
 CONFIGURATION = "/etc/roomtone/roomtone.toml"
 TABLES = (
@@ -32,12 +32,12 @@ FORBIDDEN = "this user may not read it: use sudo"
 
 
 class Call(NamedTuple):
-    """A command line, and what it needs: nothing, the configuration, the service's state, its daemon, how it does."""
+    """A command line and its requirement: nothing, the configuration, the state, the daemon, or the status."""
 
     needs: str
     line: str
     code: int = 0
-    """The exit code where it has what it needs."""
+    """The exit code if the requirement is met."""
 
 
 CALLS = [
@@ -50,17 +50,15 @@ CALLS = [
     Call("configuration", "config"),
     Call("state", "check"),
     Call("state", "coverage"),
-    Call("state", "coverage --since 7d --json"),
     Call("state", "sinks"),
     Call("state", "sinks pause log"),
     Call("state", "sinks resume log"),
     Call("state", "sinks replay log --from 1"),
-    Call("state", "sinks replay log --refused"),
     Call("state", "sinks test log"),
-    Call("state", "sinks forget gone", 1),  # which the journal does not know
+    Call("state", "sinks forget gone", 2),  # not in the journal
     Call("state", "transcribe --from 1h"),
-    Call("state", "analyze --prompt summary --from 1s", 1),  # of which the journal has no word
-    Call("state", "forget --last 1s --yes"),
+    Call("state", "analyze --prompt summary --from 1s", 1),  # without turns in the journal
+    Call("state", "forget --last 1h --yes"),
     Call("how", "status"),
     Call("how", "health"),
     Call("daemon", "mute"),
@@ -70,25 +68,27 @@ CALLS = [
     Call("daemon", "tail", 130),  # until Ctrl-C
 ]
 OTHERS = {"run", "service install", "service status", "service uninstall"}
-"""What has tests of its own here, or in test_systemd.py."""
-IN_SHORT = {"coverage", "health", "mute"}
-"""What shows a state of the service that differs little from another one."""
-OF_A_SESSION = IN_SHORT | {
-    "config",
-    "status",
-    "unmute",
+"""Commands with tests of their own here, or in test_service.py."""
+ONE_OF_EACH = {"config", "coverage", "health", "mute"}
+"""One command for each requirement: enough where all commands of a requirement take the same way."""
+STOPPED = {
+    "check",
+    "coverage",
     "sinks",
     "sinks pause log",
+    "sinks resume log",
     "sinks test log",
-    "transcribe --from 1h",
+    "forget --last 1h --yes",
 }
-"""What shows that the service of a session is found as that of the machine is."""
+"""Commands that need the state of a stopped service in different ways: read it, write it, open its sinks, lock it."""
+OF_A_SESSION = ONE_OF_EACH | {"sinks", "sinks pause log", "sinks test log", "transcribe --from 1h"}
+"""Commands for the service of a session."""
 
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     with booted(tmp_path_factory.mktemp("guest"), {PREFIX: installed()}) as guest:
-        # The program as a layer of the guest's own, which a test may upgrade.
+        # The program as a layer of the guest's own, which a test may change.
         guest.run("mkdir", "-p", "/run/upper", "/run/work", "/tmp/mine")
         guest.run("chmod", "1777", "/tmp/mine")
         layers = f"lowerdir={PREFIX},upperdir=/run/upper,workdir=/run/work"
@@ -128,7 +128,7 @@ def test_the_table_is_complete() -> None:
 
 
 def stand(roomtone: Installed, state: str) -> None:
-    """Bring the installed service into a state; what it has recorded is there in each."""
+    """Bring the installed service into a state, with a recording."""
     roomtone.install()
     roomtone.wait(lambda: roomtone.events("recording_started"), "recording_started")
     if state == "stopped":
@@ -148,7 +148,7 @@ REASONS = {
 
 
 def expected(call: Call, who: str, state: str) -> tuple[int, str]:
-    """The exit code of a call, and what it says where it is refused. Pure."""
+    """The exit code of a call, and its message if it is refused. Pure."""
     match call.needs, who:
         case "how" | "daemon" | "configuration" | "state", "anybody":
             return 69 if call.needs in {"how", "daemon"} else 78, FORBIDDEN
@@ -157,13 +157,13 @@ def expected(call: Call, who: str, state: str) -> tuple[int, str]:
         case "daemon", "member":
             return 69, "only root and the daemon's own user may do that; use sudo"
         case "state", "member":
-            return 1, f"only its own user and root see what it has: sudo {PROGRAM} {re.escape(call.line)}"
+            return 1, f"only root may read its state: sudo {PROGRAM} {re.escape(call.line)}"
         case _:
             return call.code, ""
 
 
 def faults(calls: list[Call], who: str, state: str, account: Account | Guest) -> Iterator[str]:
-    """What is wrong with the answers to these calls, one after the other."""
+    """The wrong answers to these calls, one after the other."""
     for count, call in enumerate(calls):
         argv = [PROGRAM, *call.line.format(who=who, count=count).split()]
         if call.line == "tail":
@@ -177,26 +177,40 @@ def faults(calls: list[Call], who: str, state: str, account: Account | Guest) ->
 
 
 def strangers(guest: Guest, *folders: str) -> dict[str, str]:
-    """Files of these folders with their owners, without those of the sound server's library."""
+    """Files in these folders with their owners, without those of the sound server's library."""
     found = guest.run("find", *folders, "!", "-path", "*/pulse*", "-printf", "%p %u\n", check=False).stdout
     return dict(line.rsplit(" ", 1) for line in found.splitlines())
 
 
-def is_of(call: Call, state: str) -> bool:
-    """True for a call whose way is another one while the service is stopped."""
-    return state == "stopped" and call.needs == "state"
+CALLED = {
+    ("root", "running"): {call.line for call in CALLS},
+    ("root", "stopped"): ONE_OF_EACH | STOPPED,
+    ("root", "failed"): ONE_OF_EACH,
+    ("member", "running"): {call.line for call in CALLS},
+    ("member", "stopped"): {"health", "mute"},
+    ("member", "failed"): {"health"},
+    ("anybody", "running"): ONE_OF_EACH,
+    ("anybody", "stopped"): {"health"},
+    ("anybody", "failed"): {"health"},
+}
+"""The lines that a kind of caller tries in a state of the service."""
+
+
+def calls_of(who: str, state: str) -> list[Call]:
+    return [call for call in CALLS if call.line in CALLED[who, state]]
 
 
 @pytest.mark.parametrize("state", ["running", "stopped", "failed"])
-def test_as_root(roomtone: Installed, state: str) -> None:
-    """Root is answered of what the service has, by the service's own user: no file of root's comes into its state, and
-    none at all beside the configuration and in root's home.
+def test_the_service_of_the_machine(roomtone: Installed, accounts: Mapping[str, Account], state: str) -> None:
+    """Root's commands run as the service's user. A member of the group sees the status and the configuration; other
+    users get a line with the remedy. Files of root or of the callers appear neither in the state nor elsewhere.
     """
     guest = roomtone.guest
     stand(roomtone, state)
+    for who, account in accounts.items():
+        check_others(account, who, state)
     before = strangers(guest, "/etc/roomtone", "/root/.local", "/root/.config")
-    calls = [call for call in CALLS if state == "running" or call.line in IN_SHORT or is_of(call, state)]
-    assert list(faults(calls, "root", state, guest)) == []
+    assert list(faults(calls_of("root", state), "root", state, guest)) == []
     assert strangers(guest, "/etc/roomtone", "/root/.local", "/root/.config") == before
     owner = guest.run("stat", "--format=%u", STATE).stdout.strip()
     assert guest.run("find", STATE, "!", "-uid", owner).stdout == ""
@@ -209,21 +223,14 @@ def test_as_root(roomtone: Installed, state: str) -> None:
         assert [name for name in left if name.startswith("journal")] == ["journal.sqlite"]
 
 
-@pytest.mark.parametrize("state", ["running", "stopped", "failed"])
-@pytest.mark.parametrize("who", ["member", "anybody"])
-def test_as_others(roomtone: Installed, accounts: Mapping[str, Account], who: str, state: str) -> None:
-    """A member of the group sees how the service does and how it is configured; anybody else is told in a line what to
-    do. Neither leaves a file.
-    """
-    stand(roomtone, state)
-    calls = [call for call in CALLS if state == "running" or call.needs == "how"]
-    assert list(faults(calls, who, state, accounts[who])) == []
-    home = strangers(roomtone.guest, f"/home/{accounts[who].name}")
-    assert [path for path in home if "roomtone" in path.partition(accounts[who].name)[2]] == []
-    refused = accounts[who].run(PROGRAM, "run", check=False)
+def check_others(account: Account, who: str, state: str) -> None:
+    assert list(faults(calls_of(who, state), who, state, account)) == []
+    home = strangers(account.guest, f"/home/{account.name}")
+    assert [path for path in home if "roomtone" in path.partition(account.name)[2]] == []
+    refused = account.run(PROGRAM, "run", check=False)
     assert refused.returncode == 78
     assert len(refused.stderr.splitlines()) == 1
-    assert accounts[who].run(PROGRAM, "service", "status", check=False).returncode == (0 if state == "running" else 3)
+    assert account.run(PROGRAM, "service", "status", check=False).returncode == (0 if state == "running" else 3)
 
 
 @pytest.fixture(scope="module")
@@ -231,20 +238,18 @@ def ana(guest: Guest) -> Session:
     return Session(guest)
 
 
-@pytest.mark.parametrize("state", ["running", "stopped"])
-def test_the_service_of_a_session(roomtone: Installed, ana: Session, state: str) -> None:
-    """Its user is answered, also from a shell that knows nothing of the session."""
+def test_the_service_of_a_session(roomtone: Installed, ana: Session) -> None:
+    """Its user gets answers, also from a shell outside of the session, while it runs and while it is stopped."""
     guest = roomtone.guest
     ana.configure(TABLES)
-    ana.run(PROGRAM, "service", "install", "--user", "--key-from", "-", text="a-secret-key-of-nobody\n")
+    ana.run(PROGRAM, "service", "install", "--user", "--key-from", "-", text="a-secret-key-of-a-test\n")
     events = guest.path("/home/ana/.config/roomtone/events.jsonl")
     roomtone.wait(lambda: events.exists() and "recording_started" in events.read_text(), "recording_started")
-    if state == "stopped":
-        ana.run("systemctl", "--user", "stop", SERVICE)
     before = strangers(guest, "/home/ana/.config/roomtone")
     shell = Account(guest, "ana")
-    calls = [call for call in CALLS if call.line in (OF_A_SESSION if state == "running" else IN_SHORT | {"sinks"})]
-    found = list(faults(calls, "ana", state, shell))
+    found = [*faults([call for call in CALLS if call.line in OF_A_SESSION], "ana", "running", shell)]
+    ana.run("systemctl", "--user", "stop", SERVICE)
+    found += faults([call for call in CALLS if call.line in ONE_OF_EACH | {"sinks"}], "ana", "stopped", shell)
     check = shell.run(PROGRAM, "check", check=False).stdout
     after = strangers(guest, "/home/ana/.config/roomtone")
     owners = set(strangers(guest, "/home/ana/.local/state/roomtone").values())

@@ -176,7 +176,7 @@ def test_a_key_that_would_not_count_is_refused(roomtone: Installed, line: str) -
     refused = roomtone.install("--no-start", "--key-from", "-", text="a-secret-key-of-nobody\n", check=False)
 
     assert refused.returncode == 1
-    assert f"the service takes its key by {line}, " in refused.stderr
+    assert f"the service takes its key from {line}, " in refused.stderr
     assert not roomtone.guest.path(KEY).exists()
     assert roomtone.install("--no-start").returncode == 0
 
@@ -187,11 +187,11 @@ def test_a_key_that_would_not_count_is_refused(roomtone: Installed, line: str) -
         ("~nouser/k", "", "there is no such home folder here"),
         ("/etc/absent", "", "No such file or directory"),
         ("/etc", "", "Is a directory"),
-        ("-", "first\nsecond\n", "standard input holds no key; it must be one word"),
-        ("-", "two words", "standard input holds no key"),
-        ("-", "", "standard input holds no key"),
-        ("-", "schlüssel", "standard input holds no key"),
-        ("/dev/zero", "", "/dev/zero holds no key"),
+        ("-", "first\nsecond\n", "standard input does not hold a key; it must be a single word"),
+        ("-", "two words", "standard input does not hold a key"),
+        ("-", "", "standard input does not hold a key"),
+        ("-", "schlüssel", "standard input does not hold a key"),
+        ("/dev/zero", "", "/dev/zero does not hold a key"),
     ],
 )
 def test_what_is_no_key_is_refused(roomtone: Installed, key_from: str, text: str, told: str) -> None:
@@ -251,9 +251,9 @@ def test_a_unit_that_cannot_be_prepared_is_explained(roomtone: Installed) -> Non
     status = guest.run(PROGRAM, "service", "status", check=False)
     coverage = guest.run(PROGRAM, "coverage", check=False)
 
-    assert "roomtone.service ends again and again (exit code 226: a folder that the unit names" in status.stdout
+    assert "roomtone.service keeps failing (exit code 226: a folder that the unit names" in status.stdout
     assert coverage.returncode == 1
-    assert "this cannot be run as roomtone.service is: a folder that the unit names" in coverage.stderr
+    assert "the command cannot run as roomtone.service: a folder that the unit names" in coverage.stderr
 
 
 def test_packages_that_are_missing_stop_no_recording(roomtone: Installed) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from roomtone.cli.systemd_install import MARK, compose_unit, invisible, shipped
+from roomtone.cli.systemd_install import UNIT_HEADER, compose_unit, find_invisible, read_shipped_file
 from roomtone.config.model import ServiceConfig
 from roomtone.daemon import LEAVING_TIMEOUT_S
 from roomtone.sinks import Sink
@@ -20,7 +20,7 @@ def unit(name: str) -> configparser.SectionProxy:
     """The [Service] section; of a key that stands twice, the last value."""
     parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way to keep the case of keys
-    parser.read_string(shipped(name))
+    parser.read_string(read_shipped_file(name))
     assert parser["Unit"]["StartLimitIntervalSec"] == "0"
     return parser["Service"]
 
@@ -74,7 +74,7 @@ def test_the_program_is_what_is_installed(name: str) -> None:
 
 def test_only_tcp_may_listen() -> None:
     """Of what the service may bind, UDP and all else is nothing that it needs."""
-    lines = [line for line in shipped("roomtone.service").splitlines() if line.startswith("SocketBind")]
+    lines = [line for line in read_shipped_file("roomtone.service").splitlines() if line.startswith("SocketBind")]
 
     assert lines == ["SocketBindDeny=any", "SocketBindAllow=ipv4:tcp", "SocketBindAllow=ipv6:tcp"]
 
@@ -92,16 +92,16 @@ def test_the_user_unit_protects_what_a_user_can() -> None:
 
 def test_the_unit_names_the_program_where_it_is() -> None:
     """Only the command line is changed, with what systemd would expand taken literally; the rest is as shipped."""
-    text = compose_unit(shipped("roomtone.service"), Path("/opt/my 100%/roomtone"), Path("/srv/$x.toml"))
+    text = compose_unit(read_shipped_file("roomtone.service"), Path("/opt/my 100%/roomtone"), Path("/srv/$x.toml"))
 
-    assert text.startswith(MARK)
+    assert text.startswith(UNIT_HEADER)
     assert '\nExecStart="/opt/my 100%%/roomtone" run --config /srv/$$x.toml\n' in text
     mine = [line for line in text.splitlines() if "=" in line and not line.startswith(("#", "ExecStart"))]
-    theirs = [line for line in shipped("roomtone.service").splitlines() if "=" in line]
+    theirs = [line for line in read_shipped_file("roomtone.service").splitlines() if "=" in line]
     assert mine == [line for line in theirs if not line.startswith(("#", "ExecStart"))]
 
 
 def test_what_the_service_could_not_see_is_named() -> None:
     """Folders that the unit hides, and folders closed to others, are told with the reason; an open place is fine."""
-    assert invisible([Path("/usr/bin/env")]) == []
-    assert invisible([Path("/home/ana/venv")]) == ["/home/ana/venv: ProtectHome= hides it from the service"]
+    assert find_invisible([Path("/usr/bin/env")]) == []
+    assert find_invisible([Path("/home/ana/venv")]) == ["/home/ana/venv: ProtectHome= hides it from the service"]

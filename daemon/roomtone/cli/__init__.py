@@ -1,4 +1,4 @@
-"""The `roomtone` command. Each command is a module of its own, imported when it is asked for."""
+"""The `roomtone` command. Each subcommand is a module of its own, imported only when it is called."""
 
 import sys
 from contextlib import suppress
@@ -35,7 +35,7 @@ COMMANDS = (
 
 
 class CommandGroup(click.Group):
-    """The commands in the order in which a person needs them, each `command` of its module in this package."""
+    """The commands in the order in which a new user needs them; each is `command` of its module in `commands/`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -55,9 +55,9 @@ class CommandGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        from roomtone.cli.exit_codes import contained  # noqa: PLC0415 - late, for `--version` wants none of it
+        from roomtone.cli.exit_codes import contain_known_errors  # noqa: PLC0415 - late: `--version` does not need it
 
-        with contained():
+        with contain_known_errors():
             return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -72,7 +72,7 @@ class CommandGroup(click.Group):
 )
 @click.version_option(package_name="roomtone", prog_name="roomtone")
 def group() -> None:
-    """An always-on recorder for rooms and desks: every sample accounted for, every event delivered."""
+    """An always-on recorder for rooms and desks. Every sample is accounted for, and every event is delivered."""
 
 
 def main() -> NoReturn:
@@ -87,21 +87,21 @@ def main() -> NoReturn:
 
 def _run() -> Any:
     _import_structlog_without_rich()
-    from roomtone.cli.output import take_hooks  # noqa: PLC0415 - late, as above
+    from roomtone.cli.output import install_traceback_hooks  # noqa: PLC0415 - late, as above
     from roomtone.legible import legible  # noqa: PLC0415 - late, as above
     from roomtone.monitoring import logs  # noqa: PLC0415 - after the line above, which makes the import of structlog lean
 
     logs.configure("warning", sys.stderr)
-    take_hooks()
+    install_traceback_hooks()
     try:
         return group.main(prog_name="roomtone", standalone_mode=False)
     except click.ClickException as error:
-        text = legible(error.message, lines=True)  # it quotes what was given
-        error.message = text  # type: ignore[misc]  # final for those who derive from it
-        with suppress(OSError):  # nobody reads what went wrong; the code still says so
+        text = legible(error.message, lines=True)  # it quotes the command line
+        error.message = text  # type: ignore[misc]  # final for subclasses
+        with suppress(OSError):  # standard error is closed; the exit code remains
             error.show()
         return error.exit_code
-    except OSError as error:  # of what `--help` prints: a command's own are contained
+    except OSError as error:  # from printing `--help`; those of commands are contained
         with suppress(OSError):
             click.echo(f"roomtone: {error}", err=True)
         return 1
@@ -112,10 +112,10 @@ def _run() -> Any:
 
 
 def _import_structlog_without_rich() -> None:
-    """It imports rich wherever that is installed, for tracebacks that are not used here: 6 MB for years."""
+    """Import structlog without rich, which it would load for tracebacks that are not used here: 6 MB of memory."""
     if "rich" in sys.modules:
         return
-    sys.modules["rich"] = None  # type: ignore[assignment]  # importing what is None raises ImportError
+    sys.modules["rich"] = None  # type: ignore[assignment]  # importing a module that is None raises ImportError
     try:
         import_module("structlog")
     finally:

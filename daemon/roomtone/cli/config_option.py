@@ -1,4 +1,4 @@
-"""The configuration that a command is about: found, read and checked, with the plugins that it names."""
+"""The `--config` option, and finding and loading the configuration and its plugins."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from roomtone import paths
-from roomtone.config import loader
-from roomtone.config import toml_file as document
+from roomtone.config import loader, toml_file
 from roomtone.config.model import Config
 from roomtone.config.toml_file import ConfigError
 from roomtone.delivery.plugins import Plugins, load_plugins
@@ -17,12 +16,12 @@ from roomtone.delivery.plugins import Plugins, load_plugins
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 INSIDE = "ROOMTONE_INSIDE"
-"""Set in a command that goes on as the service (`cli/unit.py`): the configuration, whatever its options say."""
+"""Set where a command runs as the service (`cli/unit.py`): the path of the configuration. Overrides `--config`."""
 
-NOTHING_YET = """\
-there is no configuration yet; looked for {places}
+NO_CONFIGURATION = """\
+no configuration was found; looked for {places}
 `roomtone init` asks a few questions and writes one
-`roomtone demo` shows everything at work in half a minute, without one and without an account"""
+`roomtone demo` shows everything at work in half a minute, without a configuration or an account"""
 
 
 class Loaded(NamedTuple):
@@ -33,7 +32,7 @@ class Loaded(NamedTuple):
 
 
 def config_option(command: Command) -> Command:
-    """`--config FILE`, the same for every command."""
+    """Add `--config FILE`, the same for every command."""
     return click.option(
         "--config",
         "-c",
@@ -46,29 +45,32 @@ def config_option(command: Command) -> Command:
 
 
 def load(given: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
-    """Raises ConfigError with one line for each problem, or with what to do next where there is no configuration."""
+    """Find, read and validate the configuration.
+
+    Raises ConfigError with one line for each problem, or with the next step where none was found.
+    """
     path = find(given, environ)
     if path is None:
-        looked = ", ".join(map(str, paths.configurations(environ, Path.cwd())))
-        raise ConfigError(NOTHING_YET.format(places=looked))
-    tables = document.read(path)
+        places = ", ".join(map(str, paths.configurations(environ, Path.cwd())))
+        raise ConfigError(NO_CONFIGURATION.format(places=places))
+    tables = toml_file.read(path)
     plugins = load_plugins(loader.plugin_paths(tables, path))
     return Loaded(loader.decode(tables, path, plugins), plugins)
 
 
 def find(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The configuration that a command is about, or None where there is none yet.
+    """The path of the configuration for this command, or None where there is none yet.
 
-    Raises ConfigError where the caller may not see whether it is there, and for one that was only found, in this folder
-    for instance, and that others could have written: it says what is run, and in whose name.
+    Raises ConfigError where the caller lacks the rights to look for it. Also raises ConfigError for a file that was not
+    named but found, in the current folder for instance, and that other users can write: it chooses programs to run.
     """
     if inside := environ.get(INSIDE):
         return Path(inside)
     try:
         path = paths.find_configuration(given, environ, Path.cwd())
     except PermissionError as error:
-        raise ConfigError(f"{error.filename}: {document.FORBIDDEN}") from None
+        raise ConfigError(f"{error.filename}: {toml_file.FORBIDDEN}") from None
     is_named = given is not None or environ.get(paths.VARIABLE)
     if path is not None and not is_named and (fault := paths.foreign_hand(path)):
-        raise ConfigError(f"{path.absolute()}: {fault}; where it is meant all the same, name it: --config {path}")
+        raise ConfigError(f"{path.absolute()}: {fault}; to use it anyway, name it: --config {path}")
     return path

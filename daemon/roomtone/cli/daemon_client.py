@@ -1,4 +1,4 @@
-"""The daemon that a command is about: where it answers, and what it says."""
+"""Requests of commands to the running daemon."""
 
 import os
 import re
@@ -8,12 +8,13 @@ from pathlib import Path
 
 from roomtone import paths
 from roomtone.cli.config_option import find
+from roomtone.cli.exit_codes import check_names
 from roomtone.cli.output import say
-from roomtone.cli.unit import find_unit, standing
-from roomtone.config import toml_file as document
+from roomtone.cli.unit import find_unit, why_not_running
+from roomtone.config import toml_file
 from roomtone.config.toml_file import ConfigError
 from roomtone.control import client
-from roomtone.control.protocol import Done, Forgot, Request
+from roomtone.control.protocol import Done, Forgot, Request, Status
 from roomtone.control.unix_socket import ControlError
 from roomtone.monitoring.report import Report
 
@@ -21,13 +22,13 @@ from roomtone.monitoring.report import Report
 def find_daemon(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
     """The socket of the running daemon. Raises ControlError where none answers.
 
-    Of the configuration only the state folder is wanted: a file with mistakes in it, just being edited, keeps nobody
-    from muting.
+    Only the state folder is read from the configuration, so that muting works while the file is being edited and has
+    mistakes.
     """
     try:
         path = find(given, environ)
     except ConfigError as error:
-        if document.FORBIDDEN in str(error):
+        if toml_file.FORBIDDEN in str(error):
             raise ControlError(str(error)) from None
         raise
     folder = (path or Path(paths.FILE)).absolute().parent
@@ -36,17 +37,17 @@ def find_daemon(given: Path | None, environ: Mapping[str, str] = os.environ) -> 
         return client.find_socket(paths.control_sockets(state, environ))
     except ControlError:
         unit = find_unit(path, environ)
-        if unit and (why := standing(unit)):
-            raise ControlError(f"no daemon answers: {why}") from None
+        if unit and (reason := why_not_running(unit)):
+            raise ControlError(f"no daemon answers: {reason}") from None
         raise
 
 
 def _state_of(path: Path) -> str | None:
-    """`[service] state`, of a file that may be no TOML at the moment. Raises ControlError where it cannot be read."""
+    """`[service] state` of a file that may be invalid TOML at the moment. Raises ControlError if it is unreadable."""
     try:
         text = path.read_bytes().decode("utf-8-sig", "replace")
     except PermissionError:
-        raise ControlError(f"{path}: {document.FORBIDDEN}") from None
+        raise ControlError(f"{path}: {toml_file.FORBIDDEN}") from None
     except OSError as error:
         raise ControlError(f"{path}: cannot be read: {error.strerror}") from None
     try:
@@ -59,12 +60,22 @@ def _state_of(path: Path) -> str | None:
 
 
 def ask(given: Path | None, request: Request) -> Done | Forgot | Report:
-    """What the daemon answers. Raises ControlError where there is none, or it refuses."""
-    return client.ask(find_daemon(given), request)
+    """Send a request and return the answer. Raises ControlError where no daemon runs, or where it refuses."""
+    path = find_daemon(given)
+    check_room(path, getattr(request, "room", None))
+    return client.ask(path, request)
 
 
-def tell(answer: Done | Forgot | Report) -> None:
-    """Say what was done."""
+def check_room(path: Path, room: str | None) -> None:
+    """Raises CommandFailure with `Exit.USAGE` for the name of a room that the daemon does not have."""
+    if room is not None:
+        report = client.ask(path, Status())
+        assert isinstance(report, Report)  # noqa: S101 - the answer to Status
+        check_names("room", [room], [one.name for one in report.rooms])
+
+
+def print_answer(answer: Done | Forgot | Report) -> None:
+    """Print the lines of an answer that has some."""
     if isinstance(answer, Done):
         for line in answer.lines:
             say(line)

@@ -1,4 +1,4 @@
-"""A webhook receiver for the demo: takes every event, keeps nothing but the count."""
+"""A webhook receiver for the demo: it accepts every event and keeps only the count."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,30 +8,30 @@ import h11
 import trio
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
-"""Bytes of one request. Nothing but the daemon's own sink comes here; this is for whatever else is on the machine."""
+"""Bytes of one request. Only the daemon's own sink posts here; the limit is for other programs on the machine."""
 IDLE_TIMEOUT_S: Final = 60.0
-"""Seconds after which a connection that says nothing is left."""
+"""Seconds after which a silent connection is closed."""
 
 
 class Receiver:
-    """Serves on loopback. `url` is for the sink, `posts` counts what was taken."""
+    """Serves on loopback. `url` is for the sink, `posts` counts the requests."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.posts = 0
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        """One connection, one request after the other. Ends with it, whatever ends it."""
+        """Serve one connection, one request after the other, until it is closed or fails."""
         connection = h11.Connection(h11.SERVER)
         try:
             async with stream:
                 while await self._take_request(connection, stream):
                     connection.start_next_cycle()
         except (h11.ProtocolError, trio.BrokenResourceError, trio.TooSlowError):
-            return  # the client's affair: it comes again
+            return  # the client repeats the request
 
     async def _take_request(self, connection: h11.Connection, stream: trio.SocketStream) -> bool:
-        """Read a request and say yes to a POST. Returns whether another one may follow on this connection."""
+        """Read a request and accept a POST. Returns True if another request may follow on this connection."""
         method, size = b"", 0
         while True:
             event = connection.next_event()
@@ -59,7 +59,7 @@ class Receiver:
 
 @asynccontextmanager
 async def open_receiver() -> AsyncIterator[Receiver]:
-    """A receiver on a free port of 127.0.0.1, to the end of the context."""
+    """A receiver on a free port of 127.0.0.1, until the end of the context."""
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = listener.socket.getsockname()[1]

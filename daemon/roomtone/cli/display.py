@@ -1,4 +1,4 @@
-"""What a person sees of a room while it is recorded: a line for each event, live captions, and a level meter."""
+"""The terminal display of a room while it is recorded: a line for each event, live captions, and a level meter."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -25,15 +25,15 @@ from roomtone.legible import legible
 from roomtone.protocol import parameters
 from roomtone.sinks import Context, Sink, hookimpl
 
-QUIET_DB = -60.0
-"""dB below full scale where the meter begins."""
-WIDTH = 40
-NARROW = 24
-"""Columns below which a text does better from the left edge than beside its time and kind."""
+METER_FLOOR_DB = -60.0
+"""Level at the left end of the meter, in dB relative to full scale."""
+METER_COLUMNS = 40
+MIN_TEXT_COLUMNS = 24
+"""With fewer columns beside the time and kind, a text is printed from the left edge."""
 
 
 class Display(Protocol):
-    """Where events become visible."""
+    """Shows events to a user."""
 
     def show(self, event: Durable) -> None: ...
     def caption(self, event: Interim) -> None: ...
@@ -41,9 +41,9 @@ class Display(Protocol):
 
 
 class Screen(Sink, frozen=True, kw_only=True, tag="screen"):
-    """A sink whose hooks are a display in this process: the same door as every other sink's. It has no table."""
+    """A sink whose hooks draw a display in this process. It has no table in the configuration."""
 
-    display: Any  # a Display, which no table can hold
+    display: Any  # a Display; a table cannot hold one
     tally: Any  # a Tally
 
     @asynccontextmanager
@@ -52,7 +52,7 @@ class Screen(Sink, frozen=True, kw_only=True, tag="screen"):
 
 
 class DisplayHooks:
-    """Asynchronous hooks: they take microseconds, and run in the loop where the display lives."""
+    """Asynchronous hooks: they take microseconds, and run in the event loop that owns the display."""
 
     def __init__(self, display: Display, tally: Tally) -> None:
         self._display = display
@@ -73,7 +73,7 @@ class DisplayHooks:
 
 
 class LineDisplay:
-    """A line for each event and nothing that moves: for a pipe, a file, a test."""
+    """A line for each event without live text, for pipes and files."""
 
     def __init__(self, write: Callable[[str], None] = say) -> None:
         self._write = write
@@ -82,14 +82,14 @@ class LineDisplay:
         self._write(f"{_clock(event)}  {kind_of(event):17}  {describe(event)}".rstrip())
 
     def caption(self, event: Interim) -> None:
-        """Final text comes soon enough."""
+        """Only final text is printed."""
 
     def meter(self, event: Level) -> None:
-        """Not for lines."""
+        """The level is not printed."""
 
 
 class Captions:
-    """Events scroll by; below them the text that may still change, and the level."""
+    """Events scroll past; below them stand the interim text and the level."""
 
     def __init__(self, live: Any) -> None:
         self._live = live
@@ -105,7 +105,7 @@ class Captions:
         style = _STYLES.get(kind_of(event), "dim")
         begin = Text.assemble((f"{_clock(event)}  ", "dim"), (f"{kind_of(event):17}  ", style))
         room = self._live.console.width - len(begin)
-        if room < NARROW:
+        if room < MIN_TEXT_COLUMNS:
             self._live.console.print(begin + Text(legible(describe(event))))
         else:
             first, *others = Text(legible(describe(event), lines=True)).wrap(self._live.console, room) or [Text()]
@@ -125,7 +125,7 @@ class Captions:
     def _draw(self) -> None:
         from rich.text import Text  # noqa: PLC0415 - late, as all of rich
 
-        bar = bar_of(self._level) if self._level else " " * WIDTH
+        bar = bar_of(self._level) if self._level else " " * METER_COLUMNS
         shown = f" {self._level.rms:6.1f} dB  " if self._level else ""
         self._live.update(
             Text.assemble((bar, "green"), (shown, "dim"), "\n", (legible(self._caption) or " ", "italic"))
@@ -148,7 +148,7 @@ def open_display(*, terminal: bool) -> Iterator[Display]:
     if not terminal:
         yield LineDisplay()
         return
-    from rich.live import Live  # noqa: PLC0415 - late: only who looks at a terminal pays for it
+    from rich.live import Live  # noqa: PLC0415 - late: only a terminal needs it
 
     with Live(refresh_per_second=10, transient=True) as live:
         yield Captions(live)
@@ -162,7 +162,7 @@ def describe(event: Durable) -> str:  # noqa: PLR0911 - one line for each kind
         case RecordingStopped():
             return event.reason
         case SessionStarted():
-            # The recognizer of this machine is asked for the room's model too, and has its own.
+            # The local recognizer is asked for the room's model too, but always uses its own.
             is_service = event.endpoint != parameters.LOCAL
             return f"at {event.endpoint}" + (f", {event.speech_model}" if event.speech_model and is_service else "")
         case SessionEnded():
@@ -180,11 +180,12 @@ def describe(event: Durable) -> str:  # noqa: PLR0911 - one line for each kind
 
 
 def bar_of(level: Level) -> str:
-    """The level as a bar: filled to the mean, a mark at the peak."""
+    """The level as a bar: filled to the RMS value, with a mark at the peak."""
     filled, peak = (
-        round(max(0.0, min(1.0, (decibels - QUIET_DB) / -QUIET_DB)) * WIDTH) for decibels in (level.rms, level.peak)
+        round(max(0.0, min(1.0, (decibels - METER_FLOOR_DB) / -METER_FLOOR_DB)) * METER_COLUMNS)
+        for decibels in (level.rms, level.peak)
     )
-    bar = "█" * filled + "░" * (WIDTH - filled)
+    bar = "█" * filled + "░" * (METER_COLUMNS - filled)
     return bar[: peak - 1] + "▌" + bar[peak:] if peak > filled else bar
 
 

@@ -1,4 +1,4 @@
-"""Times as people type them: 90s, 30m, 2h, 1d."""
+"""Durations on the command line: 90s, 30m, 2h, 1d."""
 
 import re
 from typing import Any, Final
@@ -14,10 +14,10 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in the new
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Pure."""
+        """Fails with a usage error for text that is not a duration."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", str(value).strip().lower())
         if found is None or not float(found[1]):
-            self.fail(f"{value!r} is no time; write a number and a unit, as in 90s, 30m, 2h or 1d", param, ctx)
+            self.fail(f"{value!r} is not a duration; write a number and a unit, such as 90s, 30m, 2h or 1d", param, ctx)
         return float(found[1]) * _UNITS[found[2]]
 
 

@@ -1,6 +1,6 @@
-"""How every command writes: text of others (what was said, errors, labels, names of files) passes through here.
+"""Output of all commands. Untrusted text (speech, errors, labels, names of files) is escaped here.
 
-`tests/test_output.py` holds that no command writes in another way.
+`tests/test_output.py` enforces that commands write in no other way.
 """
 
 import sys
@@ -16,18 +16,18 @@ from roomtone.legible import describe_traceback, legible, legible_json
 
 
 def say(*lines: str, err: bool = False) -> None:
-    """Write these lines to standard output, or to standard error. A newline inside of one begins no other."""
+    """Write these lines to standard output or standard error. A newline inside a line is escaped."""
     for line in lines:
         click.echo(legible(line), err=err)
 
 
 def say_text(text: str, *, err: bool = False) -> None:
-    """Write a text that has lines of its own, such as an answer that is the whole output."""
+    """Write a text of several lines, such as an answer that is the whole output."""
     say(*text.removesuffix("\n").split("\n"), err=err)
 
 
 def say_json(value: Any) -> None:
-    """Write one line of JSON. Text that no JSON can hold, such as the name of a file that is no UTF-8, is escaped."""
+    """Write one line of JSON. Text that JSON cannot hold, such as a file name that is not UTF-8, is escaped."""
     try:
         document = msgspec.json.encode(value)
     except UnicodeEncodeError:
@@ -36,13 +36,13 @@ def say_json(value: Any) -> None:
 
 
 def say_document(document: bytes) -> None:
-    """Write one line that is JSON already."""
+    """Write one line that is already JSON."""
     click.echo(legible_json(document.decode("utf-8", "backslashreplace")))
 
 
-def take_hooks() -> None:
-    """Have Python itself write tracebacks through here: of what nobody foresaw, of threads that a plugin started, and
-    of what could not be raised anywhere. For the program's entry, once: these hooks are the process's.
+def install_traceback_hooks() -> None:
+    """Write all tracebacks through this module: of unexpected errors, of threads that a plugin started, and of
+    unraisable errors. Called once, at the program's entry: these hooks belong to the process.
     """
     sys.excepthook = show_traceback
     threading.excepthook = lambda failed: _show(failed.exc_value)
@@ -50,8 +50,8 @@ def take_hooks() -> None:
 
 
 def show_traceback(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
-    """An excepthook: all of it on a terminal, for the report; in a log without its texts, which may quote what was
-    said.
+    """An excepthook: the whole traceback on a terminal, for the bug report; in a log without the error texts, which may
+    quote speech.
     """
     _show(error)
 

@@ -1,4 +1,4 @@
-"""What `roomtone run --print` prints: sessions, what was heard, what a language model said to it, and what it took."""
+"""The output of `roomtone run --print`: sessions, turns, answers of language models, and costs."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -24,16 +24,16 @@ from roomtone.events import (
 from roomtone.sinks import Context, Sink, hookimpl
 
 NAME = "@print"
-"""No table can have this name."""
+"""A name that a table cannot have."""
 
 
 class Print(Sink, frozen=True, kw_only=True, tag="print"):
-    """A sink whose hooks print in this process: the same door as every other sink's. It has no table.
+    """A sink whose hooks print in this process. It has no table in the configuration.
 
-    Events that were committed before `since` (UTC) are an earlier run's, and not printed.
+    Events that were committed before `since` (UTC) belong to an earlier run and are not printed.
     """
 
-    write: Any  # what prints one line, which no table can hold
+    write: Any  # prints one line; a table cannot hold it
     since: datetime
     currency: str = "USD"
 
@@ -43,7 +43,7 @@ class Print(Sink, frozen=True, kw_only=True, tag="print"):
 
 
 class Printer:
-    """Prints the events of this run as they come; with several rooms each line says whose it is."""
+    """Prints the events of this run as they arrive; with several rooms, each line begins with the room."""
 
     def __init__(
         self, write: Callable[[str], None], since: datetime, currency: str, *, rooms: Mapping[str, int]
@@ -57,13 +57,13 @@ class Printer:
     async def event(self, event: Durable) -> None:
         if _committed(event) < self._since:
             return
-        whose = f"{event.room}: " if event.room and len(self._rooms) > 1 else ""
+        prefix = f"{event.room}: " if event.room and len(self._rooms) > 1 else ""
         for line in lines(event, self._currency):
-            self._write(whose + line if line else "")
+            self._write(prefix + line if line else "")
 
 
 def lines(event: Durable, currency: str) -> Iterator[str]:
-    """What is printed of an event. Pure."""
+    """The lines to print for an event. Pure."""
     match event:
         case RecordingStarted():
             yield f"Recording from {event.source}. Press Ctrl-C to stop."
@@ -82,14 +82,14 @@ def lines(event: Durable, currency: str) -> Iterator[str]:
             head = f"Analysis [{event.name}] ({event.model or 'language model'}{cost}):"
             yield from ("", head, *event.text.split("\n"))
         case SessionEnded():
-            took = f"{event.audio_seconds:g} s of audio heard, open for {event.session_seconds:g} s"
-            yield from ("", f"Session {event.session_id} is over ({event.reason}): {took}.")
+            usage = f"{event.audio_seconds:g} s of audio heard, open for {event.session_seconds:g} s"
+            yield from ("", f"Session {event.session_id} has ended ({event.reason}): {usage}.")
         case Notice():
             yield f"{event.severity.capitalize()}: {event.text}"
 
 
 def recordings(config: Config, environ: Mapping[str, str], since: datetime) -> Iterator[str]:
-    """The WAV files that were written since then, a line for each."""
+    """A line for each WAV file that was written since then."""
     for sink in config.sinks.values():
         directory = getattr(sink, "directory", None)
         if sink.__struct_config__.tag != "wav" or directory is None:
@@ -108,5 +108,5 @@ def _seconds(path: Path) -> float:
 
 
 def _committed(event: Durable) -> datetime:
-    """A UUIDv7 begins with the milliseconds of its making."""
+    """The commit time of an event: a UUIDv7 begins with its creation time in milliseconds."""
     return datetime.fromtimestamp((UUID(event.id).int >> 80) / 1000, UTC)

@@ -1,4 +1,4 @@
-"""What came of a recording: counted from its events, and from the journal's account of its samples. Pure."""
+"""Summary of a recording, counted from its events and from the journal's coverage of its samples. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from roomtone.journal.records import CoverageSpan
 
 
 class Tally:
-    """Counts the events of one room, from the start of its recording on."""
+    """Counts the events of one room from the start of its recording."""
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
@@ -21,7 +21,7 @@ class Tally:
         self.causes: list[str] = []
 
     def add(self, event: Durable) -> None:
-        """One more event."""
+        """Count one more event."""
         self.kinds[kind_of(event)] += 1
         match event:
             case RecordingStarted():
@@ -37,7 +37,7 @@ class Tally:
 
 
 class RecordingCoverage(msgspec.Struct, frozen=True):
-    """What became of the samples from `start` to `end`: how many were recorded, lost, transcribed, and silent."""
+    """Coverage of the samples from `start` to `end`: how many were recorded, lost, transcribed, and silent."""
 
     start: int
     end: int
@@ -51,17 +51,17 @@ class RecordingCoverage(msgspec.Struct, frozen=True):
         return self.end - self.start
 
     def share(self, samples: int) -> str:
-        """In percent. 100.0 means every single one."""
+        """A count in percent. Only all samples give 100.0."""
         percent = 100 * samples / self.samples if self.samples else 0.0
         return f"{percent if samples == self.samples else min(percent, 99.9):.1f} %"
 
 
 def coverage_of(covers: Iterable[CoverageSpan], start: int, end: int) -> RecordingCoverage:
-    """The account of the positions [start, end), from the journal's stretches."""
-    stretches = list(covers)
+    """The coverage of the positions [start, end), from the journal's spans."""
+    spans = list(covers)
 
     def count(*states: str) -> int:
-        return _union((max(cover.start, start), min(cover.end, end)) for cover in stretches if cover.state in states)
+        return _union((max(cover.start, start), min(cover.end, end)) for cover in spans if cover.state in states)
 
     transcribed = count("transcribed")
     return RecordingCoverage(
@@ -70,15 +70,15 @@ def coverage_of(covers: Iterable[CoverageSpan], start: int, end: int) -> Recordi
         captured=count("captured"),
         lost=count("lost"),
         transcribed=transcribed,
-        # What both a turn and a silence claim, at their edge, is the turn's.
+        # Samples that both a turn and a silence claim, at their edge, count as the turn's.
         silent=count("transcribed", "silent") - transcribed,
     )
 
 
-def _union(stretches: Iterable[tuple[int, int]]) -> int:
-    """How many positions lie in any of the stretches."""
+def _union(spans: Iterable[tuple[int, int]]) -> int:
+    """The number of positions in any of the spans."""
     total, reached = 0, 0
-    for start, end in sorted(stretch for stretch in stretches if stretch[0] < stretch[1]):
+    for start, end in sorted(span for span in spans if span[0] < span[1]):
         total += max(0, end - max(start, reached))
         reached = max(reached, end)
     return total

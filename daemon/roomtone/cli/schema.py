@@ -1,6 +1,6 @@
 """The JSON schema of the configuration, for editors: `python -m roomtone.cli.schema > config/roomtone.schema.json`.
 
-Made from the Structs, with the bundled sinks; a sink of any other kind is let through, for its keys are its plugin's.
+Generated from the Structs, with the bundled sinks. A sink of any other kind passes: only its plugin knows its keys.
 """
 
 import inspect
@@ -23,12 +23,12 @@ SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema_text() -> str:
-    """The schema of the daemon's tables and of the sinks that are installed."""
+    """The schema of the daemon's tables and of the installed sinks."""
     return json.dumps(schema(load_plugins(()).kinds), indent=2, ensure_ascii=False) + "\n"
 
 
 def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
-    """The schema of a configuration whose sinks are of these kinds, or of kinds unknown here."""
+    """The schema of a configuration with sinks of these kinds, or of kinds that are unknown here."""
     known = [kinds[kind] for kind in sorted(kinds)]
     (service, storage, budget, gateway, inquiry, room, *sinks), components = msgspec.json.schema_components(
         (ServiceConfig, Storage, Budget, GatewayConfig, AnalysisPrompt, Room, *known),
@@ -60,7 +60,7 @@ def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
 
 
 def dedented(part: Any, key: str = "") -> Any:
-    """A schema with its descriptions as Python 3.13 has them: until then a docstring has its indentation in it."""
+    """A schema whose descriptions read as in Python 3.13: earlier docstrings contain their indentation."""
     match part:
         case dict():
             return {name: dedented(value, name) for name, value in part.items()}
@@ -72,7 +72,7 @@ def dedented(part: Any, key: str = "") -> Any:
 
 
 def _named(table: dict[str, Any]) -> dict[str, Any]:
-    """Tables under names of the user's."""
+    """Tables under names that the user chooses."""
     return {
         "type": "object",
         "propertyNames": {"pattern": f"^{validation.NAME.pattern}$"},
@@ -81,7 +81,7 @@ def _named(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schema_of(kind: type) -> dict[str, Any]:
-    """Types beyond msgspec's own: a path is text."""
+    """The schema of types that msgspec does not know: a path is text."""
     return {"type": "string"}
 
 

@@ -1,6 +1,6 @@
-"""What installing the service means: which files, with which content, and whether the service could see the program.
+"""The files of an installed service and their content, and checks that the service can see the program.
 
-Nothing here changes anything; `cli/service.py` does.
+Nothing here changes the machine; `cli/commands/service.py` does.
 """
 
 import os
@@ -15,10 +15,10 @@ import msgspec
 
 UNIT = "roomtone.service"
 GROUP = "roomtone-config"
-"""Who may read the configuration of the system service, and ask how it does. Not `roomtone`: that is the name of the
-dynamic user, which systemd refuses to make beside a group of this name.
+"""Members may read the configuration of the system service, and ask for its status. Not `roomtone`: that is the name of
+the dynamic user, which systemd refuses to create beside a group of the same name.
 """
-MARK = "# Written by `roomtone service install`. Changes of yours belong into a drop-in: systemctl edit roomtone\n"
+UNIT_HEADER = "# Written by `roomtone service install`. Put your changes into a drop-in: systemctl edit roomtone\n"
 
 _HIDDEN = {
     "/home": "ProtectHome= hides it from the service",
@@ -28,14 +28,14 @@ _HIDDEN = {
     "/var/tmp": "PrivateTmp= hides it from the service",  # noqa: S108 - no file is made there
 }
 _CREDENTIAL = """\
-# The key of the speech service, readable by the service alone.
+# The key of the speech service, readable by the service only.
 [Service]
 LoadCredential=assemblyai-api-key:{key}
 """
 
 
 class Installation(msgspec.Struct, frozen=True):
-    """Where the parts of an installed service lie. `key_dropin` and `catalog` are None where none is needed."""
+    """The paths of an installed service. `key_dropin` and `catalog` are None where not needed."""
 
     user: bool
     unit: Path
@@ -46,12 +46,12 @@ class Installation(msgspec.Struct, frozen=True):
 
     @property
     def manager(self) -> tuple[str, ...]:
-        """systemctl, for the manager that runs the service."""
+        """The systemctl command for the manager that runs the service."""
         return ("systemctl", "--user") if self.user else ("systemctl",)
 
 
 def system_installation() -> Installation:
-    """For the machine: found by systemd's search paths for what an administrator adds."""
+    """A service of the machine, in systemd's search paths for files of the administrator."""
     return Installation(
         user=False,
         unit=Path("/etc/systemd/system", UNIT),
@@ -63,7 +63,7 @@ def system_installation() -> Installation:
 
 
 def user_installation(environ: Mapping[str, str]) -> Installation:
-    """For a desktop session of this user."""
+    """A service of this user's desktop session."""
     given = Path(environ.get("XDG_CONFIG_HOME", ""))
     folder = given if given.is_absolute() else Path.home() / ".config"
     return Installation(
@@ -77,12 +77,12 @@ def user_installation(environ: Mapping[str, str]) -> Installation:
 
 
 def find_program() -> Path:
-    """The `roomtone` script beside the interpreter that runs this."""
+    """The `roomtone` script beside the running interpreter."""
     return Path(sysconfig.get_path("scripts"), "roomtone")
 
 
 def program_parts() -> Iterator[Path]:
-    """Everything that the service must be able to read to run the program: script, interpreter, libraries, package."""
+    """The paths that the service must be able to read: script, interpreter, libraries, package."""
     yield find_program()
     yield Path(sys.executable)
     yield Path(sys.executable).resolve()
@@ -91,8 +91,8 @@ def program_parts() -> Iterator[Path]:
     yield Path(__file__).resolve()
 
 
-def invisible(paths: Iterable[Path]) -> list[str]:
-    """Which of these the system service cannot see, and why, a line each."""
+def find_invisible(paths: Iterable[Path]) -> list[str]:
+    """A line for each of these paths that the system service cannot see, with the reason."""
     found: dict[str, None] = {}
     for path in paths:
         if reason := _why_invisible(path):
@@ -101,7 +101,7 @@ def invisible(paths: Iterable[Path]) -> list[str]:
 
 
 def _why_invisible(path: Path) -> str | None:
-    # Both ways: a link that lies below /home cannot be followed, wherever it leads.
+    # Both paths count: a link below /home cannot be followed, wherever it leads.
     for way in (path.absolute(), path.resolve()):
         for folder, reason in _HIDDEN.items():
             if way.is_relative_to(folder):
@@ -113,31 +113,31 @@ def _why_invisible(path: Path) -> str | None:
 
 
 def _is_open(path: Path) -> bool:
-    """Whether any user may enter the folder, or read the file."""
+    """True if any user may enter the folder, or read the file."""
     mode = path.stat().st_mode
     return bool(mode & (stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH))
 
 
 def compose_unit(template: str, program: Path, configuration: Path) -> str:
-    """The unit for the program and the configuration where they really are."""
+    """The unit with the real paths of the program and the configuration."""
     lines = template.splitlines(keepends=True)
     body = lines[next(index for index, line in enumerate(lines) if line.startswith("[")) :]
     command = f"ExecStart={_quote(program)} run --config {_quote(configuration)}\n"
-    return MARK + "\n" + "".join(command if line.startswith("ExecStart=") else line for line in body)
+    return UNIT_HEADER + "\n" + "".join(command if line.startswith("ExecStart=") else line for line in body)
 
 
 def compose_key_dropin(key: Path) -> str:
-    """The drop-in that gives a user's service its key."""
-    return MARK + "\n" + _CREDENTIAL.format(key=str(key).replace("%", "%%"))
+    """The drop-in that gives the key to a user's service."""
+    return UNIT_HEADER + "\n" + _CREDENTIAL.format(key=str(key).replace("%", "%%"))
 
 
 def installed_at() -> float:
-    """When any part of the program was last installed, in Unix time: what has started before runs an older one."""
+    """The Unix time of the last installation of any package: a process that started earlier runs older code."""
     libraries = Path(sysconfig.get_path("purelib"))
     return max((found.stat().st_mtime for found in libraries.glob("*.dist-info")), default=0.0)
 
 
-def shipped(name: str) -> str:
+def read_shipped_file(name: str) -> str:
     """A file of the folder systemd/: the wheel carries it as roomtone/systemd, the repository at its root."""
     packaged = resources.files("roomtone") / "systemd" / name
     if packaged.is_file():
@@ -145,9 +145,9 @@ def shipped(name: str) -> str:
     return (Path(__file__).parents[3] / "systemd" / name).read_text("utf-8")
 
 
-def needs_group(configuration: Path, plugins: Iterable[Path], group: int) -> Iterator[tuple[Path, int]]:
-    """What does not belong to the group yet, or is open to others, and the mode that it is to have: the configuration,
-    its folder, and the drop-in files there. Nothing else that lies there is ours, and a link may lead anywhere.
+def find_files_without_group(configuration: Path, plugins: Iterable[Path], group: int) -> Iterator[tuple[Path, int]]:
+    """Files that do not belong to the group yet or are open to others, each with the mode that it needs: the
+    configuration, its folder, and the drop-in files there. Other files are not ours, and links may lead anywhere.
     """
     folder = configuration.parent
     inside = [place for place in plugins if place.is_relative_to(folder) and place != folder]
@@ -163,6 +163,6 @@ def needs_group(configuration: Path, plugins: Iterable[Path], group: int) -> Ite
 
 
 def _quote(path: Path) -> str:
-    """As systemd reads a command line: quoted, with its own specifiers and variables taken literally."""
+    """Quote for systemd's command lines, with specifiers and variables taken literally."""
     text = os.fspath(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{text}"' if " " in text or "\\" in text else text

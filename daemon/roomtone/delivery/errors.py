@@ -24,7 +24,7 @@ OUR_PACKAGES = frozenset(
 )
 """The packages of this distribution."""
 
-_OWN = str(Path(__file__).parent) + os.sep
+_OWN = str(Path(__file__).parents[1]) + os.sep
 
 MAX_TEXT_CHARS = 300
 """At most this many characters of a text are shown."""

@@ -20,6 +20,7 @@ from roomtone.forget.room import ForgetScope, Removed, clamp, forget, rooms_know
 from roomtone.forget.search import MTIME_TOLERANCE, Search, SearchRequest, ids_of, long_texts
 from roomtone.journal.schema import find_asides
 from roomtone.journal.words import program_words, telling_words, tokens
+from roomtone.legible import count_of
 from roomtone.sinks import Module, Sink
 from roomtone.spool.segment import SPOOL_FOLDER
 
@@ -232,7 +233,8 @@ def _told(one: Removed | None) -> str:
     stretch = one.stretch
     begin, end = (time.astimezone() for time in (stretch.from_, stretch.until))
     seconds = (stretch.until - stretch.from_).total_seconds()
-    return f"{begin:%Y-%m-%d %H:%M:%S} to {end:%H:%M:%S} is forgotten: {seconds:.1f} s, {len(one.events)} events"
+    count = count_of(len(one.events), "event")
+    return f"{begin:%Y-%m-%d %H:%M:%S} to {end:%H:%M:%S} is forgotten: {seconds:.1f} s, {count}"
 
 
 def _still_there(name: str, one: Removed) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from roomtone.delivery.health import SinkStatus
+from roomtone.legible import count_of
 from roomtone.monitoring.report import Report, RoomReport
 
 ABSENT_AFTER_S = 60.0
@@ -31,8 +32,10 @@ def _room(room: RoomReport) -> Iterator[str]:
 
 def _sink(sink: SinkStatus) -> Iterator[str]:
     if sink.state in {"failing", "stuck", "configuration error"}:
-        yield f"sink {sink.name}: {sink.state}, {sink.behind} events behind{f': {sink.error}' if sink.error else ''}"
+        error = f": {sink.error}" if sink.error else ""
+        yield f"sink {sink.name}: {sink.state}, {count_of(sink.behind, 'event')} behind{error}"
     elif sink.state != "paused" and sink.behind > MAX_BEHIND_EVENTS:
-        yield f"sink {sink.name}: {sink.behind} events behind"
+        yield f"sink {sink.name}: {count_of(sink.behind, 'event')} behind"
     if sink.refused:
-        yield f"sink {sink.name}: refused {sink.refused} events; see `roomtone sinks replay --refused {sink.name}`"
+        refused = count_of(sink.refused, "event")
+        yield f"sink {sink.name}: refused {refused}; see `roomtone sinks replay --refused {sink.name}`"

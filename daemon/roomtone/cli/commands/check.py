@@ -1,4 +1,4 @@
-"""`roomtone check`: what would run, and whether it can."""
+"""`roomtone check`: list all that would run, and find out if it can."""
 
 import os
 import shutil
@@ -15,11 +15,11 @@ from roomtone import network, paths
 from roomtone.capture.recovery import RateChanged, refuse_other_rate
 from roomtone.capture.source_process import SourceEnded, SourceFailed, open_source
 from roomtone.capture.sources import Command, File, name_of
-from roomtone.cli.commands.sinks import reading
+from roomtone.cli.commands.sinks import open_for_reading
 from roomtone.cli.config_option import Loaded, config_option, load
 from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say, say_json
-from roomtone.cli.unit import enter
+from roomtone.cli.unit import continue_as_service
 from roomtone.config import model as configuration
 from roomtone.config.active import ActiveConfig
 from roomtone.config.model import Config, Room
@@ -38,11 +38,11 @@ from roomtone.speech.recognizer_process import RecognizerUnavailable, open_recog
 from roomtone.speech.vad import DetectorMissing, open_detector
 
 CHECK_TIMEOUT_S = 15.0
-"""Seconds until a source's first samples: a camera takes ten to answer."""
+"""Seconds until a source's first samples: a camera may need ten to answer."""
 
 
 class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing that would run: `what` it is, in words; `fault` says why it cannot, `note` what is worth knowing."""
+    """One part that would run. `what` describes it, `fault` is the reason why it cannot run, and `note` is a remark."""
 
     subject: str
     what: str
@@ -50,20 +50,20 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     note: str | None = None
 
 
-@click.command(short_help="Say what would run, and whether it can.")
+@click.command(short_help="Show what would run, and if it can.")
 @config_option
 @click.option("--sources", is_flag=True, help="Open microphones and commands too, and wait for samples.")
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object: ok, and findings [{subject, what, fault, note}]."
 )
 def command(given: Path | None, *, sources: bool, as_json: bool) -> None:
-    """Load the configuration and the plugins, open and close every sink, and say what would run.
+    """Load the configuration and the plugins, open and close every sink, and show what would run.
 
-    A source that is a file is opened too. Nothing is recorded, nothing is left behind, and nobody is told anything.
-    While the daemon runs with this state its sinks are left alone.
-    The exit code is 0 when all of it would run, 1 when something would not, 78 when the configuration is wrong.
+    Sources that are files are opened too. Nothing is recorded, no files are left behind, and nothing is sent to
+    receivers. While a daemon runs with this state, its sinks are not opened.
+    The exit code is 0 if everything would run, 1 if something would not, and 78 if the configuration is wrong.
     """
-    enter(given)
+    continue_as_service(given)
     loaded = load(given)
     findings = trio.run(partial(examine, loaded, os.environ, sources=sources))
     faults = sum(finding.fault is not None for finding in findings)
@@ -76,7 +76,7 @@ def command(given: Path | None, *, sources: bool, as_json: bool) -> None:
 
 
 async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) -> list[Finding]:
-    """Everything that would run, in the order of the configuration. Raises ConfigError for a key that is lacking."""
+    """Everything that would run, in the order of the configuration. Raises ConfigError for a missing key."""
     config, plugins = loaded
     api_key = configuration.find_key(config, environ)
     state = config.state(environ)
@@ -91,8 +91,8 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
         findings.append(Finding("recognizer", "on this machine", fault=await recognizer_fault()))
     elif config.budget.limits() and config.budget.at_cap == "local":
         fault = await recognizer_fault()
-        advice = None if fault is None else f'{fault}; or set [budget] at_cap = "record"'
-        findings.append(Finding("recognizer", "on this machine, for when the budget is spent", fault=advice))
+        fault_and_advice = None if fault is None else f'{fault}; or set [budget] at_cap = "record"'
+        findings.append(Finding("recognizer", "on this machine, for when the budget is spent", fault=fault_and_advice))
     findings += await _models(ActiveConfig(config, api_key).llm_settings())
     findings += await _state_and_sinks(config, environ, state)
     if config.service.metrics or config.service.metrics_textfile:
@@ -110,7 +110,7 @@ def _journal(config: Config, path: Path) -> list[Finding]:
         return []
     faults = []
     try:
-        with explained(path), reading(path) as database:
+        with explained(path), open_for_reading(path) as database:
             for name, rate in config.rates.items():
                 try:
                     refuse_other_rate(name, rate, database.mark(room_key(name, "rate")))
@@ -127,9 +127,9 @@ async def _state_and_sinks(config: Config, environ: Mapping[str, str], state: Pa
         with paths.lock(state):
             opened = [await _sink(name, sink, config, environ, state) for name, sink in config.sinks.items()]
             if absent:
-                shutil.rmtree(absent)  # while it is locked: a daemon that begins now tries again
+                shutil.rmtree(absent)  # while it is locked: a daemon that starts now tries again
     except paths.StateInUse:
-        note = "a daemon runs with this state: its sinks are left alone, and not opened here"
+        note = "a daemon runs with this state, so its sinks are not opened here"
         return [
             Finding("state", str(state), note=note),
             *(Finding(f"sink {name}", _kind(sink)) for name, sink in config.sinks.items()),
@@ -166,19 +166,19 @@ async def _sink(name: str, sink: Sink, config: Config, environ: Mapping[str, str
 
 
 def _outputs(sink: Sink) -> Iterator[str | Path]:
-    """Where the sink would write, as far as its table says."""
+    """The paths that the sink would write to, as far as its table names them."""
     for key, value in msgspec.structs.asdict(sink).items():
         if isinstance(value, Path) or (isinstance(value, str) and key in {"path", "directory"}):
             yield value
 
 
 def _missing(path: Path) -> Path | None:
-    """The topmost of the folders of this path, itself included, that is not there; None where it is."""
+    """The topmost missing folder of this path, itself included; None where the path exists."""
     return next((one for one in (*reversed(path.parents), path) if not os.path.lexists(one)), None)
 
 
 def _remove_empty(path: Path) -> None:
-    """Files and folders that opening a sink has made. What somebody has put something into meanwhile stays."""
+    """Remove files and folders that opening a sink has created. Those that are no longer empty stay."""
     inside = sorted(path.rglob("*"), reverse=True) if path.is_dir() else []
     for one in [*inside, path]:
         with suppress(OSError):
@@ -191,24 +191,26 @@ def _remove_empty(path: Path) -> None:
 async def _room(name: str, room: Room, config: Config, *, sources: bool) -> Finding:
     what = f"{name_of(room.source)}, {room.rate} Hz, blocks of {room.frame_ms} ms"
     if isinstance(room.source, Command) and shutil.which(room.source.argv[0]) is None:
-        return Finding(f"room {name}", what, fault=f"there is no program {room.source.argv[0]}, or it may not be run")
+        return Finding(
+            f"room {name}", what, fault=f"the program {room.source.argv[0]} does not exist or is not executable"
+        )
     if not sources and not isinstance(room.source, File):
         return Finding(f"room {name}", what, note="not opened; --sources opens it")
     try:
         with trio.fail_after(CHECK_TIMEOUT_S):
-            async with open_source(room.source, rate=room.rate, frame=room.frame, folder=config.folder) as feed:
-                await feed.receive()
+            async with open_source(room.source, rate=room.rate, frame=room.frame, folder=config.folder) as process:
+                await process.receive()
     except trio.TooSlowError:
-        return Finding(f"room {name}", what, fault=f"gave no samples within {CHECK_TIMEOUT_S:g} s")
+        return Finding(f"room {name}", what, fault=f"delivered no samples within {CHECK_TIMEOUT_S:g} s")
     except SourceFailed as error:
         return Finding(f"room {name}", what, fault=str(error))
     except SourceEnded:
-        return Finding(f"room {name}", what, note="it has no samples")
-    return Finding(f"room {name}", what, note="samples came")
+        return Finding(f"room {name}", what, note="the source has no samples")
+    return Finding(f"room {name}", what, note="samples arrived")
 
 
 async def recognizer_fault() -> str | None:
-    """Why the recognizer of this machine cannot run, or None: it is started as the daemon would, and ended."""
+    """The reason why the local recognizer cannot run, or None. It is started as in the daemon, and stopped."""
     fault = None
     try:
         async with open_recognizer() as recognizer:
@@ -226,31 +228,31 @@ async def _streaming(name: str, room: Room, key: Secret | None) -> Finding:
     model = "" if endpoint == parameters.LOCAL else f" ({room.streaming.speech_model})"
     fault, note = None, None
     if (url := _endpoint(room, key)) != parameters.LOCAL:
-        fault, note = await network.find_fault(url), _way(url)
+        fault, note = await network.find_fault(url), _describe_proxy(url)
     return Finding(f"room {name}", f"speech to {endpoint}{model}{chosen}{asks}", fault=fault, note=note)
 
 
-async def _models(setting: LLMSettings) -> list[Finding]:
-    """The language models that are asked outside of sessions: about conversations, and about turns once more."""
-    asked = [(f"analysis {name}", room, setting.prompts[name].model) for name, room in setting.pairs()]
-    for room, facts in setting.rooms.items():
-        if setting.access.ask_again and facts.streaming.llm_gateway:
-            asked.append((f"room {room}", room, f"{facts.streaming.llm_gateway.model}, once more where it is silent,"))
-    return [await _model(subject, room, model, setting) for subject, room, model in asked]
+async def _models(settings: LLMSettings) -> list[Finding]:
+    """The language models that are asked outside of sessions: about conversations, and again about turns."""
+    asked = [(f"analysis {name}", room, settings.prompts[name].model) for name, room in settings.pairs()]
+    for room, facts in settings.rooms.items():
+        if settings.access.ask_again and facts.streaming.llm_gateway:
+            asked.append((f"room {room}", room, f"{facts.streaming.llm_gateway.model}, again if it has not answered,"))
+    return [await _model(subject, room, model, settings) for subject, room, model in asked]
 
 
-async def _model(subject: str, room: str, model: str, setting: LLMSettings) -> Finding:
-    url = setting.url(room)
+async def _model(subject: str, room: str, model: str, settings: LLMSettings) -> Finding:
+    url = settings.url(room)
     try:
-        await setting.route(room)
+        await settings.route(room)
         fault = await network.find_fault(url)
     except RequestFailed as failed:
         fault = str(failed)
-    return Finding(subject, f"asks {model} about {room} at {url}", fault=fault, note=_way(url))
+    return Finding(subject, f"asks {model} about {room} at {url}", fault=fault, note=_describe_proxy(url))
 
 
-def _way(url: str) -> str | None:
-    """The proxy that leads there. None where there is none, or one that cannot be used."""
+def _describe_proxy(url: str) -> str | None:
+    """The proxy for this address. None without one, or where it cannot be used."""
     try:
         proxy = find_proxy(url)
     except NetworkError:
@@ -259,7 +261,7 @@ def _way(url: str) -> str | None:
 
 
 def _gate(name: str, room: Room) -> Finding:
-    what = f"sessions only while somebody speaks, ended after {room.gate.close_after:g} s of silence"
+    what = f"sessions only during speech, closed after {room.gate.close_after:g} s of silence"
     try:
         open_detector(room.rate)
     except DetectorMissing as error:

@@ -1,4 +1,4 @@
-"""`roomtone devices`: the microphones of this machine, by the names that a configuration can use."""
+"""`roomtone devices`: list the microphones by the names for the configuration."""
 
 from collections.abc import Iterator
 
@@ -13,10 +13,10 @@ from roomtone.cli.output import say, say_json
 @click.command(short_help="List the microphones, by names that survive a reboot.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: devices [{name, label}] and problems.")
 def command(*, as_json: bool) -> None:
-    """List the microphones that can be recorded here.
+    """List the microphones of this machine.
 
-    The names survive a reboot; put one into a room as source = { kind = "microphone", device = "NAME" }. The exit code
-    is 1 when there is none.
+    The names survive a reboot. Use one in a room: source = { kind = "microphone", device = "NAME" }. The exit code is 1
+    if there is no microphone.
     """
     listing = trio.run(list_devices)
     if as_json:
@@ -26,11 +26,11 @@ def command(*, as_json: bool) -> None:
     for problem in listing.problems:
         say(f"roomtone: {' '.join(problem.split())}", err=True)
     if not listing.devices:
-        raise CommandFailure("no microphone is visible here; is one connected, and may this user use it (group audio)?")
+        raise CommandFailure("no microphone was found; is one connected, and may this user use it (group audio)?")
 
 
 def table(listing: Listing) -> Iterator[str]:
-    """The devices for people, a line each."""
+    """A line for each device."""
     width = max((len(name) for name, _ in listing.devices), default=0)
     return (f"{name:{width}}  {label}".rstrip() for name, label in listing.devices)
 

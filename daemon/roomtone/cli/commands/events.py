@@ -1,4 +1,4 @@
-"""`roomtone events`: what an event looks like, for programs that read JSON lines and webhooks."""
+"""`roomtone events`: the kinds of events, and their JSON schema for programs that receive them."""
 
 import json
 from typing import Any, get_args
@@ -14,7 +14,7 @@ from roomtone.events import Durable, Live
 @click.command(short_help="Print the kinds of events, or the JSON schema of their lines.")
 @click.option("--schema", "as_schema", is_flag=True, help="Print the JSON schema of an event's line instead.")
 def command(*, as_schema: bool) -> None:
-    """List the kinds of events with their fields: those that reach every sink, then those that are live only."""
+    """List the kinds of events with their fields: first the durable events, then the live ones."""
     say_text(schema_text() if as_schema else table())
 
 
@@ -30,9 +30,9 @@ def schema_text() -> str:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of one line of the jsonl sink, one object of the webhook, one line to a command.
+    """The JSON schema of an event in the jsonl, webhook and command sinks.
 
-    Every field is always there. Later versions may add kinds and fields, and take none away.
+    Every field is always present. Later versions may add kinds and fields, but do not remove any.
     """
     structs = _structs()
     references, components = msgspec.json.schema_components(structs, ref_template="#/$defs/{name}")

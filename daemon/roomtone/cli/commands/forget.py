@@ -1,4 +1,4 @@
-"""`roomtone forget`: remove what was recorded and said in a stretch of time."""
+"""`roomtone forget`: remove the audio and text of a stretch of time."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from roomtone.cli.config_option import config_option, find, load
 from roomtone.cli.duration import DURATION
 from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say
-from roomtone.cli.unit import enter
+from roomtone.cli.unit import continue_as_service
 from roomtone.config.model import Config
 from roomtone.control import client
 from roomtone.control.protocol import Answer, Forget, Forgot, Refused, Status
@@ -25,11 +25,11 @@ from roomtone.forget.room import clamp
 from roomtone.monitoring.report import Report
 
 FORGET_TIMEOUT_S = 900.0
-"""Seconds for the answer of the daemon: a journal of gigabytes is written anew."""
+"""Seconds for the answer of the daemon, which may have to rewrite a journal of gigabytes."""
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
-    """A time, or a time of today: `2026-11-22T14:00`, `14:00`, `14:00:30`. Without a zone it is local."""
+    """A time, or a time of today: `2026-11-22T14:00`, `14:00`, `14:00:30`. Times without a zone are local."""
 
     name = "time"
 
@@ -43,20 +43,20 @@ class Moment(click.ParamType):  # type: ignore[type-arg]  # generic in newer ver
             self.fail(f"{value!r} is not a time; write 14:00 or 2026-11-22T14:00", param, ctx)
         try:
             return at.astimezone(UTC)
-        except (OverflowError, ValueError):  # on the first or the last day that there is, in a zone ahead or behind
+        except (OverflowError, ValueError):  # on the first or last day of the calendar, with a zone offset
             return at.replace(tzinfo=UTC)
 
 
 MOMENT: Final = Moment()
 
 
-@click.command(short_help="Remove what was recorded and said in a stretch of time.")
+@click.command(short_help="Remove the audio and text of a stretch of time.")
 @config_option
-@click.option("--last", "seconds", type=DURATION, help="What was heard in this time up to now, as in 90s, 10m or 1h.")
-@click.option("--from", "since", type=MOMENT, help="From this time on, as in 14:00 or 2026-11-22T14:00.")
-@click.option("--to", "until", type=MOMENT, help="Up to this time; without it, up to now.")
-@click.option("--room", help="Only in this room; without it, in all.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--last", "seconds", type=DURATION, help="The time up to now: 90s, 10m, 1h.")
+@click.option("--from", "since", type=MOMENT, help="From this time on: 14:00, 2026-11-22T14:00.")
+@click.option("--to", "until", type=MOMENT, help="Up to this time. Default: now.")
+@click.option("--room", help="Only in this room. Default: in all rooms.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def command(
     given: Path | None,
     seconds: float | None,
@@ -68,28 +68,28 @@ def command(
 ) -> None:
     """Remove the audio and the text of a stretch of time: from the spool, the journal and the files of the sinks.
 
-    Turns go as a whole that have a word in it, with their answers. What went out to others is told to them: a webhook
-    or a program gets the event `forgotten`. At the end the files are searched for what was removed; the exit code is 1
-    where something is left, a sink has not heard of it yet, or nothing was there to forget. There is no way back. The
-    daemon may run or not. Without a terminal to ask at, --yes must be given.
+    A turn with a word in that time is removed as a whole, with its answers. Webhooks and programs receive the event
+    `forgotten`. At the end the files are searched for what was removed. The exit code is 1 if something is left, if a
+    sink has not processed the request yet, or if there was nothing to forget. This cannot be undone. The daemon may or
+    may not be running. Without a terminal, --yes is required.
     """
     if (seconds is None) == (since is None):
-        raise click.UsageError("say what to forget: --last 10m, or --from 14:00 --to 14:30")
+        raise click.UsageError("give the time to forget: --last 10m, or --from 14:00 --to 14:30")
     if seconds is not None and until is not None:
-        raise click.UsageError("--last reaches up to now; use --from with --to")
-    enter(given)
+        raise click.UsageError("--last reaches up to now; use --to with --from")
+    continue_as_service(given)
     now = datetime.now(UTC)
     since, until = clamp(since or now - timedelta(seconds=seconds or 0), until or now, now)
     if since >= until:
         begin, end = since.astimezone(), until.astimezone()
         raise click.UsageError(
-            f"{begin:%Y-%m-%d %H:%M:%S} is not before {end:%Y-%m-%d %H:%M:%S}; what is to come cannot be forgotten"
+            f"{begin:%Y-%m-%d %H:%M:%S} is not before {end:%Y-%m-%d %H:%M:%S}; the future cannot be forgotten"
         )
     if not yes and not sys.stdin.isatty():
-        raise click.UsageError("there is no terminal to ask at; add --yes to forget without being asked")
+        raise click.UsageError("there is no terminal to ask for confirmation; add --yes to forget without it")
     if not yes:
         begin, end = since.astimezone(), until.astimezone()
-        click.confirm(f"Forget {begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} for ever?", abort=True)
+        click.confirm(f"Permanently forget {begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S}?", abort=True)
     answer = _forget(given, Forget(room=room, since=since, until=until))
     for line in answer.lines:
         say(line)
@@ -97,59 +97,61 @@ def command(
         raise CommandFailure("\n".join(answer.left))
 
 
-def _forget(given: Path | None, wish: Forget) -> Forgot:
-    """By the daemon where it runs, else here. Raises ControlError, StateError, Failure and what `load` raises."""
+def _forget(given: Path | None, request: Forget) -> Forgot:
+    """Forget through the daemon if it runs, else here. Raises ControlError, StateError and CommandFailure."""
     state = paths.state_folder(None, Path.cwd(), os.environ)
     answer: Answer
     if find(given) is None:
         answer = client.ask(
-            client.find_socket(paths.control_sockets(state, os.environ)), wish, timeout_s=FORGET_TIMEOUT_S
+            client.find_socket(paths.control_sockets(state, os.environ)), request, timeout_s=FORGET_TIMEOUT_S
         )
     else:
-        answer = _forget_with(load(given).config, wish)
+        answer = _forget_with(load(given).config, request)
     if isinstance(answer, Refused):
         raise ControlError("\n".join(answer.lines))
-    assert isinstance(answer, Forgot)  # noqa: S101 - which mypy cannot know
+    assert isinstance(answer, Forgot)  # noqa: S101 - the answer to Forget, for mypy
     return answer
 
 
-def _forget_with(config: Config, wish: Forget) -> Answer:
-    """By the running daemon that has this configuration's state, never by another one, else in that state."""
+def _forget_with(config: Config, request: Forget) -> Answer:
+    """Forget through the daemon that runs with this configuration's state, never through another; else offline."""
     state = config.state(os.environ)
     try:
         path = client.find_socket(paths.control_sockets(state, os.environ))
     except NoDaemonError:
-        other = "a service that is stopped has a state of its own: start it, then ask again"
+        other = "a stopped service has a state folder of its own: start it, then try again"
     except ControlError as error:  # the daemon of another user
         other = str(error)
     else:
         report = client.ask(path, Status())
-        if not isinstance(report, Report) or _is_its(report, config, state):
-            return client.ask(path, wish, timeout_s=FORGET_TIMEOUT_S)
-        other = f"the daemon that answers at {path} runs with {report.configuration}: name that with --config"
+        if not isinstance(report, Report) or _runs_with(report, config, state):
+            return client.ask(path, request, timeout_s=FORGET_TIMEOUT_S)
+        other = f"the daemon at {path} runs with {report.configuration}: name that with --config"
     if not _has_journal(state):
         raise CommandFailure(
-            f"nothing was forgotten: nothing was ever recorded in {state}, the state of {config.path}; {other}"
+            f"nothing was forgotten: there are no recordings in {state}, the state of {config.path}; {other}"
         )
-    return _alone(config, wish)
+    return _forget_offline(config, request)
 
 
-def _is_its(report: Report, config: Config, state: Path) -> bool:
+def _runs_with(report: Report, config: Config, state: Path) -> bool:
     return report.configuration == str(config.path.absolute()) or report.state == str(state.absolute())
 
 
 def _has_journal(state: Path) -> bool:
-    """Looking makes nothing: neither the folder nor a journal. Raises ControlError for another user's folder."""
+    """True if there is a journal. Creates nothing. Raises ControlError for another user's folder."""
     try:
         return (state / "journal.sqlite").exists()
     except PermissionError:
-        raise ControlError(f"{state} belongs to another user: ask as that user, or with sudo") from None
+        raise ControlError(f"{state} belongs to another user: run this as that user, or with sudo") from None
 
 
-def _alone(config: Config, wish: Forget) -> Forgot | Refused:
-    """With the state locked, so that no daemon begins meanwhile. The sinks get all that waits for them."""
-    from roomtone.forget import offline  # noqa: PLC0415 - late: who has a daemon needs none of it
+def _forget_offline(config: Config, request: Forget) -> Forgot | Refused:
+    """Forget with the state locked, so that no daemon starts meanwhile. Sinks receive their waiting events first."""
+    from roomtone.forget import offline  # noqa: PLC0415 - late: not needed with a daemon
 
     os.umask(paths.UMASK)
-    erased = trio.run(partial(offline.forget, config, secret.take(os.environ), wish.room, wish.since, wish.until))
+    erased = trio.run(
+        partial(offline.forget, config, secret.take(os.environ), request.room, request.since, request.until)
+    )
     return Refused(erased.refused) if erased.refused else Forgot(erased.lines, erased.left)

@@ -1,4 +1,4 @@
-"""`roomtone health`: whether the running daemon is healthy, for a monitor."""
+"""`roomtone health`: report problems of the running daemon to a monitor."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from roomtone.monitoring.report import Report
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What `--json` gives. `running` False: no daemon answers, and `problems` says why."""
+    """The output of `--json`. `running` is False if no daemon answers; `problems` then has the reason."""
 
     healthy: bool
     running: bool
@@ -24,19 +24,19 @@ class Health(msgspec.Struct, frozen=True):
     report: Report | None
 
 
-@click.command(short_help="Say whether the running daemon is healthy; the exit code tells.")
+@click.command(short_help="Report if the running daemon is healthy, with an exit code.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: healthy, running, problems, and the report.")
 @click.pass_context
 def command(context: click.Context, given: Path | None, *, as_json: bool) -> None:
-    """Say whether the running daemon is healthy, and what is wrong where it is not.
+    """Report if the running daemon is healthy, with a line for each problem.
 
-    The exit code is 0 where all is well, 1 where something needs a person, and 69 where no daemon answers. A muted
-    room, a paused sink, and a device that is away for less than a minute are as they should be.
+    The exit code is 0 if all is well, 1 if something needs an operator, and 69 if no daemon answers. A muted room, a
+    paused sink, and a device that is away for less than a minute are not problems.
     """
     try:
         report = ask(given, Status())
-        assert isinstance(report, Report)  # noqa: S101 - the answer to that question
+        assert isinstance(report, Report)  # noqa: S101 - the answer to Status
     except ControlError as error:
         health, code = Health(healthy=False, running=False, problems=[str(error)], report=None), Exit.UNAVAILABLE
     else:

@@ -21,14 +21,14 @@ from roomtone.config.toml_file import ConfigError
 from roomtone.delivery.plugins import Plugins, load_plugins
 
 HEADER = """\
-# Written by `roomtone init`. Every key there is: `roomtone config --reference`.
-# To see what this would run: `roomtone check`.
+# Written by `roomtone init`. All keys: `roomtone config --reference`.
+# Check this file: `roomtone check`.
 
 """
 
 
 class InitAnswers(msgspec.Struct, frozen=True, kw_only=True):
-    """What a configuration is made of; the source is a table of its own kind."""
+    """The answers that a configuration is made of. The source is a TOML table."""
 
     room: str
     source: dict[str, Any]
@@ -58,8 +58,8 @@ _NOWHERE = Path("answer")
     metavar="ENDPOINT",
     help="assemblyai, assemblyai-eu, local, or a ws:// or wss:// address. Default: assemblyai with a key, else local.",
 )
-@click.option("--directory", metavar="FOLDER", help="Where recordings go. Default: recordings.")
-@click.option("--webhook", metavar="URL", help="Post every event to this address too.")
+@click.option("--directory", metavar="FOLDER", help="The folder for recordings. Default: recordings.")
+@click.option("--webhook", metavar="URL", help="Also post every event to this address.")
 @click.option(
     "--output",
     "-o",
@@ -69,8 +69,8 @@ _NOWHERE = Path("answer")
     show_default=True,
     help="The file to write.",
 )
-@click.option("--yes", "-y", is_flag=True, help="Ask nothing: defaults for what no flag gives.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--yes", "-y", is_flag=True, help="Ask no questions: use defaults for missing options.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def command(  # noqa: PLR0917 - click passes them by name
     room: str | None,
     device: str | None,
@@ -85,23 +85,23 @@ def command(  # noqa: PLR0917 - click passes them by name
 ) -> None:
     """Write a configuration for the devices of this machine.
 
-    Asks on a terminal for what no flag gives; elsewhere, and with --yes, takes the defaults. The file is readable by
-    you only, and never written over without --force.
+    On a terminal, it asks for everything that the options leave open; elsewhere, and with --yes, it uses defaults. Only
+    you can read the file. An existing file is not overwritten without --force.
     """
     if device is not None and source_file is not None:
-        raise click.UsageError("--device and --source-file are two sources; give one")
+        raise click.UsageError("--device and --source-file exclude each other; give one of them")
     if output.exists() and not force:
         raise CommandFailure(
-            f"{output}: is there already; --force writes over it, --output names another", Exit.CANTCREAT
+            f"{output}: already exists; --force overwrites it, --output names another file", Exit.CANTCREAT
         )
     plugins = load_plugins(())
-    ask = _Asking(plugins, quiet=yes or not sys.stdin.isatty())
+    ask = _Questions(plugins, quiet=yes or not sys.stdin.isatty())
     answers = InitAnswers(
         room=room or ask.text("The room's name", "room", DEFAULTS.room),
         source=_file(source_file, output) if source_file else {"kind": "microphone", "device": device or ask.device()},
         endpoint=endpoint or ask.endpoint(),
         directory=directory or ask.text("Folder for the recordings", "directory", DEFAULTS.directory),
-        webhook=webhook or ask.text("Post every event to this address too (empty: no)", "webhook", "") or None,
+        webhook=webhook or ask.text("Also post every event to this address (empty: no)", "webhook", "") or None,
     )
     tables = compose(answers)
     loader.decode(tables, output, plugins)
@@ -122,8 +122,8 @@ def compose(answers: InitAnswers) -> dict[str, Any]:
     return {"rooms": {answers.room: {"source": answers.source, **streaming}}, "sinks": sinks}
 
 
-class _Asking:
-    """Questions to a person, each asked again until its answer can be used; silent, the defaults are the answers."""
+class _Questions:
+    """Questions to the user, each repeated until its answer is valid. If `quiet`, the defaults are the answers."""
 
     def __init__(self, plugins: Plugins, *, quiet: bool) -> None:
         self._plugins = plugins
@@ -137,7 +137,7 @@ class _Asking:
         return answer
 
     def _valid(self, field: str, answer: str) -> str:
-        """The answer, where a configuration with it and nothing else would load."""
+        """Return the answer if a configuration with it would load."""
         answer = answer.strip()
         answers = msgspec.structs.replace(DEFAULTS, **{field: answer or None})
         try:
@@ -147,11 +147,11 @@ class _Asking:
         return answer
 
     def endpoint(self) -> str | None:
-        """None leaves the choice to the key, at each start."""
+        """The endpoint; None chooses at each start, depending on the key."""
         if self._quiet:
             return None
         found = "there is a key" if os.environ.get(secret.VARIABLE) else f"${secret.VARIABLE} is not set"
-        say(f"Speech goes to AssemblyAI with a key, else to the recognizer of this machine ({found}).")
+        say(f"With a key, speech goes to AssemblyAI; without one, to the recognizer on this machine ({found}).")
 
         def valid(answer: str) -> str | None:
             return None if answer.strip() == "auto" else self._valid("endpoint", answer)
@@ -161,12 +161,12 @@ class _Asking:
         return chosen
 
     def device(self) -> str:
-        """One of the microphones that are there, by number or name."""
+        """One of the available microphones, by number or name."""
         if self._quiet:
             return "default"
         found = trio.run(list_devices).devices
         if not found:
-            say("No microphone was found; the default one is taken when there is one.")
+            say("No microphone was found; the default one will be used once there is one.")
             return "default"
         width = max(len(name) for name, _ in found)
         for number, (name, label) in enumerate(found, 1):
@@ -177,7 +177,9 @@ class _Asking:
             if not answer.isdecimal():
                 return answer
             if not 1 <= int(answer) <= len(found):
-                raise click.BadParameter(f"there is no {answer}; give a number from 1 to {len(found)}, or a name")
+                raise click.BadParameter(
+                    f"{answer} is not in the list; enter a number from 1 to {len(found)}, or a name"
+                )
             return found[int(answer) - 1][0]
 
         device: str = click.prompt("Microphone, by number or name", default="default", value_proc=valid)
@@ -185,18 +187,18 @@ class _Asking:
 
 
 def _file(path: Path, output: Path) -> dict[str, Any]:
-    """The source, with the path as it stands when it is beside the configuration, else absolute: a relative one begins
-    at the configuration's folder, and the user's was typed in another.
+    """The source table. The path is relative if the file is below the configuration's folder, else absolute: relative
+    paths begin at that folder, not at the user's current one.
     """
     if not path.is_file():
-        raise CommandFailure(f"{path}: there is no such file", Exit.FAILED)
+        raise CommandFailure(f"{path}: the file does not exist", Exit.FAILED)
     absolute, folder = path.absolute(), output.absolute().parent
     return {"kind": "file", "path": str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)}
 
 
 def _write(path: Path, text: str, *, force: bool) -> None:
-    """Readable by this user only from its first byte on: the webhook's address may hold a secret. What is written over
-    keeps its owner, group and mode, but for others: a service may read it as a member of that group.
+    """Write the file, never readable by other users: the webhook's address may hold a secret. An overwritten file keeps
+    its owner, group and mode except for others: a service may read it as a member of that group.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +219,7 @@ def _write(path: Path, text: str, *, force: bool) -> None:
 
 
 def _next(output: Path) -> str:
-    """The configuration of the machine is for a service; any other is run first, to see it work."""
+    """The next command: the machine's configuration is for a service, any other is for `roomtone run`."""
     if output.absolute().is_relative_to("/etc"):
         given = "" if output.absolute() == Path("/etc/roomtone", paths.FILE) else _flag(output)
         return f"roomtone service install{given}"

@@ -1,20 +1,20 @@
-"""`roomtone reload`: have the running daemon read its configuration again."""
+"""`roomtone reload`: apply a changed configuration."""
 
 from pathlib import Path
 
 import click
 
 from roomtone.cli.config_option import config_option
-from roomtone.cli.daemon_client import ask, tell
+from roomtone.cli.daemon_client import ask, print_answer
 from roomtone.control.protocol import Reload
 
 
-@click.command(short_help="Put a changed configuration into force.")
+@click.command(short_help="Apply a changed configuration.")
 @config_option
 def command(given: Path | None) -> None:
-    """Have the running daemon read its configuration again.
+    """Make the running daemon read its configuration again.
 
-    The file is checked as a whole first, and a mistake in it leaves the old one in force. Rooms and sinks that did not
-    change are not touched. SIGHUP does the same, with the answer in the log.
+    The whole file is validated first; with a mistake in it, the old configuration stays in effect. Rooms and sinks that
+    have not changed are not touched. SIGHUP does the same, and logs the result.
     """
-    tell(ask(given, Reload()))
+    print_answer(ask(given, Reload()))

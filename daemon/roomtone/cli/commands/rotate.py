@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from roomtone.cli.config_option import config_option
-from roomtone.cli.daemon_client import ask, tell
+from roomtone.cli.daemon_client import ask, print_answer
 from roomtone.control.protocol import Rotate
 
 
@@ -15,7 +15,7 @@ from roomtone.control.protocol import Rotate
 def command(given: Path | None, room: str | None) -> None:
     """Begin a new recording in ROOM, or in every room.
 
-    The segment is closed and the wav sink begins another file at the next sample. The source is not touched, and not
-    one sample lies between the two files.
+    The segment is closed, and the wav sink begins a new file at the next sample. The source is not touched, and no
+    sample is lost between the two files.
     """
-    tell(ask(given, Rotate(room=room)))
+    print_answer(ask(given, Rotate(room=room)))

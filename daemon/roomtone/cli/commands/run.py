@@ -18,16 +18,16 @@ from roomtone.sinks import Sink
 
 @click.command(short_help="Record, transcribe and deliver.")
 @config_option
-@click.option("--print", "is_printing", is_flag=True, help="Print what is heard and answered; log only what is wrong.")
-@click.option("--verbose", "-v", is_flag=True, help="Log everything, whatever [service] log_level says.")
+@click.option("--print", "is_printing", is_flag=True, help="Print turns and answers; log only warnings and errors.")
+@click.option("--verbose", "-v", is_flag=True, help="Log everything, regardless of [service] log_level.")
 def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
     """Record, transcribe and deliver until SIGTERM or Ctrl-C.
 
-    A first SIGTERM or Ctrl-C finishes what was heard: the last turns arrive and every sink is finished, within
-    [service] grace. A second one stops at once; nothing is lost, the next start goes on from there. With rooms that are
-    files it ends by itself when all is recorded, transcribed and delivered.
+    After the first SIGTERM or Ctrl-C, the last turns are awaited and delivered to every sink, within [service] grace. A
+    second one stops immediately; nothing is lost, and the next start continues from there. If all rooms are files, the
+    command ends when they have been recorded, transcribed and delivered.
     """
-    import trio  # noqa: PLC0415 - late: `roomtone --help` and errors of the configuration wait for none of it
+    import trio  # noqa: PLC0415 - late: `roomtone --help` and configuration errors do not need it
 
     from roomtone import daemon, paths, secret  # noqa: PLC0415 - late, as above
     from roomtone.cli import print_sink  # noqa: PLC0415 - late, as above
@@ -49,28 +49,28 @@ def command(given: Path | None, *, is_printing: bool, verbose: bool) -> None:
     config.sinks.update(extra)
     os.umask(paths.UMASK)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # what a sink prints is there at once, and not 8 kB later
+        sys.stdout.reconfigure(line_buffering=True)  # the output of sinks appears line by line, not after 8 kB
     environ = secret.take(os.environ)
     trio.run(daemon.run, config, environ, reread)
     if is_printing:
-        with suppress(OSError):  # the window may have been closed
+        with suppress(OSError):  # the terminal may have been closed
             for line in print_sink.recordings(config, environ, since):
                 say(line)
 
 
 def _refuse_service(given: Path | None) -> None:
-    """Beside the service of the machine, this would record the same rooms into another state. The service itself, which
-    systemd has started, passes.
+    """Refuse to run beside the machine's service: the same rooms would be recorded into another state. The service
+    itself, started by systemd, passes.
     """
     if "INVOCATION_ID" in os.environ or "STATE_DIRECTORY" in os.environ:
         return
-    from roomtone.cli import unit  # noqa: PLC0415 - late: a service wants none of it
+    from roomtone.cli import unit  # noqa: PLC0415 - late: the service itself does not need it
 
     path = find(given)
     found = unit.find_unit(path)
     if found and not found.user:
         raise CommandFailure(
-            f"{path}: {found.name} runs with it; start that: systemctl start {found.short}. To run beside it, name "
-            "another configuration with --config",
+            f"{path}: {found.name} uses it; start that instead: systemctl start {found.short}. To run a second daemon, "
+            "name another configuration with --config",
             Exit.CONFIG,
         )

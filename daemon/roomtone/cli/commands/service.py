@@ -1,4 +1,4 @@
-"""`roomtone service`: make Roomtone a service of systemd, see how it does, and undo it."""
+"""`roomtone service`: install, inspect and remove the systemd service."""
 
 import grp
 import os
@@ -17,21 +17,21 @@ from roomtone.cli.exit_codes import CommandFailure, Exit
 from roomtone.cli.output import say
 from roomtone.cli.systemd_install import (
     GROUP,
-    MARK,
     UNIT,
+    UNIT_HEADER,
     Installation,
     compose_key_dropin,
     compose_unit,
+    find_files_without_group,
+    find_invisible,
     find_program,
     installed_at,
-    invisible,
-    needs_group,
     program_parts,
-    shipped,
+    read_shipped_file,
     system_installation,
     user_installation,
 )
-from roomtone.cli.unit import explain, logs, read_unit
+from roomtone.cli.unit import explain, log_command, read_unit
 from roomtone.config.model import NEEDS_KEY, Config
 from roomtone.secret import CREDENTIAL
 
@@ -39,20 +39,20 @@ SHOWN = (
     *("LoadState", "ActiveState", "SubState", "StatusText", "NRestarts", "ActiveEnterTimestamp"),
     *("Result", "ExecMainCode", "ExecMainStatus"),
 )
-LONGEST_KEY = 4096
-"""Bytes of a file that could hold a key."""
-NOT_ACTIVE = 3
-NOT_INSTALLED = 4
-"""As systemctl's own `status` answers."""
+MAX_KEY_BYTES = 4096
+"""Bytes that are read of a file with a key; longer files are refused."""
+NOT_ACTIVE_CODE = 3
+NOT_INSTALLED_CODE = 4
+"""Exit codes of `systemctl status`."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Run Roomtone as a service of systemd.
+    """Run Roomtone as a systemd service.
 
-    It starts with the machine, or with --user with your session.
+    It starts with the machine; with --user, it starts with your session.
     """
 
 
@@ -73,16 +73,16 @@ def _user_option(command: Command) -> Command:
 @click.option(
     "--key-from",
     metavar="FILE",
-    help="Take the key of the speech service from this file, - for standard input. Asked for on a terminal.",
+    help="Read the key of the speech service from this file, or - for standard input. Without it, a terminal is asked.",
 )
 @click.option("--no-start", is_flag=True, help="Install and enable, but do not start.")
 def install(given: Path | None, key_from: str | None, *, user: bool, no_start: bool) -> None:
-    """Write the unit, enable and start it.
+    """Write, enable and start the unit.
 
-    The key becomes a credential of systemd, which the service alone can read: it is in no configuration, no environment
-    and no process list. Doing it twice changes nothing; after an upgrade, the service is started anew.
+    The key becomes a systemd credential that only the service can read: it is not in the configuration, the environment
+    or the process list. A second call changes nothing; after an upgrade it restarts the service.
     """
-    place = _place(user=user)
+    place = _find_installation(user=user)
     _refuse_invisible_program(place)
     path = (given or place.configuration).absolute()
     config, _ = load(path)
@@ -90,10 +90,10 @@ def install(given: Path | None, key_from: str | None, *, user: bool, no_start: b
     changed = _is_outdated(place)
     changed |= _give_access(path, config) if not user else False
     changed |= _keep_key(place, key)
-    template = shipped("user/" + UNIT if user else UNIT)
+    template = read_shipped_file("user/" + UNIT if user else UNIT)
     changed |= _write(place.unit, compose_unit(template, find_program(), path))
     if place.catalog:
-        _write(place.catalog, shipped("roomtone.catalog"), is_ours=True)
+        _write(place.catalog, read_shipped_file("roomtone.catalog"), is_ours=True)
         _run("journalctl", "--update-catalog")
     _run(*place.manager, "daemon-reload")
     _run(*place.manager, "enable", "--quiet", UNIT)
@@ -101,17 +101,17 @@ def install(given: Path | None, key_from: str | None, *, user: bool, no_start: b
     if not no_start:
         _start(place, changed=changed)
     if user:
-        say("to record without a session too: loginctl enable-linger")
+        say("to record without a login session: loginctl enable-linger")
 
 
 @command.command()
 @_user_option
 def uninstall(*, user: bool) -> None:
-    """Stop the service, remove what install made.
+    """Stop the service, and remove the files that `install` wrote.
 
-    That is the unit, the key, the catalog and the group. The configuration and all recordings stay.
+    They are the unit, the key, the catalog and the group. The configuration and all recordings stay.
     """
-    place = _place(user=user)
+    place = _find_installation(user=user)
     if place.unit.exists():
         _refuse_foreign(place.unit)
         _run(*place.manager, "disable", "--now", "--quiet", UNIT)
@@ -132,85 +132,85 @@ def uninstall(*, user: bool) -> None:
 @command.command()
 @_user_option
 def status(*, user: bool) -> None:
-    """Say how the service does.
+    """Show the state of the service.
 
-    The exit code is 0 when it runs, 3 when it does not, 4 when it is not installed.
+    The exit code is 0 if it runs, 3 if it does not, and 4 if it is not installed.
     """
-    place = _place(user=user, changes=False)
+    place = _find_installation(user=user, changes=False)
     shown = _run(*place.manager, "show", UNIT, "--property", ",".join(SHOWN))
-    facts = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-    if facts.get("LoadState") == "not-found":
-        say(f"roomtone: {UNIT} is not installed; install it with: {_again('install', user=user)}", err=True)
-        sys.exit(NOT_INSTALLED)
-    restarts = int(facts.get("NRestarts") or 0)
-    since = facts.get("ActiveEnterTimestamp") or "never"
-    say(f"{facts.get('ActiveState')} ({facts.get('SubState')}) since {since}")
-    if text := facts.get("StatusText"):
+    properties = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    if properties.get("LoadState") == "not-found":
+        say(f"roomtone: {UNIT} is not installed; install it with: {_command_line('install', user=user)}", err=True)
+        sys.exit(NOT_INSTALLED_CODE)
+    restarts = int(properties.get("NRestarts") or 0)
+    since = properties.get("ActiveEnterTimestamp") or "never"
+    say(f"{properties.get('ActiveState')} ({properties.get('SubState')}) since {since}")
+    if text := properties.get("StatusText"):
         say(text)
-    if reason := explain(facts):
-        say(f"{UNIT} {reason}; see: {logs(user=user)}")
+    if reason := explain(properties):
+        say(f"{UNIT} {reason}; see: {log_command(user=user)}")
     if restarts:
-        say(f"restarted {restarts} time{'s' * (restarts != 1)} by systemd: {logs(user=user)}")
-    if facts.get("ActiveState") not in {"active", "reloading"}:
-        sys.exit(NOT_ACTIVE)
+        say(f"restarted {restarts} time{'s' * (restarts != 1)} by systemd: {log_command(user=user)}")
+    if properties.get("ActiveState") not in {"active", "reloading"}:
+        sys.exit(NOT_ACTIVE_CODE)
 
 
-def _place(*, user: bool, changes: bool = True) -> Installation:
+def _find_installation(*, user: bool, changes: bool = True) -> Installation:
     if not Path("/run/systemd/system").is_dir() or not shutil.which("systemctl"):
         raise CommandFailure(
-            "this machine was not started by systemd; run the daemon by what it has, as `roomtone run`"
+            "this machine was not started by systemd; run the daemon with its service manager, as `roomtone run`"
         )
     if user:
         return user_installation(os.environ)
     if changes and os.geteuid() != 0:
-        raise CommandFailure(
-            "only root changes the machine's services; call it with sudo, or with --user for your session"
-        )
+        raise CommandFailure("only root can change the machine's services; use sudo, or --user for your session")
     return system_installation()
 
 
 def _refuse_invisible_program(place: Installation) -> None:
     script = find_program()
     if not os.access(script, os.X_OK):
-        raise CommandFailure(f"{script}: the command is not installed there; install Roomtone with pip, then try again")
+        raise CommandFailure(f"{script}: the command is not installed; install Roomtone with pip, then try again")
     if place.user:
         return
-    if lines := invisible(program_parts()):
+    if lines := find_invisible(program_parts()):
         remedy = (
-            "install the program where any user may read it:\n"
+            "install the program where every user can read it:\n"
             "    python3 -m venv /opt/roomtone && /opt/roomtone/bin/pip install 'roomtone[local]'\n"
             "    /opt/roomtone/bin/roomtone service install\n"
             "or for your own session: roomtone service install --user"
         )
-        raise CommandFailure("\n".join(["the service could not see the program:", *lines, remedy]))
+        raise CommandFailure("\n".join(["the service would not see the program:", *lines, remedy]))
 
 
 def _give_access(path: Path, config: Config) -> bool:
-    """The service reads the configuration as a member of a group, so that nobody else has to be let in."""
+    """Let the service read the configuration as a member of a group, so that other users need no access."""
     if config.service.state:
         raise CommandFailure(
-            f'{path}: [service] state = "{config.service.state}": the service may write below /var/lib/roomtone only; '
-            "remove the key, systemd gives the folder"
+            f'{path}: [service] state = "{config.service.state}": the service can write below /var/lib/roomtone only; '
+            "remove the key: systemd provides the folder"
         )
     if path.parent != system_installation().configuration.parent:
-        if lines := invisible([path]):
-            lines.append(f"move it to {system_installation().configuration}, where `install` gives the service access")
-            raise CommandFailure("\n".join(["the service could not read the configuration:", *lines]))
+        if lines := find_invisible([path]):
+            lines.append(
+                f"move it to {system_installation().configuration}, where `install` gives access to the service"
+            )
+            raise CommandFailure("\n".join(["the service would not be able to read the configuration:", *lines]))
         return False
     _run("groupadd", "--system", "--force", GROUP)
     group = grp.getgrnam(GROUP).gr_gid
-    plugins = [config.folder / os.path.expanduser(name) for name in config.service.plugins]  # noqa: PTH111 - it leaves what it does not know
-    changes = list(needs_group(path, plugins, group))
+    plugins = [config.folder / os.path.expanduser(name) for name in config.service.plugins]  # noqa: PTH111 - it leaves unknown users as they are
+    changes = list(find_files_without_group(path, plugins, group))
     for one, mode in changes:
         os.chown(one, -1, group)
         one.chmod(mode)
     if changes:
-        say(f"{path.parent}: readable by root and the group {GROUP}, which the service is in, and nobody else")
+        say(f"{path.parent}: now readable by root and the group {GROUP} only, which the service is a member of")
     return bool(changes)
 
 
 def _return_configuration(folder: Path) -> None:
-    """Give what the group had back to root's own group, and end the group."""
+    """Return the group's files to root's own group, and remove the group."""
     try:
         group = grp.getgrnam(GROUP).gr_gid
     except KeyError:
@@ -223,29 +223,29 @@ def _return_configuration(folder: Path) -> None:
 
 
 def _read_key(key_from: str | None, place: Installation, config: Config) -> str | None:
-    """The key to keep, or None when there is none, or one is kept already, or the unit takes it from elsewhere."""
+    """The key to store. None if there is none, if one is stored already, or if the unit takes it from elsewhere."""
     if line := _foreign_source(place):
         if key_from is None:
             return None
         raise CommandFailure(
-            f"the service takes its key by {line}, and would not see another in {place.key}: replace it where that "
-            f"line finds it, then: {' '.join(place.manager)} restart roomtone; or remove the line: "
+            f"the service takes its key from {line}, and would ignore one in {place.key}: replace it where that "
+            f"line points, then: {' '.join(place.manager)} restart roomtone; or remove the line: "
             f"{' '.join(place.manager)} edit roomtone"
         )
     if key_from == "-":
-        return _checked(sys.stdin.buffer.read(LONGEST_KEY), "standard input")
+        return _checked(sys.stdin.buffer.read(MAX_KEY_BYTES), "standard input")
     named = key_from or (config.service.api_key_file and str(config.folder / config.service.api_key_file))
     if named and not (key_from is None and place.key.exists()):
         try:
             with paths.expand(named).open("rb") as file:
-                return _checked(file.read(LONGEST_KEY), named)
+                return _checked(file.read(MAX_KEY_BYTES), named)
         except OSError as error:
             raise CommandFailure(f"{named}: the key cannot be read: {error.strerror}") from None
     endpoints = {room.streaming.endpoint for room in config.rooms.values()}
     if place.key.exists() or not sys.stdin.isatty() or not endpoints & {None, *NEEDS_KEY}:
         return None
     answer: str = click.prompt(
-        "Key of AssemblyAI (empty: none, speech is recognized on this machine)",
+        "AssemblyAI key (empty: none, speech is recognized on this machine)",
         default="",
         hide_input=True,
         show_default=False,
@@ -254,7 +254,7 @@ def _read_key(key_from: str | None, place: Installation, config: Config) -> str 
 
 
 def _foreign_source(place: Installation) -> str | None:
-    """The line of the installed unit that takes the key from elsewhere than `install` would write it to."""
+    """The line of the installed unit that takes the key from another place than `install` writes it to, or None."""
     unit = read_unit(user=place.user)
     line = unit.source(CREDENTIAL) if unit else None
     ours = {f"LoadCredential={CREDENTIAL}:{where}" for where in (place.key, place.key.name)}
@@ -262,18 +262,18 @@ def _foreign_source(place: Installation) -> str | None:
 
 
 def _is_outdated(place: Installation) -> bool:
-    """True if what runs is older than what is installed, or than what systemd would read of its unit."""
+    """True if the running process is older than the installed program or the unit files."""
     asked = ("show", UNIT, "--timestamp=unix", "--property=NeedDaemonReload,ExecMainStartTimestamp")
     shown = _run(*place.manager, *asked, check=False)
-    facts = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-    started = facts.get("ExecMainStartTimestamp", "").removeprefix("@")
-    return facts.get("NeedDaemonReload") == "yes" or (started.isdecimal() and int(installed_at()) > int(started))
+    properties = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    started = properties.get("ExecMainStartTimestamp", "").removeprefix("@")
+    return properties.get("NeedDaemonReload") == "yes" or (started.isdecimal() and int(installed_at()) > int(started))
 
 
 def _checked(text: bytes, origin: str) -> str:
     key = text.strip().decode("ascii", "replace")
-    if not key or len(text) == LONGEST_KEY or not (key.isascii() and key.isprintable() and " " not in key):
-        raise CommandFailure(f"{origin} holds no key; it must be one word of printable ASCII, and nothing else")
+    if not key or len(text) == MAX_KEY_BYTES or not (key.isascii() and key.isprintable() and " " not in key):
+        raise CommandFailure(f"{origin} does not hold a key; it must be a single word of printable ASCII")
     return key
 
 
@@ -287,7 +287,7 @@ def _keep_key(place: Installation, key: str | None) -> bool:
 
 
 def _write(path: Path, text: str, *, mode: int = 0o644, is_ours: bool = False) -> bool:
-    """The file with this content, whole or not at all. False when it had it already."""
+    """Write the file atomically. Returns False if it already had this content."""
     if path.exists() and path.read_text("utf-8") == text and path.stat().st_mode & 0o777 == mode:
         return False
     if not is_ours:
@@ -304,29 +304,29 @@ def _write(path: Path, text: str, *, mode: int = 0o644, is_ours: bool = False) -
 
 
 def _refuse_foreign(path: Path) -> None:
-    if path.exists() and not path.read_text("utf-8").startswith(MARK):
+    if path.exists() and not path.read_text("utf-8").startswith(UNIT_HEADER):
         raise CommandFailure(
-            f"{path} is there and was not written by `roomtone service install`; move it away first",
+            f"{path} exists and was not written by `roomtone service install`; move it away first",
             Exit.CANTCREAT,
         )
 
 
 def _start(place: Installation, *, changed: bool) -> None:
-    """Started anew where something has changed: a running daemon must not keep an old unit or key."""
+    """Start the service, or restart it after a change: a running daemon must not keep an old unit or key."""
     _run(*place.manager, "reset-failed", UNIT, check=False)
     try:
         _run(*place.manager, "restart" if changed else "start", UNIT)
     except CommandFailure:
-        raise CommandFailure(f"{UNIT} did not start; why: {logs(user=place.user)}") from None
+        raise CommandFailure(f"{UNIT} did not start; see: {log_command(user=place.user)}") from None
     text = _run(*place.manager, "show", UNIT, "--property", "StatusText", "--value").strip()
     say(f"started: {text}")
-    say(f"see it: {_again('status', user=place.user)}, or {logs(user=place.user)}")
+    say(f"see: {_command_line('status', user=place.user)}, or {log_command(user=place.user)}")
 
 
 def _run(*argv: str, check: bool = True) -> str:
-    """The output of one of systemd's programs. Raises Failure with what it said."""
+    """The output of one of systemd's programs. Raises CommandFailure with its error output."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603 - our own words only
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments only
     except OSError as error:
         raise CommandFailure(f"{argv[0]}: cannot be run: {error.strerror}") from None
     if check and done.returncode:
@@ -334,5 +334,5 @@ def _run(*argv: str, check: bool = True) -> str:
     return done.stdout
 
 
-def _again(verb: str, *, user: bool) -> str:
+def _command_line(verb: str, *, user: bool) -> str:
     return f"roomtone service {verb}{' --user' * user}"

@@ -1,4 +1,4 @@
-"""`roomtone sinks`: the kinds of sink there are, and how each configured one stands."""
+"""`roomtone sinks`: list the installed kinds of sinks and the state of each configured sink."""
 
 import sqlite3
 import sys
@@ -15,9 +15,8 @@ from roomtone.cli.commands import sinks_control, sinks_new, sinks_test
 from roomtone.cli.config_option import config_option, find
 from roomtone.cli.daemon_client import ask
 from roomtone.cli.output import say, say_json
-from roomtone.cli.unit import enter
-from roomtone.config import loader
-from roomtone.config import toml_file as document
+from roomtone.cli.unit import continue_as_service
+from roomtone.config import loader, toml_file
 from roomtone.config.loader import Broken
 from roomtone.control.protocol import Status
 from roomtone.control.unix_socket import ControlError
@@ -29,15 +28,15 @@ from roomtone.journal.keys import sink_prefix
 from roomtone.monitoring.report import Report as ControlReport
 from roomtone.sinks import Sink, wants
 
-PAGE = 1000
+EVENTS_PER_PAGE = 1000
 
 
 class SinkReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a sink stands: `behind` events wait for it, `refused` were set aside; None where it has not run yet.
+    """The state of a sink: `behind` events wait for it, and `refused` were set aside; None if it has not run yet.
 
-    `status` is what the running daemon says (*active*, *failing*, *stuck*, ...), else *stopped*; *new* for a sink that
-    has never run, *paused*, *disabled*, *load error*, *configuration error*, and *removed* for one that the journal
-    knows and the file does not. `reason` says why.
+    `status` is that of the running daemon (*active*, *failing*, *stuck*, ...), else *stopped*, *new* (never run),
+    *paused*, *disabled*, *load error*, *configuration error*, or *removed*: it is in the journal, but not in the
+    configuration. `reason` explains it.
     """
 
     name: str
@@ -49,7 +48,7 @@ class SinkReport(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """A kind of sink, what it is for, and the module that it comes from."""
+    """A kind of sink, its purpose, and the module that provides it."""
 
     kind: str
     purpose: str
@@ -57,37 +56,37 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 class SinksReport(msgspec.Struct, frozen=True):
-    """What `--json` gives."""
+    """The output of `--json`."""
 
     kinds: list[Kind]
     sinks: list[SinkReport]
     problems: tuple[PluginProblem, ...]
 
 
-@click.group(invoke_without_command=True, short_help="List the sinks and how each one stands; pause, replay, test one.")
+@click.group(invoke_without_command=True, short_help="List the sinks and their state; pause, replay or test one.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: kinds, sinks and problems.")
 @click.pass_context
 def command(context: click.Context, given: Path | None, *, as_json: bool) -> None:
-    """List the kinds of sink that are installed, and how each configured one stands.
+    """List the installed kinds of sinks, and the state of each configured sink.
 
-    The journal is only looked at, so that the daemon may run meanwhile. Without a configuration only the kinds are
-    listed.
+    The journal is only read, so the daemon may keep running. Without a configuration only the kinds are listed.
     """
     context.obj = given
     if context.invoked_subcommand is not None:
         return
-    enter(given)
+    continue_as_service(given)
     path = find(given)
-    tables: dict[str, Any] = {} if path is None else document.read(path)
+    tables: dict[str, Any] = {} if path is None else toml_file.read(path)
     plugins = load_plugins(() if path is None else loader.plugin_paths(tables, path))
-    standings: list[SinkReport] = []
+    reports: list[SinkReport] = []
     if path is not None:
-        statuses = working(path)
-        standings = [
-            _live(each, statuses) for each in standings_of(tables, plugins, sinks_control.state_of(tables, path))
+        statuses = ask_daemon(path)
+        reports = [
+            _merge_status(each, statuses)
+            for each in report_sinks(tables, plugins, sinks_control.state_of(tables, path))
         ]
-    report = SinksReport(list(_kinds(plugins)), standings, plugins.problems)
+    report = SinksReport(list(_kinds(plugins)), reports, plugins.problems)
     if as_json:
         say_json(report)
     else:
@@ -105,10 +104,8 @@ for subcommand in (
     command.add_command(subcommand)
 
 
-def standings_of(tables: dict[str, Any], plugins: Plugins, state: Path) -> Iterator[SinkReport]:
-    """How each sink of the file stands, and those that only the journal knows. Raises sqlite3.Error where the journal
-    cannot be read.
-    """
+def report_sinks(tables: dict[str, Any], plugins: Plugins, state: Path) -> Iterator[SinkReport]:
+    """The state of each sink of the configuration or the journal. Raises sqlite3.Error for an unreadable journal."""
     found = loader.each_sink(tables, plugins)
     named = found.keys() | {_kind(sink) for sink in found.values() if isinstance(sink, Sink)}
     found |= {name: module() for name, module in plugins.modules.items() if name not in named}
@@ -116,36 +113,36 @@ def standings_of(tables: dict[str, Any], plugins: Plugins, state: Path) -> Itera
     found |= {name: Broken("load error", text) for name, text in unloaded.items() if name not in found}
     journal = state / "journal.sqlite"
     if not journal.exists():
-        yield from (_standing(name, sink, None, "new") for name, sink in found.items())
+        yield from (_report_sink(name, sink, None, "new") for name, sink in found.items())
         return
-    with reading(journal) as database:
+    with open_for_reading(journal) as database:
         for name, sink in found.items():
-            yield _standing(name, sink, database, "stopped")
+            yield _report_sink(name, sink, database, "stopped")
         for name in database.cursors().keys() - found.keys():
             yield SinkReport(name, "", "removed", None, database.count_refusals(name))
 
 
-def _standing(name: str, sink: Sink | Broken, database: Database | None, usual: str) -> SinkReport:
+def _report_sink(name: str, sink: Sink | Broken, database: Database | None, usual: str) -> SinkReport:
     cursor = database.cursors().get(name) if database else None
     refused = database.count_refusals(name) if database and cursor is not None else None
     if isinstance(sink, Broken):
         waiting = database.tip - cursor if database and cursor is not None else None
         return SinkReport(name, "", sink.what, waiting, refused, sink.text)
     behind = _behind(database, sink, cursor) if database and cursor is not None else None
-    orders = controls_of(name, database.marks(sink_prefix(name)) if database else {})
+    controls = controls_of(name, database.marks(sink_prefix(name)) if database else {})
     if sink.disabled:
         return SinkReport(name, _kind(sink), "disabled", behind, refused)
-    if orders.paused:
-        return SinkReport(name, _kind(sink), "paused", behind, refused, orders.paused.reason)
+    if controls.paused:
+        return SinkReport(name, _kind(sink), "paused", behind, refused, controls.paused.reason)
     return SinkReport(name, _kind(sink), "new" if cursor is None else usual, behind, refused)
 
 
 @contextmanager
-def reading(journal: Path) -> Iterator[Database]:
-    """The journal, to look at only: the daemon may have it. Nothing is left behind.
+def open_for_reading(journal: Path) -> Iterator[Database]:
+    """Open the journal for queries, beside a running daemon. No files are left behind.
 
-    Opened for writing all the same: SQLite makes files beside a journal that nobody has open, and only who may write
-    removes them again.
+    The file is opened for writing all the same: SQLite creates files beside a closed journal, and only a writer removes
+    them again.
     """
     address = f"file:{quote(str(journal))}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=5, isolation_level=None)) as connection:
@@ -153,8 +150,8 @@ def reading(journal: Path) -> Iterator[Database]:
         yield Database(connection, connection, None)
 
 
-def working(path: Path | None) -> dict[str, SinkStatus]:
-    """What the running daemon says of its sinks, by name; empty where none runs, for the journal says the rest."""
+def ask_daemon(path: Path | None) -> dict[str, SinkStatus]:
+    """The state of the running daemon's sinks, by name; empty where no daemon runs."""
     try:
         answer = ask(path, Status())
     except ControlError:
@@ -162,18 +159,18 @@ def working(path: Path | None) -> dict[str, SinkStatus]:
     return {status.name: status for status in answer.sinks} if isinstance(answer, ControlReport) else {}
 
 
-def _live(standing: SinkReport, statuses: dict[str, SinkStatus]) -> SinkReport:
-    status = statuses.get(standing.name)
+def _merge_status(report: SinkReport, statuses: dict[str, SinkStatus]) -> SinkReport:
+    status = statuses.get(report.name)
     if status is None:
-        return standing
+        return report
     changes = {"status": status.state, "behind": status.behind, "refused": status.refused, "reason": status.error}
-    return msgspec.structs.replace(standing, **changes)
+    return msgspec.structs.replace(report, **changes)
 
 
 def _behind(database: Database, sink: Sink, cursor: int) -> int:
-    """How many events wait for the sink: those after its cursor that its own filters let through."""
+    """The number of events that wait for the sink: those after its cursor that pass its filters."""
     count = 0
-    while events := database.events(cursor, PAGE):
+    while events := database.events(cursor, EVENTS_PER_PAGE):
         count += sum(wants(sink, event) for event in events)
         cursor = events[-1].seq
     return count
@@ -181,7 +178,7 @@ def _behind(database: Database, sink: Sink, cursor: int) -> int:
 
 def _kinds(plugins: Plugins) -> Iterator[Kind]:
     for name, kind in sorted(plugins.kinds.items()):
-        # The first line of the module says what the sink is for; that of the class speaks of its table.
+        # The first line of the module states the purpose of the sink; that of the class describes its table.
         module = sys.modules.get(kind.__module__)
         purpose = (getattr(module, "__doc__", None) or kind.__doc__ or "").strip().split("\n")[0]
         yield Kind(name, purpose, str(getattr(module, "__file__", None) or kind.__module__))
@@ -196,17 +193,17 @@ def _lines(report: SinksReport) -> Iterator[str]:
         yield f"  {sink.name:12} {sink.kind:10} {', '.join(_facts(sink))}"
         if sink.reason:
             yield f"  {'':12} {sink.reason}"
-    told = [sink.reason for sink in report.sinks if sink.reason]
-    left = [problem for problem in report.problems if not any(problem.text in reason for reason in told)]
-    if left:
+    shown = [sink.reason for sink in report.sinks if sink.reason]
+    others = [problem for problem in report.problems if not any(problem.text in reason for reason in shown)]
+    if others:
         yield "plugins that do not load"
-    yield from (f"  {problem.plugin:12} {problem.text}" for problem in left)
+    yield from (f"  {problem.plugin:12} {problem.text}" for problem in others)
 
 
 def _facts(sink: SinkReport) -> Iterator[str]:
     yield "has not run yet" if sink.status == "new" else sink.status
     if sink.status == "removed":
-        yield f"forget it with: roomtone sinks forget {sink.name}"
+        yield f"remove it with: roomtone sinks forget {sink.name}"
     if sink.behind is not None:
         yield f"behind by {sink.behind}" if sink.behind else "has everything"
     if sink.refused:

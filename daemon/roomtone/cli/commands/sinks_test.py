@@ -1,4 +1,4 @@
-"""`roomtone sinks test NAME`: one marked event to one sink, and what came of it."""
+"""`roomtone sinks test NAME`: send one marked event to one sink, and report the result."""
 
 import os
 import uuid
@@ -10,9 +10,9 @@ import trio
 
 from roomtone import paths
 from roomtone.cli.config_option import config_option, load
-from roomtone.cli.exit_codes import CommandFailure
+from roomtone.cli.exit_codes import CommandFailure, check_names
 from roomtone.cli.output import say
-from roomtone.cli.unit import enter
+from roomtone.cli.unit import continue_as_service
 from roomtone.config.model import Config
 from roomtone.config.toml_file import ConfigError
 from roomtone.delivery.hooks import SinkHooks
@@ -20,44 +20,44 @@ from roomtone.delivery.probe import ProbeResult, probe_sink
 from roomtone.events import TEST, Notice, Turn, kind_of
 from roomtone.journal.records import next_id
 from roomtone.sinks import Context, Sink, wants
-from roomtone.suggestions import unknown
 
-TEXT = "This is a test. `roomtone sinks test` has sent it; nothing has happened."
+TEXT = "This is a test, sent by `roomtone sinks test`. Nothing has happened."
 
 
 @click.command(short_help="Send one marked test event to a sink.")
 @click.argument("name")
 @config_option
 def test(name: str, given: Path | None) -> None:
-    """Send one marked test event to the sink NAME, and say whether it acknowledges it.
+    """Send one marked test event to the sink NAME, and report if it is acknowledged.
 
-    The sink is opened here, on its own, beside the daemon if that runs; nothing is journalled. The event is a notice
-    with the code sink.test; for a sink that takes no notices it is a turn of a session called sink.test.
+    The sink is opened in this process, also beside a running daemon; the journal does not get the event. The event is a
+    notice with the code sink.test; for a sink without notices it is a turn of the session sink.test.
     """
     parent = click.get_current_context().parent
     given = given or (parent.obj if parent else None)
-    enter(given)
+    continue_as_service(given)
     config, _ = load(given)
-    sink = (config.sinks | config.disabled).get(name)
-    if sink is None:
-        reason = config.unloaded.get(name) or unknown(f'sink "{name}"', name, config.sinks | config.disabled)
+    sinks = config.sinks | config.disabled
+    if reason := config.unloaded.get(name):
         raise ConfigError(f"{config.path}: {reason}")
+    check_names("sink", [name], sinks)
+    sink = sinks[name]
     context = Context(
         name=name,
         folder=config.sinks_folder(os.environ),
         state=paths.private_folder(config.state(os.environ) / "sinks" / name),
         rates={room: table.rate for room, table in config.rooms.items()},
     )
-    outcome = trio.run(probe_sink, sink, context, lambda hooks: test_event(sink, hooks, config))
-    if outcome.error is not None:
-        raise CommandFailure(f"sink {name} failed: {outcome.error}")
-    say(f"sink {name} {_told(outcome)}")
+    result = trio.run(probe_sink, sink, context, lambda hooks: test_event(sink, hooks, config))
+    if result.error is not None:
+        raise CommandFailure(f"sink {name} failed: {result.error}")
+    say(f"sink {name} {_describe_result(result)}")
 
 
 def test_event(sink: Sink, hooks: SinkHooks, config: Config) -> Notice | Turn | None:
-    """The event for this sink: of a kind that its table and its hooks let through. None: there is none.
+    """An event of a kind that the sink's table and hooks accept, or None if there is none.
 
-    Never audio: what is no sound of the room does not belong into its recording.
+    Never audio: a recording must not have sound that is not from the room.
     """
     now, room = datetime.now(UTC), next(iter(sink.rooms or config.rooms))
     id_ = str(next_id(uuid.UUID(int=0), int(now.timestamp() * 1000)))
@@ -66,9 +66,9 @@ def test_event(sink: Sink, hooks: SinkHooks, config: Config) -> Notice | Turn | 
     return next((event for event in (notice, turn) if wants(sink, event) and hooks.hooks_for(event)), None)
 
 
-def _told(outcome: ProbeResult) -> str:
-    if outcome.event is None:
-        return "opens and closes; it takes neither notices nor turns, so nothing was sent"
-    if outcome.refused is not None:
-        return f"works, and has refused the test ({kind_of(outcome.event)} {outcome.event.id}): {outcome.refused}"
-    return f"has acknowledged the test: {kind_of(outcome.event)} {outcome.event.id}"
+def _describe_result(result: ProbeResult) -> str:
+    if result.event is None:
+        return "opens and closes; it accepts neither notices nor turns, so nothing was sent"
+    if result.refused is not None:
+        return f"works, but has refused the test ({kind_of(result.event)} {result.event.id}): {result.refused}"
+    return f"has acknowledged the test: {kind_of(result.event)} {result.event.id}"

@@ -1,4 +1,4 @@
-"""`roomtone status`: how everything stands."""
+"""`roomtone status`: the state of the running daemon."""
 
 import math
 import sys
@@ -17,19 +17,19 @@ from roomtone.cli.output import say, say_json
 from roomtone.control.client import open_client
 from roomtone.control.protocol import Status
 from roomtone.delivery.health import SinkStatus
-from roomtone.legible import legible
+from roomtone.legible import count_of, legible
 from roomtone.monitoring.report import CostReport, Report, RoomReport
 
 WATCH_INTERVAL_S = 1.0
-"""Seconds between two looks."""
+"""Seconds between two requests."""
 
 
-@click.command(short_help="Say how the running daemon stands.")
+@click.command(short_help="Show the state of the running daemon.")
 @config_option
-@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Repeat every second, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, or one a second with --watch.")
 def command(given: Path | None, *, watch: bool, as_json: bool) -> None:
-    """Say how the running daemon stands: its rooms with level, session and gaps, its sinks, the disk."""
+    """Show the state of the running daemon: rooms with their level, session and gaps, sinks, and the disk."""
     path = find_daemon(given)
     if watch and not as_json and sys.stdout.isatty():
         _watch(path)
@@ -45,7 +45,7 @@ def _show(report: Report, *, as_json: bool) -> None:
 
 
 def _watch(path: Path) -> None:
-    from rich.live import Live  # noqa: PLC0415 - late: only who looks at a terminal pays for it
+    from rich.live import Live  # noqa: PLC0415 - late: only a terminal needs it
     from rich.text import Text  # noqa: PLC0415 - late, as above
 
     with Live(refresh_per_second=4, screen=True) as live:
@@ -68,7 +68,7 @@ async def _look(path: Path, times: float, take: Callable[[Report], None]) -> Non
 
 
 def lines(report: Report, now: datetime) -> Iterator[str]:
-    """The report for people. Pure."""
+    """The report as text. Pure."""
     stopping = ", stopping" if report.stopping else ""
     yield f"roomtone {report.version}, process {report.pid}, up {span(now - report.since)}{stopping}"
     yield f"configuration {report.configuration}"
@@ -93,18 +93,18 @@ def _cost(cost: CostReport) -> Iterator[str]:
     ):
         budget = "" if limit is None else f" of {limit:.2f}"
         yield f"{head:9}{when} {spent.money:.2f}{budget} {cost.currency}: {breakdown(spent)}"
-    course = {"local": "the recognizer on this machine goes on", "record": "nothing is transcribed"}
+    actions = {"local": "the recognizer on this machine takes over", "record": "nothing is transcribed"}
     if cost.spent is not None:
-        yield f"         the budget is spent: {course[cost.spent]}, and language models that cost are not asked"
+        yield f"         the budget is spent: {actions[cost.spent]}, and language models with a price are not asked"
 
 
 def breakdown(spent: Spent) -> str:
-    """What it was spent for."""
+    """The items of a sum: sessions and language models."""
     minutes = f"sessions {spent.sessions:.2f} for {round(spent.seconds / 60, 1):g} min"
     if not spent.requests:
         return minutes
     unpriced = f", {spent.unpriced} of them of unknown cost" if spent.unpriced else ""
-    return f"{minutes}, language models {spent.models:.2f} for {spent.requests} answers{unpriced}"
+    return f"{minutes}, language models {spent.models:.2f} for {count_of(spent.requests, 'answer')}{unpriced}"
 
 
 def _room(room: RoomReport, now: datetime) -> Iterator[str]:
@@ -142,14 +142,14 @@ def _state(room: RoomReport, now: datetime) -> str:
 
 
 def _sink(sink: SinkStatus) -> str:
-    behind = f"{sink.behind} events behind" if sink.behind else "has everything"
+    behind = f"{count_of(sink.behind, 'event')} behind" if sink.behind else "has everything"
     refused = f", refused {sink.refused}" if sink.refused else ""
     error = f": {sink.error}" if sink.error else ""
     return f"  {sink.name:12} {sink.kind:10} {sink.state}, {behind}{refused}{error}"
 
 
 def span(elapsed: timedelta) -> str:
-    """How long, in its two largest units."""
+    """A duration in its two largest units."""
     seconds = max(0, round(elapsed.total_seconds()))
     for unit, length, lesser, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if seconds >= length:
@@ -158,7 +158,7 @@ def span(elapsed: timedelta) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes, in the largest unit that leaves a whole number before the point."""
+    """A number of bytes in the largest unit that gives at least 1."""
     for unit, length in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= length:
             return f"{count / length:.1f} {unit}"
