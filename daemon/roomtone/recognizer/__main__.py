@@ -11,11 +11,11 @@ SIGTERM and Ctrl-C let the sessions end first, a minute at most; the second one 
 import argparse
 import faulthandler
 import os
-import pkgutil
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -24,11 +24,9 @@ from structlog.typing import EventDict, WrappedLogger
 
 from roomtone import descriptors
 from roomtone.legible import describe_traceback, legible
-from roomtone.recognizer.engine import Engine, EngineMissing
+from roomtone.recognizer.engine import EngineSettings, EngineUnavailable
+from roomtone.recognizer.engines import open_with_fallback
 from roomtone.recognizer.server import CannotServe, EngineStuck, Options, Server, open_server
-
-ENGINES = {"pocketsphinx": "roomtone.recognizer.sphinx:open_sphinx"}
-"""The engines that have a short name; every other is named as `package.module:callable`."""
 
 DRAIN_TIMEOUT_S = 60.0  # seconds
 MAX_LINE_BYTES = 65_536
@@ -55,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = 0
     try:
         trio.run(_run, options)
-    except* (EngineMissing, CannotServe) as group:
+    except* (EngineUnavailable, CannotServe) as group:
         _say(error=str(_first(group)))
         status = UNAVAILABLE
     except* (KeyboardInterrupt, BrokenPipeError):
@@ -80,10 +78,14 @@ async def _run(options: Options | None) -> None:
 
 
 async def _serve(options: Options) -> None:
-    engine = await trio.to_thread.run_sync(_load, options.engine, abandon_on_cancel=True)
+    settings = EngineSettings(
+        Path(options.model) if options.model else None, options.threads, options.sha256, options.options
+    )
+    opening = partial(open_with_fallback, options.engine, settings)
+    engine, reason = await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
     async with open_server(engine, options) as server, trio.open_nursery() as nursery:
         nursery.start_soon(_watch, options.patience)
-        _say(url=server.url)
+        _say(url=server.url, engine=engine.info.engine, model=engine.info.name, fallback=reason)
         await _wait_signal(server)
         nursery.cancel_scope.cancel()
 
@@ -138,30 +140,19 @@ async def _wait_end(stdin: trio.abc.ReceiveStream) -> None:
         pass
 
 
-def _load(name: str) -> Engine:
-    where = ENGINES.get(name, name)
-    if ":" not in where:
-        raise CannotServe(f"engine {name!r} is not known: use one of {', '.join(ENGINES)}, or package.module:callable")
-    try:
-        opening = pkgutil.resolve_name(where)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CannotServe(f"engine {name!r} cannot be loaded: {error}") from error
-    engine: Engine = opening()
-    return engine
-
-
 def _options(arguments: Sequence[str] | None) -> Options | None:
     """The options of the command line; None where they come on standard input."""
     parser = argparse.ArgumentParser(
         prog="python -m roomtone.recognizer", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--port", type=int, help="serve by hand at this port of 127.0.0.1; 0 for any")
-    parser.add_argument("--engine", default="pocketsphinx", help="%(default)s, or package.module:callable")
+    parser.add_argument("--engine", help="the name of an engine, or package.module:callable")
+    parser.add_argument("--model", help="the folder of its model, if it shall use another than its own")
     parser.add_argument("--sessions", type=int, default=16, help="at most so many at a time")
     given = parser.parse_args(arguments)
     if given.port is None:
         return None
-    options = {"port": given.port, "engine": given.engine, "sessions": given.sessions}
+    options = vars(given)
     try:
         return msgspec.convert(options, Options)
     except msgspec.ValidationError as error:
@@ -175,7 +166,7 @@ def _fit(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
     return {key: legible(value) if isinstance(value, str) else value for key, value in line.items()}
 
 
-def _say(**fields: str) -> None:
+def _say(**fields: str | None) -> None:
     sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
     sys.stdout.flush()
 

@@ -69,8 +69,10 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     session_heartbeat: bool = False
     acknowledge_silence: bool = False
 
-    # Checked, and without effect here.
     keyterms_prompt: Annotated[list[str], Meta(max_length=100)] = []
+    """Reaches engines that take terms."""
+
+    # Checked, and without effect here.
     prompt: Prompt | None = None
     agent_context: Prompt | None = None
     language_codes: Annotated[list[str], Meta(max_length=10)] = []
@@ -102,7 +104,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         longest = longest if self.max_turn_silence is None else min(self.max_turn_silence, 10_000)
         longest = max(shortest, longest)
         silence = shortest + (longest - shortest) * self.end_of_turn_confidence_threshold
-        return TurnSettings(silence=round(silence), threshold=self.vad_threshold)
+        return TurnSettings(silence=round(silence), threshold=self.vad_threshold, terms=tuple(self.keyterms_prompt))
 
     @property
     def _is_us(self) -> bool:
