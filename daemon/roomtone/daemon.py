@@ -92,7 +92,7 @@ async def run(config: Config, environ: Mapping[str, str], reread: Callable[[], C
                         journal, lambda: force.config.budget, held=lambda: list(force.setting().held())
                     ) as governor,
                     open_analyst(journal, force.setting(), partial(_head, spools), governor) as analyst,
-                    open_endpoints() as endpoints,
+                    open_endpoints(config.recognizer_settings(), journal) as endpoints,
                     trio.open_nursery() as upkeep,
                 ):
                     surroundings = RoomServices(

@@ -220,8 +220,14 @@ class StreamingSession:
                 marks=self._marks,
                 settled=self._settled,
             )
-            await minutes.begin(self.expires_at)
+            await minutes.begin(self.expires_at, model=self._model_of(begin))
         return minutes
+
+    def _model_of(self, begin: Begin) -> str | None:
+        """The model of the session: the recognizer on this machine names its own, whatever it was asked for."""
+        named = (begin.configuration or {}).get("model")
+        is_own = not self._desk.endpoint.remote and isinstance(named, str)
+        return named if is_own else self._desk.speech_model
 
     async def _close(self, minutes: SessionJournal, termination: messages.Termination | None) -> None:
         for outcome in self._book.close():

@@ -338,7 +338,7 @@ class SessionJournal:
             if facts:
                 await self._desk.journal.commit(*facts)
 
-    async def begin(self, expires_at: datetime | None) -> None:
+    async def begin(self, expires_at: datetime | None, *, model: str | None) -> None:
         """Journal that the session is up."""
         desk = self._desk
         await desk.journal.commit(
@@ -348,7 +348,7 @@ class SessionJournal:
                 at=desk.spool.at(self._start),
                 session_id=self._id,
                 endpoint=desk.endpoint.name,
-                speech_model=desk.speech_model,
+                speech_model=model,
                 expires_at=expires_at,
             ),
             *desk.meter.begin(self._metered),
