@@ -37,3 +37,18 @@ def test_an_engine_is_tried_on_a_recording(tmp_path: Path) -> None:
     assert 0 < result["cpu_per_second"] < 2
     assert result["memory_mb"] < 400
     assert 0 < result["latency"] < 5
+
+
+def test_check_says_how_fast_the_engine_is(tmp_path: Path) -> None:
+    """The engine is opened and decodes five seconds; one that does not open is named with its reason."""
+    speech = tmp_path / "speech.wav"
+    soundfile.write(speech, [0.0] * RATE, RATE)
+    config = tmp_path / "roomtone.toml"
+    room = f'[service]\nstate = "state"\n[rooms.desk]\nsource = {{ kind = "file", path = "{speech}" }}\n'
+    room += '[rooms.desk.streaming]\nendpoint = "local"\n'
+    config.write_text(room)
+    assert "moonshine tiny-en takes 0." in CliRunner().invoke(group, ["check", "--config", str(config)]).output
+    config.write_text(room + '[recognizer]\nmodel = "weights"\n')
+    output = CliRunner().invoke(group, ["check", "--config", str(config)]).output
+    assert "there is no such folder" in output
+    assert "pocketsphinx takes its place" in output

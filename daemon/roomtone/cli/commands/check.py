@@ -14,6 +14,7 @@ import trio
 from roomtone import network, paths
 from roomtone.capture.source_process import SourceEnded, SourceFailed, open_source
 from roomtone.capture.sources import Command, File, name_of
+from roomtone.cli.commands.engines import describe_speed
 from roomtone.cli.config_option import Loaded, config_option, load
 from roomtone.cli.exit_codes import CommandFailure
 from roomtone.cli.output import say, say_json
@@ -83,7 +84,9 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
         if room.gate.mode == "speech":
             findings.append(_gate(name, room))
     if any(_endpoint(room, key) == parameters.LOCAL for room in config.rooms.values()):
-        findings.append(Finding("recognizer", "on this machine", fault=await recognizer_fault(config)))
+        fault = await recognizer_fault(config)
+        speed = None if fault else await trio.to_thread.run_sync(describe_speed, config.recognizer_settings())
+        findings.append(Finding("recognizer", "on this machine", fault=fault, note=speed))
     elif config.budget.limits() and config.budget.at_cap == "local":
         fault = await recognizer_fault(config)
         advice = None if fault is None else f'{fault}; or set [budget] at_cap = "record"'

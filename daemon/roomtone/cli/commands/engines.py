@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from roomtone.speech.recognizer_process import RecognizerConfig
 
 TRIAL = (sys.executable, "-P", "-m", "roomtone.recognizer.trial")
 RATE = 16_000
+CHECK_S = 5
 
 
 @click.group(invoke_without_command=True, short_help="List the engines of the recognizer, or try one.")
@@ -68,6 +70,24 @@ def try_engine(config: RecognizerConfig, file: Path, engine: str | None, text: P
         say_json(result)
     else:
         say(*_report(result))
+
+
+def describe_speed(config: RecognizerConfig) -> str:
+    """Engine, model and real-time factor, from five seconds of the demo; or why the engine does not open."""
+    request = msgspec.structs.asdict(config)
+    with tempfile.TemporaryDirectory() as folder, as_file(files("roomtone") / "demo" / "meeting.flac") as demo:
+        request["audio"] = str(Path(folder, "audio.raw"))
+        Path(request["audio"]).write_bytes(_audio_of(demo)[: 2 * RATE * CHECK_S])
+        try:
+            *_, result = _ask(request)
+        except CommandFailure as failure:
+            return f"{failure.message}; pocketsphinx takes its place"
+    if error := result.get("error"):
+        return f"{legible(error)}; pocketsphinx takes its place"
+    model = f"{legible(result['info']['engine'])} {legible(result['info']['model'])}"
+    factor = result["cpu_per_second"]
+    slow = "" if factor < 1 else ": too slow to follow a conversation; choose another [recognizer] engine"
+    return f"{model} takes {factor:.2f} s of processor time for a second of speech{slow}"
 
 
 def _configured(given: Path | None) -> RecognizerConfig:
