@@ -65,8 +65,8 @@ def place() -> None:
         audio, said = make_speech.speak_timed(text)
         lead = make_speech.silence(1)
         with engine.open(TurnSettings()) as stream:
-            stream.feed(make_speech.room(lead + audio + lead))
-            words = [word for final in stream.endpoint() for word in final.words]
+            heard = stream.feed(make_speech.room(lead + audio + lead)) + stream.endpoint()
+            words = [word for final in heard if final.final for word in final.words]
         if len(words) == len(said):
             errors += [abs(word.start / RATE - 1 - true.start) for word, true in zip(words, said, strict=True)]
     print(f"times of words: off by {1000 * statistics.median(errors):.0f} ms in the median, of {len(errors)} words")

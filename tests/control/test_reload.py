@@ -36,6 +36,7 @@ from roomtone.monitoring.liveness import Liveness
 from roomtone.monitoring.room_state import RoomStates
 from roomtone.rooms import Rooms, RoomServices
 from roomtone.speech.endpoint import open_endpoints
+from roomtone.speech.recognizer_process import RecognizerConfig
 
 ROOM = Room(source=Microphone())
 SUMMARY = AnalysisPrompt(prompt="{{transcript}}", model="any")
@@ -76,7 +77,7 @@ async def work(folder: Path, config: Config, reread: Any = None) -> AsyncIterato
         open_journal(folder / "journal.sqlite", inline=True) as journal,
         open_governor(journal, Budget) as governor,
         open_analyst(journal, force.setting(), lambda _: None, governor) as analyst,
-        open_endpoints() as endpoints,
+        open_endpoints(RecognizerConfig(), journal) as endpoints,
         trio.open_nursery() as nursery,
     ):
         await journal.commit(*[Mark(key(room, "muted"), {"until": None}) for room in ("desk", "attic", "hall")])

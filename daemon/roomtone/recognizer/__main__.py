@@ -1,8 +1,8 @@
 """`python -m roomtone.recognizer`: speech to text on this machine, at the v3 protocol's own address.
 
-Started by the daemon, without arguments: the first line of standard input is a JSON object with `Options`, the token
-among them, for a command line can be read by everybody on the machine. Standard input is also the life line: when it
-ends, whoever started this is gone and this ends too. Started by hand with `--port`, it reads no input.
+Started by the daemon, without arguments: the first line of standard input is a JSON object with `Options`. The token is
+among them, because every user of the machine can read a command line. Standard input is also the life line: when it
+ends, the parent process is gone and this one ends too. Started by hand with `--port`, it reads no input.
 
 One line of JSON on standard output says `{"url": ...}` when clients may come, or `{"error": ...}` why they never will.
 SIGTERM and Ctrl-C let the sessions end first, a minute at most; the second one does not wait.
@@ -31,7 +31,7 @@ from roomtone.recognizer.server import CannotServe, EngineStuck, Options, Server
 DRAIN_TIMEOUT_S = 60.0  # seconds
 MAX_LINE_BYTES = 65_536
 
-UNAVAILABLE = 69  # sysexits.h: a person must install or mend something
+UNAVAILABLE = 69  # sysexits.h: the operator must install or mend something
 FAILED = 70
 INTERRUPTED = 130
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(error=str(_first(group)))
         status = UNAVAILABLE
     except* (KeyboardInterrupt, BrokenPipeError):
-        status = INTERRUPTED  # before it was ready; or nobody is there any more to hear that it is
+        status = INTERRUPTED  # before it was ready, or the parent process is gone
     except* EngineStuck as group:
         structlog.get_logger().error("engine.stuck", text=str(_first(group)))
         os._exit(FAILED)  # the thread inside the engine may not let the interpreter come to its end
@@ -93,7 +93,7 @@ async def _serve(options: Options) -> None:
 async def _wait_signal(server: Server) -> None:
     """Return when the first signal has come and the sessions have ended, or the second one has come.
 
-    systemd tells every process of a service at once to stop; the daemon's sessions must still get their last turns.
+    systemd signals all processes of a service concurrently; the daemon's sessions must still get their last turns.
     """
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         await anext(signals)
@@ -110,9 +110,9 @@ async def _cancel_after(scope: trio.CancelScope, wait: Callable[[], Awaitable[ob
 
 
 async def _watch(patience: float) -> None:
-    """End the process when the loop does not run for so many seconds: an engine may keep the interpreter for ever.
+    """End the process when the loop does not run for `patience` seconds: an engine may hold the interpreter.
 
-    faulthandler's thread needs no interpreter. Whoever owns this process replaces it.
+    faulthandler's thread needs no interpreter. The owner of this process replaces it.
     """
     try:
         while True:
@@ -132,7 +132,7 @@ async def _read_options(stdin: trio.abc.ReceiveStream) -> Options:
     try:
         return msgspec.json.decode(line.partition(b"\n")[0], type=Options)
     except msgspec.DecodeError as error:
-        raise CannotServe(f"the first line of standard input is no set of options: {error}") from None
+        raise CannotServe(f"the first line of standard input does not hold options: {error}") from None
 
 
 async def _wait_end(stdin: trio.abc.ReceiveStream) -> None:
@@ -148,7 +148,7 @@ def _options(arguments: Sequence[str] | None) -> Options | None:
     parser.add_argument("--port", type=int, help="serve by hand at this port of 127.0.0.1; 0 for any")
     parser.add_argument("--engine", help="the name of an engine, or package.module:callable")
     parser.add_argument("--model", help="the folder of its model, if it shall use another than its own")
-    parser.add_argument("--sessions", type=int, default=16, help="at most so many at a time")
+    parser.add_argument("--sessions", type=int, default=16, help="the most sessions at a time")
     given = parser.parse_args(arguments)
     if given.port is None:
         return None

@@ -18,7 +18,7 @@ HYSTERESIS = 0.15  # in a turn, speech is what is above the threshold less this:
 
 
 class Step(Enum):
-    """What one window means."""
+    """The meaning of one window."""
 
     QUIET = auto()
     BEGIN = auto()

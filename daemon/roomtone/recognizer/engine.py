@@ -27,7 +27,7 @@ class EngineUnavailable(Exception):  # noqa: N818 - it says what is true; the te
 
 
 class EngineSettings(msgspec.Struct, frozen=True):
-    """What the table `[recognizer]` says to the engine. An engine refuses what it cannot follow."""
+    """The table `[recognizer]` for the engine. An engine refuses settings that it cannot follow."""
 
     model: Path | None = None
     """A folder or file of weights; None is the engine's own model."""
@@ -38,7 +38,7 @@ class EngineSettings(msgspec.Struct, frozen=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """What an engine can do. The house supplies the rest as far as it can."""
+    """The abilities of an engine. The house supplies the rest as far as it can."""
 
     punctuates: bool = False
     """Its words have capitals and punctuation. Otherwise they are lower case, and the house adds the least."""
@@ -69,7 +69,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
 
 
 class TurnSettings(msgspec.Struct, frozen=True):
-    """How a stream is cut into turns, and what may be said. May change while it runs.
+    """The rules by which a stream is cut into turns, and words to expect. They may change while it runs.
 
     `silence` is the pause, in ms, that ends a turn; `threshold` the probability of speech, 0 to 1, above which a sound
     counts as speech. `terms` are words that are likely to be said.

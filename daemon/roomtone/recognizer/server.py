@@ -65,15 +65,15 @@ _FAULTS = (
     trio.BrokenResourceError,
     trio.TooSlowError,
 )
-"""What a client and its network can do to us."""
+"""Faults of a client or its network."""
 
 
 class EngineStuck(Exception):  # noqa: N818 - it says what is true
-    """A call of the engine does not return. Its thread cannot be ended, so whoever owns this process replaces it."""
+    """A call of the engine does not return. Its thread cannot be ended, so the owner of this process replaces it."""
 
 
 class CannotServe(Exception):  # noqa: N818 - it says what is true of the options
-    """The recognizer cannot start as it was told to. The text is one line for a person."""
+    """The recognizer cannot start with these options. The text is one line for the operator."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,7 +128,7 @@ class Server:
         self._limiter = trio.CapacityLimiter(options.sessions)
 
     async def drained(self) -> None:
-        """Return when there is no connection: every session has ended, its close included."""
+        """Return when all connections are closed: every session has ended, its close included."""
         while self._connections:
             await self._left.park()
 
@@ -314,7 +314,7 @@ def _parse(message: str) -> ClientCommand:
 
 
 def _configuration(engine: StreamEngine, version: str) -> dict[str, Any]:
-    """What `Begin` says: what is really done, so that nobody believes another model or a feature at work."""
+    """The configuration in `Begin`: the real one, so that a client does not assume another model or feature."""
     return {
         "model": engine.info.name,
         "engine": engine.info.engine,
