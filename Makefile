@@ -8,8 +8,8 @@ LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.1
 
 # Debian's names. The demo needs none of them: it plays a file.
 CAPTURE_PACKAGES := libportaudio2 libasound2-plugins
-TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite sox systemd libpam-systemd dbus iproute2 \
-	procps libnss-myhostname tinyproxy-bin
+TEST_PACKAGES := $(CAPTURE_PACKAGES) pulseaudio pulseaudio-utils flite festival festvox-us-slt-hts sox systemd \
+	libpam-systemd dbus iproute2 procps libnss-myhostname tinyproxy-bin
 
 .PHONY: help soak demo run test check suite crash lint audit format bench requirements clean
 

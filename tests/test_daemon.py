@@ -42,6 +42,7 @@ def test_a_file_is_recorded_bit_for_bit(tmp_path: Path, pace: str) -> None:
     kinds = [event["kind"] for event in events(tmp_path)]
     assert kinds[0] == "recording_started"
     assert {"turn", "session_started", "session_ended", "recording_stopped"} <= set(kinds)
+    assert {event["speech_model"] for event in events(tmp_path, "session_started")} == {"moonshine-tiny-en"}
     seqs = [event["seq"] for event in events(tmp_path)]
     assert seqs == sorted(set(seqs))
     heard = words(" ".join(event["text"] for event in events(tmp_path, "turn")))

@@ -135,7 +135,7 @@ async def _open_services(
     async with (
         open_governor(journal, active.budget, held=active.held_tasks) as governor,
         open_analyst(journal, active.llm_settings(), partial(_head, spools), governor) as analyst,
-        open_endpoints() as endpoints,
+        open_endpoints(active.config.recognizer_settings(), journal) as endpoints,
     ):
         folder = state / SPOOL_FOLDER
         yield RoomServices(folder, spools, journal, live, endpoints, health, room_states, governor, analyst)

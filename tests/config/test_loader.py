@@ -217,7 +217,7 @@ def test_drop_in() -> None:
             "[room.desk]",
             (
                 '[room]: unknown table, did you mean "rooms"? '
-                'Known are "analysis", "budget", "gateway", "rooms", "service", "sinks", "storage"'
+                'Known are "analysis", "budget", "gateway", "recognizer", "rooms", "service", "sinks", "storage"'
             ),
         ),
         (

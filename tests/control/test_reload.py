@@ -38,6 +38,7 @@ from roomtone.monitoring.liveness import Liveness
 from roomtone.monitoring.room_state import RoomStates
 from roomtone.rooms import Rooms, RoomServices, RoomSettings
 from roomtone.speech.endpoint import open_endpoints
+from roomtone.speech.recognizer_process import RecognizerConfig
 from roomtone.testing.inline import run_inline
 
 ROOM = Room(source=Microphone())
@@ -79,7 +80,7 @@ async def open_daemon(folder: Path, config: Config, reread: Any = None) -> Async
         open_journal(folder / "journal.sqlite", run_sync=run_inline) as journal,
         open_governor(journal, Budget) as governor,
         open_analyst(journal, active.llm_settings(), lambda _: None, governor) as analyst,
-        open_endpoints() as endpoints,
+        open_endpoints(RecognizerConfig(), journal) as endpoints,
         trio.open_nursery() as nursery,
     ):
         await journal.commit(*[Mark(room_key(room, "muted"), {"until": None}) for room in ("desk", "attic", "hall")])

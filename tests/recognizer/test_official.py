@@ -18,7 +18,7 @@ from assemblyai.streaming.v3 import (
 from trio.testing import MockClock, lockstep_stream_pair
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from roomtone.recognizer.engine import Hypothesis, Spoken, TurnSettings
+from roomtone.recognizer.engine import EngineInfo, Hypothesis, Spoken, TurnSettings
 from roomtone.recognizer.server import HANDSHAKE_TIMEOUT_S, SEND_TIMEOUT_S, CannotServe, Options, Server, open_server
 from roomtone.testing.inline import run_inline
 from support.word_error import RATE, client
@@ -32,7 +32,7 @@ FRAME = bytes(2 * RATE // 10)  # 100 ms
 class Counter:
     """An engine whose streams show, as one word a frame, the pause and the threshold that end a turn now."""
 
-    name = "counter"
+    info = EngineInfo("counter", "abacus")
     rate = RATE
 
     @contextmanager

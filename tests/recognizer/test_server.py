@@ -39,9 +39,9 @@ from trio_websocket import (
 )
 
 from roomtone.admission import MAX_PENDING
-from roomtone.recognizer.engine import Engine, Hypothesis, Spoken, TurnSettings
+from roomtone.recognizer.engine import EngineInfo, EngineSettings, Hypothesis, Spoken, StreamEngine, TurnSettings
 from roomtone.recognizer.server import HANDSHAKE_TIMEOUT_S, Options, Server, open_server
-from roomtone.recognizer.sphinx import open_sphinx
+from roomtone.recognizer.sphinx import open_engine
 from roomtone.speech.recognizer_process import open_recognizer
 from roomtone.testing.inline import run_inline
 from support.word_error import RATE, THREE_LINES, client, demo_audio, demo_lines, frames, noise, word_error_rate
@@ -53,7 +53,7 @@ TERMINATE = '{"type":"Terminate"}'
 class Parrot:
     """An engine that says one word a frame at once, its number in this session: fast, and easy to predict."""
 
-    name = "parrot"
+    info = EngineInfo("parrot", "tropical")
     rate = RATE
 
     def open(self, settings: TurnSettings) -> AbstractContextManager["ParrotStream"]:
@@ -103,7 +103,7 @@ class Faulty(Parrot):
 
 
 @asynccontextmanager
-async def serving(engine: Engine | None = None, **options: Any) -> AsyncIterator[Server]:
+async def serving(engine: StreamEngine | None = None, **options: Any) -> AsyncIterator[Server]:
     async with open_server(engine or Parrot(), Options(**options)) as server:
         yield server
 
@@ -154,7 +154,8 @@ async def test_a_session_from_begin_to_termination() -> None:
         assert uuid.UUID(begin["id"])
         assert type(begin["expires_at"]) is int
         assert begin["configuration"] == {
-            "model": "parrot",
+            "model": "parrot-tropical",
+            "engine": "parrot",
             "mode": None,
             "api_version": "2026-01-01",
             "speaker_labels": False,
@@ -200,7 +201,10 @@ async def test_a_turn_has_every_field_of_the_protocol() -> None:
 async def test_the_demo_by_our_own_client() -> None:
     """Some of the recording as fast as it goes: partials, one final a sentence, words in order, few of them wrong."""
     audio, lines = demo_audio(THREE_LINES), demo_lines()[:3]
-    async with serving(await trio.to_thread.run_sync(open_sphinx)) as server, session(server) as socket:
+    async with (
+        serving(await trio.to_thread.run_sync(open_engine, EngineSettings())) as server,
+        session(server) as socket,
+    ):
         async with trio.open_nursery() as nursery:
 
             async def send() -> None:
@@ -642,10 +646,12 @@ async def test_a_second_signal_does_not_wait() -> None:
 
 STUCK = """
 import ctypes, time
+from roomtone.recognizer.engine import EngineInfo
 from contextlib import contextmanager
 
 class Engine:
-    name, rate = "stuck", 16000
+    info, rate = EngineInfo("stuck", "mud"), 16000
+    def __init__(self, settings): pass
     @contextmanager
     def open(self, settings):
         yield self
@@ -673,12 +679,25 @@ async def test_an_engine_that_does_not_return_ends_the_program(tmp_path: Path, c
 
 
 @pytest.mark.parametrize(
+    ("engine", "text"),
+    [
+        ("magic", "'magic' is not known: use one of moonshine"),
+        ("roomtone.recognizer.sphinx:nothing", "cannot be loaded"),
+    ],
+)
+async def test_an_engine_that_cannot_be_gives_way_to_the_floor(engine: str, text: str) -> None:
+    """The first line names the engine that serves, and the reason why it is not the one that was asked for."""
+    async with program() as process:
+        line = await begin_as_child(process, engine=engine)
+        assert text in line["fallback"]
+        assert (line["engine"], line["model"]) == ("pocketsphinx", "pocketsphinx-en-us")
+
+
+@pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"port": "many"}, "$.port"),
         ({"colour": 1}, "colour"),
-        ({"engine": "magic"}, "'magic' is not known: use one of pocketsphinx"),
-        ({"engine": "roomtone.recognizer.sphinx:nothing"}, "cannot be loaded"),
         ({"host": "192.0.2.1"}, "cannot listen at 192.0.2.1"),
         ({"port": 99_999}, "$.port"),
     ],

@@ -7,14 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from roomtone.recognizer.engine import Hypothesis, TurnSettings
-from roomtone.recognizer.sphinx import SPARE, Sphinx, open_sphinx
+from roomtone.recognizer.engine import EngineSettings, Hypothesis, TurnSettings
+from roomtone.recognizer.sphinx import SPARE, Sphinx, open_engine
 from support.word_error import RATE, demo_audio, demo_lines, frames, noise, word_error_rate
 
 
 @pytest.fixture(scope="module")
 def engine() -> Sphinx:
-    return open_sphinx()
+    return open_engine(EngineSettings())
 
 
 def hear(engine: Sphinx, audio: bytes, settings: TurnSettings | None = None) -> list[Hypothesis]:

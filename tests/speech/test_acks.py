@@ -121,7 +121,7 @@ def test_termination_settles_everything() -> None:
 
 
 def test_what_others_settled_is_not_reported_again() -> None:
-    """Audio that is sent a second time, before the floor, is not reported twice."""
+    """Audio that is sent a second time, before the fallback, is not reported twice."""
     ledger = AckTracker(0, floor=600)
     ledger.sent = 1000
     ledger.closed(0, Span(500, 700))

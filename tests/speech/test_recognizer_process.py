@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from roomtone.speech.recognizer_process import Recognizer, RecognizerUnavailable, open_recognizer
+from roomtone.events import Notice
+from roomtone.speech.recognizer_process import (
+    Recognizer,
+    RecognizerConfig,
+    RecognizerUnavailable,
+    open_recognizer,
+)
 from support.word_error import client
 
 PYTHON = (sys.executable, "-c")
@@ -143,3 +149,48 @@ async def test_it_is_tried_again_after_a_failure(tmp_path: Path) -> None:
                     break
                 except RecognizerUnavailable:
                     await trio.sleep(0.05)
+
+
+# --- engines that cannot be had --------------------------------------------------------------------------------------
+
+DYING = """
+import json, sys
+options = json.loads(sys.stdin.readline())
+engine = options["engine"]
+print(json.dumps({"url": "ws://127.0.0.1:1/v3/ws", "engine": engine, "model": engine + "-x"}), flush=True)
+if engine == "pocketsphinx":
+    sys.stdin.read()
+"""
+
+
+async def test_an_engine_that_dies_three_times_gives_way_to_the_floor() -> None:
+    """The room gets words from the fallback, and the operator one notice with the reason."""
+    notices: list[Notice] = []
+
+    async def report(event: Notice) -> None:
+        notices.append(event)
+
+    config = RecognizerConfig(engine="frail", options={"temper": 1})
+    async with open_recognizer(config, report=report, command=(*PYTHON, DYING)) as recognizer:
+        while recognizer.model != "pocketsphinx-x":  # noqa: ASYNC110 - nothing tells of a child that was replaced
+            await trio.sleep(0.05)
+        await recognizer.address()
+    [event] = notices
+    assert event.code == "recognizer.fallback"
+    assert "frail has died 3 times" in event.text
+
+
+async def test_an_engine_that_does_not_open_gives_way_with_its_reason() -> None:
+    """The real program says which engine serves, and why; sessions name that one."""
+    notices: list[Notice] = []
+
+    async def report(event: Notice) -> None:
+        notices.append(event)
+
+    config = RecognizerConfig(engine="moonshine", model="/nowhere")
+    async with open_recognizer(config, report=report) as recognizer:
+        await recognizer.address()
+        assert recognizer.model == "pocketsphinx-en-us"
+    [event] = notices
+    assert "/nowhere" in event.text
+    assert "tokenizer.bin" in event.text

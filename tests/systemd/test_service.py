@@ -198,7 +198,7 @@ def test_without_a_network_recording_goes_on(roomtone: Installed) -> None:
 
 STRICT = """
 import trio
-from roomtone.testing.service import open_service
+from roomtone.testing.fake_service import open_service
 
 async def serve():
     async with open_service(key="the-right-key", port=8097):
@@ -430,7 +430,7 @@ def test_what_is_forgotten_is_searched_for_by_a_process_that_the_unit_allows(roo
     somebody = ("setpriv", "--reuid=bob", "--regid=bob", "--init-groups", "env", "HOME=/tmp/bob")
     refused = roomtone.guest.run(*somebody, *forget, check=False)
     assert refused.returncode
-    assert "ask as that user, or with sudo" in refused.stderr
+    assert f"only root may read its state: sudo {PROGRAM} forget --last 1m --yes" in refused.stderr
     roomtone.guest.run("systemctl", "stop", "roomtone")
     for become in (("env", "HOME=/tmp/root"), somebody):
         stopped = roomtone.guest.run(*become, *forget, check=False)

@@ -45,6 +45,8 @@ CALLS = [
     Call("nothing", "config --reference"),
     Call("nothing", "devices", 1),  # the guest has none
     Call("nothing", "demo --help"),
+    Call("nothing", "engines"),
+    Call("nothing", "engines test /etc/hostname", 1),  # not a recording
     Call("nothing", "init --yes --output /tmp/mine/{who}.toml --force"),
     Call("nothing", "sinks new --file --directory /tmp/mine/{who} my-sink{count}"),
     Call("configuration", "config"),

@@ -91,7 +91,7 @@ def test_a_folder_that_the_service_may_not_write_is_told(roomtone: Installed) ->
     checked = roomtone.guest.run(PROGRAM, "check", check=False)
 
     assert checked.returncode == 1
-    assert "Read-only file system" in checked.stdout
+    assert "the daemon can write (its user, and ReadWritePaths= under systemd)" in checked.stdout
     assert roomtone.guest.run("ls", "/srv/open").stdout == ""
 
 

@@ -16,6 +16,7 @@ COMMANDS = (
     "init",
     "check",
     "devices",
+    "engines",
     "service",
     "status",
     "health",

@@ -22,7 +22,6 @@ from roomtone.events import (
     kind_of,
 )
 from roomtone.legible import legible
-from roomtone.protocol import parameters
 from roomtone.sinks import Context, Sink, hookimpl
 
 METER_FLOOR_DB = -60.0
@@ -162,9 +161,7 @@ def describe(event: Durable) -> str:  # noqa: PLR0911 - one line for each kind
         case RecordingStopped():
             return event.reason
         case SessionStarted():
-            # The local recognizer is asked for the room's model too, but always uses its own.
-            is_service = event.endpoint != parameters.LOCAL
-            return f"at {event.endpoint}" + (f", {event.speech_model}" if event.speech_model and is_service else "")
+            return f"at {event.endpoint}" + (f", {event.speech_model}" if event.speech_model else "")
         case SessionEnded():
             return f"{event.reason}: {event.audio_seconds:.1f} s of audio in {event.session_seconds:.1f} s"
         case Turn() | Answer():

@@ -18,6 +18,7 @@ from roomtone.delivery.plugins import load_plugins
 from roomtone.llm.completion import GatewayConfig
 from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.sinks import Sink
+from roomtone.speech.recognizer_process import RecognizerConfig
 
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 
@@ -30,8 +31,8 @@ def schema_text() -> str:
 def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
     """The schema of a configuration with sinks of these kinds, or of kinds that are unknown here."""
     known = [kinds[kind] for kind in sorted(kinds)]
-    (service, storage, budget, gateway, inquiry, room, *sinks), components = msgspec.json.schema_components(
-        (ServiceConfig, Storage, Budget, GatewayConfig, AnalysisPrompt, Room, *known),
+    (service, storage, budget, recognizer, gateway, inquiry, room, *sinks), components = msgspec.json.schema_components(
+        (ServiceConfig, Storage, Budget, RecognizerConfig, GatewayConfig, AnalysisPrompt, Room, *known),
         schema_hook=_schema_of,
         ref_template="#/$defs/{name}",
     )
@@ -51,6 +52,7 @@ def schema(kinds: Mapping[str, type[Sink]]) -> dict[str, Any]:
             "storage": storage,
             "budget": budget,
             "rooms": _named(room) | {"minProperties": 1},
+            "recognizer": recognizer,
             "gateway": gateway,
             "analysis": _named(inquiry),
             "sinks": _named({"anyOf": [*sinks, other]}),

@@ -28,13 +28,14 @@ from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.protocol import parameters
 from roomtone.protocol.parameters import Streaming
 from roomtone.sinks import Sink
+from roomtone.speech.recognizer_process import RecognizerConfig
 from roomtone.suggestions import listing, unknown
 
 IN_PROMPTS = ("transcript", "room", "start", "end")
 """The placeholders, as {{name}}, in a prompt of [analysis]."""
 IN_MESSAGES = ("turn",)
 """The placeholders, as {{name}}, in a message of llm_gateway."""
-TABLES = ("service", "storage", "budget", "rooms", "gateway", "analysis", "sinks")
+TABLES = ("service", "storage", "budget", "rooms", "recognizer", "gateway", "analysis", "sinks")
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -74,6 +75,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         *validation.diagnose(tables.get("storage", {}), Storage, ("storage",), _advice),
         *validation.diagnose(tables.get("budget", {}), Budget, ("budget",), _advice),
         *_rooms(tables.get("rooms", {})),
+        *validation.diagnose(tables.get("recognizer", {}), RecognizerConfig, ("recognizer",), _advice),
         *validation.diagnose(tables.get("gateway", {}), GatewayConfig, ("gateway",), _advice),
         *_analysis(tables.get("analysis", {}), tables.get("rooms", {})),
         *_sinks(tables.get("sinks", {}), tables.get("rooms", {}), plugins),
@@ -91,6 +93,7 @@ def decode(tables: Mapping[str, Any], path: Path, plugins: Plugins) -> Config:
         service=_convert(tables.get("service", {}), ServiceConfig),
         storage=_convert(tables.get("storage", {}), Storage),
         budget=_convert(tables.get("budget", {}), Budget),
+        recognizer=_convert(tables.get("recognizer", {}), RecognizerConfig),
         gateway=_gateway(tables.get("gateway", {}), path),
         analysis={name: _convert(table, AnalysisPrompt) for name, table in tables.get("analysis", {}).items()},
         rooms=rooms,
@@ -141,7 +144,13 @@ def _refuse(path: Path, problems: Sequence[Problem]) -> None:
 def _homes(tables: Mapping[str, Any]) -> Iterator[Problem]:
     """Paths that begin at a home folder that does not exist."""
     rooms = _table(tables, "rooms")
-    named = [("service", "state"), ("service", "api_key_file"), ("service", "plugins"), ("gateway", "key_file")]
+    named = [
+        ("service", "state"),
+        ("service", "api_key_file"),
+        ("service", "plugins"),
+        ("gateway", "key_file"),
+        ("recognizer", "model"),
+    ]
     for *where, key in (*named, *(("rooms", name, "source", "path") for name in rooms)):
         value = _table(tables, *where).get(key)
         for path in [value] if isinstance(value, str) else _texts(value):

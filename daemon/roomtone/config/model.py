@@ -20,6 +20,7 @@ from roomtone.llm.conversations import AnalysisPrompt
 from roomtone.protocol import parameters
 from roomtone.protocol.parameters import Streaming
 from roomtone.sinks import Sink
+from roomtone.speech.recognizer_process import RecognizerConfig
 from roomtone.speech.vad import DetectorMissing, open_detector
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
@@ -150,6 +151,7 @@ class Config(msgspec.Struct, frozen=True):
     sinks: dict[str, Sink]
     storage: Storage = Storage()
     budget: Budget = Budget()
+    recognizer: RecognizerConfig = RecognizerConfig()
     gateway: GatewayConfig = msgspec.field(default_factory=GatewayConfig)
     analysis: dict[str, AnalysisPrompt] = {}
     disabled: dict[str, Sink] = {}
@@ -180,6 +182,11 @@ class Config(msgspec.Struct, frozen=True):
         named = self.gateway.key_file
         return self.folder / paths.expand(named) if named else None
 
+    def recognizer_settings(self) -> RecognizerConfig:
+        """The `[recognizer]` table with its model as an absolute path."""
+        named = self.recognizer.model
+        return msgspec.structs.replace(self.recognizer, model=str(self.folder / paths.expand(named)) if named else None)
+
     def state(self, environ: Mapping[str, str]) -> Path:
         """The folder of the journal and the spool."""
         return paths.state_folder(self.service.state, self.folder, environ)
@@ -196,6 +203,7 @@ def effective(config: Config, environ: Mapping[str, str]) -> dict[str, Any]:
         "storage": config.storage,
         "budget": config.budget,
         "rooms": config.rooms,
+        "recognizer": config.recognizer,
         "gateway": config.gateway,
         "analysis": config.analysis,
         "sinks": config.all_sinks,

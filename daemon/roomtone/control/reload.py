@@ -194,3 +194,5 @@ def _left_for_later(before: Config, after: Config) -> Iterator[str]:
     for key in after.service.__struct_fields__:
         if key not in RELOADABLE_KEYS and getattr(before.service, key) != getattr(after.service, key):
             yield f"[service] {key} holds from the next start on"
+    if before.recognizer != after.recognizer:
+        yield "[recognizer] holds from the next start on"

@@ -39,6 +39,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "configuration.refused": "92827ce1e61447e99d027f3ea94c77cb",
     "session.failed": "6e313365b60e4dba98d589efa2103113",
     "recognizer.ended": "c9559ff836f64605a535ed89eead952d",
+    "recognizer.fallback": "b0d1f4b6f7a64e0fb8f5f38fb1b6b1a3",
     "sink.unloaded": "ae7b7a8f2c0d48c8aa84a8ba68b2f59b",
     "part.failed": "abee035b34d7464fb176520ec019e00b",
     "sink.failed": "a2389ce4646746cfa53036c7a02c58d8",

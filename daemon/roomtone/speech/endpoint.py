@@ -7,13 +7,19 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
+from roomtone.journal.journal import Journal
 from roomtone.protocol.close_codes import RetryAdvice
 from roomtone.protocol.parameters import ENDPOINTS, LOCAL, build_query, resolve_endpoint
 from roomtone.protocol.session_parameters import SessionParameters
 from roomtone.proxy import is_loopback
 from roomtone.secret import Secret
 from roomtone.speech.connection import Connection, open_connection
-from roomtone.speech.recognizer_process import Recognizer, RecognizerUnavailable, open_recognizer
+from roomtone.speech.recognizer_process import (
+    Recognizer,
+    RecognizerConfig,
+    RecognizerUnavailable,
+    open_recognizer,
+)
 from roomtone.speech.session_errors import SessionClosed
 
 
@@ -53,10 +59,10 @@ class Endpoints:
 
 
 @asynccontextmanager
-async def open_endpoints() -> AsyncIterator[Endpoints]:
+async def open_endpoints(config: RecognizerConfig, journal: Journal) -> AsyncIterator[Endpoints]:
     """Resources: one recognizer process for all rooms that want one, from the first of them to the context's end."""
     wanted = trio.Event()
-    async with open_recognizer(wanted=wanted) as recognizer:
+    async with open_recognizer(config, report=journal.commit, wanted=wanted) as recognizer:
         yield Endpoints(recognizer, wanted)
 
 

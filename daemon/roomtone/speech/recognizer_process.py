@@ -7,9 +7,10 @@ a command line.
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, NoReturn
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, NoReturn
 
 import msgspec
 import structlog
@@ -17,6 +18,7 @@ import trio
 
 from roomtone.backoff import Backoff, is_worth_saying
 from roomtone.descriptors import kept_from_forks
+from roomtone.events import Notice, notice
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -27,6 +29,30 @@ START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 5.0
 """Seconds between the end of the lifeline and the kill."""
 MAX_LINE_BYTES: Final = 65_536
+FLOOR: Final = "pocketsphinx"
+"""The engine that gives words where another one cannot."""
+MAX_DEATHS: Final = 3
+"""Deaths in a row after which an engine gives way to the fallback."""
+HEALTHY_S: Final = 600.0
+"""Seconds of life after which a death is not one in a row."""
+
+
+class RecognizerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `[recognizer]` table: the engine of the recognizer on this machine."""
+
+    engine: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    """A short name, an entry point of the group roomtone.engines, or package.module:callable; else moonshine."""
+    model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    """A folder or file of weights, relative to the configuration; else the engine's own."""
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    """The digest that the model must have."""
+    options: dict[str, Any] = {}
+    """What only this engine knows."""
+
+
+async def _ignore(event: Notice) -> None:
+    """For callers without a journal: the log has it."""
 
 
 class RecognizerUnavailable(Exception):  # noqa: N818 - it says what is true
@@ -38,12 +64,22 @@ class _Greeting(msgspec.Struct, frozen=True):
 
     url: str | None = None
     error: str | None = None
+    engine: str | None = None
+    model: str | None = None
+    fallback: str | None = None
+    """The reason why another engine serves than the one that was asked for."""
 
 
 class Recognizer:
     """The recognizer's current address. Made by `open_recognizer`."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: RecognizerConfig, report: Callable[[Notice], Awaitable[object]]) -> None:
+        self.model: str | None = None
+        """Engine and model of the child that serves, as sessions say it."""
+        self._config = config
+        self._report = report
+        self._deaths = 0  # in a row
+        self._reported: str | None = None
         self._address: tuple[str, list[tuple[str, str]]] | None = None
         self._failure: str | None = None
         self._changed = trio.lowlevel.ParkingLot()
@@ -64,28 +100,32 @@ class Recognizer:
         self._address, self._failure = address, failure
         self._changed.unpark_all()
 
-    async def _run(self, command: Sequence[str], engine: str) -> NoReturn:
+    async def _run(self, command: Sequence[str]) -> NoReturn:
         """One child after the other."""
         backoff = Backoff()
         while True:
             begun = trio.current_time()
-            reason = await self._run_child(command, engine)
-            backoff.healthy_for(trio.current_time() - begun)
+            reason = await self._run_child(command)
+            lived = trio.current_time() - begun
+            self._deaths = 1 if lived >= HEALTHY_S else self._deaths + 1
+            backoff.healthy_for(lived)
             pause = backoff.next()
             if is_worth_saying(backoff.failures):
                 log.warning("recognizer.ended", reason=reason, again_in=round(pause, 1))
             await trio.sleep(pause)
             self._set()
 
-    async def _run_child(self, command: Sequence[str], engine: str) -> str:
+    async def _run_child(self, command: Sequence[str]) -> str:
         """Run one child. Returns the reason for its end, and sets `_failure` if it never became ready."""
         token = secrets.token_urlsafe(32)
         try:
             async with _open_child(command) as child:
-                greeting = await _greet(child, {"token": token, "engine": engine})
+                greeting = await _greet(child, {"token": token, **self._options()})
                 if greeting.url is not None:
+                    self.model = greeting.model
+                    await self._report_fallback(greeting)
                     self._set(address=(greeting.url, [("Authorization", token)]))
-                    log.info("recognizer.ready", url=greeting.url, pid=child.pid)
+                    log.info("recognizer.ready", url=greeting.url, pid=child.pid, model=greeting.model)
                     reason = f"exit status {await child.wait()}"
                     self._set()
                     return reason
@@ -95,21 +135,43 @@ class Recognizer:
         self._set(failure=failure)
         return failure
 
+    def _options(self) -> dict[str, Any]:
+        """The child's options: the configured engine, or the fallback where that one has died too often."""
+        if self._deaths >= MAX_DEATHS:
+            return {"engine": FLOOR}
+        return msgspec.structs.asdict(self._config)
+
+    async def _report_fallback(self, greeting: _Greeting) -> None:
+        """Notify the operator once of each reason for which another engine serves."""
+        wanted = self._config.engine or "the default engine"
+        reason = greeting.fallback
+        if reason is None and self._deaths >= MAX_DEATHS and self._config.engine != FLOOR:
+            reason = f"{wanted} has died {MAX_DEATHS} times"
+        if reason is not None and reason != self._reported:
+            log.warning("recognizer.fallback", engine=greeting.engine)
+            text = f"The recognizer on this machine uses {greeting.engine} instead of {wanted}: {reason}"
+            await self._report(notice("recognizer.fallback", text, at=datetime.now(UTC)))
+        self._reported = reason
+
 
 @asynccontextmanager
 async def open_recognizer(
-    *, engine: str = "pocketsphinx", command: Sequence[str] = COMMAND, wanted: trio.Event | None = None
+    config: RecognizerConfig | None = None,
+    *,
+    report: Callable[[Notice], Awaitable[object]] = _ignore,
+    command: Sequence[str] = COMMAND,
+    wanted: trio.Event | None = None,
 ) -> AsyncIterator[Recognizer]:
-    """Run a recognizer with that engine until the context is left. Entering does not wait for it to be ready.
+    """Run a recognizer with the configured engine until the context is left. Entering does not wait for it to be ready.
 
-    It is started immediately, or when `wanted` is set.
+    It is started immediately, or when `wanted` is set. `report` gets a notice when another engine serves.
     """
-    recognizer = Recognizer()
+    recognizer = Recognizer(config or RecognizerConfig(), report)
 
     async def run_when_wanted() -> None:
         if wanted is not None:
             await wanted.wait()
-        await recognizer._run(command, engine)  # noqa: SLF001 - its owner
+        await recognizer._run(command)  # noqa: SLF001 - its owner
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run_when_wanted)
@@ -136,7 +198,7 @@ async def _open_child(command: Sequence[str]) -> AsyncIterator[trio.Process]:
                 await child.wait()
 
 
-async def _greet(child: trio.Process, options: dict[str, str]) -> _Greeting:
+async def _greet(child: trio.Process, options: dict[str, Any]) -> _Greeting:
     """Send the child its options and read its first line; an empty greeting if there is none."""
     if child.stdin is None or child.stdout is None:  # for mypy: both are pipes
         return _Greeting()

@@ -235,8 +235,14 @@ class StreamingSession:
                 marks=self._marks,
                 settled=self._handover.settled,
             )
-            await journal.begin(self.expires_at, labels)
+            await journal.begin(self.expires_at, labels, model=self._model_of(begin))
         return journal
+
+    def _model_of(self, begin: Begin) -> str | None:
+        """The model of the session: the recognizer on this machine names its own, whatever it was asked for."""
+        named = (begin.configuration or {}).get("model")
+        is_own = not self._context.endpoint.remote and isinstance(named, str)
+        return named if is_own else self._context.speech_model
 
     async def _close(self, journal: SessionJournal, termination: messages.Termination | None) -> None:
         for outcome in self._book.close():

@@ -299,7 +299,7 @@ class SessionJournal:
             if records:
                 await self._context.journal.commit(*records)
 
-    async def begin(self, expires_at: datetime | None, *marks: Mark) -> None:
+    async def begin(self, expires_at: datetime | None, *marks: Mark, model: str | None) -> None:
         """Write that the session has begun, and these marks."""
         context = self._context
         await context.journal.commit(
@@ -309,7 +309,7 @@ class SessionJournal:
                 at=context.spool.at(self._start),
                 session_id=self._id,
                 endpoint=context.endpoint.name,
-                speech_model=context.speech_model,
+                speech_model=model,
                 expires_at=expires_at,
             ),
             *context.meter.begin(self._meter_key),

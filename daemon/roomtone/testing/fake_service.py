@@ -1,6 +1,6 @@
 """A scripted speech service: v3 as AssemblyAI serves it, with a text that the audio itself determines.
 
-It hears the words of `roomtone.testing.spoken` and nothing else, in what was sent to it and not in what was meant to
+It hears the words of `roomtone.testing.encoded_speech` and nothing else, in what was sent to it and not in what was meant to
 be, so that each word that a daemon misses, doubles or misplaces shows. It is as strict as the service is said to be
 (frames of 50 to 1000 ms, values of parameters, the key) and carries out the given faults, see `faults`.
 

@@ -15,6 +15,7 @@ from roomtone import network, paths
 from roomtone.capture.recovery import RateChanged, refuse_other_rate
 from roomtone.capture.source_process import SourceEnded, SourceFailed, open_source
 from roomtone.capture.sources import Command, File, name_of
+from roomtone.cli.commands.engines import describe_speed
 from roomtone.cli.commands.sinks import open_for_reading
 from roomtone.cli.config_option import Loaded, config_option, load
 from roomtone.cli.exit_codes import CommandFailure
@@ -88,9 +89,11 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
         if room.gate.mode == "speech":
             findings.append(_gate(name, room))
     if any(_endpoint(room, api_key) == parameters.LOCAL for room in config.rooms.values()):
-        findings.append(Finding("recognizer", "on this machine", fault=await recognizer_fault()))
+        fault = await recognizer_fault(config)
+        speed = None if fault else await trio.to_thread.run_sync(describe_speed, config.recognizer_settings())
+        findings.append(Finding("recognizer", "on this machine", fault=fault, note=speed))
     elif config.budget.limits() and config.budget.at_cap == "local":
-        fault = await recognizer_fault()
+        fault = await recognizer_fault(config)
         fault_and_advice = None if fault is None else f'{fault}; or set [budget] at_cap = "record"'
         findings.append(Finding("recognizer", "on this machine, for when the budget is spent", fault=fault_and_advice))
     findings += await _models(ActiveConfig(config, api_key).llm_settings())
@@ -209,11 +212,11 @@ async def _room(name: str, room: Room, config: Config, *, sources: bool) -> Find
     return Finding(f"room {name}", what, note="samples arrived")
 
 
-async def recognizer_fault() -> str | None:
+async def recognizer_fault(config: Config | None = None) -> str | None:
     """The reason why the local recognizer cannot run, or None. It is started as in the daemon, and stopped."""
     fault = None
     try:
-        async with open_recognizer() as recognizer:
+        async with open_recognizer(config.recognizer_settings() if config else None) as recognizer:
             await recognizer.address()
     except* RecognizerUnavailable as group:
         fault = "; ".join(map(str, group.exceptions))

@@ -130,7 +130,7 @@ async def _transcribe(config: Config, rooms: Mapping[str, Room], environ: Mappin
     state = config.state(environ)
     async with (
         open_journal(state / "journal.sqlite") as journal,
-        open_endpoints() as endpoints,
+        open_endpoints(config.recognizer_settings(), journal) as endpoints,
         open_governor(journal, lambda: config.budget) as governor,
     ):
         for name, room in rooms.items():
