@@ -10,7 +10,7 @@ import structlog
 import trio
 from click.testing import CliRunner, Result
 
-from delivery.test_runner import NOW, Received, house, opens, sink
+from delivery.test_runner import NOW, Received, open_delivery, opens, sink
 from roomtone import cli
 from roomtone.delivery.controls import Pause, Retry, SinkControls, cancel_mark, control_mark, controls_of
 from roomtone.events import Durable, Turn
@@ -38,7 +38,7 @@ def test_orders_are_read_as_they_were_written() -> None:
 async def test_paused_sink_gets_nothing_until_it_is_resumed(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """Paused, a sink gets nothing and loses nothing; over a restart too. Resumed, it goes on where it was."""
     received = Received()
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         delivery = around.deliver(sink(opens(received)))
         await around.commit(2)
         await trio.sleep(1)
@@ -49,7 +49,7 @@ async def test_paused_sink_gets_nothing_until_it_is_resumed(tmp_path: Path, auto
         status = delivery.status()
         assert (status.state, status.behind, status.error) == ("paused", 2, "for a test")
     assert received.seqs == [1, 2]
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         delivery = around.deliver(sink(opens(received)))
         await trio.sleep(1)
         assert received.seqs == [1, 2]
@@ -73,7 +73,7 @@ async def test_failing_sink_can_be_paused_and_is_tried_at_once_when_resumed(
             raise OSError("away")
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             delivery = around.deliver(sink(opens(Failing())))
             await around.commit(1)
             await trio.sleep(2000)
@@ -100,7 +100,7 @@ async def test_replay_brings_everything_again_in_order(
 ) -> None:
     """From an event on everything comes again, in order and before what is new, now or at the next start."""
     received, order = Received(), control_mark("made", 2)
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         delivery = around.deliver(sink(opens(received)))
         await around.commit(5)
         await around.acknowledged(5)
@@ -111,17 +111,17 @@ async def test_replay_brings_everything_again_in_order(
             await trio.sleep(1)
             assert await around.journal.mark("sink/made/rewind") is None
     if not running:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             await around.journal.commit(order)
             await around.commit(1)
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opens(received)))
     assert received.seqs == [1, 2, 3, 4, 5, 3, 4, 5, 6]
 
 
 async def test_pruning_waits_for_a_replay(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """Events to be replayed are not pruned between the command and its effect."""
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(10)
         await around.journal.advance("made", 10)
         await around.journal.commit(control_mark("made", 4))
@@ -145,7 +145,7 @@ async def test_refused_events_are_tried_again_first(tmp_path: Path, autojump_clo
     """Refused events come again by seq before all that is new; what is accepted is refused no more."""
     picky = Picky()
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             delivery = around.deliver(sink(opens(picky)))
             await around.commit(9)
             await around.acknowledged(9)
@@ -176,7 +176,7 @@ async def test_refused_again_is_refused_still(tmp_path: Path, autojump_clock: tr
 
     stubborn = Stubborn()
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             delivery = around.deliver(sink(opens(stubborn)))
             await around.commit(6)
             await around.acknowledged(6)
@@ -204,12 +204,12 @@ async def test_failure_while_trying_again_goes_on_where_it_was(tmp_path: Path, a
 
     away = Away()
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opens(picky)))
             await around.commit(9)
             await around.acknowledged(9)
             await around.journal.commit(control_mark("made", Retry(0, 9)))
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opens(away)))
             await trio.sleep(1000)
             assert await around.journal.refused("made") == []

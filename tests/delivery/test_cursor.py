@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 import trio
 
-from delivery.test_runner import Received, house, opens, sink, turn
+from delivery.test_runner import Received, open_delivery, opens, sink, turn
 from roomtone.delivery.controls import control_mark
 from roomtone.events import Durable
 from roomtone.sinks import hookimpl
@@ -17,7 +17,7 @@ async def test_new_sink_begins_where_the_journal_was_when_it_was_made(
 ) -> None:
     """A sink that begins now gets what is committed between its making and its first look at the journal."""
     received = Received()
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(3)
         delivery = around.make(sink(opens(received), start="now"))
         await around.commit(1)
@@ -29,7 +29,7 @@ async def test_new_sink_begins_where_the_journal_was_when_it_was_made(
 async def test_durable_cursor_follows_a_replay(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """A replayed event is acknowledged durably, though the sink had acknowledged it before."""
     received = Received()
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         delivery = around.deliver(sink(opens(received)))
         await around.commit(5)
         await around.acknowledged(5)
@@ -43,7 +43,7 @@ async def test_durable_cursor_follows_a_replay(tmp_path: Path, autojump_clock: t
 async def test_replay_of_what_is_still_to_come_changes_nothing(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """An order to go back to a place that lies ahead of the cursor skips no event."""
     received = Received()
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(5)
         await around.journal.advance("made", 1)
         await around.journal.commit(control_mark("made", 4))
@@ -56,7 +56,7 @@ async def test_cursor_passes_rows_that_cannot_be_read(tmp_path: Path, autojump_c
     """Unreadable rows at the end of the journal are behind the sink, and cost no loop."""
     received = Received()
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             await around.commit(3)
             writer: Any = around.journal._database._writer
             writer.execute("UPDATE events SET body = '{}' WHERE seq > 1")
@@ -67,7 +67,7 @@ async def test_cursor_passes_rows_that_cannot_be_read(tmp_path: Path, autojump_c
             assert delivery.status().behind == 0
             assert delivery.has(3)
         assert len([entry for entry in logs if entry["event"] == "journal.unreadable"]) < 10
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         assert await around.journal.cursor("made") == 3
     assert received.seqs == [1]
 
@@ -78,7 +78,7 @@ async def test_event_that_comes_during_a_look_is_not_passed(tmp_path: Path, auto
     What wakes the sink is an event that it does not want, so that it reads while no task waits for its commits. Many
     rounds, for the order of the tasks is trio's to choose.
     """
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         for number in range(150):
             received = Received()
             runner = around.deliver(sink(opens(received), start="now", rooms=("desk",)), str(number))
@@ -101,7 +101,7 @@ async def test_acknowledged_means_everything_up_to_there(tmp_path: Path, autojum
             await trio.sleep(10)
             await super().event(event)
 
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         delivery = around.deliver(sink(opens(Slow())))
         await around.journal.commit(turn(1))
         await trio.sleep(5)
@@ -126,7 +126,7 @@ async def test_batches_grow_again_after_a_failure(tmp_path: Path, autojump_clock
 
     once = Once()
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             await around.commit(40)
             around.deliver(sink(opens(once)))
             await around.acknowledged(40)

@@ -7,7 +7,7 @@ import structlog
 import trio
 import trio.testing
 
-from delivery.test_runner import NOW, events_of, house, opens, sink
+from delivery.test_runner import NOW, events_of, open_delivery, opens, sink
 from roomtone.events import Durable, Level, Turn
 from roomtone.sinks import hookimpl
 
@@ -45,7 +45,7 @@ async def test_the_timeout_is_for_one_call(tmp_path: Path, mock_clock: trio.test
     """A batch whose calls together take longer than the timeout, but none of them alone, does not hang."""
     passing = Passing(mock_clock, dict.fromkeys(range(6), 20.0), in_steps=True)
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             await around.commit(5)
             around.deliver(sink(opens(passing), timeout=30.0))
             await passing.finished.wait()
@@ -58,7 +58,7 @@ async def test_a_loop_that_stood_still_makes_no_hang(tmp_path: Path, mock_clock:
     """If the loop was blocked for longer than the timeout, but calls returned meanwhile, the sink does not hang."""
     passing = Passing(mock_clock, {2: 40.0})
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             await around.commit(3)
             around.deliver(sink(opens(passing), timeout=30.0))
             await passing.finished.wait()
@@ -80,7 +80,7 @@ async def test_a_live_hook_that_hangs_shows(tmp_path: Path, autojump_clock: trio
         def turn(self, event: Turn) -> None: ...
 
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             delivery = around.deliver(sink(opens(Lamp())))
             await trio.sleep(1)
             around.live.publish(LEVEL)
@@ -114,7 +114,7 @@ async def test_cancelled_in_a_thread_it_calls_nothing_more(tmp_path: Path) -> No
         async def flush(self) -> None:
             calls.append(0)
 
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(3)
         with cancelling:
             await around.make(sink(opens(Mixed()))).run()

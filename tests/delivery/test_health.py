@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from delivery.test_controls import PAUSE
-from delivery.test_runner import Bad, Received, house, opens, sink
+from delivery.test_runner import Bad, Received, open_delivery, opens, sink
 from roomtone.delivery.controls import cancel_mark, control_mark
 from roomtone.delivery.health import SinkHealth
 from roomtone.delivery.hooks import InvalidHook
@@ -59,7 +59,7 @@ async def test_a_pause_begins_the_back_off_anew(tmp_path: Path, autojump_clock: 
     """A sink that goes on after a pause is tried soon and often at first, however long it has failed before."""
     failing = Failing()
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             delivery = around.deliver(sink(opens(failing)))
             await around.commit(1)
             await trio.sleep(3600)
@@ -79,7 +79,7 @@ async def test_orders_reach_a_sink_that_rests(tmp_path: Path, autojump_clock: tr
     """A sink that has asked for an hour is paused, and goes on, and is tried again, within the hour."""
     failing = Failing(retry_after=3600.0)
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             delivery = around.deliver(sink(opens(failing)))
             await around.commit(1)
             await trio.sleep(10)
@@ -109,7 +109,7 @@ async def test_status_of_a_sink_that_waits_is_what_failed_last(tmp_path: Path, a
         return opens(plugin[0])(context)
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             delivery = around.deliver(sink(opening))
             await around.commit(1)
             await trio.sleep(10)
@@ -136,7 +136,7 @@ async def test_what_a_sink_warns_of_is_a_notice(tmp_path: Path, autojump_clock: 
         return opens(careful)(context)
 
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opening))
             await around.commit(1)
             await trio.sleep(1)
@@ -176,7 +176,7 @@ async def test_a_sink_without_its_place_fails_alone_and_comes_back(
     if missing == "out":
         place.write_text("a file in the folder's place")
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             delivery, _ = around.deliver(made), around.deliver(sink(opens(good)), "good")
             await around.commit(1)
             await until(lambda: delivery.status().state == "failing" and bool(good.seqs))
@@ -205,7 +205,7 @@ async def test_what_took_too_long_is_named(
     """A context that hangs is ended after the timeout, and the log says where it was."""
     bad = Bad(place, trio.sleep_forever)
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(bad.opening, timeout=5.0))
             await around.commit(1)
             await trio.sleep(60)
@@ -225,13 +225,13 @@ async def test_a_recovery_after_a_restart_is_announced(tmp_path: Path, autojump_
         return [each.code for each in notices if isinstance(each, Notice)]
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             await around.commit(1)
             around.deliver(sink(refusing))
             await trio.sleep(600)
             assert await codes(around.journal) == ["sink.failing"]
         for _ in range(2):
-            async with house(tmp_path) as around:
+            async with open_delivery(tmp_path) as around:
                 around.deliver(sink(opens(Received())))
                 await trio.sleep(600)
                 assert await codes(around.journal) == ["sink.failing", "sink.recovered"]

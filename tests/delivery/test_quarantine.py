@@ -13,7 +13,7 @@ import structlog
 import trio
 import trio.testing
 
-from delivery.test_runner import Received, house, opens, sink
+from delivery.test_runner import Received, open_delivery, opens, sink
 from journal.test_journal import crash
 from roomtone.delivery.health import SinkHealth
 from roomtone.delivery.quarantine import PROBATION_EVENTS, Attempt, Suspicion, digest_of
@@ -104,7 +104,7 @@ class Killed(BaseException):
 @asynccontextmanager
 async def life(path: Path, copy: Path, *plugins: tuple[str, Any]) -> AsyncIterator[tuple[Any, list[Any]]]:
     """One run with these sinks, which ends as by SIGKILL: the next one finds the journal in `copy`."""
-    async with house(path) as around:
+    async with open_delivery(path) as around:
         made = [around.deliver(sink(opening, timeout=1000), name) for name, opening in plugins]
         yield around, made
         crash(path / "journal.db", copy)
@@ -231,19 +231,19 @@ async def test_proven_sink_costs_no_more_commits(tmp_path: Path, autojump_clock:
     """After its first thousand events a sink is proven, over a restart too, until its table changes."""
 
     async def left(name: str, **settings: Any) -> int:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opens(Received()), **settings), name)
             await trio.sleep(1)
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             return int((await around.journal.mark(f"sink/{name}/proof"))["left"])
 
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(400)
     assert await left("made") == 600
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(599)
     assert await left("made") == 1
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(1)
     assert await left("made") == 0
     assert await left("made") == 0
@@ -252,14 +252,14 @@ async def test_proven_sink_costs_no_more_commits(tmp_path: Path, autojump_clock:
 
 async def test_unclean_stop_makes_everybody_unproven(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """A proven sink is on probation again after an unclean stop."""
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(PROBATION_EVENTS)
         around.deliver(sink(opens(Received())))
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         assert (await around.journal.mark("sink/made/proof"))["left"] == 0
         await around.journal.commit(Mark("test/dirty", 1))
         crash(tmp_path / "journal.db", tmp_path / "1")
-    async with house(tmp_path / "1") as around:
+    async with open_delivery(tmp_path / "1") as around:
         around.deliver(sink(opens(Received())))
         await trio.sleep(1)
         assert (await around.journal.mark("sink/made/proof"))["left"] == PROBATION_EVENTS
@@ -267,13 +267,13 @@ async def test_unclean_stop_makes_everybody_unproven(tmp_path: Path, autojump_cl
 
 async def test_what_was_told_to_stop_is_no_suspect(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """The end of the grace period in the middle of a hook is an end in order."""
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(1)
         around.deliver(sink(opens(Killer(1))))
         await trio.sleep(1)
         assert (await around.journal.mark("sink/made/trial"))["seq"] == 1
         around._nursery.cancel_scope.cancel()
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         assert await around.journal.mark("sink/made/trial") is None
 
 

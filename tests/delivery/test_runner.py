@@ -100,7 +100,7 @@ def events_of(logs: Sequence[Any]) -> list[str]:
 
 
 @asynccontextmanager
-async def house(folder: Path, *, run_sync: RunSync = run_inline) -> AsyncIterator[House]:
+async def open_delivery(folder: Path, *, run_sync: RunSync = run_inline) -> AsyncIterator[House]:
     """Everything, until it is left: then the runners finish."""
     async with open_journal(folder / "journal.db", run_sync=run_sync) as journal, trio.open_nursery() as nursery:
         made = House(journal, folder, nursery)
@@ -135,7 +135,7 @@ def in_order(seqs: Sequence[int]) -> list[int]:
 async def test_brings_every_event_in_order(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """A sink that takes events gets each of them once, in order, those that were there and those that come."""
     received = Received()
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(2500)
         around.deliver(sink(opens(received)))
         await around.acknowledged(2500)
@@ -165,7 +165,7 @@ async def test_synchronous_hooks_run_in_one_thread(tmp_path: Path) -> None:
         def flush(self) -> None:
             calls.append(("flush", 0, threading.get_ident()))
 
-    async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
+    async with open_delivery(tmp_path, run_sync=trio.to_thread.run_sync) as around:
         await around.commit(2)
         around.deliver(sink(opens(Plain())))
 
@@ -191,7 +191,7 @@ async def test_hooks_of_both_sorts_keep_the_order(tmp_path: Path) -> None:
         def flush(self) -> None:
             calls.append("flush")
 
-    async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
+    async with open_delivery(tmp_path, run_sync=trio.to_thread.run_sync) as around:
         await around.commit(2)
         around.deliver(sink(opens(Mixed())))
 
@@ -208,7 +208,7 @@ async def test_batch_ends_after_a_second_of_hooks(tmp_path: Path, autojump_clock
             self.seqs.append(event.seq)
 
     received = Slow()
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(20)
         around.deliver(sink(opens(received)))
         await trio.sleep(1.25)
@@ -227,7 +227,7 @@ async def test_new_sink_begins_where_it_says(
 ) -> None:
     """A sink that the journal does not know begins now or at the oldest event, and its cursor is durable then."""
     received = Received()
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(3)
         around.deliver(sink(opens(received), start=start))
         await trio.testing.wait_all_tasks_blocked()
@@ -240,7 +240,7 @@ async def test_new_sink_begins_where_it_says(
 async def test_known_sink_goes_on_where_it_was(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """After a restart a sink gets what it has not acknowledged, whatever `start` says."""
     received = Received()
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(5)
         await around.journal.advance("made", 3)
         around.deliver(sink(opens(received), start="now"))
@@ -255,7 +255,7 @@ async def test_after_damage_every_sink_gets_all_of_the_new_journal(
     (tmp_path / "journal.db").write_bytes(b"damaged " * 1000)
     received = Received()
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opens(received), start="now"))
 
     assert received.seqs == [1]
@@ -264,7 +264,7 @@ async def test_after_damage_every_sink_gets_all_of_the_new_journal(
 async def test_calls_only_for_what_is_wanted(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
     """The filters of the table and the hooks of the object decide; unwanted events pass without a call."""
     received = Received()
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         await around.commit(2, room="desk")
         await around.commit(2, room="lab")
         await around.journal.commit(
@@ -287,7 +287,7 @@ async def test_uninteresting_events_cost_no_commit(tmp_path: Path, autojump_cloc
         async def notice(self, event: Notice) -> None:
             pass
 
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         delivery = around.deliver(sink(opens(Turns())))
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(10):
@@ -298,7 +298,7 @@ async def test_uninteresting_events_cost_no_commit(tmp_path: Path, autojump_cloc
         await trio.sleep(1)
         assert await around.journal.cursor("made") == 1010
         await around.commit(5)
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         assert await around.journal.cursor("made") == 1015
 
 
@@ -313,7 +313,7 @@ async def test_audio_that_the_quota_took_comes_without_a_file(tmp_path: Path, au
 
     there = tmp_path / "there.pcm"
     there.write_bytes(b"")
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         for file in (there, tmp_path / "gone.pcm"):
             await around.journal.commit(Audio(room="desk", position=0, at=NOW, samples=1, rate=16_000, file=str(file)))
         around.deliver(sink(opens(Wav())))
@@ -394,7 +394,7 @@ async def test_bad_sink_gets_everything_and_harms_nobody(
     """A sink that raises, exits, hangs or leaks, anywhere, gets every event in order; a neighbour notices nothing."""
     bad, good = Bad(place, misdeed), Received()
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             delivery = around.deliver(sink(bad.opening), "bad")
             around.deliver(sink(opens(good)), "good")
             for _ in range(3):
@@ -427,7 +427,7 @@ async def test_task_of_a_sink_that_crashes_reopens_it(tmp_path: Path, autojump_c
             nursery.cancel_scope.cancel()
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opening))
             await around.commit(3)
             await around.acknowledged(3)
@@ -447,7 +447,7 @@ async def test_task_left_behind_does_not_hold_the_end(tmp_path: Path, autojump_c
         yield received
 
     with trio.fail_after(100):
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opening))
             await around.commit(1)
     assert received.seqs == [1]
@@ -469,7 +469,7 @@ async def test_nursery_left_open_is_contained(tmp_path: Path, autojump_clock: tr
             raise Fault
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opening))
             await around.commit(3)
             await around.acknowledged(3)
@@ -489,7 +489,7 @@ async def test_context_that_swallows_the_failure_changes_nothing(
             yield bad
 
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opening))
             await around.commit(6)
             await around.acknowledged(6)
@@ -555,7 +555,7 @@ async def test_cancellation_of_the_sinks_own_is_not_the_end(
     """A sink whose own code has cancelled it is opened again; it does not count as one that has everything."""
     received = Received()
     with structlog.testing.capture_logs() as logs, trio.fail_after(1000):
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(wrong(received)))
             await around.commit(3)
             await trio.sleep(100)
@@ -595,7 +595,7 @@ async def test_whatever_is_raised_is_contained(
         fail("leave")
 
     with structlog.testing.capture_logs() as logs, trio.fail_after(1000):
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opening))
             await around.commit(3)
             await around.acknowledged(3)
@@ -627,7 +627,7 @@ async def test_what_returned_is_acknowledged_before_the_failure(tmp_path: Path, 
 
         once = Once()
         with structlog.testing.capture_logs():
-            async with house(tmp_path / str(flush_fails)) as around:
+            async with open_delivery(tmp_path / str(flush_fails)) as around:
                 await around.commit(6)
                 around.deliver(sink(opens(once)))
                 await around.acknowledged(6)
@@ -650,7 +650,7 @@ async def test_unprocessable_event_is_set_aside(
 
     picky = Picky()
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             await around.commit(7)
             delivery = around.deliver(sink(opens(picky)))
             await around.acknowledged(7)
@@ -675,7 +675,7 @@ async def test_an_unprocessable_event_whose_reason_cannot_be_encoded_is_set_asid
             raise Unprocessable("bad \ud800" + "x" * 10_000)
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             await around.commit(1)
             around.deliver(sink(opens(Picky())))
             await around.acknowledged(1)
@@ -706,7 +706,7 @@ async def test_unprocessable_of_a_flush_is_found_one_by_one(tmp_path: Path, auto
 
     sender = Sender()
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             await around.commit(20)
             around.deliver(sink(opens(sender)))
             await around.acknowledged(20)
@@ -745,7 +745,7 @@ async def test_hanging_thread_is_left_alone_and_waited_for(tmp_path: Path) -> No
     """A call that takes longer than the timeout is reported, delays no other sink, and counts when it has returned."""
     blocking, good = Blocking(), Received()
     with structlog.testing.capture_logs():
-        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
+        async with open_delivery(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             delivery = around.deliver(sink(blocking.opening, timeout=0.2), "blocking")
             around.deliver(sink(opens(good)), "good")
             await around.commit(3)
@@ -776,7 +776,7 @@ async def test_sink_that_is_always_too_slow_makes_progress(tmp_path: Path) -> No
 
     slow = Slow()
     with structlog.testing.capture_logs():
-        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
+        async with open_delivery(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(4)
             around.deliver(sink(opens(slow), timeout=0.05))
             await around.acknowledged(5)
@@ -797,7 +797,7 @@ async def test_the_context_is_left_after_the_thread(tmp_path: Path) -> None:
             left.append(blocking.in_hook)
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
+        async with open_delivery(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(1)
             async with trio.open_nursery() as nursery:
                 around._nursery = nursery
@@ -827,7 +827,7 @@ async def test_crash_beside_a_thread_waits_for_the_thread(tmp_path: Path) -> Non
             nursery.cancel_scope.cancel()
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
+        async with open_delivery(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(1)
             around.deliver(sink(opening))
             while not blocking.in_hook:  # noqa: ASYNC110 - a thread has no event of trio
@@ -861,7 +861,7 @@ async def test_exit_in_a_thread_is_a_failure(tmp_path: Path, error: type[BaseExc
 
     exiting = Exiting()
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
+        async with open_delivery(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             await around.commit(2)
             around.deliver(sink(opens(exiting)))
             await around.acknowledged(2)
@@ -927,7 +927,7 @@ async def test_misfit_is_explained_and_loses_nothing(
 ) -> None:
     """A sink whose hooks are wrong is a configuration error that says what to do; its events wait in the journal."""
     with structlog.testing.capture_logs():
-        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
+        async with open_delivery(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             delivery = around.deliver(sink(opening))
             await around.commit(1)
             while delivery.status().behind < 2:  # noqa: ASYNC110 - the event, and the notice
@@ -952,7 +952,7 @@ async def test_misfit_is_tried_again_slowly(tmp_path: Path, autojump_clock: trio
         yield Misspelt()
 
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opening))
             await trio.sleep(86_400)
             assert around.journal.tip == 1
@@ -984,7 +984,7 @@ async def test_a_wish_to_be_left_alone_is_granted(
                 raise BusyError
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opens(Grumpy())))
             await around.commit(1)
             await trio.sleep(2 * LONGEST_WAIT)
@@ -1006,7 +1006,7 @@ async def test_a_wish_does_not_hold_the_end(tmp_path: Path, autojump_clock: trio
             raise BusyError
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opens(Grumpy())))
             await around.commit(1)
             await trio.sleep(10)
@@ -1018,7 +1018,7 @@ async def test_short_trouble_is_no_news(tmp_path: Path, autojump_clock: trio.abc
     """A receiver that is away for a minute costs a line in the log and no notice."""
     bad = Bad("open", raise_fault)
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(bad.opening))
             await around.commit(1)
             await trio.sleep(600)
@@ -1037,7 +1037,7 @@ async def test_long_trouble_is_told_once_and_its_end_once(tmp_path: Path, autoju
         yield received
 
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             delivery = around.deliver(sink(opening))
             await around.commit(5)
             await trio.sleep(100)
@@ -1074,7 +1074,7 @@ async def test_flapping_sink_makes_no_stream_of_notices(tmp_path: Path, autojump
             await super().event(event)
 
     with structlog.testing.capture_logs():
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             around.deliver(sink(opens(Flapping())))
             for _ in range(24 * 10):
                 await around.commit(1)
@@ -1104,7 +1104,7 @@ async def test_live_hooks_are_best_effort(tmp_path: Path, autojump_clock: trio.a
 
     captions = Captions()
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             delivery = around.deliver(sink(opens(captions), rooms=("desk",)))
             await trio.testing.wait_all_tasks_blocked()
             for room, text in (("desk", "hello"), ("lab", "no"), ("desk", "raise"), ("desk", "hang"), ("desk", "end")):
@@ -1142,7 +1142,7 @@ async def test_hooks_of_a_sink_never_overlap(tmp_path: Path, autojump_clock: tri
             await self._alone()
 
     counting = Counting()
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         around.deliver(sink(opens(counting)))
         for position in range(20):
             around.live.publish(Level(room="desk", position=position, at=NOW, rms=-20, peak=-10))
@@ -1171,10 +1171,10 @@ async def test_closing_drains_and_leaves(tmp_path: Path, autojump_clock: trio.ab
         yield slow
         left.append(list(slow.flushes))
 
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         around.deliver(sink(opening))
         await around.commit(10)
-    async with house(tmp_path) as around:
+    async with open_delivery(tmp_path) as around:
         assert await around.journal.cursor("made") == 10
     assert slow.seqs == list(range(1, 11))
     assert left[0][-1] == 10
@@ -1192,7 +1192,7 @@ async def test_closing_tries_a_failing_sink_once_more(tmp_path: Path, autojump_c
         yield
 
     with structlog.testing.capture_logs() as logs:
-        async with house(tmp_path) as around:
+        async with open_delivery(tmp_path) as around:
             await around.commit(4)
             around.deliver(sink(opening))
             await trio.sleep(50)
@@ -1206,7 +1206,7 @@ async def test_closing_tries_a_failing_sink_once_more(tmp_path: Path, autojump_c
 async def test_journal_errors_are_not_the_sinks(tmp_path: Path) -> None:
     """An error of the journal ends the daemon, and does not count as a failure of every sink."""
     with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - it is raised at some time within
-        async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
+        async with open_delivery(tmp_path, run_sync=trio.to_thread.run_sync) as around:
             around.deliver(sink(opens(Received())))
             await around.commit(1)
             await around.acknowledged(1)
@@ -1222,7 +1222,7 @@ async def test_at_least_once_over_a_crash(tmp_path: Path, autojump_clock: trio.a
     received = Received()
     path = tmp_path
     for life in range(8):
-        async with house(path) as around:
+        async with open_delivery(path) as around:
             acknowledged = await around.journal.cursor("made") or 0
             assert in_order(received.seqs)[:acknowledged] == list(range(1, acknowledged + 1))
             received.seqs = received.seqs[:acknowledged]  # the receiver may have lost the rest, and gets it again
@@ -1234,7 +1234,7 @@ async def test_at_least_once_over_a_crash(tmp_path: Path, autojump_clock: trio.a
                 await trio.lowlevel.checkpoint()
             path = crash(path / "journal.db", tmp_path / str(life)).parent
             around._nursery.cancel_scope.cancel()
-    async with house(path) as around:
+    async with open_delivery(path) as around:
         received.seqs = received.seqs[: await around.journal.cursor("made") or 0]
         await around.journal.commit(Mark("sink/made/trial", None))
         around.deliver(sink(opens(received)))
@@ -1257,7 +1257,7 @@ async def test_backlog_is_delivered_in_bounded_memory(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "journal.db") as journal:
         for _ in range(100):
             await journal.commit(*[turn()] * 1000)
-    async with house(tmp_path, run_sync=trio.to_thread.run_sync) as around:
+    async with open_delivery(tmp_path, run_sync=trio.to_thread.run_sync) as around:
         tracemalloc.start()
         try:
             around.deliver(sink(opens(counting)))

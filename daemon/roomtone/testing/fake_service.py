@@ -1,11 +1,11 @@
 """A scripted speech service: v3 as AssemblyAI serves it, with a text that the audio itself determines.
 
-It hears the words of `roomtone.testing.encoded_speech` and nothing else, in what was sent to it and not in what was meant to
-be, so that each word that a daemon misses, doubles or misplaces shows. It is as strict as the service is said to be
-(frames of 50 to 1000 ms, values of parameters, the key) and carries out the given faults, see `faults`.
+It transcribes the words of `roomtone.testing.encoded_speech`, from the audio that it received, so that each word that a
+daemon misses, doubles or misplaces is visible. It is as strict as the service is documented to be (frames of 50 to
+1000 ms, values of parameters, the key) and carries out the given faults, see `faults`.
 
     async with open_service(faults=script({0: [Drop(words=3)]})) as service:
-        async with open_session(service.url + "?" + query(streaming, rate), connect=service.connect) as session:
+        async with open_session(service.url + "?" + build_query(streaming, rate), connect=service.connect) as session:
             ...
     assert service.sessions[0].numbers == [1, 2, 3]
 
