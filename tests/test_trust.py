@@ -202,7 +202,7 @@ def test_a_folder_that_anybody_could_have_made(tmp_path: Path) -> None:
         socket.socket(socket.AF_UNIX) as client,
     ):
         client.connect(str(public / "state" / "control"))
-        with pytest.raises(ControlError, match="nothing was asked"):
+        with pytest.raises(ControlError, match="nothing was sent"):
             check_peer(client, public / "state" / "control")
 
 

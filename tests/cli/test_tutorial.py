@@ -109,8 +109,8 @@ async def test_the_past_is_asked_about(tmp_path: Path) -> None:
     assert spent["day"]["requests"] == 4
     assert spent["day"]["models"] > 0
     assert "desk: 2 turns, 8 words, about" in told
-    assert "again in" in told
+    assert "retrying in" in told
     assert nothing.returncode == 1
-    assert b"nothing was said there" in nothing.stderr  # type: ignore[operator]
+    assert b"no turns in that stretch of time" in nothing.stderr  # type: ignore[operator]
     assert wrong.returncode == 2
     assert b'did you mean "summary"?' in wrong.stderr  # type: ignore[operator]

@@ -176,7 +176,7 @@ def test_misspelt_hook_is_explained(write: Callable[[str, str], Path], folder: P
     assert problem(load_plugins([folder])) == PluginProblem(
         "hello",
         "hooks",
-        f"{file}:3: there is no hook trun; did you mean turn? (for a function of your own, remove @hookimpl)",
+        f"{file}:3: there is no hook trun; did you mean turn? (a function of your own needs no @hookimpl)",
         is_file=True,
     )
 

@@ -37,9 +37,11 @@ def test_the_keys_are_those_of_files_that_exist() -> None:
         "room/desk/gate",
         "room/desk/refused",
         "room/desk/script",
+        "room/desk/session_labels",
     }
     assert {sink_key("archive", name) for name in get_args(SinkMark)} == {
         "sink/archive/audio",
+        "sink/archive/failing",
         "sink/archive/paused",
         "sink/archive/rewind",
         "sink/archive/retry",
