@@ -143,13 +143,13 @@ def desk_figures(aftermath: Aftermath, died: list[float]) -> dict[str, float]:
 
 
 class Mortal:
-    """The program `dying.py`, which has imported all there is to import, with its orders."""
+    """The program `support/crash.py`, which has imported all there is to import, with its orders."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
     def live(self, folder: Path, config: str, **order: Any) -> tuple[str, str]:
-        """Run the daemon in the folder until it has died or ended; how, and at which step. Orders: see `dying.py`."""
+        """Run the daemon in the folder until it has died or ended; how, and at which step."""
         path = folder / "roomtone.toml"
         path.write_text(f'[service]\nstate = "state"\n{config}')
         assert self._process.stdin is not None

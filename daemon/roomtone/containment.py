@@ -14,7 +14,7 @@ from roomtone.events import Notice, notice
 from roomtone.journal.journal import Journal, JournalError
 
 LONGEST_RETRY_S = 30.0
-"""The longest back-off: a room that is tried as often as this is still accounted for (`health.TRIED_WITHIN`)."""
+"""The longest back-off: a room that is tried as often as this is still accounted for (`monitoring/liveness.py`)."""
 NOTICE_TIMEOUT_S = 5.0
 """Seconds that the notice may wait for a journal on a full disk. The log has the same."""
 

@@ -51,6 +51,9 @@ def test_check_says_how_fast_the_engine_is(tmp_path: Path) -> None:
     config.write_text(room)
     assert "moonshine tiny-en takes 0." in CliRunner().invoke(group, ["check", "--config", str(config)]).output
     config.write_text(room + '[recognizer]\nmodel = "weights"\n')
-    output = CliRunner().invoke(group, ["check", "--config", str(config)]).output
-    assert "there is no such folder" in output
-    assert "pocketsphinx takes its place" in output
+    done = CliRunner().invoke(group, ["check", "--config", str(config)])
+    assert done.exit_code == 1
+    [recognizer] = [line for line in done.output.splitlines() if " recognizer " in line]
+    assert recognizer.startswith("FAULT")
+    assert "there is no such folder" in recognizer
+    assert "pocketsphinx takes its place" in recognizer

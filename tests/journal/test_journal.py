@@ -249,7 +249,7 @@ async def test_cancelled_before_it_begins_commits_nothing(path: Path) -> None:
 
 
 async def test_wakes_those_who_wait_for_more(path: Path) -> None:
-    """`grown` returns when, and not before, there is an event after that seq."""
+    """`wait_after` returns when, and not before, there is an event after that seq."""
     async with open_journal(path, run_sync=run_inline) as journal:
         await journal.commit(notice())
         await journal.wait_after(0)

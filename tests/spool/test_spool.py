@@ -181,7 +181,7 @@ async def test_reading_begins_at_the_first_recorded_sample(tmp_path: Path) -> No
 
 
 async def test_readers_wait_for_growth(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
-    """`grown` returns when there is audio to read, not for a position that was only skipped, and at the end of data."""
+    """`wait_past` returns when there is audio to read, and at the end of data, not for a skipped position."""
     async with spool_of(tmp_path) as spool:
         await speak(spool, 200)
         assert await spool.wait_past(199)

@@ -1,6 +1,6 @@
 """Output of all commands. Untrusted text (speech, errors, labels, names of files) is escaped here.
 
-`tests/test_output.py` enforces that commands write in no other way.
+`tests/cli/test_output.py` enforces that commands write in no other way.
 """
 
 import sys

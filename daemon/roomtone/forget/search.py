@@ -1,10 +1,10 @@
 """The proof of forgetting: nothing by which it would be known is found in any file. A program of its own:
-`python -m roomtone.forget.search` reads an SearchRequest as JSON from its standard input and writes a Search.
+`python -m roomtone.forget.search` reads a SearchRequest as JSON from its standard input and writes a Search.
 
 A process of its own because of SQLite's locks: POSIX drops all locks that a process has on a file when it closes any
 descriptor of that file (https://sqlite.org/howtocorrupt.html, 2.2). A daemon that opened its journal to look into it
 would unlock it, and the next process to close the journal would delete the log under the daemon. So a process that has
-a database open never opens its files by hand: `tests/test_open_databases.py` holds that.
+a database open never opens its files by hand: `tests/forget/test_open_databases.py` holds that.
 
 What was forgotten is known by the ids of its events, which are in the world only once, by its words and longer texts,
 and by pieces of its audio. Words and texts count where the events that are left do not have them too. Sound that a room

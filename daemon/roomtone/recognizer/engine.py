@@ -46,7 +46,6 @@ class Capabilities(msgspec.Struct, frozen=True):
     """It knows the times of words. Otherwise the adapter aligns them."""
     confidences: bool = False
     """Its confidences mean something. Otherwise all are 1."""
-    languages: tuple[str, ...] = ("en",)
     terms: bool = False
     """It takes the terms of `keyterms_prompt`."""
 

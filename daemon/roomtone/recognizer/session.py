@@ -102,7 +102,7 @@ class RecognizerSession:
 
     def _final(self, words: Sequence[Spoken]) -> Iterator[Message]:
         # A turn of which a partial was shown ends in every case, if need be without a word; noise of which nothing
-        # was shown is no turn.
+        # was shown is not a turn.
         if words or self._shown:
             yield from self._announce(words)
             yield self._turn(words, final=True)

@@ -217,7 +217,7 @@ class _Spools:
         return RoomAudio(room, progress.rate, size, partial(_spare, segments), heard, delivered)
 
     async def _pins(self) -> dict[str, object]:
-        """The rooms whose audio each sink pins, by name: see `delivery/audio_pins.py`."""
+        """The rooms whose audio each sink pins, by name: see `delivery/controls.py`."""
         sinks, unloaded = self._active.config.sinks, self._active.config.unloaded
         noted = {name: await self._journal.mark(sink_key(name, "audio")) for name in unloaded if name not in sinks}
         return {name: pins_of(sink) for name, sink in sinks.items()} | noted

@@ -48,7 +48,7 @@ class RecognizerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
     """The digest that the model must have."""
     options: dict[str, Any] = {}
-    """What only this engine knows."""
+    """Keys of this engine alone."""
 
 
 async def _ignore(event: Notice) -> None:

@@ -53,7 +53,7 @@ class FakeService:
         self._nursery = nursery
 
     async def connect(self, url: str) -> trio.abc.Stream:
-        """The `connect` of `open_session`: a stream in memory to this service, for any address."""
+        """The `connect` of `open_connection`: a stream in memory to this service, for any address."""
         await trio.lowlevel.checkpoint()
         near, far = trio.testing.memory_stream_pair()
         self._nursery.start_soon(self.serve, far)

@@ -89,9 +89,7 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
         if room.gate.mode == "speech":
             findings.append(_gate(name, room))
     if any(_endpoint(room, api_key) == parameters.LOCAL for room in config.rooms.values()):
-        fault = await recognizer_fault(config)
-        speed = None if fault else await trio.to_thread.run_sync(describe_speed, config.recognizer_settings())
-        findings.append(Finding("recognizer", "on this machine", fault=fault, note=speed))
+        findings.append(await _recognizer(config))
     elif config.budget.limits() and config.budget.at_cap == "local":
         fault = await recognizer_fault(config)
         fault_and_advice = None if fault is None else f'{fault}; or set [budget] at_cap = "record"'
@@ -108,7 +106,7 @@ async def examine(loaded: Loaded, environ: Mapping[str, str], *, sources: bool) 
 
 
 def _journal(config: Config, path: Path) -> list[Finding]:
-    """What the journal has against this configuration. It is read only, also while a daemon runs with it."""
+    """Conflicts of the journal with this configuration. It is read only, also while a daemon runs with it."""
     if not path.exists():
         return []
     faults = []
@@ -210,6 +208,17 @@ async def _room(name: str, room: Room, config: Config, *, sources: bool) -> Find
     except SourceEnded:
         return Finding(f"room {name}", what, note="the source has no samples")
     return Finding(f"room {name}", what, note="samples arrived")
+
+
+async def _recognizer(config: Config) -> Finding:
+    """The configured engine. The daemon replaces one that does not open, and yet the operator must correct it."""
+    fault, speed = await recognizer_fault(config), None
+    if fault is None:
+        try:
+            speed = await trio.to_thread.run_sync(describe_speed, config.recognizer_settings())
+        except CommandFailure as failure:
+            fault = f"{failure.message}; pocketsphinx takes its place"
+    return Finding("recognizer", "on this machine", fault=fault, note=speed)
 
 
 async def recognizer_fault(config: Config | None = None) -> str | None:

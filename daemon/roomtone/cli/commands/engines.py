@@ -73,17 +73,14 @@ def try_engine(config: RecognizerConfig, file: Path, engine: str | None, text: P
 
 
 def describe_speed(config: RecognizerConfig) -> str:
-    """Engine, model and real-time factor, from five seconds of the demo; or why the engine does not open."""
+    """Engine, model and real-time factor, from five seconds of the demo. Raises CommandFailure if it does not open."""
     request = msgspec.structs.asdict(config)
     with tempfile.TemporaryDirectory() as folder, as_file(files("roomtone") / "demo" / "meeting.flac") as demo:
         request["audio"] = str(Path(folder, "audio.raw"))
         Path(request["audio"]).write_bytes(_audio_of(demo)[: 2 * RATE * CHECK_S])
-        try:
-            *_, result = _ask(request)
-        except CommandFailure as failure:
-            return f"{failure.message}; pocketsphinx takes its place"
+        *_, result = _ask(request)
     if error := result.get("error"):
-        return f"{legible(error)}; pocketsphinx takes its place"
+        raise CommandFailure(legible(error))
     model = f"{legible(result['info']['engine'])} {legible(result['info']['model'])}"
     factor = result["cpu_per_second"]
     slow = "" if factor < 1 else ": too slow to follow a conversation; choose another [recognizer] engine"
