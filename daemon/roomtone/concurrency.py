@@ -63,14 +63,16 @@ class Restartable:
         self._scope.cancel()
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do the work until it returns by itself."""
+        """Do the work until it returns by itself. After an error it can be run again."""
         while True:
             async with self._turn:
-                with self._scope as scope:
-                    await work()
+                try:
+                    with self._scope as scope:
+                        await work()
+                finally:
+                    self._scope = trio.CancelScope()
             if not scope.cancel_called:
                 return
-            self._scope = trio.CancelScope()
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
