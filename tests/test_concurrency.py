@@ -22,7 +22,7 @@ async def test_work_runs_again_after_an_error_and_after_a_cancellation() -> None
     async def end() -> None:
         ran.append("ended")
 
-    with pytest.raises(OSError, match="^$"):
+    with pytest.raises(OSError, match=r"^$"):
         await restartable.run(fail)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(restartable.run, wait)

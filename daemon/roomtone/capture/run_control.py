@@ -29,12 +29,15 @@ class RunControl:
 
     def replace(self) -> None:
         """End the run because another one follows immediately."""
-        self.cause = "device"
+        self.take_out()
         self.scope.cancel()
 
     def take_out(self) -> None:
-        """Journal the time after the run as that of an absent device: the room is no longer configured."""
-        self.cause = "device"
+        """Journal the time after the run as that of an absent device: the room is no longer configured. A mute
+        that was requested before stays the cause.
+        """
+        if self.reason != "muted":
+            self.cause = "device"
 
     def close(self, mute: MuteState) -> None:
         """End the run because the device is to be closed."""

@@ -80,9 +80,12 @@ class CaptureSupervisor:
             self._control = RunControl(self._outbox)
             if self._is_taken_out:
                 self._control.take_out()
+            if self._requested is not None:  # while no run could be told: in a back-off, or while one was finishing
+                self._control.close(self._requested)
             match await record(self._control):
                 case "ended":
                     self.ended = True
+                    self._changed.unpark_all()
                     return
                 case "muted":
                     log.info("room.muted", room=self._room)

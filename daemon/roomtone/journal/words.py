@@ -55,7 +55,7 @@ def program_words(others: Iterable[Path] = ()) -> frozenset[bytes]:
 
     A file that is gone, as in an upgrade, has none: then more words count as quotes, not fewer.
     """
-    return frozenset(chain.from_iterable(map(tokens, _sources([Path(__file__).parent, *others]))))
+    return frozenset(chain.from_iterable(map(tokens, _sources([Path(__file__).parents[1], *others]))))
 
 
 def _sources(places: Iterable[Path]) -> Iterator[bytes]:
