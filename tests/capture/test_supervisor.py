@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 import trio
+import trio.testing
 
 from capture.test_recorder import (
     RATE,
@@ -306,3 +307,27 @@ async def test_a_room_that_is_taken_out_is_not_the_daemon_that_was_down(tmp_path
     async with open_run(tmp_path, []) as run:
         assert [gap.cause for gap in of(Gap, await events_of(run))] == ["device"]
         await check_account(run)
+
+
+async def test_a_mute_between_two_runs_is_kept(tmp_path: Path, autojump_clock: Clock) -> None:
+    """A room that has failed and waits for its restart can be muted: its device is not opened again."""
+    async with open_run(tmp_path, LONG) as run:
+        capture = CaptureSupervisor("desk", None, utc=lambda: run.script.machine.now().utc)
+        record = partial(
+            capture.run,
+            lambda control: record_in(run, control=control),
+            spool=run.spool,
+            journal=run.journal,
+            observer=NULL_OBSERVER,
+        )
+        with trio.move_on_after(10.1):
+            await record()
+        end = run.spool.end
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(capture.close, MuteState())
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(record)
+            await trio.sleep(20)
+            assert capture.mute == MuteState()
+            assert run.spool.end == end
+            nursery.cancel_scope.cancel()
