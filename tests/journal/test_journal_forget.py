@@ -240,3 +240,8 @@ def _notices(count: int) -> list[Notice]:
     return [
         Notice(room="desk", position=0, at=NOON, severity="info", code="test.ran", text=str(n)) for n in range(count)
     ]
+
+
+def test_words_of_every_package_are_known() -> None:
+    """A notice with a word of the program's own is not taken for a quotation: all packages count, not only one."""
+    assert {b"journal", b"microphone", b"speaker", b"recording"} <= program_words()

@@ -104,9 +104,11 @@ def _ask(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             return
         with trial.stdin:
             trial.stdin.write(msgspec.json.encode(request) + b"\n")
+        answer: dict[str, Any] = {}
         for line in trial.stdout:
-            yield msgspec.json.decode(line)
-    if trial.returncode not in {0, 1}:
+            answer = msgspec.json.decode(line)
+            yield answer
+    if trial.returncode and "error" not in answer:
         raise CommandFailure(f"the engine's process ended with exit status {trial.returncode}")
 
 
